@@ -1,0 +1,152 @@
+"""What an inference engine is: a configuration with two pure functions.
+
+An engine is a frozen `equinox.Module`. The loop (`_loop.py`) calls `init` once and then
+`step` for `index = 0, 1, ...` inside one compiled program, once for every replica; it
+stacks what `step` returns in `Info` and finally hands everything to `posterior`, which
+turns it into a `Sample`. Everything between two steps (progress, stopping, storing,
+threads, devices) belongs to the loop, never to an engine.
+"""
+
+import abc
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
+
+from ._results import RESULTS
+from ._target import AbstractTarget
+from ._types import Position, PRNGKey
+
+
+class Schedule(NamedTuple):
+    """How the loop is to run an engine.
+
+    Attributes:
+        replicas: Independent runs of the same program (chains); the loop owns them.
+            An engine that couples its chains or particles runs as one replica.
+        warmup: Steps at the start that are recorded as warm-up and are not draws.
+        steps: Steps in all, warm-up included; the most that the loop will make.
+    """
+
+    replicas: int
+    warmup: int
+    steps: int
+
+
+class Info(eqx.Module):
+    """What a person needs from one step; the next step does not.
+
+    Attributes:
+        position: The draw, a point in unconstrained space in any pytree form that the
+            engine's own `posterior` understands; None if the step makes no draw.
+        stats: Scalars (or small arrays) by name; for MCMC the names of ArviZ's
+            `sample_stats` (`lp`, `diverging`, `energy`, `n_steps`, ...).
+    """
+
+    position: PyTree
+    stats: dict[str, Array]
+
+
+class Trace(NamedTuple):
+    """The stacked `Info` of a run, as NumPy arrays with axes `(replica, step, ...)`.
+
+    Attributes:
+        warmup: Steps before `Schedule.warmup`; None if there were none.
+        sampling: Steps after it; None if there were none.
+    """
+
+    warmup: Info | None
+    sampling: Info | None
+
+
+class Sample(eqx.Module):
+    """What an engine hands back: draws in unconstrained space, and how they were made.
+
+    Attributes:
+        positions: Positions (as `Target.init` makes them) batched over `(chain, draw)`;
+            weighted particles use `chain = 1`.
+        stats: Arrays of shape `(chain, draw)`, by ArviZ's names.
+        log_weights: Normalised log weights, `(chain, draw)`; None if all are equal.
+        log_evidence: Estimate of the log normalising constant, in nats, or None.
+        log_evidence_error: Its standard error, in nats, or None.
+        warmup_positions: As `positions`, for warm-up; None if not kept.
+        warmup_stats: As `stats`, for warm-up.
+        extra: Further results of the engine (for example a fitted family, an ELBO trace),
+            by name.
+    """
+
+    positions: Position
+    stats: dict[str, Array]
+    log_weights: Array | None = None
+    log_evidence: float | None = None
+    log_evidence_error: float | None = None
+    warmup_positions: Position | None = None
+    warmup_stats: dict[str, Array] | None = None
+    extra: dict[str, PyTree] = eqx.field(default_factory=dict)
+
+
+class AbstractEngine(eqx.Module):
+    """An inference algorithm: a frozen configuration and its pure functions.
+
+    `init`, `step`, `done` and `result` are traced: no side effects, no host callbacks, and
+    a state of strongly typed arrays of fixed shape. `name` and `schedule` are plain Python.
+    """
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The engine's name for people and manifests, for example `"NUTS"`."""
+
+    @property
+    @abc.abstractmethod
+    def schedule(self) -> Schedule:
+        """How many replicas and steps the loop makes."""
+
+    @abc.abstractmethod
+    def validate(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` if this engine cannot run on `target`; before any compilation."""
+
+    @abc.abstractmethod
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> PyTree:
+        """Return the state of one replica before its first step."""
+
+    @abc.abstractmethod
+    def step(
+        self, target: AbstractTarget, state: PyTree, index: Array, *, key: PRNGKey
+    ) -> tuple[PyTree, Info]:
+        """Make step number `index` and return the new state with what to record.
+
+        Args:
+            target: The target density.
+            state: As returned by `init` or the last `step`.
+            index: Number of this step, an int32 scalar counted from 0. It is the same for
+                all replicas, so a branch on it stays a branch under `vmap`.
+            key: Belongs to this replica and this step alone.
+        """
+
+    @abc.abstractmethod
+    def done(self, state: PyTree) -> Bool[Array, ""]:
+        """Whether this replica has finished before `schedule.steps`."""
+
+    @abc.abstractmethod
+    def result(self, state: PyTree) -> RESULTS:
+        """How this replica fares: `RESULTS.successful` or what went wrong."""
+
+    @abc.abstractmethod
+    def posterior(
+        self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        """Turn a finished run into draws. Runs once, after the loop, on the host.
+
+        Args:
+            target: The target density.
+            state: Final states with a leading `replica` axis.
+            trace: What the steps recorded.
+            key: For engines that draw at the end (a fitted family, for example).
+        """
+
+
+def never() -> Bool[Array, ""]:
+    """`done` for an engine that runs all its steps."""
+    return jnp.asarray(False)
