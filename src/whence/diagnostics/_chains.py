@@ -1,0 +1,170 @@
+"""Checks that every Markov chain must pass: has it mixed, and long enough?"""
+
+import numpy as np
+
+from ._convergence import convergence
+from ._data import Draws
+from ._modes import check_modes
+from ._names import listing, plural
+from ._report import Finding
+from ._stuck import check_stuck
+
+RHAT_LIMIT = 1.01
+RHAT_SEVERE = 1.1  # the older limit of Gelman et al. (2013): beyond it nobody calls it mixed
+ESS_PER_CHAIN = 100
+FEW_DRAWS = 100
+_VEHTARI = "Vehtari, Gelman, Simpson, Carpenter and Bürkner 2021, doi:10.1214/20-BA1221"
+
+
+def check_chains(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
+    """Check number, movement, agreement and effective size of Markov chains.
+
+    Args:
+        draws: What to check.
+    """
+    names, statistics = _all_statistics(draws)
+    rhat, bulk, tail = statistics
+    findings = [*_numbers_of_draws(draws), *check_stuck(draws)]
+    numbers = {
+        "max_rhat": _extreme(np.nanmax, rhat),
+        "min_ess_bulk": _extreme(np.nanmin, bulk),
+        "min_ess_tail": _extreme(np.nanmin, tail),
+    }
+    if np.isnan(rhat).all():
+        return [*findings, _not_available(draws)], numbers
+    findings.append(_rhat(draws, names, rhat))
+    findings.append(_ess("ess_bulk", "bulk", draws, names, bulk))
+    findings.append(_ess("ess_tail", "tail", draws, names, tail))
+    # With a non-finite draw the smallest ESS is unknown, not what the others have.
+    if _has_nonfinite(draws):
+        numbers |= {"max_rhat": np.nan, "min_ess_bulk": np.nan, "min_ess_tail": np.nan}
+    if numbers["max_rhat"] > RHAT_LIMIT:
+        findings += check_modes(draws)
+    return findings, numbers
+
+
+def _all_statistics(draws: Draws) -> tuple[list[tuple[str, tuple[int, ...], int]], np.ndarray]:
+    labels, parts = [], []
+    for name, shape, values in draws.elements():
+        if values.dtype.kind not in "fiub":
+            continue
+        parts.append(np.stack(convergence(values)))
+        labels += [(name, shape, index) for index in range(values.shape[2])]
+    return labels, np.concatenate(parts, axis=1) if parts else np.full((3, 1), np.nan)
+
+
+def _extreme(reduce, values: np.ndarray) -> float:
+    return float(reduce(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _has_nonfinite(draws: Draws) -> bool:
+    return any(
+        values.dtype.kind in "fc" and not np.isfinite(values).all()
+        for values in draws.variables.values()
+    )
+
+
+def _worst(draws: Draws, labels, values: np.ndarray, is_bad: np.ndarray) -> tuple[str, ...]:
+    """Name the bad elements; `values` larger is worse."""
+    indices = np.flatnonzero(is_bad)
+    order = indices[np.argsort(-values[indices], kind="stable")]
+    return tuple(draws.name(*labels[i]) for i in order)
+
+
+def _numbers_of_draws(draws: Draws) -> list[Finding]:
+    findings = []
+    if draws.num_chains == 1:
+        findings.append(
+            Finding(
+                "one_chain",
+                "warning",
+                "One chain only, so R-hat across chains is not available; it compares the two "
+                "halves of this chain and cannot see what the chain has not visited",
+                value=1.0,
+                threshold=4.0,
+                source=_VEHTARI,
+                remedy="Run at least four chains from dispersed starts.",
+            )
+        )
+    if draws.num_draws < FEW_DRAWS:
+        findings.append(
+            Finding(
+                "few_draws",
+                "warning",
+                f"{plural(draws.num_draws, 'draw')} per chain: too few to judge convergence",
+                value=float(draws.num_draws),
+                threshold=float(FEW_DRAWS),
+                source="as many draws as the effective draws asked for",
+                remedy="Draw more, 1000 per chain as a start.",
+            )
+        )
+    return findings
+
+
+def _not_available(draws: Draws) -> Finding:
+    why = (
+        "fewer than 4 draws per chain" if draws.num_draws < 4 else "no finite, varying variable"
+    )
+    return Finding(
+        "rhat",
+        "error",
+        f"R-hat and effective sample sizes are not available: {why}",
+        value=float("nan"),
+        threshold=RHAT_LIMIT,
+        source=_VEHTARI,
+        remedy="Draw more; or mend what the other findings name.",
+    )
+
+
+def _rhat(draws: Draws, labels, values: np.ndarray) -> Finding:
+    top = float(np.nanmax(values))
+    across = "across chains" if draws.num_chains > 1 else "between halves of the chain"
+    if top <= RHAT_LIMIT:
+        message = f"R-hat {across} is at most {top:.4f}"
+        return Finding("rhat", "ok", message, top, RHAT_LIMIT, _VEHTARI)
+    where = _worst(draws, labels, values, values > RHAT_LIMIT)
+    return Finding(
+        "rhat",
+        "error" if top > RHAT_SEVERE else "warning",
+        f"R-hat {across} is up to {top:.3f} and above the limit for "
+        f"{plural(len(where), 'element')}: {listing(where)}",
+        value=top,
+        threshold=RHAT_LIMIT,
+        source=_VEHTARI,
+        remedy="The chains have not mixed. Run longer, with more warmup; if that does not "
+        "help, reparameterise (noncentered=True for hierarchical effects) or check whether "
+        "the posterior has several modes or parameters that the data do not identify.",
+        where=where,
+    )
+
+
+def _ess(code: str, part: str, draws: Draws, labels, values: np.ndarray) -> Finding:
+    limit = float(ESS_PER_CHAIN * draws.num_chains)
+    low = float(np.nanmin(values))
+    if low >= limit:
+        return Finding(
+            code,
+            "ok",
+            f"At least {low:.0f} effective draws in the {part}",
+            low,
+            limit,
+            _VEHTARI,
+        )
+    where = _worst(draws, labels, -values, values < limit)
+    what = "means and medians" if part == "bulk" else "intervals and tail probabilities"
+    return Finding(
+        code,
+        "warning",
+        f"Only {low:.0f} effective draws in the {part} ({ESS_PER_CHAIN} per chain are needed), "
+        f"for {plural(len(where), 'element')}: {listing(where)}",
+        value=low,
+        threshold=limit,
+        source=_VEHTARI,
+        remedy=f"Estimates of {what} are too noisy: draw about "
+        f"{_round_up(limit / max(low, 1))} times as many, or reparameterise.",
+        where=where,
+    )
+
+
+def _round_up(factor: float) -> str:
+    return f"{np.ceil(factor):.0f}"

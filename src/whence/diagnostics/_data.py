@@ -1,0 +1,76 @@
+"""The draws as all checks see them, shapes checked once."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ._names import Namer
+
+
+class Draws:
+    """Variables, statistics and positions of one posterior, all `(chain, draw, ...)`.
+
+    Attributes:
+        variables: By name.
+        stats: By name.
+        unconstrained: By name; empty if they were not given.
+        name: Names an element of a variable.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, np.ndarray],
+        stats: Mapping[str, np.ndarray],
+        unconstrained: Mapping[str, np.ndarray] | np.ndarray | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        coords: Mapping[str, Any] | None = None,
+    ):
+        if not variables:
+            raise ValueError("`variables` must have at least one variable; got none.")
+        if unconstrained is None:
+            unconstrained = {}
+        elif not isinstance(unconstrained, Mapping):
+            unconstrained = {"position": unconstrained}
+        self.variables = {name: np.asarray(value) for name, value in variables.items()}
+        self.stats = {name: np.asarray(value) for name, value in stats.items()}
+        self.unconstrained = {name: np.asarray(value) for name, value in unconstrained.items()}
+        self.name = Namer(dims, coords)
+        first = next(iter(self.variables.values()))
+        self.num_chains, self.num_draws = first.shape[:2] if first.ndim >= 2 else (0, 0)
+        for argument in ("variables", "stats", "unconstrained"):
+            for name, value in getattr(self, argument).items():
+                self._check_shape(argument, name, value)
+
+    def _check_shape(self, argument: str, name: str, value: np.ndarray) -> None:
+        leading = (self.num_chains, self.num_draws)
+        if value.ndim < 2 or value.shape[:2] != leading or 0 in leading:
+            raise ValueError(
+                f"`{argument}[{name!r}]` must have shape (chain, draw, ...), with at least one "
+                f"chain and draw and the same numbers of them everywhere; got {value.shape}"
+                f"{'' if 0 in leading else f' where others have {leading}'}."
+            )
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """All unconstrained coordinates (else all variables), `(chain, draw, element)`."""
+        source = self.unconstrained or self.variables
+        parts = [
+            value.reshape(self.num_chains, self.num_draws, -1)
+            for value in source.values()
+            if np.issubdtype(value.dtype, np.number)
+        ]
+        return np.concatenate(parts, axis=2) if parts else np.zeros((*self.leading, 0))
+
+    @property
+    def leading(self) -> tuple[int, int]:
+        """Numbers of chains and draws."""
+        return self.num_chains, self.num_draws
+
+    def elements(self) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+        """Yield name, shape of one draw, and draws as `(chain, draw, element)`."""
+        for name, value in self.variables.items():
+            shape = value.shape[2:]
+            yield name, shape, value.reshape(*self.leading, math.prod(shape))

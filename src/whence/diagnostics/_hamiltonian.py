@@ -1,0 +1,114 @@
+"""Checks of Hamiltonian samplers: divergences, energy, tree depth, acceptance."""
+
+import numpy as np
+
+from ._convergence import bfmi
+from ._data import Draws
+from ._divergences import check_divergences
+from ._names import listing, plural
+from ._report import Finding
+
+BFMI_LIMIT = 0.3
+DEEP_RATE = 0.05
+LOW_ACCEPTANCE = 0.1
+ACCEPTANCE_SLACK = 0.15
+_BETANCOURT = "Betancourt 2016, arXiv:1604.00695"
+
+
+def check_hamiltonian(
+    draws: Draws, max_tree_depth: int | None, target_acceptance: float | None
+) -> tuple[list[Finding], dict[str, float]]:
+    """Run those of the checks whose statistics were recorded.
+
+    Args:
+        draws: What to check.
+        max_tree_depth: Limit of NUTS, None if unknown.
+        target_acceptance: What the step size was adapted to, None if unknown.
+    """
+    findings, numbers = [], {}
+    stats = draws.stats
+    if "diverging" in stats:
+        findings += check_divergences(draws)
+        numbers["divergences"] = float(np.sum(stats["diverging"]))
+    if "energy" in stats and stats["energy"].ndim == 2 and draws.num_draws > 1:
+        values = bfmi(stats["energy"])
+        findings.append(_bfmi(values))
+        numbers["min_bfmi"] = float(values.min())
+    reached = _reached(stats, max_tree_depth)
+    if reached is not None:
+        findings.append(_tree_depth(reached))
+        numbers["max_tree_depth_rate"] = float(reached.mean())
+    if "acceptance_rate" in stats:
+        by_chain = stats["acceptance_rate"].astype(np.float64).mean(axis=1)
+        findings.append(_acceptance(by_chain, target_acceptance))
+        numbers["acceptance_rate"] = float(by_chain.mean())
+    return findings, numbers
+
+
+def _bfmi(values: np.ndarray) -> Finding:
+    low = float(values.min())  # NaN if any is: a non-finite or constant energy is no pass
+    if low >= BFMI_LIMIT:
+        message = f"E-BFMI is at least {low:.2f}"
+        return Finding("bfmi", "ok", message, low, BFMI_LIMIT, _BETANCOURT)
+    where = tuple(f"chain {i}" for i in np.flatnonzero(~(values >= BFMI_LIMIT)))
+    return Finding(
+        "bfmi",
+        "warning",
+        f"E-BFMI is as low as {low:.2f} ({listing(where)}): the chains move slowly between "
+        "energy levels and may miss the tails",
+        value=low,
+        threshold=BFMI_LIMIT,
+        source=_BETANCOURT,
+        remedy="Reparameterise (noncentered=True), or give heavy-tailed scales tighter "
+        "priors; more draws help little.",
+        where=where,
+    )
+
+
+def _reached(stats, max_tree_depth: int | None) -> np.ndarray | None:
+    if "reached_max_treedepth" in stats:
+        return stats["reached_max_treedepth"].astype(bool)
+    if "tree_depth" in stats and max_tree_depth is not None:
+        return stats["tree_depth"] >= max_tree_depth
+    return None
+
+
+def _tree_depth(reached: np.ndarray) -> Finding:
+    count, rate = int(reached.sum()), float(reached.mean())
+    source = "Hoffman and Gelman 2014, JMLR 15; the rate is a rule of thumb"
+    if not count:
+        message = "No trajectory reached the largest tree depth"
+        return Finding("tree_depth", "ok", message, 0.0, DEEP_RATE, source)
+    return Finding(
+        "tree_depth",
+        "warning" if rate > DEEP_RATE else "note",
+        f"{plural(count, 'trajectory').replace('trajectorys', 'trajectories')} ({rate:.1%}) "
+        "reached the largest tree depth and stopped before a U-turn",
+        value=rate,
+        threshold=DEEP_RATE,
+        source=source,
+        remedy="The draws are valid but costly: scales differ much between directions. Use a "
+        "dense metric or more warmup, rescale or reparameterise; else raise max_tree_depth.",
+        where=tuple(f"chain {i}" for i in np.flatnonzero(reached.any(axis=1))),
+    )
+
+
+def _acceptance(by_chain: np.ndarray, target: float | None) -> Finding:
+    limit = LOW_ACCEPTANCE if target is None else max(LOW_ACCEPTANCE, target - ACCEPTANCE_SLACK)
+    low = float(by_chain.min())
+    if low >= limit:
+        message = f"The mean acceptance rate is {by_chain.mean():.2f}"
+        return Finding("acceptance", "ok", message, low, limit, "rule of thumb")
+    where = tuple(f"chain {i}" for i in np.flatnonzero(~(by_chain >= limit)))
+    aimed = "" if target is None else f", {target:.2f} was aimed at"
+    return Finding(
+        "acceptance",
+        "warning",
+        f"The mean acceptance rate is {low:.2f}{aimed} ({listing(where)})",
+        value=low,
+        threshold=limit,
+        source="rule of thumb",
+        remedy="The step size found in warmup is too large for where the chain went later: "
+        "use more warmup or a smaller step size.",
+        where=where,
+    )

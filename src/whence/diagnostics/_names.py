@@ -1,0 +1,56 @@
+"""Names for the elements of arrays, for people: `theta[Choate]`, `beta[2, age]`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+class Namer:
+    """Names elements of variables by the labels of their axes."""
+
+    def __init__(
+        self,
+        dims: Mapping[str, Sequence[str]] | None,
+        coords: Mapping[str, Any] | None,
+    ):
+        self._dims = dims or {}
+        self._coords = coords or {}
+
+    def __call__(self, variable: str, shape: tuple[int, ...], flat_index: int) -> str:
+        """Name one element of a variable.
+
+        Args:
+            variable: Name of the variable.
+            shape: Shape of one draw of it.
+            flat_index: Index into that shape, raveled.
+        """
+        if not shape:
+            return variable
+        index = np.unravel_index(flat_index, shape)
+        dims = self._dims.get(variable, ())
+        axes = list(dims) if len(dims) == len(shape) else [None] * len(shape)
+        labels = (
+            self._label(axis, int(i), length)
+            for axis, i, length in zip(axes, index, shape, strict=True)
+        )
+        return f"{variable}[{', '.join(labels)}]"
+
+    def _label(self, axis: str | None, index: int, length: int) -> str:
+        labels = self._coords.get(axis) if axis is not None else None
+        if labels is None or len(labels) != length:
+            return str(index)
+        return str(labels[index])
+
+
+def listing(names: Iterable[str], most: int = 4) -> str:
+    """Join names for a sentence: the first few, and how many more."""
+    names = list(names)
+    shown = ", ".join(names[:most])
+    rest = len(names) - most
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def plural(count: int, noun: str) -> str:
+    """Return `1 chain`, `2 chains`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

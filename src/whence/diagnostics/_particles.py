@@ -1,0 +1,177 @@
+"""Checks of weighted particles and of the path that led to them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ._report import Finding
+from ._weights import khat_limit, normalise, pareto_khat, weight_ess
+
+WEIGHT_ESS_LIMIT = 100.0
+LARGEST_WEIGHT = 0.05
+STAGE_ESS = 0.01
+LOW_ACCEPTANCE = 0.1
+_PSIS = "Vehtari, Simpson, Gelman, Yao and Gabry 2024, JMLR 25(72), arXiv:1507.02646"
+_KONG = "Kong, Liu and Wong 1994, doi:10.1080/01621459.1994.10476469; rule of thumb"
+
+
+def check_weights(log_weights: np.ndarray) -> tuple[list[Finding], dict[str, float]]:
+    """Check that no few particles carry all the weight.
+
+    Args:
+        log_weights: In nats, any shape.
+    """
+    weights = normalise(log_weights)
+    size = len(weights)
+    if np.isnan(weights).any():
+        finding = Finding(
+            "weights",
+            "error",
+            "Log weights are NaN or infinite, or all weights are zero",
+            value=float("nan"),
+            remedy="Look for a non-finite log likelihood; check the target.",
+        )
+        return [finding], {"weight_ess": np.nan, "max_weight": np.nan, "khat": np.nan}
+    ess, largest, khat = weight_ess(log_weights), float(weights.max()), pareto_khat(log_weights)
+    findings = [_ess(ess, size), _largest(largest, size)]
+    if not np.isneginf(khat):
+        findings.append(check_khat(khat, size, "the particles' weights", _SMC_REMEDY))
+    return findings, {"weight_ess": ess, "max_weight": largest, "khat": khat}
+
+
+_SMC_REMEDY = "Use more particles, or more temperatures and moves between them."
+
+
+def _ess(ess: float, size: int) -> Finding:
+    if ess >= WEIGHT_ESS_LIMIT:
+        message = f"{ess:.0f} effective of {size} particles"
+        return Finding("weight_ess", "ok", message, ess, WEIGHT_ESS_LIMIT, _KONG)
+    return Finding(
+        "weight_ess",
+        "warning",
+        f"Only {ess:.1f} effective of {size} particles",
+        value=ess,
+        threshold=WEIGHT_ESS_LIMIT,
+        source=_KONG,
+        remedy=_SMC_REMEDY,
+    )
+
+
+def _largest(largest: float, size: int) -> Finding:
+    limit = max(LARGEST_WEIGHT, 2 / size)
+    if largest <= limit:
+        message = f"The largest weight is {largest:.2%} of all"
+        return Finding("max_weight", "ok", message, largest, limit, "rule of thumb")
+    return Finding(
+        "max_weight",
+        "warning",
+        f"A single particle carries {largest:.1%} of the weight",
+        value=largest,
+        threshold=limit,
+        source="rule of thumb",
+        remedy=_SMC_REMEDY,
+    )
+
+
+def check_khat(khat: float, size: int, what: str, remedy: str) -> Finding:
+    """Judge a Pareto k-hat.
+
+    Args:
+        khat: Shape of the tail of the importance weights.
+        size: Number of weights.
+        what: Whose weights, for the message.
+        remedy: What to do if it is too large.
+    """
+    limit = khat_limit(size)
+    if np.isnan(khat):
+        message = f"Pareto k-hat of {what} is not available: at least 25 finite ones are needed"
+        return Finding("khat", "warning", message, khat, limit, _PSIS, "Draw more.")
+    if khat <= 0.5:
+        message = f"Pareto k-hat of {what} is {khat:.2f}"
+        return Finding("khat", "ok", message, khat, limit, _PSIS)
+    if khat <= limit:
+        message = (
+            f"Pareto k-hat of {what} is {khat:.2f}: the weights' variance is infinite, and "
+            "estimates converge slowly"
+        )
+        return Finding("khat", "note", message, khat, limit, _PSIS, remedy)
+    message = (
+        f"Pareto k-hat of {what} is {khat:.2f}: a few weights dominate, and neither they nor "
+        "the effective sample size can be trusted"
+    )
+    return Finding("khat", "warning", message, khat, limit, _PSIS, remedy)
+
+
+def check_smc(smc: Mapping[str, Any], size: int) -> tuple[list[Finding], dict[str, float]]:
+    """Check the path of a sequential Monte Carlo run.
+
+    Args:
+        smc: Arrays by stage: any of `temperature`, `ess`, `acceptance_rate`.
+        size: Number of particles.
+    """
+    findings, numbers = [], {}
+    if smc.get("temperature") is not None:
+        temperature = np.ravel(np.asarray(smc["temperature"], np.float64))
+        findings.append(_temperature(temperature))
+        numbers["temperature"] = float(temperature[-1])
+        numbers["num_stages"] = float(len(temperature))
+    if smc.get("ess") is not None:
+        ess = np.ravel(np.asarray(smc["ess"], np.float64))
+        findings.append(_stages(ess, size))
+        numbers["min_stage_ess"] = float(ess.min())
+    if smc.get("acceptance_rate") is not None:
+        rate = np.ravel(np.asarray(smc["acceptance_rate"], np.float64))
+        findings.append(_moves(rate))
+        numbers["min_acceptance_rate"] = float(rate.min())
+    return findings, numbers
+
+
+def _temperature(temperature: np.ndarray) -> Finding:
+    last = float(temperature[-1])
+    if last >= 1 - 1e-6:
+        message = f"The posterior was reached in {len(temperature)} stages"
+        return Finding("temperature", "ok", message, last, 1.0)
+    return Finding(
+        "temperature",
+        "error",
+        f"The particles stopped at inverse temperature {last:.4g}, before the posterior at 1",
+        value=last,
+        threshold=1.0,
+        remedy="These are draws from a tempered distribution. Allow more stages; if the "
+        "temperature hardly grew, use more particles or more moves per stage.",
+    )
+
+
+def _stages(ess: np.ndarray, size: int) -> Finding:
+    limit, low = STAGE_ESS * size, float(ess.min())
+    if low >= limit:
+        message = f"At least {low:.0f} effective of {size} particles at every stage"
+        return Finding("stage_ess", "ok", message, low, limit, "rule of thumb")
+    return Finding(
+        "stage_ess",
+        "warning",
+        f"Only {low:.1f} effective of {size} particles at stage {int(np.argmin(ess))}",
+        value=low,
+        threshold=limit,
+        source="rule of thumb",
+        remedy="The step between two stages was too large: use more stages, or choose them "
+        "adaptively.",
+    )
+
+
+def _moves(rate: np.ndarray) -> Finding:
+    low = float(rate.min())
+    if low >= LOW_ACCEPTANCE:
+        message = f"The acceptance rate of the moves is at least {low:.2f}"
+        return Finding("acceptance", "ok", message, low, LOW_ACCEPTANCE, "rule of thumb")
+    return Finding(
+        "acceptance",
+        "warning",
+        f"The acceptance rate of the moves falls to {low:.3f} at stage {int(np.argmin(rate))}: "
+        "particles stay copies of each other",
+        value=low,
+        threshold=LOW_ACCEPTANCE,
+        source="rule of thumb",
+        remedy="Use smaller or more moves per stage.",
+    )

@@ -1,0 +1,102 @@
+"""Checks of variational fits: has the optimiser arrived, and does the family fit?"""
+
+import numpy as np
+
+from ._particles import check_khat
+from ._report import Finding
+from ._weights import pareto_khat, weight_ess
+
+MATERIAL = 0.1  # nats: a change of the ELBO by this is a change of the divergence by it
+SIGMAS = 4.0
+NUM_BATCHES = 10  # per quarter of the trace, for its standard error
+_SOURCE = "rule of thumb: a rise of 4 standard errors and 0.1 nats"
+
+
+def check_variational(
+    elbo: np.ndarray | None, log_weights_is: np.ndarray | None
+) -> tuple[list[Finding], dict[str, float]]:
+    """Check the trace of the objective and the importance ratios.
+
+    Args:
+        elbo: In nats, `(step,)` or `(replica, step)`; None if not recorded.
+        log_weights_is: Log ratios of target to approximation; None if not computed.
+    """
+    findings, numbers = [], {}
+    if elbo is not None and np.size(elbo):
+        trace = np.atleast_2d(np.asarray(elbo, np.float64))
+        finding, rise = _elbo(trace)
+        findings.append(finding)
+        numbers |= {"elbo": float(_last_quarter(trace).mean()), "elbo_rise": rise}
+    if log_weights_is is not None:
+        khat = pareto_khat(log_weights_is)
+        findings.append(_khat(khat, np.size(log_weights_is)))
+        numbers |= {"khat": khat, "weight_ess_is": weight_ess(log_weights_is)}
+    return findings, numbers
+
+
+def _khat(khat: float, size: int) -> Finding:
+    remedy = (
+        "The approximation is too narrow or has the wrong shape, and its moments are biased: "
+        "use a richer family (full rank, a flow), reparameterise, train longer, or use MCMC."
+    )
+    if np.isneginf(khat):
+        message = "The importance ratios are all equal: the approximation is exact"
+        return Finding("khat", "ok", message, khat, 0.7)
+    return check_khat(khat, size, "the approximation's importance ratios", remedy)
+
+
+def _last_quarter(trace: np.ndarray) -> np.ndarray:
+    return trace[:, -max(1, trace.shape[1] // 4) :]
+
+
+def _elbo(trace: np.ndarray) -> tuple[Finding, float]:
+    """Compare the last quarter of the trace with the one before it."""
+    num_bad = int((~np.isfinite(trace)).sum())
+    if num_bad:
+        finding = Finding(
+            "elbo",
+            "error",
+            f"The ELBO was NaN or infinite in {num_bad} of {trace.size} steps",
+            value=float(num_bad),
+            threshold=0.0,
+            remedy="Lower the learning rate, start narrower, or use float64.",
+        )
+        return finding, float("nan")
+    quarter = trace.shape[1] // 4
+    if quarter < NUM_BATCHES:
+        finding = Finding(
+            "elbo",
+            "note",
+            f"{trace.shape[1]} steps are too few to see whether the ELBO has settled",
+            value=float(trace.shape[1]),
+            threshold=float(4 * NUM_BATCHES),
+            remedy="Train longer.",
+        )
+        return finding, float("nan")
+    before, after = trace[:, -2 * quarter : -quarter], trace[:, -quarter:]
+    rise = after.mean(axis=1) - before.mean(axis=1)
+    error = np.hypot(_standard_error(before), _standard_error(after))
+    moved = np.abs(rise) > np.maximum(MATERIAL, SIGMAS * error)
+    worst = int(np.argmax(np.where(moved, np.abs(rise), -1)))
+    value = float(rise[worst])
+    if not moved.any():
+        message = (
+            f"The ELBO has settled: it changed by {value:+.3g} nats (standard error "
+            f"{error[worst]:.2g}) between the last two quarters"
+        )
+        return Finding("elbo", "ok", message, value, MATERIAL, _SOURCE), value
+    verb = "still rising" if value > 0 else "falling"
+    remedy = "Train longer." if value > 0 else "Lower the learning rate: the fit is diverging."
+    message = (
+        f"The ELBO is {verb}: {value:+.3g} nats (standard error {error[worst]:.2g}) between "
+        "the last two quarters"
+    )
+    finding = Finding("elbo", "warning", message, value, MATERIAL, _SOURCE, remedy)
+    return finding, value
+
+
+def _standard_error(values: np.ndarray) -> np.ndarray:
+    """Return the standard error of the mean by batch means, robust to autocorrelation."""
+    length = values.shape[1] // NUM_BATCHES
+    batches = values[:, : NUM_BATCHES * length].reshape(len(values), NUM_BATCHES, length)
+    return np.std(batches.mean(axis=2), axis=1, ddof=1) / np.sqrt(NUM_BATCHES)
