@@ -1,1 +1,30 @@
+"""whence: probabilistic models as Equinox modules, any engine, one diagnosed posterior."""
 
+import importlib.metadata
+
+from .core import (
+    RESULTS as RESULTS,
+    AbstractDataTarget as AbstractDataTarget,
+    AbstractDescribedTarget as AbstractDescribedTarget,
+    AbstractEngine as AbstractEngine,
+    AbstractTarget as AbstractTarget,
+    InferenceError as InferenceError,
+    InferenceWarning as InferenceWarning,
+    Info as Info,
+    Model as Model,
+    ModelTarget as ModelTarget,
+    Posterior as Posterior,
+    Sample as Sample,
+    Schedule as Schedule,
+    Trace as Trace,
+    check as check,
+    condition as condition,
+    derived as derived,
+    enable_x64 as enable_x64,
+    infer as infer,
+    latent as latent,
+    load as load,
+)
+from .inference.sgmcmc import SGLD as SGLD
+
+__version__ = importlib.metadata.version("whence")

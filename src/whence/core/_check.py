@@ -1,0 +1,186 @@
+"""`check()`: a target evaluated at a few starting points, and what is wrong there."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from ._cache import compiled
+from ._condition import ModelTarget
+from ._model import constrain_with_terms
+from ._target import AbstractTarget
+from ._types import PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckReport:
+    """What `check` found.
+
+    Attributes:
+        problems: One sentence for each thing that is wrong; empty if nothing is.
+        latents: Lines that describe the latents.
+        log_density: Log density at the starting points tried, in nats.
+    """
+
+    problems: tuple[str, ...]
+    latents: tuple[str, ...]
+    log_density: np.ndarray
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        tried = len(self.log_density)
+        finite = int(np.isfinite(self.log_density).sum())
+        lines = ["latents:", *(f"  {line}" for line in self.latents)]
+        lines.append(f"log density finite at {finite} of {tried} starting points")
+        if finite:
+            low, high = np.nanmin(self.log_density), np.nanmax(self.log_density)
+            lines[-1] += f" (from {low:.4g} to {high:.4g} nats)"
+        lines += [f"problem: {text}" for text in self.problems] or ["no problems found"]
+        return "\n".join(lines)
+
+
+def check(target: AbstractTarget, *, key: PRNGKey | None = None, points: int = 16):
+    """Evaluate a target's log density and gradient at random starting points.
+
+    Shapes, dims, coords, NaN in data and discrete latents are refused earlier, by
+    `condition`. This finds what shows only in numbers: which latent's prior, which row of
+    which observed variable, or which leaf of the gradient is not finite.
+
+    Args:
+        target: The target.
+        key: A typed key for the starting points; by default a fixed one.
+        points: Number of starting points.
+
+    Returns:
+        A `CheckReport`; print it.
+
+    Raises:
+        ValueError: If `target` is not a target or `points` is not positive.
+    """
+    require_target(target)
+    if points < 1:
+        raise ValueError(f"`points` must be at least 1; got {points}.")
+    key = jr.key(0) if key is None else key
+    values = compiled(_evaluate, target, key, points).call(target, key, points)
+    density, gradient, terms, pointwise = jax.tree.map(np.asarray, values)
+    problems: list[str] = []
+    if not np.isfinite(density).any():
+        problems.append("The log density is not finite at any of the starting points tried.")
+    problems += _bad_priors(terms)
+    problems += _bad_rows(pointwise)
+    problems += _bad_gradients(gradient, np.isfinite(density))
+    if not np.isfinite(density).all() and not problems:
+        problems.append("The log density is not finite at some of the starting points.")
+    return CheckReport(tuple(problems), _describe(target), density)
+
+
+def require_target(target: Any) -> None:
+    """Raise unless `target` is a target."""
+    if not isinstance(target, AbstractTarget):
+        hint = (
+            " (a model must first be conditioned on data: `whence.condition(model, y)`)"
+            if hasattr(type(target), "__whence_model__")
+            else ""
+        )
+        raise ValueError(f"`target` must be a whence target{hint}; got {type(target)}.")
+
+
+def _evaluate(target, key, points):
+    def at(key):
+        position = target.init(key=key)
+        density, gradient = jax.value_and_grad(target.log_density)(position)
+        terms, pointwise = {}, {}
+        if isinstance(target, ModelTarget):
+            draw, terms = constrain_with_terms(target.model, position)
+            pointwise = target.pointwise(draw)
+        return density, gradient, terms, pointwise
+
+    return jax.lax.map(at, jr.split(key, points))
+
+
+def _bad_priors(terms) -> list[str]:
+    bad = {name: int((~np.isfinite(v)).sum()) for name, v in terms.items()}
+    return [
+        f"The log prior density of latent `{name}` is not finite at {count} of "
+        f"{len(terms[name])} starting points. Check the parameters of its prior (a scale "
+        "that is zero or negative, say), or a fixed value outside its support."
+        for name, count in bad.items()
+        if count
+    ]
+
+
+def _bad_rows(pointwise) -> list[str]:
+    problems = []
+    for name, value in pointwise.items():
+        bad = ~np.isfinite(value)
+        if not bad.any():
+            continue
+        if bad.ndim == 1:
+            where = ""
+        else:
+            always = bad.all(axis=0)
+            rows = np.argwhere(always if always.any() else bad.any(axis=0))
+            first = tuple(int(i) for i in rows[0])
+            where = f", first at index {first if len(first) > 1 else first[0]}"
+            where += f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        kind = "NaN" if np.isnan(value).any() else "infinite"
+        count = int(bad.reshape(len(bad), -1).any(axis=1).sum())
+        problems.append(
+            f"The log likelihood of {name!r} is {kind}{where}, at {count} of {len(bad)} "
+            "starting points. Common causes: data outside the support at these parameters, "
+            "overflow (try `whence.enable_x64()`), or a logarithm or square root of a "
+            "negative number."
+        )
+    return problems
+
+
+def _bad_gradients(gradient, finite) -> list[str]:
+    problems = []
+    for path, leaf in tree_leaves_with_path(gradient):
+        bad = ~np.isfinite(leaf.reshape(len(leaf), -1)).all(axis=1) & finite
+        if bad.any():
+            name = keystr(path, simple=True, separator=".") or "position"
+            problems.append(
+                f"The gradient with respect to `{name}` is not finite at {int(bad.sum())} "
+                "starting points although the log density is. A `jnp.where` around a "
+                "function that overflows on the branch not taken is a common cause."
+            )
+    return problems
+
+
+def _describe(target) -> tuple[str, ...]:
+    if not isinstance(target, ModelTarget):
+        shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+        return tuple(
+            f"{keystr(path, simple=True, separator='.') or 'position'}: shape {leaf.shape}"
+            for path, leaf in tree_leaves_with_path(shapes)
+        )
+    lines = []
+    for site in target.sites:
+        dims = f", dims {site.dims}" if site.dims else ""
+        lines.append(f"{site.name}: shape {site.shape}{dims}{', fixed' * site.fixed}")
+    rows = target.num_data
+    lines.append(f"data: {rows} rows" if rows is not None else "data: no row structure")
+    return tuple(lines)
+
+
+def check_values(target: AbstractTarget) -> None:
+    """Raise if a floating-point leaf of the target is NaN: cheap, before every fit.
+
+    Raises:
+        ValueError: Naming the leaf.
+    """
+    for path, leaf in tree_leaves_with_path(target):
+        if isinstance(leaf, jax.core.Tracer) or not hasattr(leaf, "dtype"):
+            continue
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any():
+            name = keystr(path, simple=True, separator=".")
+            raise ValueError(f"`{name}` of the target must not contain NaN.")

@@ -1,0 +1,184 @@
+"""Checks of data against a likelihood that need no compilation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_map_with_path
+
+from ._model import Model, constrain
+
+
+def check_data(value: Any, argument: str, what: str | None = None) -> Any:
+    """Return `value` with array leaves on the device; refuse what cannot be data.
+
+    Args:
+        value: An array-like, or a pytree of them (pandas and xarray objects included).
+        argument: Its name for messages.
+        what: Name of the variable, for messages about observed data.
+
+    Raises:
+        ValueError: On NaN, non-numeric values, empty observed data, or numbers that do not
+            fit the present precision.
+    """
+    observed = what is not None
+    if hasattr(value, "to_numpy") and not isinstance(value, Mapping):
+        value = value.to_numpy()  # pandas Series and DataFrame, xarray DataArray
+    if isinstance(value, list) and observed:
+        value = np.asarray(value)
+
+    def convert(path, leaf):
+        where = f"`{argument}`" + (
+            f" at {keystr(path, simple=True, separator='.')!r}" if path else ""
+        )
+        if isinstance(leaf, jax.core.Tracer | str | bytes) or callable(leaf):
+            if isinstance(leaf, str | bytes) and observed:
+                raise ValueError(f"{where} must be numbers; got text ({leaf!r}).")
+            return leaf
+        if not observed and isinstance(leaf, bool | int | float):
+            return leaf  # an option of the model, not data
+        return _convert_leaf(leaf, where, observed)
+
+    return tree_map_with_path(convert, value)
+
+
+def _convert_leaf(leaf, where, observed):
+    if hasattr(leaf, "to_numpy"):
+        leaf = leaf.to_numpy()
+    if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
+        raise ValueError(
+            f"{where} has {int(np.ma.count_masked(leaf))} masked values. Leave these rows "
+            "out, or declare the missing values as latents."
+        )
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{where} must be real numbers; got dtype {array.dtype}.")
+    if observed and array.size == 0:
+        raise ValueError(f"{where} must not be empty; got shape {array.shape}.")
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        bad = np.argwhere(np.isnan(array))
+        raise ValueError(
+            f"{where} must not contain NaN; got {len(bad)}, the first at index "
+            f"{tuple(int(i) for i in bad[0])}. Leave these rows out, or declare the missing "
+            "values as latents."
+        )
+    if observed and array.dtype.kind == "b":
+        array = array.astype(np.int32)
+    converted = jnp.asarray(array)
+    _check_precision(array, converted, where)
+    return converted
+
+
+def _check_precision(array, converted, where):
+    if converted.dtype == array.dtype:
+        return
+    if array.dtype.kind in "iu":
+        lossy = array.size and np.any(np.asarray(converted, dtype=array.dtype) != array)
+    else:
+        lossy = np.any(np.isfinite(array) & ~np.isfinite(np.asarray(converted)))
+    if lossy:
+        raise ValueError(
+            f"{where} has values that do not fit {converted.dtype} (largest magnitude "
+            f"{np.abs(array).max():g}). Rescale the data or call `whence.enable_x64()`."
+        )
+
+
+def check_likelihood(target: Any) -> int | None:
+    """Check that likelihood and data have agreeing shapes and supports.
+
+    Args:
+        target: A `ModelTarget`.
+
+    Returns:
+        Number of data rows if every log likelihood has one entry per row, else None.
+
+    Raises:
+        ValueError: Naming the observed variable, the rule and the shapes or values got.
+    """
+
+    def visit(position):
+        draw, _ = constrain(target.model, position)
+        if type(draw).log_likelihood is Model.log_likelihood:
+            likelihood = _likelihood(draw, target)
+            _check_names(target, likelihood)
+            named = likelihood if isinstance(likelihood, Mapping) else {target.name: likelihood}
+            for name, d in named.items():
+                _check_shapes(target, name, d)
+                _check_support(target, name, d)
+        return draw.log_likelihood(target.y, *target.inputs)
+
+    position = {
+        s.name: jax.ShapeDtypeStruct(s.unconstrained_shape, jnp.result_type(float))
+        for s in target.free
+    }
+    found = jax.eval_shape(visit, position)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(found)]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _likelihood(draw, target):
+    try:
+        return draw.likelihood(*target.inputs)
+    except (TypeError, ValueError, IndexError) as error:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(target.inputs)]
+        raise ValueError(
+            f"`likelihood` of {type(target.model).__name__} failed on inputs of shapes "
+            f"{shapes}: {error}"
+        ) from error
+
+
+def _check_names(target, likelihood):
+    named = isinstance(likelihood, Mapping)
+    if named != isinstance(target.y, Mapping) or (named and set(likelihood) != set(target.y)):
+        got = sorted(target.y) if isinstance(target.y, Mapping) else "a single array"
+        want = sorted(likelihood) if named else "a single array"
+        raise ValueError(
+            f"`y` must have what `likelihood` of {type(target.model).__name__} describes "
+            f"({want}); got {got}."
+        )
+
+
+def _check_shapes(target, name, d):
+    if not hasattr(d, "log_prob"):
+        raise ValueError(
+            f"`likelihood` of {type(target.model).__name__} must return a numpyro "
+            f"distribution for {name!r}; got {d!r}."
+        )
+    got, want = jnp.shape(target.observed_data[name]), tuple(d.shape())
+    try:
+        joint = jnp.broadcast_shapes(got, want)
+    except ValueError:
+        joint = None
+    if joint != got:
+        hint = ""
+        if joint is not None:
+            hint = (
+                f" Together they would broadcast to {joint} and count each datum many times; "
+                "reshape one of them."
+            )
+        raise ValueError(
+            f"Observed variable {name!r} has shape {got}, but its likelihood "
+            f"{type(d).__name__} has shape {want}.{hint}"
+        )
+
+
+def _check_support(target, name, d):
+    value = target.observed_data[name]
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        with jax.ensure_compile_time_eval():
+            inside = np.asarray(d.support(np.asarray(value)))
+    except Exception:  # noqa: BLE001 - the support depends on latents: seen at the start
+        return
+    if not inside.all():
+        row = tuple(int(i) for i in np.argwhere(~np.atleast_1d(inside))[0])
+        shown = np.atleast_1d(np.asarray(value))[row[: np.atleast_1d(value).ndim]]
+        raise ValueError(
+            f"Observed variable {name!r} must lie in the support of its likelihood "
+            f"{type(d).__name__} ({d.support!r}); got {shown} at index {row} and "
+            f"{int((~inside).sum()) - 1} more outside."
+        )

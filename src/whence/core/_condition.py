@@ -1,0 +1,205 @@
+"""`condition()`: a model and data become a `Target`."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array
+
+from ._check_data import check_data, check_likelihood
+from ._model import (
+    Model,
+    all_coords,
+    constrain,
+    derived_dims,
+    named_derived,
+    named_latents,
+    sites,
+    unconstrain,
+)
+from ._sites import Site
+from ._target import AbstractDescribedTarget
+from ._types import PRNGKey
+
+
+class ModelTarget(AbstractDescribedTarget):
+    """The posterior of a `Model` given data; made by `condition`.
+
+    Attributes:
+        model: The model, its fixed latents given.
+        y: Observed data: an array, or a dict of arrays.
+        inputs: Further arguments of `likelihood`.
+        sites: The latents.
+        name: Name of the observed variable if `y` is a single array.
+        rows: Number of data rows; None if the likelihood is no product over rows.
+    """
+
+    model: Model
+    y: Any
+    inputs: tuple
+    sites: tuple[Site, ...] = eqx.field(static=True)
+    name: str = eqx.field(static=True)
+    rows: int | None = eqx.field(static=True)
+
+    @property
+    def free(self) -> tuple[Site, ...]:
+        """The latents that are not fixed."""
+        return tuple(site for site in self.sites if not site.fixed)
+
+    def init(self, *, key: PRNGKey) -> dict[str, Array]:
+        """Return a position uniform on (-2, 2), as in Stan."""
+        keys = jr.split(key, max(len(self.free), 1))
+        return {
+            site.name: jr.uniform(k, site.unconstrained_shape, minval=-2.0, maxval=2.0)
+            for site, k in zip(self.free, keys)
+        }
+
+    def log_density(self, position):
+        """Return log prior plus log likelihood, in nats, Jacobian included."""
+        draw, log_prior = constrain(self.model, position)
+        terms = jax.tree.leaves(draw.log_likelihood(self.y, *self.inputs))
+        return log_prior + sum(jnp.sum(term) for term in terms)
+
+    def constrain(self, position):
+        """Return the model with the values that `position` stands for."""
+        return constrain(self.model, position)[0]
+
+    def unconstrain(self, draw: Model) -> dict[str, Array]:
+        """Return the position of a model with values."""
+        return unconstrain(self.model, draw)
+
+    @property
+    def num_data(self) -> int | None:
+        """Number of data rows, or None."""
+        return self.rows
+
+    def log_prior(self, position):
+        """Return the log prior density, in nats, Jacobian included."""
+        return constrain(self.model, position)[1]
+
+    def log_likelihood(self, position, rows=None):
+        """Return the log likelihood by row.
+
+        With `rows`, arrays in `y` and `inputs` whose first axis has `num_data` entries are
+        taken at these rows.
+        """
+        y, inputs = (self.y, self.inputs) if rows is None else self.take(rows)
+        terms = jax.tree.leaves(self.constrain(position).log_likelihood(y, *inputs))
+        if self.rows is None:
+            return sum(jnp.sum(term) for term in terms)
+        return sum(jnp.sum(term, axis=tuple(range(1, jnp.ndim(term)))) for term in terms)
+
+    def take(self, rows: Array) -> tuple[Any, tuple]:
+        """Return data and inputs at some rows."""
+
+        def pick(leaf):
+            is_data = eqx.is_array(leaf) and leaf.ndim > 0 and leaf.shape[0] == self.rows
+            return leaf[rows] if is_data else leaf
+
+        return jax.tree.map(pick, (self.y, self.inputs))
+
+    def sample_prior(self, *, key: PRNGKey) -> Model:
+        """Return one draw from the prior."""
+        return self.model.sample_prior(key)
+
+    def sample_prior_position(self, key: PRNGKey) -> dict[str, Array]:
+        """Return one draw from the prior, in unconstrained space."""
+        return self.unconstrain(self.sample_prior(key=key))
+
+    def variables(self, draw):
+        """Return latents and derived values by path."""
+        return {**named_latents(draw), **named_derived(draw)}
+
+    @property
+    def dims(self):
+        """Names of the axes of latents, derived values and data."""
+        dims = {site.name: site.dims for site in self.sites if site.dims}
+        return {**dims, **derived_dims(self.model)}
+
+    @property
+    def coords(self):
+        """Labels along named axes."""
+        return all_coords(self.model)
+
+    @property
+    def observed_data(self):
+        """Observed values by name."""
+        return dict(self.y) if isinstance(self.y, Mapping) else {self.name: self.y}
+
+    @property
+    def constant_data(self):
+        """Inputs by the names that `likelihood` gives them."""
+        method, skip = type(self.model).likelihood, 1
+        if method is Model.likelihood:
+            method, skip = type(self.model).log_likelihood, 2
+        names = [p.name for p in inspect.signature(method).parameters.values()][skip:]
+        names += [f"input_{i}" for i in range(len(names), len(self.inputs))]
+        named = {}
+        for name, value in zip(names, self.inputs):
+            for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+                suffix = jax.tree_util.keystr(path, simple=True, separator=".")
+                named[f"{name}.{suffix}" if suffix else name] = leaf
+        return {name: leaf for name, leaf in named.items() if eqx.is_array(leaf)}
+
+    def pointwise(self, draw):
+        """Return the pointwise log likelihood of one draw, by observed variable."""
+        value = draw.log_likelihood(self.y, *self.inputs)
+        return dict(value) if isinstance(value, Mapping) else {self.name: value}
+
+    def predict(self, draw, inputs, *, key):
+        """Return data drawn given `draw`, broadcast to the shape of the observed data."""
+        drawn = draw.predict(*(self.inputs if inputs is None else inputs), key=key)
+        drawn = dict(drawn) if isinstance(drawn, Mapping) else {self.name: drawn}
+        if inputs is not None:
+            return drawn
+        # One parameter for all data (`Normal(mu, sigma)`) draws a scalar: draw one per row.
+        observed = self.observed_data
+        short = any(jnp.shape(v) != jnp.shape(observed[n]) for n, v in drawn.items())
+        return self._predict_like(draw, observed, key) if short else drawn
+
+    def _predict_like(self, draw, observed, key):
+        likelihood = draw.likelihood(*self.inputs)
+        if not isinstance(likelihood, Mapping):
+            likelihood = {self.name: likelihood}
+        keys = jr.split(key, len(likelihood))
+        drawn = {}
+        for (name, d), k in zip(likelihood.items(), keys):
+            shape = jnp.shape(observed[name])
+            drawn[name] = d.expand(shape[: len(shape) - len(d.event_shape)]).sample(k)
+        return drawn
+
+
+def condition(model: Model, y: Any, *inputs: Any, name: str = "y") -> ModelTarget:
+    """Condition `model` on data: the posterior, as a `Target` for any engine.
+
+    Args:
+        model: The model; latents with values are fixed to them.
+        y: Observed data: an array, or a dict of arrays for several observed variables.
+        *inputs: What `likelihood` takes besides the draw: arrays or pytrees of them.
+        name: Name of the observed variable if `y` is a single array.
+
+    Returns:
+        The target. Data are its leaves: other data of the same shape reuse what is compiled.
+
+    Raises:
+        ValueError: If the model's priors do not fit together, or data and likelihood do not.
+    """
+    if not isinstance(model, Model):
+        raise ValueError(f"`model` must be an instance of a `whence.Model`; got {model!r}.")
+    y = check_data(y, "y", what=name)
+    inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))
+    model = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, model)
+    found = sites(model)
+    names = [site.name for site in found]
+    clash = set(names) & (set(y) if isinstance(y, Mapping) else {name})
+    if clash:
+        raise ValueError(
+            f"Observed variable and latent must not share a name; got {sorted(clash)[0]!r}."
+        )
+    target = ModelTarget(model, y, inputs, found, name, rows=None)
+    return ModelTarget(model, y, inputs, found, name, rows=check_likelihood(target))

@@ -1,0 +1,183 @@
+"""`latent()` and `derived`: how a model declares what is unknown and what to report."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import Distribution
+
+
+@jax.tree_util.register_pytree_node_class
+class Undrawn:
+    """The value of a latent that has none yet. A pytree without leaves."""
+
+    def tree_flatten(self):
+        """Return no children."""
+        return (), None
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        """Return the one instance."""
+        del aux, children
+        return UNDRAWN
+
+    def __repr__(self) -> str:
+        return "<not drawn>"
+
+
+UNDRAWN = Undrawn()
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """A prior declared as a field; see `latent`."""
+
+    prior: Distribution | Callable[[Any], Distribution]
+    shape: tuple[int, ...] | Callable[[Any], tuple[int, ...]] | None
+    dims: tuple[str, ...]
+    noncentered: bool
+
+
+def as_dims(dims: str | tuple[str, ...] | list[str], owner: str) -> tuple[str, ...]:
+    """Return `dims` as a tuple of names; refuse duplicates and names ArviZ owns."""
+    dims = (dims,) if isinstance(dims, str) else tuple(dims)
+    if len(set(dims)) != len(dims):
+        raise ValueError(f"`dims` of {owner} must differ from each other; got {dims}.")
+    for name in dims:
+        if not isinstance(name, str) or name in ("chain", "draw"):
+            raise ValueError(
+                f"`dims` of {owner} must be names other than 'chain' and 'draw', which name "
+                f"the axes of a posterior; got {name!r}."
+            )
+    return dims
+
+
+def latent(
+    prior: Distribution | Callable[[Any], Distribution],
+    *,
+    shape: int | tuple[int, ...] | Callable[[Any], tuple[int, ...]] | None = None,
+    dims: str | tuple[str, ...] = (),
+    noncentered: bool = False,
+) -> Any:
+    """Declare a latent variable as a field of a `Model`.
+
+    Args:
+        prior: A `numpyro.distributions` object, or a function of the model so far (the
+            fields above this one) that returns one.
+        shape: Shape of the value, the event axes included; by default that of the prior.
+            A function of the model so far is allowed.
+        dims: A name for each axis of the value. An axis that `coords` of the model knows
+            takes its length from there.
+        noncentered: Sample `(value - loc) / scale` in place of the value, for location-scale
+            priors. It changes the geometry that engines see, not the model.
+
+    Returns:
+        A dataclass field. A value given at construction (`MyModel(tau=3.0)`) fixes the
+        latent; its prior density then still counts, as that of an observed value.
+
+    Raises:
+        ValueError: If an argument is not of the form above.
+    """
+    if not isinstance(prior, Distribution) and not callable(prior):
+        raise ValueError(
+            "`prior` must be a numpyro distribution or a function of the model that returns "
+            f"one; got {prior!r}."
+        )
+    if isinstance(shape, int):
+        shape = (shape,)
+    if shape is not None and not callable(shape):
+        shape = tuple(shape)
+        if any(not isinstance(n, int | np.integer) or n < 0 for n in shape):
+            raise ValueError(f"`shape` must be non-negative integers; got {shape}.")
+    spec = Latent(prior, shape, as_dims(dims, "a latent"), bool(noncentered))
+    return eqx.field(
+        default=UNDRAWN, converter=_as_value, kw_only=True, metadata={"latent": spec}
+    )
+
+
+def _as_value(value):
+    if value is UNDRAWN:
+        return value
+    # A Python float would be static in the target: a new fixed value, a new compilation.
+    return jnp.asarray(value, dtype=jnp.result_type(float))
+
+
+class derived(property):  # noqa: N801
+    """A property that belongs into the posterior group, as in `@wh.derived`.
+
+    With names for its axes: `@wh.derived(dims="school")`.
+    """
+
+    dims: tuple[str, ...] = ()
+
+    def __new__(cls, fget=None, *, dims: str | tuple[str, ...] = (), **kwargs):
+        """Decorate `fget`, or return a decorator if only `dims` is given."""
+        if fget is None:
+            return lambda f: cls(f, dims=dims)
+        return property.__new__(cls)
+
+    def __init__(self, fget=None, *, dims: str | tuple[str, ...] = (), **kwargs):
+        """Keep the function and the names of its axes."""
+        property.__init__(self, fget, **kwargs)
+        self.dims = as_dims(dims, "a derived value")
+
+
+class Coords(Mapping):
+    """Labels along named axes, hashable.
+
+    Two are equal if they name the same axes with the same lengths: only these reach
+    compiled code, so that new labels do not mean a new compilation.
+    """
+
+    def __init__(self, labels: Mapping[str, Any] | None = None):
+        """Check and keep the labels.
+
+        Args:
+            labels: For each axis, a sequence of distinct labels, or an integer length.
+
+        Raises:
+            ValueError: If labels are not a flat sequence, or repeat.
+        """
+        self._labels: dict[str, np.ndarray] = {}
+        for name, values in dict(labels or {}).items():
+            as_dims(name, "`coords`")
+            values = np.arange(values) if isinstance(values, int) else np.asarray(values)
+            if values.ndim != 1:
+                raise ValueError(
+                    f"`coords[{name!r}]` must be a flat sequence of labels; got an array of "
+                    f"shape {values.shape}."
+                )
+            unique, counts = np.unique(values.astype(str), return_counts=True)
+            if len(unique) != len(values):
+                raise ValueError(
+                    f"`coords[{name!r}]` must not repeat a label; got "
+                    f"{unique[counts > 1][0]!r} {counts.max()} times."
+                )
+            self._labels[name] = values
+
+    @property
+    def sizes(self) -> tuple[tuple[str, int], ...]:
+        """Axis names with their lengths, sorted."""
+        return tuple(sorted((name, len(v)) for name, v in self._labels.items()))
+
+    def __getitem__(self, name):
+        return self._labels[name]
+
+    def __iter__(self):
+        return iter(self._labels)
+
+    def __len__(self):
+        return len(self._labels)
+
+    def __eq__(self, other):
+        return isinstance(other, Coords) and self.sizes == other.sizes
+
+    def __hash__(self):
+        return hash(self.sizes)
+
+    def __repr__(self):
+        return "Coords(" + ", ".join(f"{n}: {k}" for n, k in self.sizes) + ")"

@@ -1,0 +1,231 @@
+"""`Model`: priors, a likelihood, and draws, all in one Equinox module."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpyro.distributions as dist
+from jax.tree_util import keystr, tree_flatten_with_path
+from jaxtyping import Array
+
+from ._latent import UNDRAWN, Coords, derived
+from ._sites import Prior, Site, is_model, walk
+from ._types import PRNGKey, Scalar
+
+
+class Model(eqx.Module):
+    """A probabilistic model: latents are fields made by `latent`, the rest is ordinary.
+
+    A draw is a model whose latents have values; a posterior is a batch of models. Write
+    `likelihood(self, *inputs)` to return a `numpyro.distributions` object whose
+    log-probability is pointwise over data (or a dict of them for several observed
+    variables). A model without such a form writes `log_likelihood(self, y, *inputs)`.
+
+    Attributes:
+        coords: Labels (or lengths) of named axes; they give latents with `dims` their shape.
+    """
+
+    __whence_model__: ClassVar[bool] = True
+    coords: Mapping[str, Any] = eqx.field(
+        default_factory=Coords, converter=Coords, static=True, kw_only=True
+    )
+
+    def likelihood(self, *inputs: Any) -> dist.Distribution | dict[str, dist.Distribution]:
+        """Return the distribution of the data given this draw and `inputs`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `likelihood(self, *inputs)` (and no "
+            "`log_likelihood(self, y, *inputs)`)."
+        )
+
+    def log_likelihood(self, y: Any, *inputs: Any) -> Array | dict[str, Array]:
+        """Return the log likelihood of `y`, pointwise over data, in nats."""
+        likelihood = self.likelihood(*inputs)
+        if isinstance(likelihood, Mapping):
+            return {name: d.log_prob(y[name]) for name, d in likelihood.items()}
+        return likelihood.log_prob(y)
+
+    def sample_prior(self, key: PRNGKey) -> "Model":
+        """Return this model with latents drawn from their priors.
+
+        Args:
+            key: A typed key, as `jax.random.key` makes.
+
+        Raises:
+            ValueError: If a prior is improper.
+        """
+        count = 0
+
+        def choose(prior: Prior, value):
+            nonlocal count
+            count += 1
+            if value is not UNDRAWN:
+                return jnp.broadcast_to(value, prior.shape)
+            try:
+                return prior.forward(prior.base.sample(jr.fold_in(key, count)))
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"The prior of latent `{prior.name}` is improper "
+                    f"({type(prior.base).__name__}) and cannot be sampled."
+                ) from error
+
+        return walk(self, choose)
+
+    def predict(self, *inputs: Any, key: PRNGKey) -> Any:
+        """Draw data given this draw.
+
+        Args:
+            *inputs: As `likelihood` takes.
+            key: A typed key.
+
+        Returns:
+            An array, or a dict of arrays if there are several observed variables.
+        """
+        likelihood = self.likelihood(*inputs)
+        if isinstance(likelihood, Mapping):
+            keys = jr.split(key, len(likelihood))
+            return {n: d.sample(k) for (n, d), k in zip(likelihood.items(), keys)}
+        return likelihood.sample(key)
+
+
+def sites(model: Model) -> tuple[Site, ...]:
+    """Return what is known of the latents without giving them values.
+
+    Raises:
+        ValueError: If a prior is wrong; see `make_prior`.
+    """
+    found: list[Site] = []
+
+    def choose(prior: Prior, value):
+        shape = prior.unconstrained_shape
+        fixed = value is not UNDRAWN
+        if fixed and jnp.broadcast_shapes(jnp.shape(value), prior.shape) != prior.shape:
+            raise ValueError(
+                f"Latent `{prior.name}` was given a value of shape {jnp.shape(value)}; it "
+                f"must have shape {prior.shape}."
+            )
+        found.append(Site(prior.name, prior.shape, shape, prior.dims, fixed))
+        if fixed:
+            return jnp.broadcast_to(value, prior.shape)
+        return prior.forward(prior.bijector(jnp.zeros(shape)))
+
+    def visit():
+        found.clear()
+        walk(model, choose)
+
+    jax.eval_shape(visit)
+    return tuple(found)
+
+
+def constrain(model: Model, position: dict[str, Array]) -> tuple[Model, Scalar]:
+    """Return the draw at `position` and the log prior density there, Jacobian included."""
+    draw, terms = constrain_with_terms(model, position)
+    return draw, sum(terms.values(), start=jnp.zeros((), dtype=jnp.result_type(float)))
+
+
+def constrain_with_terms(
+    model: Model, position: dict[str, Array]
+) -> tuple[Model, dict[str, Scalar]]:
+    """As `constrain`, with the log prior density of each latent by itself."""
+    terms: dict[str, Scalar] = {}
+
+    def choose(prior: Prior, value):
+        if value is not UNDRAWN:
+            value = jnp.broadcast_to(value, prior.shape)
+            terms[prior.name] = jnp.sum(prior.value_prior.log_prob(value))
+            return value
+        base, log_det = _forward_and_log_det(prior.bijector, position[prior.name])
+        terms[prior.name] = jnp.sum(prior.base.log_prob(base)) + log_det
+        return prior.forward(base)
+
+    return walk(model, choose), terms
+
+
+def _forward_and_log_det(bijector, point):
+    # `call_with_intermediates` shares work (powers, cumulative sums) with the Jacobian.
+    value, intermediates = bijector.call_with_intermediates(point)
+    return value, jnp.sum(bijector.log_abs_det_jacobian(point, value, intermediates))
+
+
+def unconstrain(model: Model, draw: Model) -> dict[str, Array]:
+    """Return the position of `draw`, a model with values; the inverse of `constrain`."""
+    position: dict[str, Array] = {}
+    values = named_latents(draw)
+
+    def choose(prior: Prior, value):
+        x = values[prior.name]
+        if value is UNDRAWN:
+            position[prior.name] = prior.bijector.inv(prior.inverse(x))
+        return x
+
+    walk(model, choose)
+    return position
+
+
+def named_latents(draw: Model) -> dict[str, Array]:
+    """Return the values of all latents by path."""
+    return {
+        prefix + field.name: getattr(model, field.name)
+        for prefix, model in _models(draw, "")
+        for field in dataclasses.fields(model)
+        if "latent" in field.metadata
+    }
+
+
+def named_derived(draw: Any, path: str = "") -> dict[str, Array]:
+    """Return the derived values of a model and of the models inside it, by path."""
+    values: dict[str, Array] = {}
+    for prefix, model in _models(draw, path):
+        for name in _derived_of(type(model)):
+            values[prefix + name] = jnp.asarray(getattr(model, name))
+    return values
+
+
+def derived_dims(model: Any) -> dict[str, tuple[str, ...]]:
+    """Return the names of the axes of derived values, by path, where they have names."""
+    dims = {}
+    for prefix, inner in _models(model, ""):
+        for name, declared in _derived_of(type(inner)).items():
+            if declared.dims:
+                dims[prefix + name] = declared.dims
+    return dims
+
+
+def all_coords(model: Any) -> dict[str, Any]:
+    """Return the coordinates of a model and of the models inside it."""
+    coords: dict[str, Any] = {}
+    for _, inner in _models(model, ""):
+        coords = {**inner.coords, **coords}
+    return coords
+
+
+def _derived_of(cls: type) -> dict[str, derived]:
+    found = {}
+    for base in reversed(cls.__mro__):
+        found.update({n: v for n, v in vars(base).items() if isinstance(v, derived)})
+    return found
+
+
+def _models(value: Any, path: str) -> list[tuple[str, Any]]:
+    """Return `value` and all models inside it, outermost first, with prefixes of names."""
+    found = [(path, value)] if is_model(value) else []
+    inside = tree_flatten_with_path(value, is_leaf=lambda v: v is not value and is_model(v))[0]
+    for where, leaf in inside:
+        if is_model(leaf) and leaf is not value:
+            found += _models(leaf, f"{path}{keystr(where, simple=True, separator='.')}.")
+    return found
+
+
+def adopt_coords(draws: Any, model: Any) -> Any:
+    """Give `draws`, a fresh copy of `model` with values, the labels of `model`.
+
+    Compiled code knows lengths of axes only: a model that comes out of it may carry the
+    labels of an earlier one.
+    """
+    if model is not None:
+        for (_, inner), (_, labelled) in zip(_models(draws, ""), _models(model, "")):
+            object.__setattr__(inner, "coords", labelled.coords)
+    return draws

@@ -1,0 +1,394 @@
+"""`Posterior`: draws, how they were made, and everything one asks of them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.random as jr
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+from jaxtyping import Array, PyTree
+
+from ._cache import compiled
+from ._engine import Sample
+from ._model import adopt_coords
+from ._target import AbstractDescribedTarget, AbstractTarget
+from ._types import PRNGKey
+
+
+class Posterior:
+    """Draws from a posterior; what `infer` returns.
+
+    `posterior["theta"]` is a latent or derived value with axes `(chain, draw, ...)`.
+    Weighted particles have one chain, and `log_weights`.
+
+    Attributes:
+        target: What was sampled; None for a posterior loaded without its target.
+        sample: What the engine returned: positions, statistics, evidence.
+        engine: Name of the engine.
+        seconds: Durations: `trace`, `compile`, `warmup`, `sampling`, `total`, in seconds.
+        manifest: Versions, key, engine configuration and data hash.
+        failed: What became of replicas that were dropped, one sentence each.
+        complete: False if Ctrl-C stopped the run.
+    """
+
+    def __init__(
+        self,
+        target: AbstractTarget | None,
+        sample: Sample,
+        *,
+        engine: str,
+        seconds: Mapping[str, float] | None = None,
+        manifest: Mapping[str, Any] | None = None,
+        failed: tuple[str, ...] = (),
+        complete: bool = True,
+        variables: dict[str, np.ndarray] | None = None,
+        described: Mapping[str, Any] | None = None,
+    ):
+        """Keep what a run returned; users call `infer` or `load`."""
+        self.target = target
+        self.sample = sample
+        self.engine = engine
+        self.seconds = dict(seconds or {})
+        self.manifest = dict(manifest or {})
+        self.failed = failed
+        self.complete = complete
+        self._variables = variables
+        self._described = described or _describe(target)
+
+    # -- values ------------------------------------------------------------------
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains kept."""
+        return jax.tree.leaves(self.sample.positions)[0].shape[0]
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws (or particles) per chain."""
+        return jax.tree.leaves(self.sample.positions)[0].shape[1]
+
+    @property
+    def stats(self) -> dict[str, np.ndarray]:
+        """Sample statistics by ArviZ's names, each `(chain, draw)`."""
+        return self.sample.stats
+
+    @property
+    def log_weights(self) -> np.ndarray | None:
+        """Normalised log weights, `(chain, draw)`; None if all draws count the same."""
+        return self.sample.log_weights
+
+    @property
+    def log_evidence(self) -> float | None:
+        """Estimate of the log normalising constant, in nats, if the engine has one."""
+        return self.sample.log_evidence
+
+    @property
+    def log_evidence_error(self) -> float | None:
+        """Standard error of `log_evidence`, in nats."""
+        return self.sample.log_evidence_error
+
+    @property
+    def variables(self) -> dict[str, np.ndarray]:
+        """Latents and derived values by name, each `(chain, draw, ...)`."""
+        if self._variables is None:
+            self._variables = self._over_draws(_variables, self.sample.positions)
+        return self._variables
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self.variables[name]
+        except KeyError:
+            known = ", ".join(self.variables)
+            raise KeyError(f"No variable {name!r} in this posterior; it has {known}.") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.variables
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.variables)
+
+    @property
+    def draws(self) -> PyTree:
+        """The draws as one model (or pytree) whose leaves carry `(chain, draw)`."""
+        draws = self._over_draws(_constrain, self.sample.positions)
+        return adopt_coords(draws, getattr(self.target, "model", None))
+
+    def map(self, function: Callable[[Any], PyTree]) -> PyTree:
+        """Apply a function of one draw to all draws.
+
+        Args:
+            function: Takes a model with values (or what the target's draws are), returns
+                arrays. It is compiled.
+
+        Returns:
+            What it returns, with leading axes `(chain, draw)`.
+        """
+        return self._over_draws(_apply, self.sample.positions, function)
+
+    def predict(self, *inputs: Any, key: PRNGKey) -> Any:
+        """Draw from the posterior predictive distribution, one data set per draw.
+
+        Args:
+            *inputs: New inputs of `likelihood`; by default those of the fit.
+            key: A typed key.
+
+        Returns:
+            An array with leading axes `(chain, draw)`; a dict of them if there are several
+            observed variables.
+        """
+        target = self._described_target("predict")
+        inputs_or_none = jax.tree.map(np.asarray, inputs) if inputs else None
+        keys = np.asarray(jr.key_data(jr.split(key, (self.num_chains, self.num_draws))))
+        drawn = self._over_draws(_predict, (self.sample.positions, keys), inputs_or_none)
+        names = list(target.observed_data)
+        return drawn[names[0]] if len(names) == 1 else drawn
+
+    def log_likelihood(self) -> dict[str, np.ndarray]:
+        """Return the pointwise log likelihood of every draw, by observed variable, in nats."""
+        self._described_target("log_likelihood")
+        return self._over_draws(_pointwise, self.sample.positions)
+
+    def resample(self, num_draws: int, *, key: PRNGKey) -> "Posterior":
+        """Return equally weighted draws: systematic resampling of weighted ones.
+
+        Args:
+            num_draws: How many, in one chain.
+            key: A typed key.
+
+        Raises:
+            ValueError: If `num_draws` is not positive.
+        """
+        if num_draws < 1:
+            raise ValueError(f"`num_draws` must be at least 1; got {num_draws}.")
+        total = self.num_chains * self.num_draws
+        log_weights = np.zeros(total) if self.log_weights is None else self.log_weights.ravel()
+        cumulative = np.cumsum(np.exp(log_weights - log_weights.max()))
+        offset = float(jr.uniform(key))
+        points = (np.arange(num_draws) + offset) / num_draws * cumulative[-1]
+        chosen = np.minimum(np.searchsorted(cumulative, points), total - 1)
+        # Neighbours are copies after systematic resampling; order must carry no meaning.
+        chosen = np.asarray(jr.permutation(jr.fold_in(key, 1), chosen))
+        take = lambda tree: jax.tree.map(
+            lambda x: x.reshape(total, *x.shape[2:])[chosen][None], tree
+        )
+        sample = Sample(
+            positions=take(self.sample.positions),
+            stats=take(self.stats),
+            log_evidence=self.log_evidence,
+            log_evidence_error=self.log_evidence_error,
+            extra=self.sample.extra,
+        )
+        variables = None if self._variables is None else take(self._variables)
+        return self._like(sample, variables)
+
+    # -- judgement ---------------------------------------------------------------
+
+    def diagnose(self):
+        """Judge the draws: a `whence.diagnostics.Report`, printable and testable."""
+        from ..diagnostics import diagnose
+
+        extra = self.sample.extra
+        smc = {n: extra[n] for n in ("temperature", "ess", "acceptance_rate") if n in extra}
+        return diagnose(
+            self.variables,
+            self.stats,
+            engine=self.engine,
+            unconstrained=self._positions_by_name(),
+            dims=self._described["dims"],
+            coords=self._described["coords"],
+            log_weights=self.log_weights,
+            log_weights_is=extra.get("log_weights_is"),
+            elbo=extra.get("elbo"),
+            smc=smc or None,
+            failed=self.failed,
+            incomplete=not self.complete,
+        )
+
+    def trouble(self) -> str:
+        """Return one sentence on what is most wrong, from what costs nothing to compute."""
+        from ..diagnostics import convergence
+
+        found = []
+        diverging = self.stats.get("diverging")
+        if diverging is not None and diverging.any():
+            found.append(f"{int(diverging.sum())} divergent transitions")
+        positions = jax.tree.leaves(self.sample.positions)
+        finite = all(np.isfinite(x).all() for x in positions)
+        if not finite:
+            found.append("non-finite draws")
+        chains = self.log_weights is None and "log_weights_is" not in self.sample.extra
+        small = sum(x.size for x in positions) <= 2**22  # beyond that it costs seconds
+        if chains and finite and self.num_draws >= 4 and small:
+            rhat = max(
+                float(np.nanmax(convergence(x).rhat, initial=1.0)) for x in positions if x.size
+            )
+            if rhat > 1.01 and self.num_chains > 1:
+                found.append(f"R-hat up to {rhat:.3g}, above 1.01")
+        return f"{self.engine}: {' and '.join(found)}." if found else ""
+
+    def summary(self, **kwargs: Any):
+        """Return ArviZ's summary table, a pandas DataFrame.
+
+        Args:
+            **kwargs: Passed on to `arviz.summary`, for example `var_names`.
+        """
+        from arviz_stats import summary
+
+        return summary(self.to_datatree(groups=("posterior",)), **kwargs)
+
+    def plot(self, kind: str = "trace_dist", **kwargs: Any):
+        """Draw one of ArviZ's plots: `arviz.plot_<kind>` of this posterior.
+
+        Args:
+            kind: For example `"trace_dist"`, `"rank"`, `"forest"`, `"pair"`, `"ppc_dist"`.
+            **kwargs: Passed on.
+
+        Returns:
+            ArviZ's `PlotCollection`; `.savefig(path)` writes it.
+
+        Raises:
+            ValueError: If ArviZ has no such plot.
+        """
+        import arviz_plots
+
+        function = getattr(arviz_plots, f"plot_{kind}", None)
+        if function is None:
+            known = [n[5:] for n in dir(arviz_plots) if n.startswith("plot_")]
+            raise ValueError(f"`kind` must be one of {', '.join(known)}; got {kind!r}.")
+        return function(self.to_datatree(), **kwargs)
+
+    # -- export ------------------------------------------------------------------
+
+    def to_datatree(
+        self,
+        *,
+        groups: tuple[str, ...] | None = None,
+        key: PRNGKey | None = None,
+        prior_draws: int = 500,
+    ):
+        """Return an `xarray.DataTree` with ArviZ's groups, dims and coords.
+
+        Weighted draws are resampled to equal weights first, because ArviZ knows no weights.
+
+        Args:
+            groups: Which groups; by default all that apply: `posterior`, `sample_stats`,
+                `log_likelihood`, `posterior_predictive`, `prior`, `prior_predictive`,
+                `observed_data`, `constant_data`, `unconstrained_posterior`, and the
+                warm-up groups if warm-up was kept.
+            key: A typed key for predictive draws; by default made from the run's key.
+            prior_draws: Number of draws in the prior groups.
+
+        Raises:
+            ValueError: If a group is unknown.
+        """
+        from ._export import export
+
+        return export(self, groups, key, prior_draws)
+
+    def save(self, path: str | Path) -> None:
+        """Write the posterior as netCDF, readable by `load`, `arviz.from_netcdf` and xarray.
+
+        Args:
+            path: File to write; it appears whole or not at all.
+        """
+        from ..storage import save_netcdf
+        from ._export import saved_tree
+
+        save_netcdf(saved_tree(self), path)
+
+    def __repr__(self) -> str:
+        what = ", ".join(f"{n}{list(v.shape[2:])}" for n, v in self.variables.items())
+        kind = "weighted particles" if self.log_weights is not None else "draws"
+        return (
+            f"Posterior({self.engine}: {self.num_chains} chains x {self.num_draws} {kind}"
+            f"{'' if self.complete else ', incomplete'}; {what})"
+        )
+
+    # -- inside ------------------------------------------------------------------
+
+    def _over_draws(self, function, batched, *rest):
+        if self.target is None:
+            raise ValueError(
+                "This posterior was loaded without its target; pass it to load it with its "
+                "model: `whence.load(path, target=target)`."
+            )
+        out = compiled(_map_draws, function, self.target, batched, rest).call(
+            function, self.target, batched, rest
+        )
+        return jax.tree.map(np.asarray, out)
+
+    def _described_target(self, method: str) -> AbstractDescribedTarget:
+        if self.target is not None and not isinstance(self.target, AbstractDescribedTarget):
+            raise ValueError(
+                f"`{method}` needs a target that describes its data, such as one made by "
+                f"`whence.condition`; got {type(self.target).__name__}."
+            )
+        if self.target is None:
+            self._over_draws(_variables, None)  # raises with what to do
+        return self.target  # pyright: ignore[reportReturnType]
+
+    def _positions_by_name(self) -> dict[str, np.ndarray]:
+        return named_leaves(self.sample.positions)
+
+    def _like(self, sample: Sample, variables=None) -> "Posterior":
+        return Posterior(
+            self.target,
+            sample,
+            engine=self.engine,
+            seconds=self.seconds,
+            manifest=self.manifest,
+            failed=self.failed,
+            complete=self.complete,
+            variables=variables,
+            described=self._described,
+        )
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Return the leaves of a pytree by path; a bare array is called `x`."""
+    return {
+        keystr(path, simple=True, separator=".") or "x": leaf
+        for path, leaf in tree_leaves_with_path(tree)
+    }
+
+
+def _describe(target: AbstractTarget | None) -> dict[str, Any]:
+    if isinstance(target, AbstractDescribedTarget):
+        return {"dims": target.dims, "coords": dict(target.coords)}
+    return {"dims": {}, "coords": {}}
+
+
+def _map_draws(function, target, batched, rest):
+    # One draw at a time inside a batch of draws keeps memory bounded and still vectorises.
+    one = lambda b: function(target, b, *rest)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batched)
+    lead = jax.tree.leaves(batched)[0].shape[:2]
+    out = jax.lax.map(one, flat, batch_size=min(1000, max(1, lead[0] * lead[1])))
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
+
+
+def _constrain(target, position):
+    return target.constrain(position)
+
+
+def _variables(target, position) -> dict[str, Array]:
+    draw = target.constrain(position)
+    if isinstance(target, AbstractDescribedTarget):
+        return target.variables(draw)
+    return named_leaves(draw)
+
+
+def _apply(target, position, function):
+    return function(target.constrain(position))
+
+
+def _pointwise(target, position):
+    return target.pointwise(target.constrain(position))
+
+
+def _predict(target, batched, inputs):
+    position, key = batched
+    draw = target.constrain(position)
+    return target.predict(draw, inputs, key=jr.wrap_key_data(key))
