@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._cache import compiled
@@ -128,8 +129,8 @@ def _bad_rows(pointwise) -> list[str]:
         else:
             always = bad.all(axis=0)
             rows = np.argwhere(always if always.any() else bad.any(axis=0))
-            first = tuple(int(i) for i in rows[0])
-            where = f", first at index {first if len(first) > 1 else first[0]}"
+            first = [int(i) for i in rows[0]]
+            where = f", first at index {tuple(first) if len(first) > 1 else first[0]}"
             where += f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         kind = "NaN" if np.isnan(value).any() else "infinite"
         count = int(bad.reshape(len(bad), -1).any(axis=1).sum())
@@ -179,7 +180,7 @@ def check_values(target: AbstractTarget) -> None:
         ValueError: Naming the leaf.
     """
     for path, leaf in tree_leaves_with_path(target):
-        if isinstance(leaf, jax.core.Tracer) or not hasattr(leaf, "dtype"):
+        if isinstance(leaf, Tracer) or not hasattr(leaf, "dtype"):
             continue
         if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any():
             name = keystr(path, simple=True, separator=".")

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_map_with_path
 
 from ._model import Model, constrain
@@ -33,7 +34,7 @@ def check_data(value: Any, argument: str, what: str | None = None) -> Any:
         where = f"`{argument}`" + (
             f" at {keystr(path, simple=True, separator='.')!r}" if path else ""
         )
-        if isinstance(leaf, jax.core.Tracer | str | bytes) or callable(leaf):
+        if isinstance(leaf, Tracer | str | bytes) or callable(leaf):
             if isinstance(leaf, str | bytes) and observed:
                 raise ValueError(f"{where} must be numbers; got text ({leaf!r}).")
             return leaf
@@ -167,7 +168,7 @@ def _check_shapes(target, name, d):
 
 def _check_support(target, name, d):
     value = target.observed_data[name]
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     try:
         with jax.ensure_compile_time_eval():

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from ._results import RESULTS
 from ._target import AbstractTarget
-from ._types import Position, PRNGKey
+from ._types import AnyArray, Position, PRNGKey
 
 
 class Schedule(NamedTuple):
@@ -45,7 +45,7 @@ class Info(eqx.Module):
     """
 
     position: PyTree
-    stats: dict[str, Array]
+    stats: dict[str, AnyArray]
 
 
 class Trace(NamedTuple):
@@ -77,12 +77,12 @@ class Sample(eqx.Module):
     """
 
     positions: Position
-    stats: dict[str, Array]
-    log_weights: Array | None = None
+    stats: dict[str, AnyArray]
+    log_weights: AnyArray | None = None
     log_evidence: float | None = None
     log_evidence_error: float | None = None
     warmup_positions: Position | None = None
-    warmup_stats: dict[str, Array] | None = None
+    warmup_stats: dict[str, AnyArray] | None = None
     extra: dict[str, PyTree] = eqx.field(default_factory=dict)
 
 

@@ -275,11 +275,12 @@ class _Worker:
             np.int32(stop),
         )
         # Waits for the result; from here on the recorded steps are safe on the host.
-        self.status = jax.tree.map(np.asarray, status)
-        made = int(np.max(self.status.stop)) - self.at
+        status = jax.tree.map(np.asarray, status)
+        made = int(np.max(status.stop)) - self.at
         rows = (slice(None), slice(made)) if self.replica.ndim else slice(made)
-        self.pieces.append(jax.tree.map(lambda b: np.array(b[rows]), buffers))
-        self.state, self.at = state, self.at + made
+        # NumPy slices: each new length would be a compilation in JAX.
+        self.pieces.append(jax.tree.map(lambda b: np.array(np.asarray(b)[rows]), buffers))
+        self.state, self.status, self.at = state, status, self.at + made
         return made
 
     @property

@@ -41,7 +41,7 @@ class Model(eqx.Module):
             "`log_likelihood(self, y, *inputs)`)."
         )
 
-    def log_likelihood(self, y: Any, *inputs: Any) -> Array | dict[str, Array]:
+    def log_likelihood(self, y: Any, *inputs: Any) -> Any:
         """Return the log likelihood of `y`, pointwise over data, in nats."""
         likelihood = self.likelihood(*inputs)
         if isinstance(likelihood, Mapping):
@@ -135,7 +135,7 @@ def constrain_with_terms(
     def choose(prior: Prior, value):
         if value is not UNDRAWN:
             value = jnp.broadcast_to(value, prior.shape)
-            terms[prior.name] = jnp.sum(prior.value_prior.log_prob(value))
+            terms[prior.name] = jnp.sum(jnp.asarray(prior.value_prior.log_prob(value)))
             return value
         base, log_det = _forward_and_log_det(prior.bijector, position[prior.name])
         terms[prior.name] = jnp.sum(prior.base.log_prob(base)) + log_det

@@ -70,12 +70,12 @@ class Posterior:
         return jax.tree.leaves(self.sample.positions)[0].shape[1]
 
     @property
-    def stats(self) -> dict[str, np.ndarray]:
+    def stats(self) -> dict[str, Any]:
         """Sample statistics by ArviZ's names, each `(chain, draw)`."""
         return self.sample.stats
 
     @property
-    def log_weights(self) -> np.ndarray | None:
+    def log_weights(self) -> Any:
         """Normalised log weights, `(chain, draw)`; None if all draws count the same."""
         return self.sample.log_weights
 

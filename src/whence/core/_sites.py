@@ -162,7 +162,7 @@ def make_prior(model: Any, spec: Latent, name: str, coords: Mapping) -> Prior:
     return Prior(name, spec, shape, dims, base, bijector, forward, inverse, expanded)
 
 
-def _call(function, model, name, what):
+def _call(function, model, name, what) -> Any:
     if isinstance(function, dist.Distribution) or not callable(function):
         return function
     try:
