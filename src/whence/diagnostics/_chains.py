@@ -24,7 +24,7 @@ def check_chains(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
     """
     names, statistics = _all_statistics(draws)
     rhat, bulk, tail = statistics
-    findings = [*_numbers_of_draws(draws), *check_stuck(draws)]
+    findings = [*check_stuck(draws), *_numbers_of_draws(draws)]
     numbers = {
         "max_rhat": _extreme(np.nanmax, rhat),
         "min_ess_bulk": _extreme(np.nanmin, bulk),
@@ -32,14 +32,15 @@ def check_chains(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
     }
     if np.isnan(rhat).all():
         return [*findings, _not_available(draws)], numbers
+    mixed = bool(numbers["max_rhat"] <= RHAT_LIMIT)
+    if not mixed:
+        findings += check_modes(draws)
     findings.append(_rhat(draws, names, rhat))
-    findings.append(_ess("ess_bulk", "bulk", draws, names, bulk))
-    findings.append(_ess("ess_tail", "tail", draws, names, tail))
-    # With a non-finite draw the smallest ESS is unknown, not what the others have.
+    findings.append(_ess("ess_bulk", "bulk", draws, names, bulk, mixed))
+    findings.append(_ess("ess_tail", "tails", draws, names, tail, mixed))
+    # With a non-finite draw the extremes are unknown, not what the finite elements have.
     if _has_nonfinite(draws):
         numbers |= {"max_rhat": np.nan, "min_ess_bulk": np.nan, "min_ess_tail": np.nan}
-    if numbers["max_rhat"] > RHAT_LIMIT:
-        findings += check_modes(draws)
     return findings, numbers
 
 
@@ -54,7 +55,7 @@ def _all_statistics(draws: Draws) -> tuple[list[tuple[str, tuple[int, ...], int]
 
 
 def _extreme(reduce, values: np.ndarray) -> float:
-    return float(reduce(values)) if np.isfinite(values).any() else float("nan")
+    return float(reduce(values)) if not np.isnan(values).all() else float("nan")
 
 
 def _has_nonfinite(draws: Draws) -> bool:
@@ -120,7 +121,8 @@ def _rhat(draws: Draws, labels, values: np.ndarray) -> Finding:
     top = float(np.nanmax(values))
     across = "across chains" if draws.num_chains > 1 else "between halves of the chain"
     if top <= RHAT_LIMIT:
-        message = f"R-hat {across} is at most {top:.4f}"
+        finite = ", of the elements that are finite" if _has_nonfinite(draws) else ""
+        message = f"R-hat {across} is at most {top:.4f}{finite}"
         return Finding("rhat", "ok", message, top, RHAT_LIMIT, _VEHTARI)
     where = _worst(draws, labels, values, values > RHAT_LIMIT)
     return Finding(
@@ -138,20 +140,22 @@ def _rhat(draws: Draws, labels, values: np.ndarray) -> Finding:
     )
 
 
-def _ess(code: str, part: str, draws: Draws, labels, values: np.ndarray) -> Finding:
+def _ess(
+    code: str, part: str, draws: Draws, labels, values: np.ndarray, mixed: bool
+) -> Finding:
     limit = float(ESS_PER_CHAIN * draws.num_chains)
     low = float(np.nanmin(values))
     if low >= limit:
-        return Finding(
-            code,
-            "ok",
-            f"At least {low:.0f} effective draws in the {part}",
-            low,
-            limit,
-            _VEHTARI,
-        )
+        message = f"At least {low:.0f} effective draws in the {part}"
+        return Finding(code, "ok", message, low, limit, _VEHTARI)
     where = _worst(draws, labels, -values, values < limit)
     what = "means and medians" if part == "bulk" else "intervals and tail probabilities"
+    factor = np.ceil(limit / max(low, 1))
+    remedy = (
+        f"Estimates of {what} are noisy: draw {factor:.0f} times as many, or reparameterise."
+    )
+    if not mixed:
+        remedy = "The chains do not agree, so this number is a guess: see R-hat first."
     return Finding(
         code,
         "warning",
@@ -160,11 +164,6 @@ def _ess(code: str, part: str, draws: Draws, labels, values: np.ndarray) -> Find
         value=low,
         threshold=limit,
         source=_VEHTARI,
-        remedy=f"Estimates of {what} are too noisy: draw about "
-        f"{_round_up(limit / max(low, 1))} times as many, or reparameterise.",
+        remedy=remedy,
         where=where,
     )
-
-
-def _round_up(factor: float) -> str:
-    return f"{np.ceil(factor):.0f}"

@@ -96,7 +96,7 @@ def bfmi(energy: np.ndarray) -> np.ndarray:
         Betancourt (2016), arXiv:1604.00695.
     """
     energy = np.asarray(energy, np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return np.mean(np.diff(energy, axis=1) ** 2, axis=1) / np.var(energy, axis=1, ddof=1)
 
 
@@ -111,7 +111,7 @@ def varies(draws: np.ndarray) -> np.ndarray:
     if not np.issubdtype(draws.dtype, np.floating):
         return np.asarray(low != high)
     # A value that is constant but for rounding (the sum of a simplex, say) is constant.
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         spread = high - low
         rounding = 8 * np.finfo(draws.dtype).eps * np.maximum(np.abs(low), np.abs(high))
         return np.asarray(np.isfinite(low) & np.isfinite(high) & (spread > rounding))
@@ -220,5 +220,5 @@ def _mean_autocovariance(values: np.ndarray) -> np.ndarray:
     length = next_fast_len(2 * draws, real=True)
     centred = values - values.mean(axis=2, keepdims=True)
     spectrum = np.asarray(rfft(centred, n=length, axis=2))
-    power = np.mean(spectrum.real**2 + spectrum.imag**2, axis=1)
+    power = np.mean(np.real(spectrum) ** 2 + np.imag(spectrum) ** 2, axis=1)
     return np.asarray(irfft(power, n=length, axis=1))[:, :draws] / draws

@@ -15,21 +15,22 @@ from ._values import check_values
 from ._variational import check_variational
 
 METHODS = ("mcmc", "unadjusted", "variational", "smc", "exact")
-_UNADJUSTED = re.compile(r"SGLD|SGHMC|SGNHT|SGMCMC|SGD|ULA\b|LANGEVIN", re.IGNORECASE)
+_UNADJUSTED = re.compile(r"SG[A-Z]*(LD|HMC|NHT|MCMC)|\bULA\b|Unadjusted")
+_EXACT = re.compile(r"Exact|Conjugate")
 
 
 def diagnose(
-    variables: Mapping[str, np.ndarray],
-    stats: Mapping[str, np.ndarray] | None = None,
+    variables: Mapping[str, Any],
+    stats: Mapping[str, Any] | None = None,
     *,
     engine: str = "MCMC",
     method: str | None = None,
-    unconstrained: Mapping[str, np.ndarray] | np.ndarray | None = None,
+    unconstrained: Mapping[str, Any] | np.ndarray | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
-    log_weights: np.ndarray | None = None,
-    log_weights_is: np.ndarray | None = None,
-    elbo: np.ndarray | None = None,
+    log_weights: Any = None,
+    log_weights_is: Any = None,
+    elbo: Any = None,
     smc: Mapping[str, Any] | None = None,
     max_tree_depth: int | None = None,
     target_acceptance: float | None = None,
@@ -47,9 +48,9 @@ def diagnose(
         method: `"mcmc"`; `"unadjusted"` (a Markov chain without a Metropolis step, such
             as SGLD); `"variational"` (independent draws from a fitted family); `"smc"`
             (weighted particles); `"exact"` (independent draws from the posterior). None
-            infers it: `"smc"` if `log_weights` or `smc` is given, `"variational"` if
-            `elbo` or `log_weights_is` is, `"unadjusted"` by the name of the engine,
-            `"mcmc"` otherwise.
+            infers it: `"smc"` if `log_weights` or a temperature is given, `"variational"`
+            if `elbo` or `log_weights_is` is, `"unadjusted"` or `"exact"` by the name of
+            the engine, `"mcmc"` otherwise.
         unconstrained: Positions on the unconstrained space, `(chain, draw, ...)` by name
             or one array; used to say where divergences lie and whether chains move.
         dims: Names of the axes of a variable, by variable, without chain and draw.
@@ -93,17 +94,19 @@ def diagnose(
         add(check_variational(elbo, log_weights_is))
     if log_weights is not None:
         add(check_weights(log_weights))
-    if smc is not None:
-        add(check_smc(smc, draws.num_draws * draws.num_chains))
+    if method == "smc":
+        add(check_smc(smc or {}, draws))
     title = f"{engine}, {_size(draws, method)}"
     return make_report(findings, numbers, title, _praise(numbers))
 
 
 def _infer_method(engine, log_weights, log_weights_is, elbo, smc) -> str:
-    if smc is not None or log_weights is not None:
+    if log_weights is not None or (smc or {}).get("temperature") is not None:
         return "smc"
     if elbo is not None or log_weights_is is not None:
         return "variational"
+    if _EXACT.search(engine):
+        return "exact"
     return "unadjusted" if _UNADJUSTED.search(engine) else "mcmc"
 
 

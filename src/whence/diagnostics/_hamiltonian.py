@@ -51,11 +51,16 @@ def _bfmi(values: np.ndarray) -> Finding:
         message = f"E-BFMI is at least {low:.2f}"
         return Finding("bfmi", "ok", message, low, BFMI_LIMIT, _BETANCOURT)
     where = tuple(f"chain {i}" for i in np.flatnonzero(~(values >= BFMI_LIMIT)))
+    message = (
+        f"E-BFMI is not available: the energy is constant or not finite ({listing(where)})"
+        if np.isnan(low)
+        else f"E-BFMI is as low as {low:.2f} ({listing(where)}): the chains move slowly "
+        "between energy levels and may miss the tails"
+    )
     return Finding(
         "bfmi",
         "warning",
-        f"E-BFMI is as low as {low:.2f} ({listing(where)}): the chains move slowly between "
-        "energy levels and may miss the tails",
+        message,
         value=low,
         threshold=BFMI_LIMIT,
         source=_BETANCOURT,
@@ -82,7 +87,7 @@ def _tree_depth(reached: np.ndarray) -> Finding:
     return Finding(
         "tree_depth",
         "warning" if rate > DEEP_RATE else "note",
-        f"{plural(count, 'trajectory').replace('trajectorys', 'trajectories')} ({rate:.1%}) "
+        f"{plural(count, 'trajectory', 'trajectories')} ({rate:.1%}) "
         "reached the largest tree depth and stopped before a U-turn",
         value=rate,
         threshold=DEEP_RATE,

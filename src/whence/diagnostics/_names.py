@@ -51,6 +51,6 @@ def listing(names: Iterable[str], most: int = 4) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
     """Return `1 chain`, `2 chains`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ._data import Draws
 from ._report import Finding
 from ._weights import khat_limit, normalise, pareto_khat, weight_ess
 
@@ -103,14 +104,16 @@ def check_khat(khat: float, size: int, what: str, remedy: str) -> Finding:
     return Finding("khat", "warning", message, khat, limit, _PSIS, remedy)
 
 
-def check_smc(smc: Mapping[str, Any], size: int) -> tuple[list[Finding], dict[str, float]]:
-    """Check the path of a sequential Monte Carlo run.
+def check_smc(smc: Mapping[str, Any], draws: Draws) -> tuple[list[Finding], dict[str, float]]:
+    """Check the particles and the path of a sequential Monte Carlo run.
 
     Args:
         smc: Arrays by stage: any of `temperature`, `ess`, `acceptance_rate`.
-        size: Number of particles.
+        draws: The final particles.
     """
-    findings, numbers = [], {}
+    size = draws.num_chains * draws.num_draws
+    distinct = len({row.tobytes() for row in draws.positions.reshape(size, -1)})
+    findings, numbers = [_distinct(distinct, size)], {"distinct_particles": float(distinct)}
     if smc.get("temperature") is not None:
         temperature = np.ravel(np.asarray(smc["temperature"], np.float64))
         findings.append(_temperature(temperature))
@@ -125,6 +128,24 @@ def check_smc(smc: Mapping[str, Any], size: int) -> tuple[list[Finding], dict[st
         findings.append(_moves(rate))
         numbers["min_acceptance_rate"] = float(rate.min())
     return findings, numbers
+
+
+def _distinct(distinct: int, size: int) -> Finding:
+    """Judge copies: resampling makes them, and equal weights do not show them."""
+    limit, value = WEIGHT_ESS_LIMIT, float(distinct)
+    if distinct >= limit:
+        message = f"{distinct} of {size} particles are distinct"
+        return Finding("distinct", "ok", message, value, limit, "rule of thumb")
+    return Finding(
+        "distinct",
+        "warning",
+        f"Only {distinct} of {size} particles are distinct",
+        value=value,
+        threshold=limit,
+        source="rule of thumb",
+        remedy="The moves after resampling were rejected, or there are too few particles: use "
+        "smaller or more moves per stage, or more particles.",
+    )
 
 
 def _temperature(temperature: np.ndarray) -> Finding:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Severity = Literal["ok", "note", "warning", "error"]
-_ORDER = {"error": 0, "warning": 1, "note": 2, "ok": 3}
+_SEVERITIES = ("error", "warning", "note", "ok")
+# Causes before consequences: a stuck chain also has a bad R-hat.
+_CAUSES_FIRST = ("nonfinite", "weights", "temperature", "stuck", "modes", "divergences", "rhat")
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,14 @@ def make_report(
         title: What was diagnosed.
         praise: The measured facts to state when nothing is wrong.
     """
-    ordered = sorted(findings, key=lambda finding: _ORDER[finding.severity])
+    ordered = sorted(findings, key=_rank)
     return Report(tuple(ordered), _verdict(ordered, praise), dict(numbers), title)
+
+
+def _rank(finding: Finding) -> tuple[int, int]:
+    known = finding.code in _CAUSES_FIRST
+    cause = _CAUSES_FIRST.index(finding.code) if known else len(_CAUSES_FIRST)
+    return _SEVERITIES.index(finding.severity), cause
 
 
 def _verdict(ordered: list[Finding], praise: str) -> str:

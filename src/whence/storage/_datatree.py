@@ -49,8 +49,8 @@ def to_datatree(
         attrs: Attributes of the root, for example the manifest: strings, numbers, or what
             JSON can hold.
         log_weights: Log weights of draws in nats, `(chain, draw)`: stored as `log_weight`
-            in `sample_stats`. ArviZ knows no weights: resample first (see
-            `systematic_indices`) where its statistics matter.
+            in `sample_stats`. ArviZ knows no weights: resample the draws first where its
+            statistics matter.
 
     Raises:
         ValueError: If a group is unknown, or shapes, dims and coords disagree.
