@@ -1,0 +1,307 @@
+"""What the adapters share: one engine whose transition belongs to another library.
+
+Each library is given a log density of one flat vector, in JAX's default float type: their
+adaptation makes arrays of that type, whatever the type of the position. The target itself
+is always evaluated in the type of its own positions.
+"""
+
+import abc
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._results import RESULTS
+from ...core._target import AbstractTarget
+from ...core._types import Position, PRNGKey, Scalar
+
+_MAX_STARTS = 100  # initial points tried before a chain gives up
+LogDensity = Callable[[Array], Array]
+
+
+class Start(NamedTuple):
+    """A point to start from, with what a library would otherwise evaluate again."""
+
+    position: Float[Array, " dim"]
+    log_density: Scalar
+    gradient: Float[Array, " dim"]
+
+
+class State(eqx.Module):
+    """State of one chain: the library's own, and whether a finite start was found."""
+
+    inner: PyTree
+    started: Bool[Array, ""]
+
+
+class AbstractLibraryNUTS(AbstractEngine):
+    """NUTS of another library, one of its transitions per step of our loop.
+
+    A final class brings the fields below and the two methods that speak to its library.
+    """
+
+    library: eqx.AbstractClassVar[str]
+    metrics: eqx.AbstractClassVar[tuple[str, ...]]
+
+    chains: eqx.AbstractVar[int]
+    warmup: eqx.AbstractVar[int]
+    draws: eqx.AbstractVar[int]
+    target_accept: eqx.AbstractVar[float]
+    max_tree_depth: eqx.AbstractVar[int]
+    metric: eqx.AbstractVar[str]
+    step_size: eqx.AbstractVar[float | None]
+    keep_warmup: eqx.AbstractVar[bool]
+    options: eqx.AbstractVar[tuple]
+
+    def __check_init__(self):
+        for name, least in (("chains", 1), ("warmup", 0), ("draws", 1), ("max_tree_depth", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}; got {value}.")
+        if not 0 < self.target_accept < 1:
+            raise ValueError(
+                f"`target_accept` must lie between 0 and 1; got {self.target_accept}."
+            )
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
+            raise ValueError(
+                f"`step_size` must be positive and finite, or None; got {self.step_size}."
+            )
+        if self.metric not in self.metrics:
+            choices = ", ".join(f'"{m}"' for m in self.metrics)
+            raise ValueError(
+                f'`metric` with backend="{self.library}" must be one of {choices}; '
+                f'got "{self.metric}".'
+            )
+
+    @abc.abstractmethod
+    def start(self, log_density: LogDensity, start: Start, *, key: PRNGKey) -> PyTree:
+        """Return the library's state before the first transition."""
+
+    @abc.abstractmethod
+    def transition(
+        self, log_density: LogDensity, inner: PyTree, index: Array, *, key: PRNGKey
+    ) -> tuple[PyTree, Array, dict[str, Array]]:
+        """Make one transition, adapting during warm-up.
+
+        Returns:
+            The library's new state, the new position `(dim,)`, and statistics by the names
+            of ArviZ's `sample_stats`.
+        """
+
+    @property
+    @abc.abstractmethod
+    def forward_mode(self) -> bool:
+        """Whether gradients are taken in forward mode."""
+
+    @property
+    def name(self) -> str:
+        return f"NUTS ({self.library})"
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.chains, self.warmup, self.warmup + self.draws)
+
+    def validate(self, target: AbstractTarget) -> None:
+        leaves = jax.tree.leaves(_template(target))
+        for leaf in leaves:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise ValueError(
+                    f"NUTS needs positions of floating-point numbers; got {leaf.dtype}."
+                )
+        if sum(leaf.size for leaf in leaves) == 0:
+            raise ValueError("NUTS needs at least one unconstrained dimension; got 0.")
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> PyTree:
+        key_start, key_library = jr.split(key)
+        log_density = _flat_log_density(target)
+        start, found = _find_start(target, log_density, self.forward_mode, key=key_start)
+        inner = self.start(log_density, start, key=key_library)
+        return State(strong(inner), found)
+
+    def step(
+        self, target: AbstractTarget, state: PyTree, index: Array, *, key: PRNGKey
+    ) -> tuple[PyTree, Info]:
+        inner, position, stats = self.transition(
+            _flat_log_density(target), state.inner, index, key=key
+        )
+        dtype = _flatten(_template(target))[0].dtype
+        info = Info(position.astype(dtype), {k: _plain(v, dtype) for k, v in stats.items()})
+        return State(strong(inner), state.started), info
+
+    def done(self, state: PyTree) -> Bool[Array, ""]:
+        return ~state.started  # a chain without a start has nothing to do
+
+    def result(self, state: PyTree) -> RESULTS:
+        return RESULTS.where(state.started, RESULTS.successful, RESULTS.nonfinite_start)
+
+    def posterior(
+        self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        template = _template(target)
+        if trace.sampling is None:
+            raise ValueError("NUTS has made no draws yet: warm-up is not over.")
+        kept = trace.warmup if self.keep_warmup else None
+        return Sample(
+            positions=_unflatten(template, trace.sampling.position),
+            stats=jax.tree.map(jnp.asarray, trace.sampling.stats),
+            warmup_positions=None if kept is None else _unflatten(template, kept.position),
+            warmup_stats=None if kept is None else jax.tree.map(jnp.asarray, kept.stats),
+        )
+
+
+def freeze(options: Mapping[str, Any] | tuple) -> tuple:
+    """Return options as sorted pairs that can be hashed: arrays become nested tuples."""
+    pairs = options.items() if isinstance(options, Mapping) else options
+    return tuple(sorted((name, _freeze_value(value)) for name, value in pairs))
+
+
+def _freeze_value(value: Any) -> Any:
+    if isinstance(value, np.ndarray | jax.Array):
+        value = np.asarray(value).tolist()
+    if isinstance(value, list | tuple):
+        return tuple(_freeze_value(v) for v in value)
+    return value
+
+
+def route(
+    options: tuple, library: str, own: tuple[str, ...], *functions: Callable
+) -> tuple[dict[str, Any], ...]:
+    """Give each option to the functions of the library that take an argument of its name.
+
+    Args:
+        options: Pairs of name and value.
+        library: Name of the backend, for the message.
+        own: Arguments of `functions` that the engine sets itself and are no options.
+        functions: Callables of the library.
+
+    Returns:
+        Keyword arguments, for each function.
+
+    Raises:
+        ValueError: If no function takes an option of this name.
+    """
+    accepted = [set(inspect.signature(f).parameters) - {"self", *own} for f in functions]
+    known = sorted(set().union(*accepted))
+    for name, _ in options:
+        if name not in known:
+            raise ValueError(
+                f'`options` with backend="{library}" has no option `{name}`; '
+                f"the options are {', '.join(f'`{k}`' for k in known)}."
+            )
+    return tuple({k: v for k, v in options if k in names} for names in accepted)
+
+
+def initial_metric(value: Any, dense: bool, dim: int) -> Array:
+    """Return the option `initial_inverse_mass_matrix` as an array, its shape checked.
+
+    Raises:
+        ValueError: If it does not fit the metric and the dimension of the target.
+    """
+    array = jnp.asarray(value, jnp.result_type(float))
+    shape = (dim, dim) if dense else (dim,)
+    if array.shape != shape:
+        raise ValueError(
+            f"The initial inverse mass matrix in `options` must have shape {shape} here; "
+            f"got {array.shape}."
+        )
+    return array
+
+
+def strong(tree: PyTree) -> PyTree:
+    """Return a pytree as arrays without weak types, which would cost a second trace."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+
+
+def tree_depth(num_steps: Array) -> Array:
+    """Return the number of doublings of a tree from its number of leapfrog steps.
+
+    Doubling `k` (from 1) takes up to `2**(k - 1)` steps, at least one: after `d` doublings
+    there are `2**(d - 1)` to `2**d - 1` steps. So `d` is the length of their number in bits.
+    """
+    return 32 - jax.lax.clz(num_steps.astype(jnp.int32))
+
+
+def _plain(value: Array, dtype: Any) -> Array:
+    """Return a statistic in the type of the position, int32 or bool."""
+    value = jnp.asarray(value)
+    if jnp.issubdtype(value.dtype, jnp.floating):
+        return value.astype(dtype)
+    if jnp.issubdtype(value.dtype, jnp.integer):
+        return value.astype(jnp.int32)
+    return value
+
+
+def _template(target: AbstractTarget) -> PyTree:
+    """Return the shapes and types of a position."""
+    return jax.eval_shape(lambda: target.init(key=jr.key(0)))
+
+
+def _flatten(template: PyTree) -> tuple[Array, Callable[[Array], Position]]:
+    return ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), template))
+
+
+def _unflatten(template: PyTree, flat: np.ndarray) -> Position:
+    """Undo `ravel_pytree` for a batch of vectors, on the host: nothing to compile."""
+    leaves, structure = jax.tree.flatten(template)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    parts = np.split(np.asarray(flat), ends, axis=-1)
+    shaped = [
+        jnp.asarray(part.reshape(*part.shape[:-1], *leaf.shape), leaf.dtype)
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, shaped)
+
+
+def _flat_log_density(target: AbstractTarget) -> LogDensity:
+    """Return the log density of a flat vector, in that vector's type."""
+    zeros, unravel = _flatten(_template(target))
+
+    def log_density(flat: Array) -> Array:
+        return target.log_density(unravel(flat.astype(zeros.dtype))).astype(flat.dtype)
+
+    return log_density
+
+
+def _find_start(
+    target: AbstractTarget, log_density: LogDensity, forward_mode: bool, *, key: PRNGKey
+) -> tuple[Start, Bool[Array, ""]]:
+    """Try fresh initial points until the log density and its gradient are finite."""
+
+    def evaluate(attempt: Array) -> Start:
+        position = target.init(key=jr.fold_in(key, attempt))
+        flat = ravel_pytree(position)[0].astype(jnp.result_type(float))
+        if forward_mode:
+            gradient, value = jax.jacfwd(with_value, has_aux=True)(flat)
+        else:
+            value, gradient = jax.value_and_grad(log_density)(flat)
+        return strong(Start(flat, value, gradient))
+
+    def with_value(flat: Array) -> tuple[Array, Array]:
+        value = log_density(flat)
+        return value, value
+
+    def search(carry):
+        attempt, _, _ = carry
+        start = evaluate(attempt)
+        finite = jnp.isfinite(start.log_density) & jnp.all(jnp.isfinite(start.gradient))
+        return attempt + 1, start, finite
+
+    # The loop evaluates the first point too: one copy of the gradient to compile.
+    blank = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(evaluate, jnp.int32(0))
+    )
+    _, start, found = jax.lax.while_loop(
+        lambda carry: ~carry[2] & (carry[0] < _MAX_STARTS),
+        search,
+        (jnp.int32(0), blank, jnp.asarray(False)),
+    )
+    return start, found
