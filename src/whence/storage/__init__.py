@@ -4,8 +4,9 @@
 `load_netcdf` write and read such trees atomically and without pickle.
 """
 
-from ._datatree import GROUPS as GROUPS
-from ._datatree import to_datatree as to_datatree
-from ._netcdf import SCHEMA_VERSION as SCHEMA_VERSION
-from ._netcdf import load_netcdf as load_netcdf
-from ._netcdf import save_netcdf as save_netcdf
+from ._datatree import GROUPS as GROUPS, to_datatree as to_datatree
+from ._netcdf import (
+    SCHEMA_VERSION as SCHEMA_VERSION,
+    load_netcdf as load_netcdf,
+    save_netcdf as save_netcdf,
+)

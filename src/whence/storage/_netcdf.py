@@ -40,29 +40,32 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"`path` must be in an existing folder; {folder} is not one.")
     if path.is_dir():
         raise IsADirectoryError(f"`path` must be a file; {path} is a folder.")
+    # HDF5 writes to memory, not to the disk: when its own writing fails half-way (a full
+    # disk), it keeps broken handles and may take the process down at exit.
+    content = _encoded(tree).to_netcdf(engine="h5netcdf")
     try:
-        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.", suffix=".tmp")
+        _replace(path, content)
     except OSError as error:
-        raise type(error)(
-            error.errno, f"Cannot write to folder {folder}: {error.strerror}"
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        _write(_encoded(tree), temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        _flush(temporary)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, (OSError, RuntimeError)):
-            raise OSError(
-                f"Could not write {path}: {error}. Is the disk full? "
-                "A file that was there before is unchanged."
-            ) from error
-        raise
-    _flush(folder)
+        why = error.strerror or str(error)
+        message = f"Could not write the file ({why}); what was there before is unchanged"
+        raise OSError(error.errno, message, str(path)) from error
     return path
+
+
+def _replace(path: Path, content: bytes | memoryview) -> None:
+    """Put a file in place whole or not at all: write beside it, flush, rename."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, _permissions(path))
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
 
 
 def load_netcdf(path: str | os.PathLike[str]) -> "xarray.DataTree":
@@ -103,22 +106,27 @@ def _check_schema(attrs, path: Path) -> None:
         )
 
 
-def _write(tree: "xarray.DataTree", path: Path) -> None:
-    tree.to_netcdf(path, engine="h5netcdf")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush_folder(folder: Path) -> None:
+    """Make the new name durable; a failure here no longer endangers the content."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # folders cannot be opened on Windows
+        return
     try:
         os.fsync(descriptor)
+    except OSError:  # nor flushed on some network file systems
+        pass
     finally:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _permissions(path: Path) -> int:
+    """Return those of the file to be replaced, else what any new file would get."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _encoded(tree: "xarray.DataTree") -> "xarray.DataTree":
@@ -127,9 +135,14 @@ def _encoded(tree: "xarray.DataTree") -> "xarray.DataTree":
     datasets = {}
     for node in tree.subtree:
         dataset = node.to_dataset(inherit=False)
-        for name in dataset.variables:
+        for name, variable in dataset.variables.items():
             if "/" in str(name):
                 raise ValueError(f"A variable's name must not contain '/'; got {name!r}.")
+            if variable.dtype.kind not in "fiubUM":
+                raise ValueError(
+                    f"Variable {name!r} in {node.path} must be of numbers, bools or strings to "
+                    f"be stored; got dtype {variable.dtype}."
+                )
         datasets[node.path] = dataset.assign_attrs(_encode_attrs(dataset.attrs))
     root = datasets["/"]
     datasets["/"] = root.assign_attrs({_SCHEMA: SCHEMA_VERSION})
