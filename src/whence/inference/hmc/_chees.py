@@ -1,0 +1,393 @@
+"""HMC with many short chains that learn from one another (ChEES).
+
+All chains make the same number of leapfrog steps, so the chains are one stream of batched
+gradients without waiting. During warm-up they share what they learn: metric, step size and
+trajectory length. Then all of it is frozen, and every chain is a plain HMC chain.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
+from ...core._results import RESULTS
+from ...core._target import AbstractTarget
+from ...core._types import PRNGKey, Scalar
+from ._fisher import Moments, Whitening, fisher_whitening, identity, moments
+from ._integrator import PhasePoint, kinetic_energy, leapfrog
+from ._step_size import DualAveraging
+
+_START_TRIES = 100
+_MAX_ENERGY_ERROR = 1000.0  # nats; Stan's limit for a diverging trajectory
+_EARLY_LEAPFROGS = 32  # while a chain falls into place, a long trajectory is of no use
+_FIRST_LENGTH = 1.5707963  # a quarter of a period of a standard normal: decorrelates it
+
+Chains = Float[Array, "chain dim"]
+PerChain = Float[Array, " chain"]
+
+
+class _Length(eqx.Module):
+    """Adam on the log trajectory length, without momentum (Hoffman et al. 2021, sec. 3).
+
+    Attributes:
+        log: Logarithm of the longest trajectory, in whitened units.
+        log_mean: Its running mean, to keep after warm-up.
+        square: Running mean of squared gradients.
+    """
+
+    log: Scalar
+    log_mean: Scalar
+    square: Scalar
+
+
+class _State(eqx.Module):
+    position: Chains
+    log_density: PerChain
+    gradient: Chains
+    whitening: Whitening
+    moments: Moments
+    step_size: DualAveraging  # one for each chain
+    length: _Length
+
+
+class ChEES(AbstractEngine):
+    """Cross-chain adaptive HMC: fast on easy posteriors, never a default.
+
+    It is at its best with a cheap gradient, dozens of chains and a posterior of one mode
+    whose shape a linear map can whiten. It is *not* safe on others: chains may be stuck
+    while the averages look well. Trust its draws only if R-hat over the many chains does.
+
+    Warm-up goes through windows that double in length. After each the metric is estimated
+    from draws and gradients of all chains (without those that lag far behind in log
+    density). Until the last of them every chain has a step size of its own, so that a
+    chain with a bad start does not hold back the others; afterwards all share one, which
+    is tuned to the *harmonic* mean of acceptance rates, so that no chain may be stuck.
+    Trajectory lengths are jittered by a low-discrepancy sequence. Step 0 does not move: it
+    looks for starts with a finite log density.
+
+    Attributes:
+        chains: Number of chains, at least 4, vectorised within one replica.
+        warmup: Steps of adaptation, at least 10.
+        draws: Draws kept from each chain.
+        target_accept: Harmonic mean acceptance rate to aim at.
+        metric: `"diagonal"`, `"dense"`, or `"auto"`: dense if there are at least twice as
+            many chains as dimensions.
+        max_leapfrogs: Longest trajectory, in leapfrog steps.
+        learning_rate: Of Adam, on the log trajectory length.
+
+    References:
+        Hoffman, Radul, Sountsov (2021), An adaptive-MCMC scheme for setting trajectory
+        lengths in Hamiltonian Monte Carlo, AISTATS, PMLR 130.
+        Sountsov, Hoffman (2021), Focusing on difficult directions for learning HMC
+        trajectory lengths, arXiv:2110.11576.
+        Seyboldt, Carlson, Carpenter (2026), arXiv:2603.18845 (the metric).
+    """
+
+    chains: int = 64
+    warmup: int = 500
+    draws: int = 500
+    target_accept: float = 0.651
+    metric: str = "auto"
+    max_leapfrogs: int = 1000
+    learning_rate: float = 0.025
+
+    def __check_init__(self):
+        for name, least in (("chains", 4), ("warmup", 10), ("draws", 1), ("max_leapfrogs", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"`{name}` must be at least {least}; got {getattr(self, name)}."
+                )
+        if not 0 < self.target_accept < 1:
+            raise ValueError(f"`target_accept` must be in (0, 1); got {self.target_accept}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be positive; got {self.learning_rate}.")
+        if self.metric not in ("auto", "diagonal", "dense"):
+            raise ValueError(
+                f"`metric` must be 'auto', 'diagonal' or 'dense'; got {self.metric!r}."
+            )
+
+    @property
+    def name(self) -> str:
+        """`"ChEES"`."""
+        return "ChEES"
+
+    @property
+    def schedule(self) -> Schedule:
+        """One replica: the chains are coupled during warm-up."""
+        return Schedule(replicas=1, warmup=self.warmup, steps=self.warmup + self.draws)
+
+    @property
+    def metric_updates(self) -> tuple[int, ...]:
+        """Steps after which the metric is estimated anew, from the steps since the last."""
+        last = 3 * self.warmup // 4
+        return (0, *sorted(last >> k for k in range(last.bit_length())))
+
+    def validate(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` if the target has no position of floating-point numbers."""
+        position = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+        leaves = jax.tree.leaves(position)
+        if sum(leaf.size for leaf in leaves) == 0:
+            raise ValueError("`target` must have at least one latent variable; it has none.")
+        for leaf in leaves:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise ValueError(f"`target` positions must be floating; got {leaf.dtype}.")
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
+        """Return a state without starts; step 0 finds them."""
+        like = jnp.zeros_like(ravel_pytree(target.init(key=key))[0])
+        dim, dtype = like.size, like.dtype
+        dense = self.metric == "dense" or (self.metric == "auto" and 2 * dim <= self.chains)
+        rows = jnp.zeros((self.chains, dim), dtype)
+        log_step = jnp.full(self.chains, jnp.log(0.5 * dim**-0.25), dtype)
+        log_length = jnp.full((), jnp.log(_FIRST_LENGTH), dtype)
+        return _State(
+            position=rows,
+            log_density=jnp.full(self.chains, jnp.nan, dtype),
+            gradient=rows,
+            whitening=identity(like, dense=dense),
+            moments=moments(like, dense=dense),
+            step_size=_restart(log_step),
+            length=_Length(log_length, log_length, jnp.zeros((), dtype)),
+        )
+
+    def step(
+        self, target: AbstractTarget, state: _State, index: Array, *, key: PRNGKey
+    ) -> tuple[_State, Info]:
+        """Make one HMC transition of every chain; in step 0 find the starts instead."""
+        key_momentum, key_accept, key_start = jr.split(key, 3)
+        dtype = state.position.dtype
+        is_search, is_warm = index == 0, index < self.warmup
+        log_step = jnp.where(is_warm, state.step_size.log_step, state.step_size.log_mean)
+        step_size = jnp.exp(log_step)
+        log_length = jnp.where(is_warm, state.length.log, state.length.log_mean)
+        jitter = van_der_corput(index, dtype)
+        ratio = jitter * jnp.exp(log_length) / jnp.median(step_size)
+        most = jnp.where(index < self.warmup // 8, _EARLY_LEAPFROGS, self.max_leapfrogs)
+        num_steps = jnp.ceil(jnp.clip(ratio, 1, jnp.minimum(most, self.max_leapfrogs)))
+
+        before = _launch(state, jr.normal(key_momentum, state.position.shape, dtype))
+        after, taken = _follow(
+            target, state, before, step_size, num_steps.astype(jnp.int32), is_search, key_start
+        )
+        old = kinetic_energies(before.momentum) - before.log_density
+        new = kinetic_energies(after.momentum) - after.log_density
+        is_finite = _is_finite(after) & jnp.isfinite(new)
+        error = jnp.where(is_finite, new - old, jnp.inf)
+        rate = jnp.where(is_search, 1, jnp.minimum(1, jnp.exp(-error)))
+        accept = is_search | (jr.uniform(key_accept, rate.shape, dtype) < rate)
+
+        moved = eqx.tree_at(
+            lambda s: (s.position, s.log_density, s.gradient),
+            state,
+            (
+                jnp.where(accept[:, None], after.position, before.position),
+                jnp.where(accept, after.log_density, before.log_density),
+                jnp.where(accept[:, None], after.gradient, before.gradient),
+            ),
+        )
+        slope = jitter * chees_gradient(state.whitening, before, after, rate, is_finite)
+        state = lax.cond(is_warm, lambda: self._adapt(moved, index, rate, slope), lambda: moved)
+        stats = {
+            "lp": moved.log_density,
+            "energy": jnp.where(accept, new, old),
+            "acceptance_rate": rate,
+            "diverging": ~is_search & (error > _MAX_ENERGY_ERROR),
+            "n_steps": jnp.broadcast_to(taken, rate.shape),
+            "step_size": step_size,
+        }
+        return state, Info(moved.position, stats)
+
+    def _adapt(self, state: _State, index: Array, rate: PerChain, slope: Scalar) -> _State:
+        """Learn from one warm-up step, whose draws are in `state`."""
+        is_alone = index < self.metric_updates[-1]
+        signal = jnp.where(is_alone, rate, _harmonic_mean(rate))
+        step_size = _update_each(state.step_size, signal, self.target_accept)
+        length = self._adapt_length(state.length, index, slope, jnp.median(step_size.log_step))
+        keep = _is_in_bulk(state.log_density)
+        collected = state.moments.update(state.position, state.gradient, keep)
+
+        def renew():
+            own = step_size.log_mean
+            shared = jnp.full_like(own, jnp.quantile(own, 0.25))
+            # A length is in the units of the metric, so it starts again with it.
+            first = jnp.full_like(length.log, jnp.log(_FIRST_LENGTH))
+            return (
+                fisher_whitening(collected),
+                jax.tree.map(jnp.zeros_like, collected),
+                _restart(jnp.where(is_alone, own, shared)),
+                _Length(first, first, length.square),
+            )
+
+        updates = jnp.asarray(self.metric_updates, index.dtype)
+        learnt = lax.cond(
+            jnp.any(index == updates),
+            renew,
+            lambda: (state.whitening, collected, step_size, length),
+        )
+        return _State(state.position, state.log_density, state.gradient, *learnt)
+
+    def _adapt_length(
+        self, length: _Length, index: Array, slope: Scalar, log_step: Scalar
+    ) -> _Length:
+        is_early = index < self.warmup // 8
+        limit = jnp.finfo(slope.dtype).max ** 0.25  # its square must not overflow
+        slope = jnp.clip(slope, -limit, limit)
+        is_first = is_early | (length.square == 0)
+        square = jnp.where(is_first, slope**2, 0.95 * length.square + 0.05 * slope**2)
+        tiny = jnp.finfo(slope.dtype).tiny
+        move = self.learning_rate * slope * lax.rsqrt(jnp.maximum(square, tiny))
+        log = length.log + jnp.where(is_early, 0, move)
+        log = jnp.clip(log, log_step, log_step + jnp.log(float(self.max_leapfrogs)))
+        # A mean over the last 50 steps or so; Adam's own iterates keep jumping.
+        log_mean = jnp.where(is_early, log, length.log_mean + 0.02 * (log - length.log_mean))
+        return _Length(log, log_mean, square)
+
+    def done(self, state: _State) -> Bool[Array, ""]:
+        """Never before all steps are made."""
+        return never()
+
+    def result(self, state: _State) -> RESULTS:
+        """`nonfinite_start` if any chain found no start."""
+        is_started = jnp.all(jnp.isfinite(state.log_density))
+        return RESULTS.where(is_started, RESULTS.successful, RESULTS.nonfinite_start)
+
+    def posterior(
+        self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        """Return draws and statistics with axes `(chain, draw)`."""
+        positions, stats = _chain_first(target, trace.sampling)
+        if trace.warmup is None:
+            return Sample(positions=positions, stats=stats)
+        warmup_positions, warmup_stats = _chain_first(target, trace.warmup)
+        return Sample(
+            positions=positions,
+            stats=stats,
+            warmup_positions=warmup_positions,
+            warmup_stats=warmup_stats,
+        )
+
+
+def van_der_corput(index: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
+    """Return point `index` of the base-2 van der Corput sequence: mirrored bits, in (0, 1)."""
+    bits = index.astype(jnp.uint32) + jnp.uint32(1)
+    for width, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF)):
+        shift, even = jnp.uint32(width), jnp.uint32(mask)
+        bits = ((bits >> shift) & even) | ((bits & even) << shift)
+    bits = (bits >> jnp.uint32(16)) | (bits << jnp.uint32(16))
+    return bits.astype(dtype) * jnp.asarray(2.0**-32, dtype)
+
+
+def chees_gradient(
+    whitening: Whitening,
+    before: PhasePoint,
+    after: PhasePoint,
+    rate: PerChain,
+    is_finite: Bool[Array, " chain"],
+) -> Scalar:
+    """Estimate the derivative of the ChEES criterion by trajectory time.
+
+    The criterion is a quarter of the mean square of `|x' - E x'|² - |x - E x|²`, in
+    whitened coordinates; by time `x'` changes with its momentum. Proposals count by their
+    acceptance rate.
+
+    Args:
+        whitening: Its inverse gives the coordinates.
+        before: Where trajectories start, batched over chains.
+        after: Where they end.
+        rate: Acceptance rates.
+        is_finite: Which ends are finite.
+
+    Returns:
+        The estimate.
+
+    References:
+        Hoffman, Radul, Sountsov (2021), section 3.
+    """
+    weight = jnp.where(is_finite, rate, 0)
+    weight = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+    end = jnp.where(is_finite[:, None], after.position, 0)
+    momentum = jnp.where(is_finite[:, None], after.momentum, 0)
+    start = jax.vmap(whitening.whiten)(before.position - jnp.mean(before.position, axis=0))
+    end = jax.vmap(whitening.whiten)(end - jnp.sum(end * weight[:, None], axis=0))
+    gain = jnp.sum(end**2, axis=1) - jnp.sum(start**2, axis=1)
+    return jnp.sum(weight * gain * jnp.sum(end * momentum, axis=1))
+
+
+def _launch(state: _State, momentum: Chains) -> PhasePoint:
+    def one(position, momentum, log_density, gradient):
+        force = state.whitening.metric.adjoint(gradient)
+        return PhasePoint(position, momentum, log_density, gradient, force)
+
+    return jax.vmap(one)(state.position, momentum, state.log_density, state.gradient)
+
+
+def _follow(target, state, point, step_size, num_steps, is_search, key):
+    """Integrate all chains, or draw starts until all are finite; one copy of the gradient."""
+    unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, target.init(key=key)))[1]
+    value_and_grad = jax.value_and_grad(lambda x: target.log_density(unravel(x)))
+
+    def redraw(point, number):
+        keys = jr.split(jr.fold_in(key, number), step_size.size)
+        fresh = jax.vmap(lambda k: ravel_pytree(target.init(key=k))[0])(keys)
+        position = jnp.where(_is_finite(point)[:, None], point.position, fresh)
+        zeros = jnp.zeros_like(position)
+        # Without force and momentum a leapfrog step of size 0 evaluates, even after NaN.
+        return eqx.tree_at(
+            lambda p: (p.position, p.momentum, p.force), point, (position, zeros, zeros)
+        )
+
+    def body(carry):
+        point, number = carry
+        point = lax.cond(is_search, redraw, lambda p, _: p, point, number)
+        advance = lambda p, e: leapfrog(value_and_grad, state.whitening.metric, p, e)
+        return jax.vmap(advance)(point, jnp.where(is_search, 0, step_size)), number + 1
+
+    def is_unfinished(carry):
+        point, number = carry
+        is_missing = ~jnp.all(_is_finite(point)) & (number < _START_TRIES)
+        return jnp.where(is_search, is_missing, number < num_steps)
+
+    return lax.while_loop(is_unfinished, body, (point, jnp.zeros((), jnp.int32)))
+
+
+def kinetic_energies(momentum: Chains) -> PerChain:
+    """Return the kinetic energy of every chain, in nats."""
+    return jax.vmap(kinetic_energy)(momentum)
+
+
+def _is_finite(point: PhasePoint) -> Bool[Array, " chain"]:
+    return jnp.isfinite(point.log_density) & jnp.all(jnp.isfinite(point.gradient), axis=1)
+
+
+def _is_in_bulk(log_density: PerChain) -> Bool[Array, " chain"]:
+    """Whether a chain is near the others: one far out would rule all second moments."""
+    middle, high = jnp.quantile(log_density, jnp.asarray([0.5, 0.9], log_density.dtype))
+    return log_density >= middle - 10 * (high - middle)
+
+
+def _harmonic_mean(rate: PerChain) -> Scalar:
+    return 1 / jnp.mean(1 / jnp.maximum(rate, 1e-6))
+
+
+def _restart(log_step: PerChain) -> DualAveraging:
+    """Start dual averaging at step sizes that are good already, anchored where they are."""
+    zero = jnp.zeros_like(log_step)
+    make = lambda log, zero: DualAveraging(log, log, zero, log, zero)
+    return jax.vmap(make)(log_step, zero)
+
+
+def _update_each(state: DualAveraging, rate: PerChain, target: float) -> DualAveraging:
+    return jax.vmap(lambda s, r: s.update(r, target))(state, rate)
+
+
+def _chain_first(target: AbstractTarget, info: Info):
+    positions, stats = jax.tree.map(
+        lambda leaf: jnp.swapaxes(leaf[0], 0, 1), (info.position, info.stats)
+    )
+    example = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+    unravel = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example))[1]
+    return jax.vmap(jax.vmap(unravel))(positions), stats
