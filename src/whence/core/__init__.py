@@ -13,13 +13,13 @@ from ._engine import (
     Trace as Trace,
     never as never,
 )
-from ._export import load as load
 from ._infer import (
     InferenceError as InferenceError,
     InferenceWarning as InferenceWarning,
     infer as infer,
 )
 from ._latent import Coords as Coords, derived as derived, latent as latent
+from ._load import load as load
 from ._model import Model as Model
 from ._posterior import Posterior as Posterior
 from ._results import RESULTS as RESULTS

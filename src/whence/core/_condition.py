@@ -1,5 +1,6 @@
 """`condition()`: a model and data become a `Target`."""
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._check_data import check_data, check_likelihood
+from ._latent import as_dims
 from ._model import (
     Model,
     all_coords,
@@ -37,6 +39,7 @@ class ModelTarget(AbstractDescribedTarget):
         sites: The latents.
         name: Name of the observed variable if `y` is a single array.
         rows: Number of data rows; None if the likelihood is no product over rows.
+        data_dims: Names of the axes of observed variables, by name.
     """
 
     model: Model
@@ -45,6 +48,7 @@ class ModelTarget(AbstractDescribedTarget):
     sites: tuple[Site, ...] = eqx.field(static=True)
     name: str = eqx.field(static=True)
     rows: int | None = eqx.field(static=True)
+    data_dims: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
 
     @property
     def free(self) -> tuple[Site, ...]:
@@ -119,7 +123,15 @@ class ModelTarget(AbstractDescribedTarget):
     def dims(self):
         """Names of the axes of latents, derived values and data."""
         dims = {site.name: site.dims for site in self.sites if site.dims}
-        return {**dims, **derived_dims(self.model)}
+        dims |= derived_dims(self.model) | dict(self.data_dims)
+        # Inputs with one entry per row share the name of the rows.
+        first = {names[0] for _, names in self.data_dims if names}
+        if len(first) == 1 and self.rows is not None:
+            for name, value in self.constant_data.items():
+                if jnp.shape(value)[:1] == (self.rows,):
+                    rest = (f"{name}_dim_{i}" for i in range(1, jnp.ndim(value)))
+                    dims.setdefault(name, (*first, *rest))
+        return dims
 
     @property
     def coords(self):
@@ -174,7 +186,13 @@ class ModelTarget(AbstractDescribedTarget):
         return drawn
 
 
-def condition(model: Model, y: Any, *inputs: Any, name: str = "y") -> ModelTarget:
+def condition(
+    model: Model,
+    y: Any,
+    *inputs: Any,
+    name: str = "y",
+    dims: str | tuple[str, ...] | Mapping[str, Any] = (),
+) -> ModelTarget:
     """Condition `model` on data: the posterior, as a `Target` for any engine.
 
     Args:
@@ -182,6 +200,7 @@ def condition(model: Model, y: Any, *inputs: Any, name: str = "y") -> ModelTarge
         y: Observed data: an array, or a dict of arrays for several observed variables.
         *inputs: What `likelihood` takes besides the draw: arrays or pytrees of them.
         name: Name of the observed variable if `y` is a single array.
+        dims: Names of the axes of `y`; a dict of them for several observed variables.
 
     Returns:
         The target. Data are its leaves: other data of the same shape reuse what is compiled.
@@ -201,5 +220,32 @@ def condition(model: Model, y: Any, *inputs: Any, name: str = "y") -> ModelTarge
         raise ValueError(
             f"Observed variable and latent must not share a name; got {sorted(clash)[0]!r}."
         )
-    target = ModelTarget(model, y, inputs, found, name, rows=None)
-    return ModelTarget(model, y, inputs, found, name, rows=check_likelihood(target))
+    target = ModelTarget(model, y, inputs, found, name, None, _data_dims(model, y, name, dims))
+    return dataclasses.replace(target, rows=check_likelihood(target))
+
+
+def _data_dims(model, y, name, dims):
+    """Return the names of the axes of observed variables, checked against shapes."""
+    observed = dict(y) if isinstance(y, Mapping) else {name: y}
+    dims = dict(dims) if isinstance(dims, Mapping) else ({name: dims} if dims else {})
+    coords, found = all_coords(model), {}
+    for variable, names in dims.items():
+        if variable not in observed:
+            raise ValueError(
+                f"`dims` must name observed variables ({', '.join(observed)}); got "
+                f"{variable!r}."
+            )
+        found[variable] = as_dims(names, f"`y` ({variable})")
+        shape = jnp.shape(observed[variable])
+        if len(shape) != len(found[variable]):
+            raise ValueError(
+                f"`dims` of {variable!r} must name each of its {len(shape)} axes; got "
+                f"{found[variable]}."
+            )
+        for axis, length in zip(found[variable], shape):
+            if axis in coords and len(coords[axis]) != length:
+                raise ValueError(
+                    f"Axis {axis!r} of {variable!r} has {length} entries, but `coords` has "
+                    f"{len(coords[axis])} labels for it."
+                )
+    return tuple(found.items())

@@ -1,8 +1,7 @@
-"""A posterior as ArviZ's groups, and back from a file."""
+"""A posterior as ArviZ's groups."""
 
 import json
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,11 +11,12 @@ import numpy as np
 
 from ._cache import compiled
 from ._engine import Sample
-from ._posterior import Posterior, named_leaves
-from ._target import AbstractDescribedTarget, AbstractTarget
+from ._target import AbstractDescribedTarget
 
 if TYPE_CHECKING:
     import xarray
+
+    from ._posterior import Posterior
 
 GROUPS = (
     "posterior",
@@ -34,7 +34,7 @@ GROUPS = (
 LARGEST_GROUP = 2**28  # bytes; larger computed groups are made only when asked for by name
 
 
-def export(posterior: Posterior, groups, key, prior_draws: int) -> "xarray.DataTree":
+def export(posterior: "Posterior", groups, key, prior_draws: int) -> "xarray.DataTree":
     """Return the groups asked for as a `DataTree`; see `Posterior.to_datatree`."""
     from ..storage import to_datatree
 
@@ -65,7 +65,7 @@ def export(posterior: Posterior, groups, key, prior_draws: int) -> "xarray.DataT
     )
 
 
-def saved_tree(posterior: Posterior) -> "xarray.DataTree":
+def saved_tree(posterior: "Posterior") -> "xarray.DataTree":
     """Return what a saved file holds: all cheap groups and the positions, weights kept."""
     from ..storage import to_datatree
 
@@ -94,68 +94,17 @@ def saved_tree(posterior: Posterior) -> "xarray.DataTree":
     )
 
 
-def load(path: str | Path, *, target: AbstractTarget | None = None) -> Posterior:
-    """Read a posterior that `Posterior.save` wrote.
-
-    Args:
-        path: The file.
-        target: The target it was sampled from; without it, everything that needs the model
-            (`draws`, `map`, `predict`, predictive groups) is refused.
-
-    Raises:
-        ValueError: If the file is not one of ours, or `target` has other data.
-    """
-    from ..storage import load_netcdf
-    from ._infer import fingerprint
-
-    tree = load_netcdf(path)
-    attrs = dict(tree.attrs)
-    manifest = json.loads(attrs["whence_manifest"])
-    if target is not None and manifest.get("data_sha256") not in (None, fingerprint(target)):
-        raise ValueError(
-            f"`target` must be the one that {str(path)!r} was sampled from, but its data "
-            "differ (their SHA-256 does)."
-        )
-    arrays = lambda name: (
-        {str(n): np.asarray(v.values) for n, v in tree[name].data_vars.items()}
-        if name in tree.children
-        else {}
-    )
-    stats = arrays("sample_stats")
-    number = lambda name: json.loads(attrs.get(name, "null"))
-    extra = {n: np.asarray(v) for n, v in number("whence_extra").items()}
-    sample = Sample(
-        positions=_positions(arrays("unconstrained_posterior"), target),
-        stats={n: v for n, v in stats.items() if n != "log_weight"},
-        log_weights=stats.get("log_weight"),
-        log_evidence=number("whence_log_evidence"),
-        log_evidence_error=number("whence_log_evidence_error"),
-        extra=extra,
-    )
-    return Posterior(
-        target,
-        sample,
-        engine=attrs["whence_engine"],
-        seconds=json.loads(attrs["whence_seconds"]),
-        manifest=manifest,
-        failed=tuple(json.loads(attrs["whence_failed"])),
-        complete=bool(json.loads(attrs["whence_complete"])),
-        variables=arrays("posterior"),
-        described=_read_description(tree),
-    )
-
-
 class _NotApplicable(Exception):
     """A group that this posterior cannot have; the message says why."""
 
 
-def _default_key(posterior: Posterior):
+def _default_key(posterior: "Posterior"):
     data = np.asarray(posterior.manifest.get("key", [0, 0]), dtype=np.uint32)
     impl = posterior.manifest.get("key_impl", "fry")
     return jr.fold_in(jr.wrap_key_data(jnp.asarray(data), impl=impl), 2**31 - 2)
 
 
-def _attrs(posterior: Posterior) -> dict[str, Any]:
+def _attrs(posterior: "Posterior") -> dict[str, Any]:
     return {
         "inference_library": "whence",
         "inference_library_version": posterior.manifest.get("versions", {}).get("whence", ""),
@@ -178,28 +127,7 @@ def _is_numeric(value) -> bool:
     return isinstance(value, np.ndarray | float | int) and np.asarray(value).size <= 2**20
 
 
-def _positions(named: dict[str, np.ndarray], target):
-    if target is None:
-        return named
-    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
-    leaves, treedef = jax.tree.flatten(shapes)
-    names = list(named_leaves(shapes))
-    return jax.tree.unflatten(
-        treedef, [named[n].astype(leaf.dtype) for n, leaf in zip(names, leaves)]
-    )
-
-
-def _read_description(tree) -> dict[str, Any]:
-    dataset = tree["posterior"].to_dataset()
-    dims = {
-        str(n): tuple(str(d) for d in v.dims if d not in ("chain", "draw"))
-        for n, v in dataset.data_vars.items()
-    }
-    coords = {str(n): v.values for n, v in dataset.coords.items() if n not in ("chain", "draw")}
-    return {"dims": dims, "coords": coords}
-
-
-def _described(posterior: Posterior) -> AbstractDescribedTarget:
+def _described(posterior: "Posterior") -> AbstractDescribedTarget:
     if not isinstance(posterior.target, AbstractDescribedTarget):
         raise _NotApplicable("the posterior has no target that describes its data.")
     return posterior.target

@@ -1,6 +1,5 @@
 """`infer()`: a target and an engine become a `Posterior`."""
 
-import hashlib
 import importlib.metadata
 import sys
 import time
@@ -8,7 +7,6 @@ import warnings
 from contextlib import nullcontext
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -16,6 +14,7 @@ import numpy as np
 
 from ._check import check, check_values, require_target
 from ._engine import AbstractEngine, Trace
+from ._fingerprint import fingerprint
 from ._loop import Outcome, run
 from ._posterior import Posterior
 from ._progress import progress_bar
@@ -209,13 +208,3 @@ def _manifest(target, engine, key) -> dict[str, Any]:
         "data_sha256": fingerprint(target),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def fingerprint(target: AbstractTarget) -> str:
-    """Return the SHA-256 of a target's arrays, with their shapes and types."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(eqx.filter(target, eqx.is_array_like)):
-        array = np.asarray(leaf)
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

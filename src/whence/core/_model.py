@@ -65,7 +65,8 @@ class Model(eqx.Module):
             if value is not UNDRAWN:
                 return jnp.broadcast_to(value, prior.shape)
             try:
-                return prior.forward(prior.base.sample(jr.fold_in(key, count)))
+                base = jnp.asarray(prior.base.sample(jr.fold_in(key, count)))
+                return prior.forward(base)
             except NotImplementedError as error:
                 raise ValueError(
                     f"The prior of latent `{prior.name}` is improper "

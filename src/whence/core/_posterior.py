@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.random as jr
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
 from ._cache import compiled
 from ._engine import Sample
+from ._export import export, saved_tree
 from ._model import adopt_coords
 from ._target import AbstractDescribedTarget, AbstractTarget
+from ._tree import named_leaves
 from ._types import PRNGKey
 
 
@@ -283,8 +284,6 @@ class Posterior:
         Raises:
             ValueError: If a group is unknown.
         """
-        from ._export import export
-
         return export(self, groups, key, prior_draws)
 
     def save(self, path: str | Path) -> None:
@@ -294,7 +293,6 @@ class Posterior:
             path: File to write; it appears whole or not at all.
         """
         from ..storage import save_netcdf
-        from ._export import saved_tree
 
         save_netcdf(saved_tree(self), path)
 
@@ -344,14 +342,6 @@ class Posterior:
             variables=variables,
             described=self._described,
         )
-
-
-def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of a pytree by path; a bare array is called `x`."""
-    return {
-        keystr(path, simple=True, separator=".") or "x": leaf
-        for path, leaf in tree_leaves_with_path(tree)
-    }
 
 
 def _describe(target: AbstractTarget | None) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def _standardise(prior, batch, name):
     """Return the base of a location-scale prior and the maps from and to the value."""
     if isinstance(prior, dist.MultivariateNormal):
         base = dist.Normal(0.0, 1.0).expand(batch + tuple(prior.event_shape)).to_event(1)
-        loc, tril = prior.loc, prior.scale_tril
+        loc, tril = jnp.asarray(prior.loc), jnp.asarray(prior.scale_tril)
 
         def inverse(x):
             shift = jnp.broadcast_to(x - loc, x.shape)[..., None]

@@ -1,0 +1,86 @@
+"""A posterior back from a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.random as jr
+import numpy as np
+
+from ._engine import Sample
+from ._fingerprint import fingerprint
+from ._posterior import Posterior
+from ._target import AbstractTarget
+from ._tree import named_leaves
+
+
+def load(path: str | Path, *, target: AbstractTarget | None = None) -> Posterior:
+    """Read a posterior that `Posterior.save` wrote.
+
+    Args:
+        path: The file.
+        target: The target it was sampled from; without it, everything that needs the model
+            (`draws`, `map`, `predict`, predictive groups) is refused.
+
+    Raises:
+        ValueError: If the file is not one of ours, or `target` has other data.
+    """
+    from ..storage import load_netcdf
+
+    tree = load_netcdf(path)
+    attrs = dict(tree.attrs)
+    manifest = json.loads(attrs["whence_manifest"])
+    if target is not None and manifest.get("data_sha256") not in (None, fingerprint(target)):
+        raise ValueError(
+            f"`target` must be the one that {str(path)!r} was sampled from, but its data "
+            "differ (their SHA-256 does)."
+        )
+    arrays = lambda name: (
+        {str(n): np.asarray(v.values) for n, v in tree[name].data_vars.items()}
+        if name in tree.children
+        else {}
+    )
+    stats = arrays("sample_stats")
+    number = lambda name: json.loads(attrs.get(name, "null"))
+    extra = {n: np.asarray(v) for n, v in number("whence_extra").items()}
+    sample = Sample(
+        positions=_positions(arrays("unconstrained_posterior"), target),
+        stats={n: v for n, v in stats.items() if n != "log_weight"},
+        log_weights=stats.get("log_weight"),
+        log_evidence=number("whence_log_evidence"),
+        log_evidence_error=number("whence_log_evidence_error"),
+        extra=extra,
+    )
+    return Posterior(
+        target,
+        sample,
+        engine=attrs["whence_engine"],
+        seconds=json.loads(attrs["whence_seconds"]),
+        manifest=manifest,
+        failed=tuple(json.loads(attrs["whence_failed"])),
+        complete=bool(json.loads(attrs["whence_complete"])),
+        variables=arrays("posterior"),
+        described=_read_description(tree),
+    )
+
+
+def _positions(named: dict[str, np.ndarray], target):
+    if target is None:
+        return named
+    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+    leaves, treedef = jax.tree.flatten(shapes)
+    names = list(named_leaves(shapes))
+    return jax.tree.unflatten(
+        treedef, [named[n].astype(leaf.dtype) for n, leaf in zip(names, leaves)]
+    )
+
+
+def _read_description(tree) -> dict[str, Any]:
+    dataset = tree["posterior"].to_dataset()
+    dims = {
+        str(n): tuple(str(d) for d in v.dims if d not in ("chain", "draw"))
+        for n, v in dataset.data_vars.items()
+    }
+    coords = {str(n): v.values for n, v in dataset.coords.items() if n not in ("chain", "draw")}
+    return {"dims": dims, "coords": coords}
