@@ -128,7 +128,7 @@ def _rhat(draws: Draws, labels, values: np.ndarray) -> Finding:
     return Finding(
         "rhat",
         "error" if top > RHAT_SEVERE else "warning",
-        f"R-hat {across} is up to {top:.3f} and above the limit for "
+        f"R-hat {across} is up to {top:.4g} and above the limit for "
         f"{plural(len(where), 'element')}: {listing(where)}",
         value=top,
         threshold=RHAT_LIMIT,

@@ -53,7 +53,8 @@ def convergence(draws: np.ndarray) -> Convergence:
         split = _split(values)
         z = _z_scale(split)
         folded = np.abs(split - np.median(split, axis=(1, 2), keepdims=True))
-        out[0, block] = np.maximum(_rhat(z), _rhat(_z_scale(folded)))
+        # `fmax`: the folded draws of a two-valued variable can be constant, hence NaN.
+        out[0, block] = np.fmax(_rhat(z), _rhat(_z_scale(folded)))
         out[1, block] = _ess(z)
         out[2, block] = _ess_tail(values)
     return Convergence(*(row.reshape(shape) for row in out))

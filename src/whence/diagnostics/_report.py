@@ -178,7 +178,8 @@ def _text(finding: Finding) -> str:
     lines = [block(f"{finding.code}: {finding.message}", f"  {finding.severity:<8}")]
     if finding.severity != "ok":
         if _limit(finding):
-            lines.append(block(f"Limit: {_limit(finding)}.", " " * 10))
+            word = "Source" if finding.threshold is None else "Limit"
+            lines.append(block(f"{word}: {_limit(finding)}.", " " * 10))
         if finding.remedy:
             lines.append(block(f"-> {finding.remedy}", " " * 10))
     return "\n".join(lines)

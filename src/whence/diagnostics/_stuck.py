@@ -25,12 +25,10 @@ def check_stuck(draws: Draws) -> list[Finding]:
     frozen = ~moves.any(axis=1)
     narrow = _narrow(positions)
     stuck = frozen | narrow
-    limit = max(STICKY_DRAWS, STICKY_RUN * draws.num_draws)
+    limit = float(max(STICKY_DRAWS, STICKY_RUN * draws.num_draws))
     sticky = ~stuck & (runs > limit)
     if not (stuck | sticky).any():
-        message = (
-            f"All chains move; the longest stay at one point is {plural(runs.max(), 'draw')}"
-        )
+        message = f"All chains move; the longest stay at one point is {plural(int(runs.max()), 'draw')}"
         return [Finding("stuck", "ok", message, float(runs.max()), limit, "rule of thumb")]
     findings = []
     if stuck.any():

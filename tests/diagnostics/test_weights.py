@@ -1,0 +1,53 @@
+"""Weights: effective sample size and Pareto k-hat against ArviZ and known tails."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from whence.diagnostics import pareto_khat, weight_ess
+
+
+def test_weight_ess_of_equal_and_single_weights():
+    assert_allclose(weight_ess(np.full(50, 3.0)), 50.0)
+    assert_allclose(weight_ess(np.array([0.0, -np.inf, -np.inf])), 1.0)
+    assert_allclose(weight_ess(np.log([1.0, 2.0, 3.0])), 36 / 14)
+    # Unnormalised and extreme log weights must not overflow.
+    assert_allclose(weight_ess(np.array([[1e4, 1e4], [-1e4, -1e4]])), 2.0)
+    assert np.isnan(weight_ess(np.array([0.0, np.nan])))
+
+
+@pytest.mark.parametrize("size", [40, 225, 1000, 5000])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+def test_khat_equals_arviz(size, scale):
+    from arviz_stats.base import array_stats
+
+    log_weights = scale * np.random.default_rng(size).standard_t(4, size=size)
+    # ArviZ takes log likelihoods, whose negative are the log ratios.
+    _, khat = array_stats.psislw(-log_weights)
+    assert_allclose(pareto_khat(log_weights), khat, rtol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.9, 1.5])
+def test_khat_recovers_a_pareto_tail(shape):
+    """The mean of 30 estimates, against the true shape shrunk to 1/2 as documented."""
+    size, replications = 4000, 30
+    rng = np.random.default_rng(9)
+    # Pareto weights of tail index 1/k have a generalised Pareto tail of shape k exactly.
+    estimates = [
+        pareto_khat(shape * rng.exponential(size=size)) for _ in range(replications)
+    ]
+    tail = int(3 * np.sqrt(size))
+    expected = (tail * shape + 10 * 0.5) / (tail + 10)
+    error = np.std(estimates, ddof=1) / np.sqrt(replications)
+    # The estimator's own bias at 190 tail draws is below 0.02 (Zhang and Stephens 2009).
+    assert_allclose(np.mean(estimates), expected, atol=4 * error + 0.02)
+
+
+def test_khat_where_there_is_nothing_to_fit():
+    assert pareto_khat(np.zeros(1000)) == -np.inf
+    assert np.isnan(pareto_khat(np.zeros(10)))
+    assert np.isnan(pareto_khat(np.array([np.nan] * 100)))
+    # Most weights zero: the tail holds exact zeros, and the answer must still be a number.
+    mostly_zero = np.full(1000, -np.inf)
+    mostly_zero[:20] = np.random.default_rng(10).normal(size=20)
+    assert np.isfinite(pareto_khat(mostly_zero))
