@@ -1,0 +1,11 @@
+"""Sequential Monte Carlo: one particle driver, and the engines that run on it."""
+
+from ._driver import (
+    AbstractFeynmanKac as AbstractFeynmanKac,
+    Cloud as Cloud,
+    Resampler as Resampler,
+    advance as advance,
+    start as start,
+    weigh as weigh,
+)
+from ._tempered import TemperedSMC as TemperedSMC

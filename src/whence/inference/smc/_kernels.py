@@ -1,0 +1,203 @@
+"""Moves of particles that leave one density of the path invariant.
+
+All particles move together, in coordinates whitened by a factor of their covariance, so
+that a unit is a posterior standard deviation and one scale serves every particle. A
+proposal costs `num_evaluations` passes over all particles.
+
+A kernel's first call at a temperature is a `refresh`: it proposes the particles
+themselves, which evaluates the density (and gradient) there. It runs through the same
+code as a move, so a program holds one copy of the model's gradient.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, Int
+
+from ...core._types import PRNGKey, Scalar
+
+LogTerms = Callable[[Float[Array, " dim"]], tuple[Scalar, Scalar]]
+
+
+class Particles(eqx.Module):
+    """Points with the two terms of the path's log density.
+
+    Attributes:
+        x: Flat positions.
+        log_base: In nats; 0 where not finite.
+        log_tilt: In nats; `-inf` where either term is not finite.
+    """
+
+    x: Float[Array, "particle dim"]
+    log_base: Float[Array, " particle"]
+    log_tilt: Float[Array, " particle"]
+
+    def log_density(self, temperature: Scalar) -> Float[Array, " particle"]:
+        """Return the log density at a positive temperature."""
+        return self.log_base + temperature * self.log_tilt
+
+
+class Factor(eqx.Module):
+    """A square root of the particles' covariance: a triangle, or standard deviations."""
+
+    root: Float[Array, "dim dim"] | Float[Array, " dim"]
+
+    def colour(self, z: Float[Array, "particle dim"]) -> Float[Array, "particle dim"]:
+        """Turn whitened rows into rows of the particles' scale."""
+        return z * self.root if self.root.ndim == 1 else z @ self.root.T
+
+    def pull(self, gradient: Float[Array, "particle dim"]) -> Float[Array, "particle dim"]:
+        """Return gradients with respect to the whitened coordinates."""
+        return gradient * self.root if self.root.ndim == 1 else gradient @ self.root
+
+
+class Proposal(NamedTuple):
+    """Proposed particles.
+
+    Attributes:
+        particles: Where to.
+        gradient: Of the log density there; None if the kernel uses none.
+        log_correction: What to add to the log density ratio before accepting.
+        num_evaluations: Passes over all particles that this took.
+    """
+
+    particles: Particles
+    gradient: Float[Array, "particle dim"] | None
+    log_correction: Float[Array, " particle"]
+    num_evaluations: Int[Array, ""]
+
+
+class AbstractKernel(eqx.Module):
+    """A reversible proposal with one tunable scale."""
+
+    @abc.abstractmethod
+    def first_scale(self, dim: int) -> float:
+        """Return the scale to start from, in whitened units."""
+
+    @abc.abstractmethod
+    def target_acceptance(self, dim: int) -> float:
+        """Return the acceptance rate the scale is tuned to."""
+
+    @abc.abstractmethod
+    def empty_gradient(
+        self, x: Float[Array, "particle dim"]
+    ) -> Float[Array, "particle dim"] | None:
+        """Return a place for gradients, if this kernel uses them."""
+
+    @abc.abstractmethod
+    def propose(
+        self,
+        log_terms: LogTerms,
+        particles: Particles,
+        gradient: Float[Array, "particle dim"] | None,
+        temperature: Scalar,
+        factor: Factor,
+        scale: Scalar,
+        refresh: Bool[Array, ""],
+        *,
+        key: PRNGKey,
+    ) -> Proposal:
+        """Propose a move of every particle, or (`refresh`) the particles themselves."""
+
+
+class RandomWalk(AbstractKernel):
+    """Gaussian random walk Metropolis with the particles' covariance.
+
+    References:
+        Roberts, Gelman and Gilks (1997), doi:10.1214/aoap/1034625254: scale 2.38 / sqrt(d),
+        acceptance 0.234 (0.44 in one dimension).
+    """
+
+    def first_scale(self, dim: int) -> float:
+        return 2.38 / dim**0.5
+
+    def target_acceptance(self, dim: int) -> float:
+        return 0.44 if dim == 1 else 0.234
+
+    def empty_gradient(self, x: Float[Array, "particle dim"]) -> None:
+        return None
+
+    def propose(
+        self, log_terms, particles, gradient, temperature, factor, scale, refresh, *, key
+    ) -> Proposal:
+        x = particles.x
+        jump = scale.astype(x.dtype) * factor.colour(jr.normal(key, x.shape, x.dtype))
+        x = jnp.where(refresh, x, x + jump)
+        proposed = _guard(x, *jax.vmap(log_terms)(x))
+        return Proposal(
+            proposed, None, jnp.zeros_like(proposed.log_base), jnp.asarray(1, jnp.int32)
+        )
+
+
+class Hamiltonian(AbstractKernel):
+    """Leapfrog trajectories a quarter of a period long, in whitened coordinates.
+
+    For a Gaussian whitened by its own covariance every coordinate has period 2 pi, and
+    pi / 2 makes the end independent of the start. The scale is the longest step allowed;
+    the step is the quarter period over a whole number. Each particle's step is drawn
+    within 20% of that, so that no coordinate is in resonance with it.
+
+    Attributes:
+        max_leapfrogs: Most leapfrog steps in a trajectory.
+
+    References:
+        Neal (2011), arXiv:1206.1901. Buchholz, Chopin and Jacob (2021), Bayesian
+        Analysis 16(3), for tuning on the particles.
+    """
+
+    max_leapfrogs: int = 32
+
+    def first_scale(self, dim: int) -> float:
+        return dim**-0.25
+
+    def target_acceptance(self, dim: int) -> float:
+        return 0.8
+
+    def empty_gradient(self, x: Float[Array, "particle dim"]) -> Float[Array, "particle dim"]:
+        return jnp.zeros_like(x)
+
+    def propose(
+        self, log_terms, particles, gradient, temperature, factor, scale, refresh, *, key
+    ) -> Proposal:
+        key_momentum, key_jitter = jr.split(key)
+        x = particles.x
+        momentum = jr.normal(key_momentum, x.shape, x.dtype)
+        jitter = jr.uniform(key_jitter, (x.shape[0], 1), x.dtype, 0.8, 1.2)
+        quarter = 0.5 * jnp.pi
+        num = jnp.clip(jnp.ceil(quarter / scale), 1, self.max_leapfrogs)
+        step = jnp.minimum(scale, quarter / num).astype(x.dtype) * jitter
+        num = jnp.where(refresh, 1, num.astype(jnp.int32))
+
+        def log_density(x):
+            log_base, log_tilt = log_terms(x)
+            return log_base + temperature * log_tilt, (log_base, log_tilt)
+
+        evaluate = jax.vmap(jax.grad(log_density, has_aux=True))
+
+        def leapfrog(_, carry):
+            here, momentum, gradient = carry
+            half = momentum + 0.5 * step * factor.pull(gradient)
+            x = jnp.where(refresh, here.x, here.x + step * factor.colour(half))
+            gradient, terms = evaluate(x)
+            momentum = half + 0.5 * step * factor.pull(gradient)
+            return _guard(x, *terms), momentum, gradient
+
+        end, last_momentum, gradient = jax.lax.fori_loop(
+            0, num, leapfrog, (particles, momentum, gradient)
+        )
+        kinetic = 0.5 * jnp.sum(momentum**2 - last_momentum**2, axis=-1)
+        return Proposal(end, gradient, kinetic.astype(end.log_base.dtype), num)
+
+
+KERNELS: dict[str, type[AbstractKernel]] = {"hmc": Hamiltonian, "rwm": RandomWalk}
+
+
+def _guard(x, log_base, log_tilt) -> Particles:
+    """Give a particle whose log density is not finite zero density at every temperature."""
+    finite = jnp.isfinite(log_base) & jnp.isfinite(log_tilt)
+    return Particles(x, jnp.where(finite, log_base, 0.0), jnp.where(finite, log_tilt, -jnp.inf))

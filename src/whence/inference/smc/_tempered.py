@@ -1,0 +1,328 @@
+"""Tempered sequential Monte Carlo: from prior to posterior by adaptive temperatures."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._results import RESULTS
+from ...core._target import AbstractTarget
+from ...core._types import PRNGKey, Scalar
+from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh
+from ._kernels import KERNELS, AbstractKernel, Particles
+from ._moves import MoveStats, move_particles
+from ._path import PATHS, Reference, choose_path, draw_initial, log_terms, unflatten
+from ._resampling import SCHEMES
+from ._weights import conditional_ess_fraction, equal_log_weights, wide_dtype
+
+METRICS = ("auto", "dense", "diagonal")
+# A dense factor costs d^2 a particle and move, and needs many particles a dimension.
+_MAX_DENSE = 100
+_PARTICLES_PER_DIMENSION = 10
+# Tempering has stalled when a step is below 1e-6 *and* below 1% of the temperature: from
+# a vague prior the first temperatures may be 1e-12, but then they grow by factors.
+_SMALLEST_DELTA = 1e-6
+_SMALLEST_GROWTH = 1e-2
+# Halvings of the interval [1e-30, 1] * largest delta in its logarithm: to 1e-9 of delta.
+_HALVINGS = 36
+_LOG_SMALLEST = -30.0 * 2.302585092994046
+
+
+class Tempered(NamedTuple):
+    """What the particles share along the path; flags tell how the run stands."""
+
+    temperature: Scalar
+    log_scale: Scalar
+    reference: Reference | None
+    moves: MoveStats
+    num_nonfinite: Array
+    num_steps: Array
+    finished: Bool[Array, ""]
+    stalled: Bool[Array, ""]
+    nonfinite: Bool[Array, ""]
+
+
+class Tempering(AbstractFeynmanKac):
+    """The Feynman-Kac model of one tempered run.
+
+    Its mutation at temperature 0 only evaluates the initial particles, so that the
+    density is compiled once; its potential chooses the next temperature.
+    """
+
+    engine: "TemperedSMC"
+    target: AbstractTarget
+
+    def initial(self, *, key: PRNGKey) -> tuple[Particles, Tempered]:
+        path = choose_path(self.target, self.engine.path)
+        x, reference = draw_initial(self.target, path, self.engine.particles, key=key)
+        zeros = jnp.zeros((x.shape[0],), wide_dtype())
+        no = jnp.asarray(False)
+        none = jnp.asarray(0, jnp.int32)
+        control = Tempered(
+            temperature=jnp.zeros((), wide_dtype()),
+            log_scale=jnp.log(
+                jnp.asarray(self.engine.proposal.first_scale(x.shape[1]), wide_dtype())
+            ),
+            reference=reference,
+            moves=MoveStats(jnp.zeros((), wide_dtype()), none, none),
+            num_nonfinite=none,
+            num_steps=none,
+            finished=no,
+            stalled=no,
+            nonfinite=no,
+        )
+        return Particles(x, zeros, zeros), control
+
+    def mutate(
+        self,
+        particles: Particles,
+        log_weights: Float[Array, " particle"],
+        control: Tempered,
+        *,
+        key: PRNGKey,
+    ) -> tuple[Particles, Tempered]:
+        particles, log_scale, stats = move_particles(
+            self.engine.proposal,
+            lambda x: log_terms(self.target, control.reference, x),
+            particles,
+            log_weights,
+            control.temperature,
+            control.log_scale,
+            dense=self.engine.dense(particles.x.shape[1]),
+            moves=self.engine.moves,
+            max_moves=self.engine.max_moves,
+            key=key,
+        )
+        return particles, control._replace(log_scale=log_scale, moves=stats)
+
+    def log_potential(
+        self,
+        particles: Particles,
+        log_weights: Float[Array, " particle"],
+        control: Tempered,
+    ) -> tuple[Float[Array, " particle"], Tempered]:
+        old = control.temperature
+        new = next_temperature(log_weights, particles.log_tilt, old, self.engine.ess)
+        alive = (log_weights > -jnp.inf) & (particles.log_tilt > -jnp.inf)
+        finished = old >= 1.0
+        nonfinite = ~finished & ~jnp.any(alive)
+        stalled = ~finished & ~nonfinite & (new < 1.0)
+        stalled &= (new - old < _SMALLEST_DELTA) & (new - old < _SMALLEST_GROWTH * old)
+        # After the last temperature, and where the run must end, weights stay as they are.
+        stays = finished | nonfinite | stalled
+        tilt = jnp.where(alive, (new - old) * particles.log_tilt, -jnp.inf)
+        return jnp.where(stays, 0.0, tilt), control._replace(
+            temperature=jnp.where(stays, old, new),
+            num_nonfinite=jnp.sum(particles.log_tilt == -jnp.inf, dtype=jnp.int32),
+            num_steps=control.num_steps + 1,
+            finished=finished,
+            stalled=stalled,
+            nonfinite=nonfinite,
+        )
+
+
+class TemperedSMC(AbstractEngine):
+    """Adaptive tempered sequential Monte Carlo, with an estimate of the evidence.
+
+    Particles are drawn from the prior, then weighted, resampled and moved along
+    prior * likelihood^temperature. Each temperature is the highest that leaves the
+    weighted particles a conditional effective sample size of `ess * particles`. Where
+    the target cannot draw from a proper prior, the path starts from a Gaussian instead
+    and works on any target; the evidence is then the integral of `exp(log_density)`.
+
+    The draws are weighted. The evidence estimate is consistent; the adaptation biases it
+    by a part of order 1 / particles. A multimodal posterior is represented as far as
+    the initial particles found its modes.
+
+    Attributes:
+        particles: Number of particles, at least 2.
+        ess: Target of the conditional effective sample size as a fraction, in (0, 1).
+            Higher takes more temperatures, and lowers the error of the evidence.
+        moves: Moves of every particle at each temperature; None goes on until they have
+            mixed.
+        kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient.
+        resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`.
+        threshold: Resample when the effective sample size is at most this fraction;
+            above `ess`, so that only a short step goes without.
+        metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves;
+            `"auto"` is dense up to 100 dimensions if there are 10 particles to each.
+        path: `"prior"`, `"reference"` (a Gaussian fitted to initial positions), or
+            `"auto"`: the prior if the target can draw from it.
+        max_moves: Most moves at a temperature if `moves` is None.
+        max_steps: Most steps: one per temperature, and one to weigh the first particles.
+
+    References:
+        Del Moral, Doucet and Jasra (2006), doi:10.1111/j.1467-9868.2006.00553.x.
+        Zhou, Johansen and Aston (2016), doi:10.1080/10618600.2015.1060885.
+    """
+
+    particles: int = 2048
+    ess: float = 0.5
+    moves: int | None = None
+    kernel: str = "hmc"
+    resampling: str = "systematic"
+    threshold: float = 0.75
+    metric: str = "auto"
+    path: str = "auto"
+    max_moves: int = 100
+    max_steps: int = 200
+
+    def __check_init__(self) -> None:
+        _check(self.particles >= 2, "particles", "at least 2", self.particles)
+        _check(0.0 < self.ess < 1.0, "ess", "between 0 and 1, both excluded", self.ess)
+        _check(0.0 <= self.threshold <= 1.0, "threshold", "between 0 and 1", self.threshold)
+        _check(self.moves is None or self.moves >= 1, "moves", "at least 1 or None", self.moves)
+        _check(self.max_moves >= 1, "max_moves", "at least 1", self.max_moves)
+        _check(self.max_steps >= 2, "max_steps", "at least 2", self.max_steps)
+        for argument, names in (
+            ("kernel", KERNELS),
+            ("resampling", SCHEMES),
+            ("metric", METRICS),
+            ("path", PATHS),
+        ):
+            value = getattr(self, argument)
+            _check(value in names, argument, f"one of {', '.join(names)}", repr(value))
+
+    @property
+    def name(self) -> str:
+        return "TemperedSMC"
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(replicas=1, warmup=0, steps=self.max_steps)
+
+    @property
+    def proposal(self) -> AbstractKernel:
+        """The kernel by which particles move."""
+        return KERNELS[self.kernel]()
+
+    def dense(self, dim: int) -> bool:
+        """Return whether moves are whitened by the whole covariance in `dim` dimensions."""
+        if self.metric == "auto":
+            return dim <= _MAX_DENSE and _PARTICLES_PER_DIMENSION * dim <= self.particles
+        return self.metric == "dense"
+
+    def validate(self, target: AbstractTarget) -> None:
+        choose_path(target, self.path)
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
+        return start(Tempering(self, target), key=key)
+
+    def step(
+        self, target: AbstractTarget, state: Cloud, index: Array, *, key: PRNGKey
+    ) -> tuple[Cloud, Info]:
+        before: Tempered = state.control
+        resampler = Resampler(self.resampling, self.threshold)
+        state, did = advance(Tempering(self, target), state, resampler, key=key)
+        after: Tempered = state.control
+        stats: dict[str, Any] = {
+            "temperature": before.temperature,
+            "next_temperature": after.temperature,
+            "ess": did.ess,
+            "log_evidence_increment": did.log_evidence_increment,
+            "resampled": did.resampled,
+            "unique_ancestors": state.num_founders,
+            "acceptance_rate": after.moves.acceptance_rate,
+            "num_moves": after.moves.num_moves,
+            "num_evaluations": after.moves.num_evaluations,
+            "scale": jnp.exp(before.log_scale),
+            "num_nonfinite": after.num_nonfinite,
+        }
+        return state, Info(position=None, stats=stats)
+
+    def done(self, state: Cloud) -> Bool[Array, ""]:
+        control: Tempered = state.control
+        return control.finished | control.stalled | control.nonfinite
+
+    def result(self, state: Cloud) -> RESULTS:
+        control: Tempered = state.control
+        exhausted = ~control.finished & (control.num_steps >= self.max_steps)
+        result = RESULTS.where(exhausted, RESULTS.max_steps, RESULTS.successful)
+        result = RESULTS.where(control.stalled, RESULTS.tempering_stalled, result)
+        return RESULTS.where(control.nonfinite, RESULTS.nonfinite_start, result)
+
+    def posterior(
+        self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        cloud: Cloud = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], state)
+        particles: Particles = cloud.particles
+        whole = _finish(cloud)
+        return Sample(
+            positions=jax.vmap(jax.vmap(lambda x: unflatten(target, x)))(particles.x[None]),
+            stats={"lp": (particles.log_base + particles.log_tilt)[None]},
+            log_weights=whole.log_weights[None],
+            log_evidence=float(whole.log_evidence.value),
+            log_evidence_error=float(jnp.sqrt(whole.evidence_variance)),
+            extra=_table(trace),
+        )
+
+
+def next_temperature(
+    log_weights: Float[Array, " particle"],
+    log_tilt: Float[Array, " particle"],
+    temperature: Scalar,
+    ess: float,
+) -> Scalar:
+    """Return the highest temperature that keeps the conditional ESS fraction at `ess`.
+
+    The fraction falls as the temperature rises, so bisection finds it; in the logarithm
+    of the step, as steps from a vague prior may be many powers of ten below 1.
+
+    Args:
+        log_weights: Normalised log weights of the current particles.
+        log_tilt: Log derivative of the path by temperature, in nats; finite or `-inf`.
+        temperature: The current one, below 1; if it is 1 the result is 1.
+        ess: The fraction to keep, in (0, 1).
+    """
+    largest = 1.0 - temperature
+    bracket = (jnp.full((), _LOG_SMALLEST, wide_dtype()), jnp.zeros((), wide_dtype()))
+
+    def halve(i: Any, bracket: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
+        low, high = bracket
+        middle = jnp.where(i == 0, high, 0.5 * (low + high))  # first of all, try the end
+        fraction = conditional_ess_fraction(log_weights, log_tilt, largest * jnp.exp(middle))
+        keeps = fraction >= ess
+        return jnp.where(keeps, middle, low), jnp.where(keeps, high, middle)
+
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, bracket)
+    return jnp.where(low == high, 1.0, temperature + largest * jnp.exp(low))
+
+
+def _finish(cloud: Cloud) -> Cloud:
+    """Take what is left of the path in one step of importance sampling.
+
+    Only a run that ended early has anything left. However large the variance, weights and
+    evidence then mean the target.
+    """
+    control: Tempered = cloud.control
+    rest = (1.0 - control.temperature) * cloud.particles.log_tilt
+    finished, increment = weigh(cloud, jnp.where(control.temperature < 1.0, rest, 0.0))
+    # With nothing alive there is no evidence, and no particle is better than another.
+    equal = equal_log_weights(cloud.log_weights.shape[0])
+    log_weights = jnp.where(jnp.isfinite(increment), finished.log_weights, equal)
+    return eqx.tree_at(lambda c: c.log_weights, finished, log_weights)
+
+
+def _table(trace: Trace) -> dict[str, Any]:
+    """Turn statistics by step into statistics by temperature above 0.
+
+    A step reaches its temperature by the weights the step before has left: `ess` and
+    `log_evidence_increment` come from there, what the moves did from the step itself.
+    """
+    if trace.sampling is None:
+        return {}
+    stats = {name: np.asarray(value)[0] for name, value in trace.sampling.stats.items()}
+    reached = ("ess", "log_evidence_increment")
+    moved = tuple(name for name in stats if name not in (*reached, "next_temperature"))
+    table: dict[str, Any] = {name: stats[name][1:] for name in moved}
+    table |= {name: stats[name][:-1] for name in reached}
+    return table | {"num_nonfinite_start": int(stats["num_nonfinite"][0])}
+
+
+def _check(condition: bool, argument: str, rule: str, value: Any) -> None:
+    if not condition:
+        raise ValueError(f"`{argument}` must be {rule}; got {value}.")
