@@ -214,7 +214,9 @@ def test_failed_and_incomplete_runs(rng):
     assert "chain 4: not finite at start" in report["failed_chains"].message
     assert report["failed_chains"].is_problem
     assert report["incomplete"].severity == "note"
-    assert "chain 5" in diagnose({"mu": clean(rng, ())}, {}, failed=[5])["failed_chains"].message
+    assert (
+        "chain 5" in diagnose({"mu": clean(rng, ())}, {}, failed=[5])["failed_chains"].message
+    )
 
 
 def test_unadjusted_samplers_have_a_standing_note(rng):

@@ -33,9 +33,7 @@ def test_khat_recovers_a_pareto_tail(shape):
     size, replications = 4000, 30
     rng = np.random.default_rng(9)
     # Pareto weights of tail index 1/k have a generalised Pareto tail of shape k exactly.
-    estimates = [
-        pareto_khat(shape * rng.exponential(size=size)) for _ in range(replications)
-    ]
+    estimates = [pareto_khat(shape * rng.exponential(size=size)) for _ in range(replications)]
     tail = int(3 * np.sqrt(size))
     expected = (tail * shape + 10 * 0.5) / (tail + 10)
     error = np.std(estimates, ddof=1) / np.sqrt(replications)

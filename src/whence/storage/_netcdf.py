@@ -1,5 +1,6 @@
 """Trees of results as netCDF files: whole or not at all, and without pickle."""
 
+import io
 import json
 import os
 import tempfile
@@ -42,9 +43,11 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
         raise IsADirectoryError(f"`path` must be a file; {path} is a folder.")
     # HDF5 writes to memory, not to the disk: when its own writing fails half-way (a full
     # disk), it keeps broken handles and may take the process down at exit.
-    content = _encoded(tree).to_netcdf(engine="h5netcdf")
+    buffer = io.BytesIO()
+    _encoded(tree).to_netcdf(buffer, engine="h5netcdf")
     try:
-        _replace(path, content)
+        with buffer.getbuffer() as content:
+            _replace(path, content)
     except OSError as error:
         why = error.strerror or str(error)
         message = f"Could not write the file ({why}); what was there before is unchanged"
@@ -52,7 +55,7 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _replace(path: Path, content: bytes | memoryview) -> None:
+def _replace(path: Path, content: memoryview) -> None:
     """Put a file in place whole or not at all: write beside it, flush, rename."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -136,8 +139,6 @@ def _encoded(tree: "xarray.DataTree") -> "xarray.DataTree":
     for node in tree.subtree:
         dataset = node.to_dataset(inherit=False)
         for name, variable in dataset.variables.items():
-            if "/" in str(name):
-                raise ValueError(f"A variable's name must not contain '/'; got {name!r}.")
             if variable.dtype.kind not in "fiubUM":
                 raise ValueError(
                     f"Variable {name!r} in {node.path} must be of numbers, bools or strings to "

@@ -1,0 +1,82 @@
+"""Variational fits: an unsettled objective and a family that is too narrow are caught."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from whence.diagnostics import diagnose
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20261120)
+
+
+def bbvi(rng, **arguments):
+    draws = {"theta": rng.normal(size=(1, 1000, 2))}
+    return diagnose(draws, {}, engine="BBVI", **arguments)
+
+
+def trace(rng, steps=2000, decay=100.0, noise=1.0):
+    return -5 - 200 * np.exp(-np.arange(steps) / decay) + noise * rng.normal(size=steps)
+
+
+def test_settled_objective_and_fitting_family_are_ok(rng):
+    report = bbvi(rng, elbo=trace(rng), log_weights_is=0.3 * rng.normal(size=1000))
+    assert report.ok
+    assert report.title == "BBVI, 1000 independent draws"
+    assert_allclose(report.numbers["elbo"], -5, atol=0.2)
+    assert "Pareto k-hat" in report.verdict
+
+
+def test_false_alarm_rate(rng):
+    """Correlated noise without trend, 300 traces: 4 standard errors with 18 degrees of
+    freedom are passed by chance about once in 1000; three alarms or more in 1 of 300 suites.
+    """
+    alarms = 0
+    for _ in range(300):
+        noise = np.convolve(rng.normal(size=2009), np.ones(10) / 10, "valid")
+        alarms += not bbvi(rng, elbo=-5 + noise).ok
+    assert alarms <= 3
+
+
+def test_still_rising_and_falling(rng):
+    rising = bbvi(rng, elbo=trace(rng, decay=600.0))["elbo"]
+    assert rising.is_problem
+    assert "still rising" in rising.message
+    falling = bbvi(rng, elbo=trace(rng) - np.linspace(0, 5, 2000))["elbo"]
+    assert falling.is_problem
+    assert "falling" in falling.message
+
+
+def test_immaterial_trends_do_not_count(rng):
+    """A noiseless trace that gains 0.01 nats a quarter has settled for all purposes."""
+    assert bbvi(rng, elbo=np.linspace(0.0, 0.04, 2000)).ok
+
+
+def test_the_worst_of_several_replicas_counts(rng):
+    traces = np.stack([trace(rng), trace(rng, decay=600.0)])
+    assert bbvi(rng, elbo=traces)["elbo"].is_problem
+
+
+def test_nan_and_short_traces(rng):
+    values = trace(rng)
+    values[1500] = np.nan
+    assert bbvi(rng, elbo=values)["elbo"].severity == "error"
+    assert bbvi(rng, elbo=values[:20])["elbo"].severity == "note"
+
+
+def test_too_narrow_family_is_caught(rng):
+    """q = N(0, 1) for p = N(0, s^2): k = 1 - 1/s^2, by the tail of p/q under q."""
+    q = rng.normal(size=4000)
+    for scale, is_problem in [(1.2, False), (2.5, True)]:
+        log_ratio = q**2 / 2 - q**2 / (2 * scale**2)
+        report = bbvi(rng, log_weights_is=log_ratio)
+        assert report["khat"].is_problem == is_problem
+        assert_allclose(report["khat"].value, 1 - 1 / scale**2, atol=0.25)
+
+
+def test_exact_family_and_too_few_ratios(rng):
+    assert bbvi(rng, log_weights_is=np.full(1000, 3.7)).ok
+    assert not bbvi(rng, log_weights_is=rng.normal(size=10)).ok
+    assert not bbvi(rng, log_weights_is=np.full(100, np.nan)).ok
