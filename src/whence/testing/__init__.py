@@ -1,18 +1,23 @@
 """Targets with known truth, comparisons, and the suites that authors run."""
 
-from ._compare import Comparison as Comparison
-from ._compare import Estimate as Estimate
-from ._compare import compare_moments as compare_moments
-from ._compare import compare_reference as compare_reference
-from ._data_targets import ConjugateRegression as ConjugateRegression
-from ._data_targets import GaussianMean as GaussianMean
-from ._targets import Autoregression as Autoregression
-from ._targets import Funnel as Funnel
-from ._targets import Gaussian as Gaussian
-from ._targets import LogGamma as LogGamma
-from ._targets import Moments as Moments
-from ._zoo import ZOO as ZOO
-from ._zoo import load_shipped as load_shipped
-from ._zoo import shipped as shipped
-from ._zoo_types import Entry as Entry
-from ._zoo_types import Problem as Problem
+from ._compare import (
+    Comparison as Comparison,
+    Estimate as Estimate,
+    compare_moments as compare_moments,
+    compare_reference as compare_reference,
+)
+from ._conformance_engine import check_engine as check_engine, check_truth as check_truth
+from ._conformance_model import check_model as check_model
+from ._data_targets import (
+    ConjugateRegression as ConjugateRegression,
+    GaussianMean as GaussianMean,
+)
+from ._targets import (
+    Autoregression as Autoregression,
+    Funnel as Funnel,
+    Gaussian as Gaussian,
+    LogGamma as LogGamma,
+    Moments as Moments,
+)
+from ._zoo import ZOO as ZOO, load_shipped as load_shipped, shipped as shipped
+from ._zoo_types import Entry as Entry, Problem as Problem

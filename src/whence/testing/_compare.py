@@ -158,6 +158,8 @@ def estimate(draws: Array, log_weights: Array | None = None) -> Estimate:
         return _weighted_estimate(draws, log_weights)
     from arviz_stats.base import array_stats
 
+    if np.ptp(draws) == 0:  # a chain that never moved knows nothing
+        return Estimate(float(draws.flat[0]), 0.0, 0.0, 0.0, 0.0, np.nan)
     return Estimate(
         mean=float(draws.mean()),
         sd=float(draws.std(ddof=1)),

@@ -168,9 +168,9 @@ class ConjugateRegression(AbstractDataTarget):
         log_variance = jnp.log(rate / shape)
         position = {"beta": mean, "log_variance": log_variance}
         covariance = jnp.linalg.inv(precision) * jnp.exp(log_variance)
-        posterior = multivariate_normal.logpdf(
-            mean, mean, covariance
-        ) + _log_inverse_gamma(log_variance, shape, rate)
+        posterior = multivariate_normal.logpdf(mean, mean, covariance) + _log_inverse_gamma(
+            log_variance, shape, rate
+        )
         return self.log_density(position) - posterior
 
     @property

@@ -27,7 +27,7 @@ class Moments(NamedTuple):
     sd: Array
 
 
-def _check_at_least(name: str, value: float, least: float) -> None:
+def _check_at_least(name: str, value: float | int, least: float | int) -> None:
     if not value >= least:
         raise ValueError(f"`{name}` must be at least {least}; got {value}.")
 

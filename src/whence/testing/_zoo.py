@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from . import _zoo_models as models
-from . import _zoo_regression as regression
+from . import _zoo_models as models, _zoo_regression as regression
 from ._compare import Estimate
 from ._zoo_types import Entry
 

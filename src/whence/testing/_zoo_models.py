@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
@@ -14,62 +13,11 @@ from numpyro.distributions import constraints
 
 from ..core._latent import derived, latent
 from ..core._model import Model
-from ..core._types import PRNGKey, Scalar
+from ..core._types import Scalar
+from ._ordered import OrderedNormal
 from ._zoo_types import Problem
 
 FLAT = dist.ImproperUniform(constraints.real, (), ())
-
-
-class OrderedNormal(dist.Distribution):
-    """Independent normals conditioned on being in increasing order, and perhaps positive.
-
-    `log_prob` leaves the probability of the condition out, a constant.
-
-    Args:
-        loc: Means before the condition, shape `(dim,)`.
-        scale: Standard deviations before the condition, broadcast to `loc`.
-        positive: Whether all entries must be positive.
-    """
-
-    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
-    pytree_data_fields = ("loc", "scale")
-    pytree_aux_fields = ("positive",)
-
-    def __init__(self, loc, scale, *, positive: bool = False, validate_args=None):
-        """Keep the parameters."""
-        self.loc = jnp.asarray(loc, float)
-        self.scale = jnp.asarray(scale, float)
-        self.positive = positive
-        dist.Distribution.__init__(self, (), self.loc.shape, validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=False, event_dim=1)
-    def support(self):
-        """Ordered vectors, perhaps of positive numbers."""
-        if self.positive:
-            return constraints.positive_ordered_vector
-        return constraints.ordered_vector
-
-    def log_prob(self, value):
-        """Sum of the normal log densities."""
-        return dist.Normal(self.loc, self.scale).log_prob(value).sum(-1)
-
-    def sample(self, key, sample_shape=()):
-        """Draw by rejection."""
-        keys = jr.split(key, sample_shape)
-        draw = self._sample_one
-        for _ in sample_shape:
-            draw = jax.vmap(draw)
-        return draw(keys)
-
-    def _sample_one(self, key: PRNGKey) -> Array:
-        def propose(carry):
-            key_next, key_now = jr.split(carry[0])
-            return key_next, self.loc + self.scale * jr.normal(key_now, self.loc.shape)
-
-        def rejected(carry):
-            return ~self.support(carry[1])
-
-        return jax.lax.while_loop(rejected, propose, propose((key, self.loc)))[1]
 
 
 class EightSchools(Model):
@@ -81,9 +29,7 @@ class EightSchools(Model):
 
     mu: Array = latent(dist.Normal(0.0, 5.0))
     tau: Array = latent(dist.HalfCauchy(5.0))
-    theta: Array = latent(
-        lambda m: dist.Normal(m.mu, m.tau), dims="school", noncentered=True
-    )
+    theta: Array = latent(lambda m: dist.Normal(m.mu, m.tau), dims="school", noncentered=True)
 
     def likelihood(self, sigma: Float[Array, " school"]) -> dist.Distribution:
         """Estimated effects with known standard errors."""
@@ -231,12 +177,13 @@ def lotka_volterra_path(
     log_init: Float[Array, " 2"],
     times: Float[Array, " time"],
     *,
-    substeps: int = 32,
+    substeps: int = 48,
 ) -> Float[Array, "time 2"]:
     """Log populations at `times`, from time zero, by fixed steps of Runge and Kutta.
 
     In logarithms the equations are `a' = theta[0] - theta[1] exp(b)` and
-    `b' = -theta[2] + theta[3] exp(a)`: no step can leave the positive quadrant.
+    `b' = -theta[2] + theta[3] exp(a)`: no step can leave the positive quadrant. Over the
+    posterior of the hares and lynxes 48 steps a year are accurate to about 1e-8.
 
     Args:
         theta: Growth of prey, predation, death of predators, growth of predators.
@@ -247,25 +194,31 @@ def lotka_volterra_path(
     Returns:
         Log populations at `times`.
     """
+    growth, predation, death, conversion = theta
 
+    # Two scalars, not a vector of two: the compiler fuses a whole step of them.
     def slope(z):
-        prey, predators = jnp.exp(z)
-        return jnp.stack([theta[0] - theta[1] * predators, theta[3] * prey - theta[2]])
+        return growth - predation * jnp.exp(z[1]), conversion * jnp.exp(z[0]) - death
+
+    def move(z, h, k):
+        return z[0] + h * k[0], z[1] + h * k[1]
 
     def between(z, duration):
         h = duration / substeps
 
         def step(z, _):
             k1 = slope(z)
-            k2 = slope(z + h / 2 * k1)
-            k3 = slope(z + h / 2 * k2)
-            k4 = slope(z + h * k3)
-            return z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
+            k2 = slope(move(z, h / 2, k1))
+            k3 = slope(move(z, h / 2, k2))
+            k4 = slope(move(z, h, k3))
+            mean = [(p + 2 * q + 2 * r + s) / 6 for p, q, r, s in zip(k1, k2, k3, k4)]
+            return move(z, h, mean), None
 
         z = jax.lax.scan(step, z, None, length=substeps)[0]
-        return z, z
+        return z, jnp.stack(z)
 
-    return jax.lax.scan(between, log_init, jnp.diff(times, prepend=0.0))[1]
+    start = (log_init[0], log_init[1])
+    return jax.lax.scan(between, start, jnp.diff(times, prepend=0.0))[1]
 
 
 def eight_schools(data: Mapping[str, Any]) -> Problem:

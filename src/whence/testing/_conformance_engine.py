@@ -1,0 +1,360 @@
+"""The suite that the author of an engine runs: `check_engine(MyEngine(), key=key)`."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import PyTree
+
+from ..core._engine import AbstractEngine, Info, Sample, Trace
+from ..core._infer import InferenceWarning, infer
+from ..core._posterior import Posterior
+from ..core._target import AbstractTarget
+from ..core._types import PRNGKey
+from ._compare import compare_moments
+from ._data_targets import ConjugateRegression, GaussianMean
+from ._require import require, require_arrays, require_close, require_same_structure
+from ._targets import Gaussian, LogGamma
+
+
+def check_engine(
+    engine: AbstractEngine,
+    target: AbstractTarget | None = None,
+    *,
+    key: PRNGKey,
+    bias: float = 0.0,
+    max_z: float = 5.0,
+    min_ess: float = 100.0,
+) -> None:
+    """Check that an engine keeps the contract of `AbstractEngine`, and that it is right.
+
+    Its configuration is valid and hashable; the state has a fixed structure of strong
+    types, also in float32; a step is the same compiled, uncompiled and vmapped; a run is
+    traced once, does not depend on the chunks it is cut into and fills its schedule; what
+    it records and returns is finite and well formed; `lp` is the log density of the draw;
+    and moments and evidence are right within Monte Carlo error.
+
+    Args:
+        engine: The engine, with a schedule long enough for `min_ess` and short enough to
+            wait for; it runs four times.
+        target: What to run on; if it has `truth` (and `log_evidence`), as the targets of
+            this package do, its moments are checked. By default a correlated Gaussian and a
+            skewed target, or if the engine refuses these, two with data.
+        key: A typed key; choose it before looking.
+        bias: Systematic error of means and standard deviations to forgive, in units of the
+            true standard deviation: for engines that are approximate by design.
+        max_z: Most Monte Carlo standard errors a moment may be off.
+        min_ess: Least effective sample size of every variable.
+
+    Raises:
+        AssertionError: With a sentence that names what is wrong.
+    """
+    key_targets, key_steps, key_run = jr.split(key, 3)
+    targets = _targets_for(engine, target, key_targets)
+    check_configuration(engine)
+    check_state(engine, targets[0], key=key_steps)
+    check_transforms(engine, targets[0], key=key_steps)
+    check_single_precision(engine, targets[0], key=key_steps)
+    for number, one in enumerate(targets):
+        spy = _Spy(engine, _Record())
+        posterior = _run(one, spy, key=jr.fold_in(key_run, number))
+        check_sample(engine, one, posterior, spy.record)
+        if number == 0:
+            check_one_trace(spy, one, key=jr.fold_in(key_run, 99))
+            check_chunks(engine, one, posterior, key=jr.fold_in(key_run, number))
+        check_truth(posterior, one, bias=bias, max_z=max_z, min_ess=min_ess)
+
+
+def check_configuration(engine: AbstractEngine) -> None:
+    """Name, schedule and hash."""
+    name, schedule = engine.name, engine.schedule
+    require(isinstance(name, str) and bool(name), f"`name` must be a word; got {name!r}.")
+    for field, value in schedule._asdict().items():
+        require(type(value) is int, f"`schedule.{field}` must be an int; got {value!r}.")
+    replicas, warmup, steps = schedule
+    require(replicas >= 1, f"`schedule.replicas` must be at least 1; got {replicas}.")
+    require(
+        0 <= warmup <= steps and steps >= 1,
+        f"`schedule` must have 0 <= warmup <= steps and steps >= 1; got {schedule}.",
+    )
+    try:
+        hash(engine)
+    except TypeError as error:
+        raise AssertionError(
+            f"The configuration must be hashable, since it is part of the program: {error}."
+        ) from error
+
+
+def check_state(engine: AbstractEngine, target: AbstractTarget, *, key: PRNGKey) -> None:
+    """The state is of strongly typed arrays and keeps its structure over steps."""
+    state = eqx.filter_eval_shape(engine.init, target, key=key)
+    require_arrays(state, "state of `init`")
+    index = jax.ShapeDtypeStruct((), np.int32)
+    new, info = eqx.filter_eval_shape(engine.step, target, state, index, key=key)
+    require_same_structure(state, new, "state of `init`", "state of `step`")
+    require(isinstance(info, Info), f"`step` must return an `Info`; got {type(info)}.")
+    require_arrays(info, "`Info`")
+    done = eqx.filter_eval_shape(engine.done, state)
+    require(
+        done.shape == () and done.dtype == bool,
+        f"`done` must return a boolean scalar; got {done}.",
+    )
+
+
+def check_single_precision(
+    engine: AbstractEngine, target: AbstractTarget, *, key: PRNGKey
+) -> None:
+    """On a float32 target all is float32, though float64 is enabled."""
+
+    def narrow(leaf):
+        wide = eqx.is_array(leaf) and leaf.dtype == np.float64
+        return leaf.astype(np.float32) if wide else leaf
+
+    target = jax.tree.map(narrow, target)
+    position = eqx.filter_eval_shape(target.init, key=key)
+    value = eqx.filter_eval_shape(target.log_density, position)
+    if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves((position, value))):
+        return  # this target does not follow the dtype of its data
+    check_state(engine, target, key=key)
+    state = eqx.filter_eval_shape(engine.init, target, key=key)
+    index = jax.ShapeDtypeStruct((), np.int32)
+    _, info = eqx.filter_eval_shape(engine.step, target, state, index, key=key)
+    for leaf in jax.tree.leaves(info.position):
+        require(
+            leaf.dtype != np.float64,
+            "`Info.position` is float64 though the target's position is float32: some "
+            "constant of the engine has the default dtype instead of the position's.",
+        )
+
+
+def check_transforms(engine: AbstractEngine, target: AbstractTarget, *, key: PRNGKey) -> None:
+    """A step is the same compiled, uncompiled, repeated and vmapped."""
+    # One step at the start, in warm-up if there is one, and one after it.
+    for index in sorted({0, min(engine.schedule.warmup, engine.schedule.steps - 1)}):
+        _check_transforms_at(engine, target, jnp.asarray(index, jnp.int32), key)
+
+
+def _check_transforms_at(engine, target, index, key):
+    def step(state, key):
+        return engine.step(target, state, index, key=key)
+
+    init = lambda key: engine.init(target, key=key)
+    keys_init, keys_step = jr.split(key, (2, 3))
+    states = jax.jit(jax.vmap(init))(keys_init)
+    stacked = jax.jit(jax.vmap(step))(states, keys_step)
+    compiled = jax.jit(step)
+    for i, (key_init, key_step) in enumerate(zip(keys_init, keys_step)):
+        state = jax.jit(init)(key_init)
+        require_close(_at(states, i), state, "A vmapped `init`", "one by one")
+        alone = compiled(state, key_step)
+        where = f"at index {index}"
+        require_close(_at(stacked, i), alone, f"A vmapped `step` {where}", "one by one")
+        if i == 0:
+            again, plain = compiled(state, key_step), step(state, key_step)
+            require_close(plain, alone, f"An uncompiled `step` {where}", "compiled")
+            require_close(again, alone, f"A `step` {where}", "with the same key again")
+
+
+def check_one_trace(spy: "_Spy", target: AbstractTarget, *, key: PRNGKey) -> None:
+    """A second run on other data of the same shapes traces nothing."""
+    before = spy.record.traces
+    copy = lambda leaf: jnp.array(leaf, copy=True) if eqx.is_array(leaf) else leaf
+    _run(jax.tree.map(copy, target), spy, key=key)
+    count = spy.record.traces - before
+    require(
+        count == 0,
+        f"`step` was traced {count} times more for a second run on data of the same shapes: "
+        "something in the engine or target is not a leaf, or is of a weak type.",
+    )
+
+
+def check_chunks(
+    engine: AbstractEngine, target: AbstractTarget, posterior: Posterior, *, key: PRNGKey
+) -> None:
+    """The same draws come from a run cut into other chunks."""
+    other = _run(target, engine, key=key, chunk_steps=engine.schedule.steps // 3 + 1)
+    require_close(
+        other.sample.positions,
+        posterior.sample.positions,
+        "A run in chunks of another size",
+        "in one piece",
+        exact=True,
+    )
+
+
+def check_sample(
+    engine: AbstractEngine, target: AbstractTarget, posterior: Posterior, record: "_Record"
+) -> None:
+    """What a run recorded and returned has the right shapes and is finite."""
+    _check_trace(engine, record)
+    sample = posterior.sample
+    example = eqx.filter_eval_shape(target.init, key=jr.key(0))
+    require(
+        jax.tree.structure(sample.positions) == jax.tree.structure(example),
+        f"`Sample.positions` has structure {jax.tree.structure(sample.positions)}, the "
+        f"target's positions {jax.tree.structure(example)}.",
+    )
+    leaves = jax.tree.leaves(sample.positions)
+    lead = leaves[0].shape[:2]
+    for leaf, like in zip(leaves, jax.tree.leaves(example)):
+        require(
+            leaf.shape == (*lead, *like.shape) and len(lead) == 2 and min(lead) > 0,
+            f"`Sample.positions` must add axes (chain, draw) to {like.shape}; got a leaf of "
+            f"shape {leaf.shape}.",
+        )
+        require(bool(np.isfinite(leaf).all()), "`Sample.positions` must be finite.")
+    for name, value in sample.stats.items():
+        require(
+            np.shape(value)[:2] == lead,
+            f"`Sample.stats[{name!r}]` must have leading axes {lead}; got {np.shape(value)}.",
+        )
+        require(bool(np.isfinite(value).all()), f"`Sample.stats[{name!r}]` must be finite.")
+    _check_weights(sample, lead)
+    _check_lp(target, sample, lead)
+
+
+def _check_trace(engine, record):
+    replicas, warmup, steps = engine.schedule
+    for name, want in (("warmup", warmup), ("sampling", steps - warmup)):
+        part = getattr(record.trace, name)
+        for leaf in jax.tree.leaves(part):
+            got = leaf.shape[:2]
+            short = record.done and got[0] == replicas and 0 < got[1] < want
+            require(
+                got == (replicas, want) or short,
+                f"the trace's {name} has leading axes {got}; the schedule says "
+                f"{(replicas, want)}.",
+            )
+
+
+def _check_weights(sample, lead):
+    if sample.log_weights is None:
+        return
+    require(
+        sample.log_weights.shape == lead,
+        f"`Sample.log_weights` must have shape {lead}; got {sample.log_weights.shape}.",
+    )
+    total = float(np.logaddexp.reduce(np.asarray(sample.log_weights, np.float64), axis=None))
+    require(
+        abs(total) < 1e-4,
+        f"`Sample.log_weights` must be normalised; the weights sum to {np.exp(total):.6g}.",
+    )
+
+
+def _check_lp(target, sample, lead):
+    if "lp" not in sample.stats:
+        return
+    chain, draw = lead[0] - 1, lead[1] // 2
+    position = jax.tree.map(lambda x: jnp.asarray(x[chain, draw]), sample.positions)
+    want, got = float(target.log_density(position)), float(sample.stats["lp"][chain, draw])
+    require(
+        abs(got - want) <= 1e-3 * max(1.0, abs(want)),
+        f"`Sample.stats['lp']` must be the log density of the draw in nats; got {got:.6g} "
+        f"where the target has {want:.6g}.",
+    )
+
+
+def check_truth(
+    posterior: Posterior,
+    target: Any,
+    *,
+    bias: float = 0.0,
+    max_z: float = 5.0,
+    min_ess: float = 100.0,
+) -> None:
+    """Moments and evidence are those that `target` knows, within Monte Carlo error."""
+    if hasattr(target, "truth"):
+        table = compare_moments(
+            posterior.variables, target.truth, log_weights=posterior.log_weights, bias=bias
+        )
+        table.check(max_z=max_z, min_ess=min_ess)
+    error = posterior.log_evidence_error
+    if hasattr(target, "log_evidence") and posterior.log_evidence is not None and error:
+        off = posterior.log_evidence - float(target.log_evidence)
+        require(
+            abs(off) <= max_z * error,
+            f"`log_evidence` {posterior.log_evidence:.4f} should be "
+            f"{float(target.log_evidence):.4f}; its error is said to be {error:.4f}.",
+        )
+
+
+class _Record:
+    """What a spy has seen; compared by identity."""
+
+    def __init__(self):
+        self.traces = 0
+        self.trace = Trace(None, None)
+        self.done = False
+
+
+class _Spy(AbstractEngine):
+    """An engine that behaves as another and remembers how it was used."""
+
+    engine: AbstractEngine
+    record: _Record = eqx.field(static=True)
+
+    @property
+    def name(self):
+        return self.engine.name
+
+    @property
+    def schedule(self):
+        return self.engine.schedule
+
+    def validate(self, target):
+        self.engine.validate(target)
+
+    def init(self, target, *, key):
+        return self.engine.init(target, key=key)
+
+    def step(self, target, state, index, *, key):
+        self.record.traces += 1
+        return self.engine.step(target, state, index, key=key)
+
+    def done(self, state):
+        return self.engine.done(state)
+
+    def result(self, state):
+        return self.engine.result(state)
+
+    def posterior(self, target, state, trace, *, key) -> Sample:
+        self.record.trace = trace
+        self.record.done = bool(np.all(jax.vmap(self.engine.done)(state)))
+        return self.engine.posterior(target, state, trace, key=key)
+
+
+def _targets_for(engine, target, key) -> Sequence[AbstractTarget]:
+    if target is not None:
+        engine.validate(target)
+        return (target,)
+    key_mean, key_regression = jr.split(key)
+    plain = (Gaussian(3, condition_number=10.0, correlated=True), LogGamma())
+    data = (
+        GaussianMean.simulate(key=key_mean),
+        ConjugateRegression.simulate(key=key_regression),
+    )
+    refusals = []
+    for targets in (plain, data):
+        try:
+            for one in targets:
+                engine.validate(one)
+        except ValueError as error:
+            refusals.append(str(error))
+        else:
+            return targets
+    raise AssertionError(f"`validate` refuses every target: {refusals}. Pass one it accepts.")
+
+
+def _run(target, engine, **kwargs) -> Posterior:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InferenceWarning)  # the checks here say it better
+        return infer(target, engine, progress=False, **kwargs)
+
+
+def _at(tree: PyTree, i: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[i], tree)
