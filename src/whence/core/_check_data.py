@@ -67,7 +67,8 @@ def _convert_leaf(leaf, where, observed):
         )
     if observed and array.dtype.kind == "b":
         array = array.astype(np.int32)
-    converted = jnp.asarray(array)
+    with np.errstate(over="ignore"):  # overflow is looked for, and reported, below
+        converted = jnp.asarray(array)
     _check_precision(array, converted, where)
     return converted
 

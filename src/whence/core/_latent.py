@@ -28,6 +28,10 @@ class Undrawn:
     def __repr__(self) -> str:
         return "<not drawn>"
 
+    def __jax_array__(self):
+        """Say what is wrong where a value is wanted."""
+        raise TypeError("a latent that has no value yet was used")
+
 
 UNDRAWN = Undrawn()
 

@@ -1,0 +1,225 @@
+"""Bad input gets an error that names the argument, the rule and the value."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import whence as wh
+import whence.core._infer
+
+
+class Line(wh.Model):
+    slope: Any = wh.latent(dist.Normal(0.0, 1.0))
+    sigma: Any = wh.latent(dist.HalfNormal(1.0))
+
+    def likelihood(self, x):
+        return dist.Normal(self.slope * x, self.sigma)
+
+
+X = np.linspace(0.0, 1.0, 20)
+
+
+def _raises(words, function):
+    with pytest.raises(ValueError, match=".") as caught:
+        function()
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_silent_broadcast():
+    _raises(
+        ["'y'", "(20, 1)", "(20,)", "(20, 20)"], lambda: wh.condition(Line(), X[:, None], X)
+    )
+
+
+def test_shape_disagreement():
+    _raises(["'y'", "(20,)", "(5,)"], lambda: wh.condition(Line(), X, X[:5]))
+
+
+def test_scalar_parameters_for_many_data_are_fine():
+    class Iid(wh.Model):
+        mu: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self):
+            return dist.Normal(self.mu, 1.0)
+
+    assert wh.condition(Iid(), X).num_data == 20
+
+
+def test_nan_in_data():
+    y = X.copy()
+    y[[3, 7]] = np.nan
+    _raises(["`y`", "NaN", "got 2", "(3,)"], lambda: wh.condition(Line(), y, X))
+    _raises(["`inputs[0]`", "NaN"], lambda: wh.condition(Line(), X, y))
+
+
+def test_masked_data():
+    _raises(["masked", "1"], lambda: wh.condition(Line(), np.ma.masked_equal(X, 0.0), X))
+
+
+def test_empty_data():
+    _raises(["`y`", "empty"], lambda: wh.condition(Line(), X[:0], X[:0]))
+
+
+def test_text_as_data():
+    _raises(["`y`", "numbers"], lambda: wh.condition(Line(), np.array(["a", "b"]), X))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "bad"),
+    [
+        (dist.Poisson(2.0), [1, -2, 3]),
+        (dist.Poisson(2.0), [1.0, 2.5, 3.0]),
+        (dist.Bernoulli(0.5), [0, 1, 2]),
+        (dist.Gamma(1.0, 1.0), [1.0, -1.0, 2.0]),
+        (dist.Binomial(5, 0.5), [1, 2, 6]),
+        (dist.Beta(1.0, 1.0), [0.2, 1.2, 0.4]),
+    ],
+)
+def test_data_outside_the_support(likelihood, bad):
+    class One(wh.Model):
+        x: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self):
+            return likelihood
+
+    _raises(["'y'", "support"], lambda: wh.condition(One(), np.array(bad)))
+
+
+def test_missing_coords():
+    class Group(wh.Model):
+        a: Any = wh.latent(dist.Normal(0.0, 1.0), dims="school")
+
+        def likelihood(self):
+            return dist.Normal(self.a, 1.0)
+
+    _raises(["`a`", "'school'", "coords"], lambda: wh.condition(Group(), X))
+
+
+def test_duplicate_dims_and_labels():
+    _raises(["`dims`", "differ"], lambda: wh.latent(dist.Normal(0.0, 1.0), dims=("a", "a")))
+    _raises(["'chain'"], lambda: wh.latent(dist.Normal(0.0, 1.0), dims=("chain",)))
+    _raises(["coords", "'b'", "repeat"], lambda: Line(coords={"g": ["a", "b", "b"]}))
+    _raises(["flat"], lambda: Line(coords={"g": np.eye(2)}))
+
+
+def test_discrete_latent():
+    class Mix(wh.Model):
+        z: Any = wh.latent(dist.Categorical(jnp.ones(3) / 3), shape=(20,))
+
+        def likelihood(self):
+            return dist.Normal(self.z, 1.0)
+
+    _raises(["`z`", "discrete", "Sum it out"], lambda: wh.condition(Mix(), X))
+
+
+def test_prior_that_does_not_fit():
+    class Wrong(wh.Model):
+        a: Any = wh.latent(dist.Normal(jnp.zeros(3), 1.0), shape=(2,))
+
+        def likelihood(self):
+            return dist.Normal(0.0, 1.0)
+
+    _raises(["`a`", "(2,)", "(3,)"], lambda: wh.condition(Wrong(), X))
+
+
+def test_prior_uses_a_field_below():
+    class Order(wh.Model):
+        a: Any = wh.latent(lambda m: dist.Normal(m.b, 1.0))
+        b: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self):
+            return dist.Normal(self.a, 1.0)
+
+    _raises(["`a`", "declared above"], lambda: wh.condition(Order(), X))
+
+
+def test_noncentered_needs_location_and_scale():
+    class Half(wh.Model):
+        a: Any = wh.latent(dist.HalfNormal(1.0), noncentered=True)
+
+        def likelihood(self):
+            return dist.Normal(self.a, 1.0)
+
+    _raises(["`a`", "location-scale", "HalfNormal"], lambda: wh.condition(Half(), X))
+
+
+def test_fixed_value_of_wrong_shape():
+    _raises(["`slope`", "(2,)"], lambda: wh.condition(Line(slope=np.zeros(2)), X, X))
+
+
+def test_names_of_observed_variables():
+    _raises(["`y`", "a single array"], lambda: wh.condition(Line(), {"z": X}, X))
+    _raises(["share a name", "'slope'"], lambda: wh.condition(Line(), X, X, name="slope"))
+    _raises(["'z'", "observed"], lambda: wh.condition(Line(), X, X, dims={"z": "row"}))
+    _raises(["1 axes"], lambda: wh.condition(Line(), X, X, dims=("a", "b")))
+
+
+def test_model_without_likelihood():
+    class Nothing(wh.Model):
+        a: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+    with pytest.raises(NotImplementedError, match="likelihood"):
+        wh.condition(Nothing(), X)
+
+
+def test_float32_traps():
+    with jax.enable_x64(False):
+        _raises(["`y`", "float32", "enable_x64"], lambda: wh.condition(Line(), X * 1e300, X))
+        _raises(["int32"], lambda: wh.condition(Line(), np.array([2**40]), np.ones(1)))
+
+
+def test_infer_arguments():
+    target = wh.condition(Line(), X, X)
+    engine = wh.SGLD(steps=10, step_size=1e-3)
+    # Not through `infer`: the test suite's type checks would speak first.
+    check = whence.core._infer._check_arguments
+    _raises(["`key`", "typed key"], lambda: check(target, engine, 0, None, None))
+    keys = jr.split(jr.key(0))
+    _raises(["single key"], lambda: check(target, engine, keys, None, None))
+    _raises(["parentheses"], lambda: check(target, wh.SGLD, jr.key(0), None, None))
+    _raises(["engine", "'nuts'"], lambda: check(target, "nuts", jr.key(0), None, None))
+    _raises(["conditioned"], lambda: check(Line(), engine, jr.key(0), None, None))
+    _raises(["`chunk_steps`", "0"], lambda: check(target, engine, jr.key(0), 0, None))
+
+
+def test_check_names_latent_row_and_leaf():
+    class Bad(wh.Model):
+        a: Any = wh.latent(dist.Normal(0.0, 1.0))
+        b: Any = wh.latent(lambda m: dist.Normal(0.0, -1.0 - m.a**2))
+
+        def likelihood(self, x):
+            return dist.Normal(jnp.log(x) * self.a, 1.0)
+
+    x = np.array([1.0, 2.0, -1.0, 3.0])
+    report = wh.check(wh.condition(Bad(), np.zeros(4), x))
+    text = str(report)
+    assert not report.ok
+    assert "latent `b`" in text
+    assert "'y' is NaN, first at index 2," in text
+    with pytest.raises(wh.InferenceError, match="latent `b`"):
+        wh.infer(wh.condition(Bad(), np.zeros(4), x), wh.NUTS(draws=5, warmup=5), key=jr.key(0))
+
+
+def test_check_names_the_gradient():
+    class Bad(wh.Model):
+        a: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self):
+            safe = jnp.where(self.a > -9.0, 1.0, jnp.sqrt(-1.0 - self.a**2))
+            return dist.Normal(safe * self.a, 1.0)
+
+    report = wh.check(wh.condition(Bad(), np.zeros(4)))
+    assert "gradient with respect to `a`" in str(report)
+
+
+def test_check_is_content_with_a_good_model():
+    report = wh.check(wh.condition(Line(), X, X))
+    assert report.ok
+    assert "slope: shape ()" in str(report)
+    assert "no problems" in str(report)

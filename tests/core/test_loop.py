@@ -1,0 +1,271 @@
+"""The loop: determinism, one compilation, failing and interrupted replicas."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_array_equal
+
+import whence as wh
+from whence.core import RESULTS, Info, Sample, Schedule, _cache, clear_programs, never
+from whence.core._loop import run
+
+
+class Plane(wh.AbstractTarget):
+    """A standard Gaussian in two dimensions."""
+
+    scale: Any = 1.0
+
+    def init(self, *, key):
+        return jr.uniform(key, (2,), minval=-2.0, maxval=2.0)
+
+    def log_density(self, position):
+        return -0.5 * jnp.sum((position / self.scale) ** 2)
+
+    def constrain(self, position):
+        return position
+
+
+class Counting(wh.AbstractEngine):
+    """Records what the loop does: a walk whose steps are the keys' normals."""
+
+    chains: int = 3
+    warmup: int = 5
+    draws: int = 11
+    fail_from: int = 99  # replicas from here on fail
+    last: int = 10**9  # done after this many steps
+
+    @property
+    def name(self):
+        return "Counting"
+
+    @property
+    def schedule(self):
+        return Schedule(self.chains, self.warmup, self.warmup + self.draws)
+
+    def validate(self, target):
+        del target
+
+    def init(self, target, *, key):
+        return target.init(key=key), jnp.zeros((), jnp.int32)
+
+    def step(self, target, state, index, *, key):
+        position, count = state
+        position = position + jr.normal(key, position.shape)
+        stats = {"index": index, "count": count}
+        return (position, count + 1), Info(position, stats)
+
+    def done(self, state):
+        return state[1] >= self.last
+
+    def result(self, state):
+        # The starting point tells replicas apart: the loop gives no number to the engine.
+        bad = state[0][0] > self.fail_from
+        return RESULTS.where(bad, RESULTS.nonfinite_state, RESULTS.successful)
+
+    def posterior(self, target, state, trace, *, key):
+        del target, state, key
+        return Sample(trace.sampling.position, trace.sampling.stats)
+
+
+KEY = jr.key(5)
+
+
+def test_steps_are_counted_through_warmup_and_sampling():
+    posterior = wh.infer(Plane(), Counting(), key=KEY)
+    assert posterior["x"].shape == (3, 11, 2)
+    assert_array_equal(posterior.stats["index"], np.tile(np.arange(5, 16), (3, 1)))
+    assert_array_equal(posterior.stats["count"], np.tile(np.arange(5, 16), (3, 1)))
+    assert not np.array_equal(posterior["x"][0], posterior["x"][1])
+
+
+@pytest.mark.parametrize("chunk_steps", [1, 3, 7, 100])
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_draws_do_not_depend_on_chunks_or_spread(chunk_steps, vectorised):
+    reference = wh.infer(Plane(), Counting(), key=KEY)
+    other = wh.infer(
+        Plane(), Counting(), key=KEY, chunk_steps=chunk_steps, vectorised=vectorised
+    )
+    assert_array_equal(reference["x"], other["x"])
+    assert_array_equal(reference.stats["count"], other.stats["count"])
+
+
+def test_threads_do_not_change_draws():
+    one = wh.infer(Plane(), Counting(), key=KEY, threads=1)
+    many = wh.infer(Plane(), Counting(), key=KEY, threads=3)
+    assert_array_equal(one["x"], many["x"])
+
+
+def test_new_data_of_the_same_shape_compile_nothing():
+    clear_programs()
+    before = _cache.traces
+    wh.infer(Plane(jnp.asarray(1.0)), Counting(), key=KEY)
+    made = _cache.traces - before
+    assert made == 1
+    second = wh.infer(Plane(jnp.asarray(2.0)), Counting(), key=jr.key(9))
+    assert _cache.traces - before == made
+    assert second.seconds["compile"] == 0.0
+    wh.infer(Plane(jnp.asarray(2.0)), Counting(draws=12), key=KEY)
+    assert _cache.traces - before == 2 * made  # another engine is another program
+
+
+def test_engine_that_is_done_early():
+    posterior = wh.infer(Plane(), Counting(last=9), key=KEY)
+    assert posterior["x"].shape == (3, 4, 2)
+
+
+def test_failed_replica_is_named_and_dropped():
+    starts = [float(Plane().init(key=jr.split(jr.fold_in(KEY, c))[0])[0]) for c in range(3)]
+    walk = wh.infer(Plane(), Counting(), key=KEY)["x"]
+    end = walk[:, -1, 0]
+    limit = float(np.sort(end)[-2:].mean())  # only the chain that ends highest fails
+    with pytest.warns(wh.InferenceWarning, match=f"chain {int(np.argmax(end))}"):
+        posterior = wh.infer(Plane(), Counting(fail_from=limit), key=KEY)
+    assert posterior.num_chains == 2
+    assert len(starts) == 3
+    keep = np.delete(np.arange(3), np.argmax(end))
+    assert_array_equal(posterior["x"], walk[keep])
+    assert "failed_chains" in posterior.diagnose()
+
+
+def test_all_failed():
+    with pytest.raises(wh.InferenceError, match="smaller step size"):
+        wh.infer(Plane(), Counting(fail_from=-(10**9)), key=KEY)
+    with pytest.warns(wh.InferenceWarning):
+        posterior = wh.infer(Plane(), Counting(fail_from=-(10**9)), key=KEY, throw=False)
+    assert posterior.num_chains == 3
+    assert len(posterior.failed) == 3
+
+
+def test_interrupt_keeps_draws(monkeypatch):
+    """A KeyboardInterrupt in the main thread ends the run after the present chunks."""
+    engine = Counting(chains=2, warmup=0, draws=10**6)
+    calls = []
+
+    def on_progress(made, total):
+        calls.append(made)
+        if made > 0 and len(calls) == 1 + calls.count(0):
+            raise KeyboardInterrupt
+
+    outcome, interrupted = run(
+        Plane(), engine, key=KEY, on_progress=on_progress, chunk_steps=50
+    )
+    assert interrupted
+    assert 0 < outcome.steps.min() < 10**6
+    assert not outcome.finished.any()
+    full = wh.infer(Plane(), Counting(chains=2, warmup=0, draws=50), key=KEY)["x"]
+    assert_array_equal(outcome.records[0].position[:50], full[0])
+
+
+def test_ctrl_c_returns_incomplete_posterior(tmp_path):
+    """SIGINT to a real process: draws so far, marked incomplete."""
+    script = textwrap.dedent(
+        """
+        import sys, warnings
+        warnings.simplefilter("ignore")
+        import jax, numpy as np, numpyro.distributions as dist, whence as wh
+        class M(wh.Model):
+            a: object = wh.latent(dist.Normal(0.0, 1.0))
+            def likelihood(self):
+                return dist.Normal(self.a, 1.0)
+        target = wh.condition(M(), np.zeros(3))
+        print("ready", flush=True)
+        engine = wh.SGLD(steps=2_000_000, step_size=1e-2, thin=1, warmup=0, chains=2)
+        p = wh.infer(target, engine, key=jax.random.key(0), chunk_steps=1000)
+        print(p.complete, p.num_draws, p["a"].shape, "incomplete" in p.diagnose())
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().strip() == "ready"
+    time.sleep(4.0)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert out.startswith("False "), out + err
+    assert int(out.split()[1]) > 0
+    assert out.split()[-1] == "True"
+
+
+def test_worker_errors_reach_the_caller():
+    class Broken(wh.AbstractTarget):
+        def init(self, *, key):
+            return jnp.zeros(2)
+
+        def log_density(self, position):
+            return -0.5 * jnp.sum(position**2)
+
+        def constrain(self, position):
+            return position
+
+    engine = eqx.tree_at(lambda e: e.draws, Counting(), 0)
+    posterior = None
+    with pytest.raises((ValueError, AttributeError)):
+        posterior = wh.infer(Broken(), engine, key=KEY)
+    assert posterior is None
+
+
+def test_runs_outside_the_main_thread():
+    result = []
+    thread = threading.Thread(
+        target=lambda: result.append(wh.infer(Plane(), Counting(), key=KEY))
+    )
+    thread.start()
+    thread.join(timeout=60)
+    assert result[0]["x"].shape == (3, 11, 2)
+
+
+def test_never_is_false():
+    assert not bool(never())
+
+
+def test_model_refit_compiles_nothing():
+    class Line(wh.Model):
+        slope: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self, x):
+            return dist.Normal(self.slope * x, 1.0)
+
+    clear_programs()
+    before = _cache.traces
+    x = np.linspace(0.0, 1.0, 10)
+    engine = wh.SGLD(steps=20, step_size=1e-2, warmup=0, chains=2)
+    counts = []
+    for i, label in enumerate(("a", "b")):
+        model = Line(coords={"row": [f"{label}{k}" for k in range(10)]})
+        target = wh.condition(model, i * x, x + i, dims="row")
+        posterior = wh.infer(target, engine, key=jr.key(i))
+        draws = posterior.draws
+        assert draws.coords["row"][0] == f"{label}0"
+        assert posterior["slope"].shape[0] == 2
+        counts.append(_cache.traces - before)
+    assert counts[0] == counts[1]
+
+
+def test_jit_disabled_gives_the_same():
+    engine = Counting(chains=1, warmup=1, draws=2)
+    compiled = wh.infer(Plane(), engine, key=KEY)["x"]
+    key = jr.split(jr.fold_in(KEY, 0))
+    state = engine.init(Plane(), key=key[0])
+    for i in range(3):
+        state, info = engine.step(Plane(), state, jnp.int32(i), key=jr.fold_in(key[1], i))
+    np.testing.assert_allclose(compiled[0, -1], info.position, rtol=1e-12)
+
+
+def test_keys_are_typed_and_of_any_kind():
+    posterior = wh.infer(Plane(), Counting(), key=jax.random.key(3, impl="rbg"))
+    assert posterior.manifest["key_impl"] == "rbg"
