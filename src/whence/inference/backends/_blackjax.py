@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ...core._types import PRNGKey
-from ._library import AbstractLibraryNUTS, LogDensity, Start, freeze, initial_metric, route
+from ._library import AbstractLibraryNUTS, LogDensity, Start
+from ._options import freeze, initial_metric, route
 
 _INTEGRATORS = ("velocity_verlet", "mclachlan", "yoshida", "omelyan")
 # Arguments of BlackJAX's functions that the engine sets; `buffer_size` is for its low-rank
@@ -72,7 +73,7 @@ class BlackjaxNUTS(AbstractLibraryNUTS):
         _, (average_init, _, _), metric, _ = self._parts(start.position.size)
         step_size = jnp.asarray(self.step_size or 1.0, start.position.dtype)
         return _State(
-            HMCState(start.position, start.log_density, start.gradient),
+            HMCState(*start),  # pyright: ignore[reportArgumentType] (annotated as floats)
             average_init(step_size),
             metric.init(start.position.size),
             step_size,

@@ -9,15 +9,8 @@ import jax.random as jr
 from jaxtyping import Array, PyTree
 
 from ...core._types import PRNGKey
-from ._library import (
-    AbstractLibraryNUTS,
-    LogDensity,
-    Start,
-    freeze,
-    initial_metric,
-    route,
-    tree_depth,
-)
+from ._library import AbstractLibraryNUTS, LogDensity, Start, tree_depth
+from ._options import freeze, initial_metric, route
 
 # Arguments of NumPyro's NUTS that the engine sets, that belong to its models, or that its
 # NUTS ignores (`trajectory_length`).

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ...core._types import PRNGKey
-from ._library import AbstractLibraryNUTS, LogDensity, Start, freeze, route, tree_depth
+from ._library import AbstractLibraryNUTS, LogDensity, Start, tree_depth
+from ._options import freeze, route
 
 # TensorFlow Probability's first window is 3/20 of warm-up and its slow windows are multiples
 # of 1/20: with fewer steps all of them start at once, and its kernel fails.
@@ -91,16 +92,19 @@ class TFPNUTS(AbstractLibraryNUTS):
         return False
 
     def start(self, log_density: LogDensity, start: Start, *, key: PRNGKey) -> PyTree:
-        return tuple(jax.tree.leaves(self._bootstrap(start)))
+        return _arrays(self._bootstrap(start))
 
     def transition(
         self, log_density: LogDensity, inner: PyTree, index: Array, *, key: PRNGKey
     ) -> tuple[PyTree, Array, dict[str, Array]]:
         tfp = library()
         find = tfp.internal.unnest.get_innermost
-        # Kernel results hold distributions. The state of a chain keeps their arrays alone;
-        # what they belong to is found again without a computation.
-        position, before = jax.tree.unflatten(self._structure(inner[0]), inner)
+        # Kernel results hold distributions and, for the record, a key. The state of a chain
+        # keeps their arrays alone; where these belong is found without a computation.
+        structure, keys = self._layout(inner[0])
+        arrays = iter(inner)
+        leaves = [key if is_key else next(arrays) for is_key in keys]
+        position, before = jax.tree.unflatten(structure, leaves)
         with _quietly():
             kernel = self._kernel(log_density, position)
             position, after = kernel.one_step(position, before, seed=key)
@@ -120,7 +124,7 @@ class TFPNUTS(AbstractLibraryNUTS):
             "energy": constant - find(after, "energy"),
             "reached_max_treedepth": find(after, "reach_max_depth"),
         }
-        return tuple(jax.tree.leaves((position, after))), position, stats
+        return _arrays((position, after)), position, stats
 
     def _bootstrap(self, start: Start) -> tuple[Array, Any]:
         """Return position and kernel results without another evaluation of the gradient.
@@ -135,18 +139,18 @@ class TFPNUTS(AbstractLibraryNUTS):
             kernel = self._kernel(plane, start.position)
             return start.position, kernel.bootstrap_results(start.position)
 
-    def _structure(self, position: Array) -> Any:
-        """Return what position and kernel results look like, as a tree definition."""
-        structures = []
+    def _layout(self, position: Array) -> tuple[Any, list[bool]]:
+        """Return the tree of position and kernel results, and which leaves are keys."""
+        found = []
 
         def bootstrap(position: Array) -> tuple[Array, ...]:
             start = Start(position, jnp.sum(position), position)
             leaves, structure = jax.tree.flatten(self._bootstrap(start))
-            structures.append(structure)
+            found.append((structure, [_is_key(leaf) for leaf in leaves]))
             return tuple(leaves)
 
         jax.eval_shape(bootstrap, position)
-        return structures[0]
+        return found[0]
 
     def _kernel(self, log_density: LogDensity, position: Array) -> Any:
         mcmc = library().experimental.mcmc
@@ -187,15 +191,14 @@ class TFPNUTS(AbstractLibraryNUTS):
         )
 
     def _options(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        mcmc = library().experimental.mcmc
-        averaging = library().mcmc.DualAveragingStepSizeAdaptation
-        return route(
+        sampling, averaging = route(
             self.options,
             self.library,
             _OWN,
-            mcmc.PreconditionedNoUTurnSampler.__init__,
-            averaging.__init__,
+            library().experimental.mcmc.PreconditionedNoUTurnSampler.__init__,
+            library().mcmc.DualAveragingStepSizeAdaptation.__init__,
         )
+        return sampling, averaging
 
 
 @contextlib.contextmanager
@@ -218,3 +221,11 @@ def library() -> Any:
             f"imported ({error}). Install it with `pip install whence[tfp]`."
         ) from error
     return tfp
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+
+
+def _arrays(tree: PyTree) -> tuple[Array, ...]:
+    return tuple(leaf for leaf in jax.tree.leaves(tree) if not _is_key(leaf))

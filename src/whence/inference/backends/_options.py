@@ -1,0 +1,68 @@
+"""Options of another library: made hashable, checked, and handed to the right function."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def freeze(options: Mapping[str, Any] | tuple) -> tuple:
+    """Return options as sorted pairs that can be hashed: arrays become nested tuples."""
+    pairs = options.items() if isinstance(options, Mapping) else options
+    return tuple(sorted((name, _freeze_value(value)) for name, value in pairs))
+
+
+def _freeze_value(value: Any) -> Any:
+    if isinstance(value, np.ndarray | jax.Array):
+        value = np.asarray(value).tolist()
+    if isinstance(value, list | tuple):
+        return tuple(_freeze_value(v) for v in value)
+    return value
+
+
+def route(
+    options: tuple, library: str, own: tuple[str, ...], *functions: Callable
+) -> tuple[dict[str, Any], ...]:
+    """Give each option to the functions of the library that take an argument of its name.
+
+    Args:
+        options: Pairs of name and value.
+        library: Name of the backend, for the message.
+        own: Arguments of `functions` that the engine sets itself and are no options.
+        functions: Callables of the library.
+
+    Returns:
+        Keyword arguments, for each function.
+
+    Raises:
+        ValueError: If no function takes an option of this name.
+    """
+    accepted = [set(inspect.signature(f).parameters) - {"self", *own} for f in functions]
+    known = sorted(set().union(*accepted))
+    for name, _ in options:
+        if name not in known:
+            raise ValueError(
+                f'`options` with backend="{library}" has no option `{name}`; '
+                f"the options are {', '.join(f'`{k}`' for k in known)}."
+            )
+    return tuple({k: v for k, v in options if k in names} for names in accepted)
+
+
+def initial_metric(value: Any, dense: bool, dim: int) -> Array:
+    """Return the option `initial_inverse_mass_matrix` as an array, its shape checked.
+
+    Raises:
+        ValueError: If it does not fit the metric and the dimension of the target.
+    """
+    array = jnp.asarray(value, jnp.result_type(float))
+    shape = (dim, dim) if dense else (dim,)
+    if array.shape != shape:
+        raise ValueError(
+            f"The initial inverse mass matrix in `options` must have shape {shape} here; "
+            f"got {array.shape}."
+        )
+    return array
