@@ -134,30 +134,25 @@ def check_single_precision(
 
 def check_transforms(engine: AbstractEngine, target: AbstractTarget, *, key: PRNGKey) -> None:
     """A step is the same compiled, uncompiled, repeated and vmapped."""
-    # One step at the start, in warm-up if there is one, and one after it.
-    for index in sorted({0, min(engine.schedule.warmup, engine.schedule.steps - 1)}):
-        _check_transforms_at(engine, target, jnp.asarray(index, jnp.int32), key)
-
-
-def _check_transforms_at(engine, target, index, key):
-    def step(state, key):
-        return engine.step(target, state, index, key=key)
-
     init = lambda key: engine.init(target, key=key)
-    keys_init, keys_step = jr.split(key, (2, 3))
-    states = jax.jit(jax.vmap(init))(keys_init)
-    stacked = jax.jit(jax.vmap(step))(states, keys_step)
+    step = lambda state, index, key: engine.step(target, state, index, key=key)
     compiled = jax.jit(step)
-    for i, (key_init, key_step) in enumerate(zip(keys_init, keys_step)):
-        state = jax.jit(init)(key_init)
-        require_close(_at(states, i), state, "A vmapped `init`", "one by one")
-        alone = compiled(state, key_step)
-        where = f"at index {index}"
-        require_close(_at(stacked, i), alone, f"A vmapped `step` {where}", "one by one")
-        if i == 0:
-            again, plain = compiled(state, key_step), step(state, key_step)
-            require_close(plain, alone, f"An uncompiled `step` {where}", "compiled")
-            require_close(again, alone, f"A `step` {where}", "with the same key again")
+    vmapped = jax.jit(jax.vmap(step, in_axes=(0, None, 0)))
+    keys_init, keys_step = jr.split(key, (2, 2))
+    states = jax.jit(jax.vmap(init))(keys_init)
+    alone = [jax.jit(init)(k) for k in keys_init]
+    # One step at the start, in warm-up if there is one, and one after it.
+    for number in sorted({0, min(engine.schedule.warmup, engine.schedule.steps - 1)}):
+        index = jnp.asarray(number, jnp.int32)
+        stacked = vmapped(states, index, keys_step)
+        for i, (state, key_step) in enumerate(zip(alone, keys_step)):
+            require_close(_at(states, i), state, "A vmapped `init`", "one by one")
+            want = compiled(state, index, key_step)
+            name = f"A vmapped `step` at index {number}"
+            require_close(_at(stacked, i), want, name, "one by one")
+    again, plain = compiled(state, index, key_step), step(state, index, key_step)
+    require_close(again, want, "A compiled `step`", "with the same key again")
+    require_close(plain, want, "An uncompiled `step`", "compiled")
 
 
 def check_one_trace(spy: "_Spy", target: AbstractTarget, *, key: PRNGKey) -> None:
