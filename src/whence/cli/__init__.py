@@ -1,0 +1,3 @@
+"""The command line: `whence --help`."""
+
+from ._app import app as app, main as main

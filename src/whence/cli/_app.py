@@ -1,0 +1,168 @@
+"""The commands. They parse, call the library, and print what it says."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._errors import INTERRUPTED, UsageProblem, one_paragraph
+
+IMPORT_SECONDS = time.process_time()  # CPU time since the process began
+
+app = typer.Typer(
+    help="Bayesian inference on models written in Python. Start with `whence demo`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Spec = Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="A target in a file.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+Float32 = Annotated[bool, typer.Option("--float32", help="Compute in float32, not float64.")]
+Engine = Annotated[str, typer.Option("--engine", "-e", help="See `whence engines`.")]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same draws.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    # Plots go to files: no window system is asked for.
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    app(prog_name="whence")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Say the version, if that is all that was asked."""
+    if version:
+        import whence
+
+        typer.echo(f"whence {whence.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@one_paragraph
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder.")] = Path("whence-demo"),
+    engine: Engine = "nuts",
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Fit a hierarchical model to real data (a minute at most), with a verdict and a plot."""
+    from ._demo import run_demo
+
+    _exit_if(run_demo(out, engine, seed, import_seconds=IMPORT_SECONDS))
+
+
+@app.command()
+@one_paragraph
+def check(target: Spec, float32: Float32 = False, debug: Debug = False) -> None:
+    """Look for what is wrong with a target before it is fitted; exit code 1 if anything is."""
+    from .. import core
+    from ._load import load_target
+
+    core.enable_x64(not float32)
+    report = core.check(load_target(target))
+    typer.echo(str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+@one_paragraph
+def fit(
+    target: Spec,
+    engine: Engine = "nuts",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="NAME=VALUE", help="Setting of the engine."),
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="netCDF file to write.")] = Path(
+        "posterior.nc"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
+    float32: Float32 = False,
+    debug: Debug = False,
+) -> None:
+    """Fit a target and write the posterior. Ctrl-C stops early and keeps the draws so far."""
+    from ..core import enable_x64
+    from ._engines import build_engine, find_engine
+    from ._fit import fit_and_save
+    from ._load import load_target
+
+    enable_x64(not float32)
+    configured = build_engine(find_engine(engine), settings or [])
+    _check_out(out, overwrite)
+    complete = fit_and_save(load_target(target), configured, seed, out)
+    _exit_if(not complete, INTERRUPTED)
+
+
+@app.command()
+@one_paragraph
+def report(
+    posterior: Annotated[Path, typer.Argument(metavar="PATH.nc", help="From `whence fit`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder, or .html file; by default beside PATH.nc."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="FILE.py:NAME",
+            help="What was fitted; adds predictive checks.",
+        ),
+    ] = None,
+    png: Annotated[bool, typer.Option("--png", help="Write the plots as PNG too.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a report in one HTML file: verdict, summary, timings and plots."""
+    from ..core import enable_x64, load
+    from ._load import load_target
+    from ._report import write_report
+
+    fitted = load(posterior)
+    if target:
+        # The target's data must have the type they had in the fit.
+        enable_x64(bool(fitted.manifest.get("x64", True)))
+        fitted = load(posterior, target=load_target(target))
+    for path in write_report(fitted, posterior.stem, _html_path(posterior, out), png=png):
+        typer.echo(str(path))
+
+
+@app.command()
+@one_paragraph
+def engines(debug: Debug = False) -> None:
+    """List the engines with their settings and defaults."""
+    from ._engines import print_engines
+
+    print_engines(shutil.get_terminal_size().columns)
+
+
+def _exit_if(condition: bool, code: int = 1) -> None:
+    if condition:
+        raise typer.Exit(code)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse before the fit what would lose its result after it."""
+    if out.is_dir():
+        raise UsageProblem(f"--out must be a file such as posterior.nc; {out} is a folder.")
+    if not out.parent.is_dir():
+        raise UsageProblem(f"--out must be in an existing folder; {out.parent} is not one.")
+    if out.exists() and not overwrite:
+        raise UsageProblem(f"{out} exists; add --overwrite, or choose another with --out.")
+
+
+def _html_path(posterior: Path, out: Path | None) -> Path:
+    if out is None:
+        return posterior.with_suffix(".html")
+    return out if out.suffix == ".html" else out / f"{posterior.stem}.html"
