@@ -26,5 +26,7 @@ from .core import (
     load as load,
 )
 from .inference.sgmcmc import SGLD as SGLD
+from .inference.smc import TemperedSMC as TemperedSMC
+from .inference.variational import BBVI as BBVI, FullRank as FullRank, MeanField as MeanField
 
 __version__ = importlib.metadata.version("whence")
