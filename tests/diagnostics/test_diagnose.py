@@ -48,14 +48,15 @@ def test_clean_chains_are_ok(rng):
 
 
 def test_false_alarm_rate():
-    """At ESS of about 1080 of 2000 draws, 8 elements: less than 1 alarm in 100 reports.
+    """At ESS of about 1080 of 2000 draws, 8 elements: about 2 alarms in 100 reports.
 
     Split R-hat exceeds 1.01 when the variance between the 8 half chains of 250 draws is
     1 + 0.02 * 250 times what it is expected to be for independent draws; a chi-square with
     7 degrees of freedom over 7 exceeds 6 / 1.86 with probability 0.0021 per element (1.86
     is the ratio of draws to effective draws). So 8 elements alarm in about 1.7% of the
     reports by the bulk and, by the folded statistic, of a coefficient of about 0.1, hardly
-    more. The bound below is the 99.99% quantile of the binomial for 2%.
+    more; 1.6% were measured in 2,500 reports, none in 1,000 with 1,000 draws per chain. The
+    bound below is the 99.99% quantile of the binomial for 2%.
     """
     rng = np.random.default_rng(1)
     reports = [diagnose({"theta": clean(rng)}, statistics(rng)) for _ in range(300)]
@@ -122,6 +123,16 @@ def test_two_modes(rng):
     assert report["rhat"].where[0] == "theta[Phillips Andover]"
     assert len(report["rhat"].where) == 1
     assert not report.ok
+
+
+def test_a_mild_disagreement_is_a_warning(rng):
+    x = clean(rng, (1,))
+    x[2] += 0.4
+    report = diagnose({"theta": x}, {})
+    assert 1.01 < report["rhat"].value < 1.1
+    assert report["rhat"].severity == "warning"
+    assert "modes" not in report
+    assert report.verdict.startswith("Use with care: R-hat")
 
 
 def test_slow_mixing_is_no_mode(rng):

@@ -39,6 +39,10 @@ def diagnose(
 ) -> Report:
     """Judge draws by everything that is known about them.
 
+    The limits are those of the literature, named in each finding. Held against perfectly
+    mixed chains, R-hat's 1.01 is the one that can be passed by chance: for four chains with
+    an ESS of 2000 practically never, with an ESS of 1000 in 2 to 7 of 1000 elements.
+
     Args:
         variables: Latents and derived values by name, each `(chain, draw, ...)`.
         stats: Sample statistics by ArviZ's names, each `(chain, draw)`; read are

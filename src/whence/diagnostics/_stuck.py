@@ -28,7 +28,8 @@ def check_stuck(draws: Draws) -> list[Finding]:
     limit = float(max(STICKY_DRAWS, STICKY_RUN * draws.num_draws))
     sticky = ~stuck & (runs > limit)
     if not (stuck | sticky).any():
-        message = f"All chains move; the longest stay at one point is {plural(int(runs.max()), 'draw')}"
+        longest = plural(int(runs.max()), "draw")
+        message = f"All chains move; the longest stay at one point is {longest}"
         return [Finding("stuck", "ok", message, float(runs.max()), limit, "rule of thumb")]
     findings = []
     if stuck.any():
