@@ -1,0 +1,4 @@
+"""Hamiltonian Monte Carlo and its relatives."""
+
+from ._hmc import HMC as HMC
+from ._nuts import NUTS as NUTS

@@ -16,6 +16,14 @@ from ._metric import AbstractMetric, Vector, kinetic_energy
 LogDensityAndGradient = Callable[[Vector], tuple[Scalar, Vector]]
 
 
+class End(eqx.Module):
+    """Where a trajectory is integrated from: what one leapfrog step needs."""
+
+    position: Vector
+    momentum: Vector
+    force: Vector
+
+
 class PhasePoint(eqx.Module):
     """A point in phase space with what the next step would otherwise recompute.
 
@@ -33,6 +41,10 @@ class PhasePoint(eqx.Module):
     gradient: Vector
     force: Vector
 
+    def end(self) -> End:
+        """Return the part that the integrator needs."""
+        return End(self.position, self.momentum, self.force)
+
     def energy(self) -> Scalar:
         """Return the Hamiltonian, in nats."""
         return kinetic_energy(self.momentum) - self.log_density
@@ -41,7 +53,7 @@ class PhasePoint(eqx.Module):
 def leapfrog(
     log_density_and_grad: LogDensityAndGradient,
     metric: AbstractMetric,
-    point: PhasePoint,
+    point: PhasePoint | End,
     step_size: Float[Array, ""],
 ) -> PhasePoint:
     """Make one step of velocity Verlet: second order, reversible, volume preserving.

@@ -1,0 +1,233 @@
+"""Hamiltonian Monte Carlo with trajectories of a given length."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree
+
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._results import RESULTS
+from ...core._target import AbstractTarget
+from ...core._types import PRNGKey, Scalar
+from ._integrator import End, PhasePoint
+from ._sampler import AbstractPolicy, Sampler
+from ._trajectory import AbstractTrajectory, Proposal
+from ._tree import MAX_ENERGY_ERROR
+
+# Of leapfrog steps: bounds what a tiny step size, early in warm-up, can cost.
+_MAX_STEPS = 1000
+
+
+class Path(AbstractTrajectory):
+    """A trajectory of a fixed number of steps; its end is accepted or rejected.
+
+    Attributes:
+        candidate: The last point if its energy is finite, else the first.
+        proposal: The last point once it is accepted, else the first.
+        step: Step size.
+        tail: The end from which to go on.
+        steps: Leapfrog steps made.
+        limit: Leapfrog steps wanted.
+        start_energy: Energy of the first point, in nats.
+        error: Energy error at the last point, in nats.
+        max_error: The largest energy error met, in nats.
+        log_uniform: Logarithm of the uniform number that decides on acceptance.
+    """
+
+    candidate: Proposal
+    proposal: Proposal
+    step: Scalar
+    tail: End
+    steps: Int[Array, ""]
+    limit: Int[Array, ""]
+    start_energy: Scalar
+    error: Scalar
+    max_error: Scalar
+    log_uniform: Scalar
+
+    def is_growing(self) -> Bool[Array, ""]:
+        return (self.steps < self.limit) & ~self._is_divergent()
+
+    def end(self) -> End:
+        return self.tail
+
+    def extend(self, point: PhasePoint) -> "Path":
+        energy = point.energy()
+        error = jnp.where(jnp.isnan(energy), jnp.inf, energy - self.start_energy)
+        new = Proposal(point.position, point.gradient, point.log_density, energy)
+        is_last = self.steps + 1 == self.limit
+        is_taken = is_last & (self.log_uniform < -error)
+        return Path(
+            candidate=_where(jnp.isfinite(error), new, self.candidate),
+            proposal=_where(is_taken, new, self.proposal),
+            step=self.step,
+            tail=point.end(),
+            steps=self.steps + 1,
+            limit=self.limit,
+            start_energy=self.start_energy,
+            error=error,
+            max_error=jnp.maximum(self.max_error, error),
+            log_uniform=self.log_uniform,
+        )
+
+    def acceptance_rate(self) -> Scalar:
+        return jnp.exp(-jnp.maximum(self.error, 0))
+
+    def num_steps(self) -> Int[Array, ""]:
+        return self.steps
+
+    def stats(self) -> dict[str, Array]:
+        return {
+            "acceptance_rate": self.acceptance_rate(),
+            "n_steps": self.steps,
+            "diverging": self._is_divergent(),
+            "energy": self.proposal.energy,
+            "energy_error": self.proposal.energy - self.start_energy,
+            "max_energy_error": self.max_error,
+        }
+
+    def _is_divergent(self) -> Bool[Array, ""]:
+        return self.error > MAX_ENERGY_ERROR
+
+
+class PathPolicy(AbstractPolicy):
+    """Starts paths of a given length, in time or in steps, shortened at random."""
+
+    trajectory_length: float | None
+    num_steps: int | None
+    jitter: float
+
+    def plant(
+        self,
+        point: PhasePoint,
+        step_size: Array,
+        is_single: Bool[Array, ""],
+        index: Array,
+        *,
+        key: PRNGKey,
+    ) -> Path:
+        del index
+        dtype = step_size.dtype
+        jitter_key, accept_key = jax.random.split(key)
+        share = 1 - self.jitter * jax.random.uniform(jitter_key, (), dtype)
+        if self.num_steps is None:
+            wanted = share * self.trajectory_length / step_size
+        else:
+            wanted = share * self.num_steps
+        limit = jnp.clip(jnp.ceil(wanted), 1, _MAX_STEPS).astype(jnp.int32)
+        energy = point.energy()
+        start = Proposal(point.position, point.gradient, point.log_density, energy)
+        return Path(
+            candidate=start,
+            proposal=start,
+            step=step_size,
+            tail=point.end(),
+            steps=jnp.zeros((), jnp.int32),
+            limit=jnp.where(is_single, 1, limit).astype(jnp.int32),
+            start_energy=energy,
+            error=jnp.zeros((), dtype),
+            max_error=jnp.full((), -jnp.inf, dtype),
+            log_uniform=-jax.random.exponential(accept_key, (), dtype),
+        )
+
+
+class HMC(AbstractEngine):
+    """Hamiltonian Monte Carlo with trajectories of a given length, jittered.
+
+    Cheaper than `NUTS` per gradient where a good length is known; otherwise use `NUTS`.
+    Step size and metric adapt as there, so lengths are in units of the whitened posterior:
+    a quarter of a period of a standard normal is `pi / 2`.
+
+    Attributes:
+        chains: Independent chains.
+        warmup: Steps of adaptation.
+        draws: Draws kept from each chain.
+        trajectory_length: Longest integration time; None if `num_steps` is given.
+        num_steps: Longest trajectory, in leapfrog steps.
+        jitter: Each length is multiplied by a uniform number from `1 - jitter` to 1, which
+            keeps trajectories from returning to where they started.
+        target_accept: Mean acceptance rate that the step size aims at.
+        metric: As for `NUTS`.
+        step_size: First step size; None to search for one.
+        keep_warmup: Whether to keep the draws of warm-up.
+
+    References:
+        Neal (2011), MCMC using Hamiltonian dynamics, arXiv:1206.1901.
+    """
+
+    chains: int = 4
+    warmup: int = 1000
+    draws: int = 1000
+    trajectory_length: float | None = None
+    num_steps: int | None = None
+    jitter: float = 0.5
+    target_accept: float = 0.8
+    metric: str = "auto"
+    step_size: float | None = None
+    keep_warmup: bool = False
+
+    def __check_init__(self):
+        length, steps = self.trajectory_length, self.num_steps
+        if length is not None and steps is not None:
+            raise ValueError(
+                f"Give `trajectory_length` or `num_steps`, not both; got {length} and {steps}."
+            )
+        if length is not None and not 0 < length < math.inf:
+            raise ValueError(f"`trajectory_length` must be positive and finite; got {length}.")
+        if steps is not None and not 1 <= steps <= _MAX_STEPS:
+            raise ValueError(f"`num_steps` must lie between 1 and {_MAX_STEPS}; got {steps}.")
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"`jitter` must be at least 0 and below 1; got {self.jitter}.")
+        self._engine()  # checks the rest
+
+    def _engine(self) -> Sampler:
+        length = self.trajectory_length
+        if length is None and self.num_steps is None:
+            length = math.pi  # with the jitter: a quarter to half a period
+        return Sampler(
+            label="HMC",
+            policy=PathPolicy(length, self.num_steps, self.jitter),
+            chains=self.chains,
+            warmup=self.warmup,
+            draws=self.draws,
+            target_accept=self.target_accept,
+            metric=self.metric,
+            step_size=self.step_size,
+            keep_warmup=self.keep_warmup,
+        )
+
+    @property
+    def name(self) -> str:
+        return self._engine().name
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._engine().schedule
+
+    def validate(self, target: AbstractTarget) -> None:
+        self._engine().validate(target)
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> PyTree:
+        return self._engine().init(target, key=key)
+
+    def step(
+        self, target: AbstractTarget, state: PyTree, index: Array, *, key: PRNGKey
+    ) -> tuple[PyTree, Info]:
+        return self._engine().step(target, state, index, key=key)
+
+    def done(self, state: PyTree) -> Bool[Array, ""]:
+        return self._engine().done(state)
+
+    def result(self, state: PyTree) -> RESULTS:
+        return self._engine().result(state)
+
+    def posterior(
+        self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        return self._engine().posterior(target, state, trace, key=key)
+
+
+def _where(condition: Bool[Array, ""], yes: Proposal, no: Proposal) -> Proposal:
+    return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)

@@ -1,0 +1,218 @@
+"""A Hamiltonian sampler but for its trajectories: state, warm-up, records, draws."""
+
+import abc
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, PyTree
+
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
+from ...core._results import RESULTS
+from ...core._target import AbstractTarget
+from ...core._types import PRNGKey
+from ._adapt import Adaptation, adapt, start_adaptation, window_ends
+from ._estimate import (
+    AbstractEstimator,
+    AutoEstimator,
+    CovarianceEstimator,
+    FisherEstimator,
+    VarianceEstimator,
+)
+from ._integrator import PhasePoint
+from ._metric import AbstractMetric
+from ._trajectory import AbstractTrajectory
+from ._transition import FAILED, SAMPLING, SCALING, SEARCHING, Chain, transition
+
+METRICS = ("auto", "diag", "fisher", "dense")
+# Above this dimension two products with a dense matrix per gradient begin to cost as much
+# as a typical gradient.
+MAX_DENSE_DIM = 64
+
+
+class AbstractPolicy(eqx.Module):
+    """How trajectories are started."""
+
+    @abc.abstractmethod
+    def plant(
+        self,
+        point: PhasePoint,
+        step_size: Array,
+        is_single: Bool[Array, ""],
+        index: Array,
+        *,
+        key: PRNGKey,
+    ) -> AbstractTrajectory:
+        """Return a trajectory of one point.
+
+        Args:
+            point: Its start, with a fresh momentum.
+            step_size: Positive, or zero while a start is searched for.
+            is_single: Whether one leapfrog step is all that is wanted.
+            index: Number of the transition.
+            key: For all that is random in the trajectory.
+        """
+
+
+class SamplerState(eqx.Module):
+    """State of one chain. After warm-up `adaptation` is of no use."""
+
+    chain: Chain
+    metric: AbstractMetric
+    adaptation: Adaptation
+
+
+class Sampler(AbstractEngine):
+    """The engine behind `NUTS` and `HMC`, which differ in their trajectories alone.
+
+    Attributes:
+        label: The engine's name.
+        policy: Starts trajectories.
+        chains: Number of chains.
+        warmup: Steps of adaptation.
+        draws: Draws kept from each chain.
+        target_accept: Mean acceptance rate to aim at.
+        metric: One of `METRICS`.
+        step_size: The first step size; None to search for one.
+        keep_warmup: Whether to return the draws of warm-up as well.
+    """
+
+    label: str
+    policy: AbstractPolicy
+    chains: int
+    warmup: int
+    draws: int
+    target_accept: float
+    metric: str
+    step_size: float | None
+    keep_warmup: bool
+
+    def __check_init__(self):
+        for name, least in (("chains", 1), ("warmup", 0), ("draws", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"`{name}` must be at least {least}; got {getattr(self, name)}."
+                )
+        if not 0 < self.target_accept < 1:
+            raise ValueError(
+                f"`target_accept` must lie between 0 and 1; got {self.target_accept}."
+            )
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
+            raise ValueError(
+                f"`step_size` must be positive and finite, or None; got {self.step_size}."
+            )
+        if self.metric not in METRICS:
+            choices = ", ".join(f'"{name}"' for name in METRICS)
+            raise ValueError(f'`metric` must be one of {choices}; got "{self.metric}".')
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.chains, self.warmup, self.warmup + self.draws)
+
+    def validate(self, target: AbstractTarget) -> None:
+        leaves = jax.tree.leaves(_template(target))
+        for leaf in leaves:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise ValueError(
+                    f"{self.label} needs positions of floating-point numbers; got {leaf.dtype}."
+                )
+        if sum(leaf.size for leaf in leaves) == 0:
+            raise ValueError(f"{self.label} needs at least one unconstrained dimension; got 0.")
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> SamplerState:
+        """Return a state without a position: the first step searches for one."""
+        del key
+        like, _ = _flat(target)
+        step_size = jnp.asarray(self.step_size or 1.0, like.dtype)
+        phase = jnp.asarray(SEARCHING, jnp.int32)
+        chain = Chain(like, jnp.zeros_like(step_size), like, step_size, phase)
+        return SamplerState(chain, *start_adaptation(self._estimator(like), like))
+
+    def step(
+        self, target: AbstractTarget, state: SamplerState, index: Array, *, key: PRNGKey
+    ) -> tuple[SamplerState, Info]:
+        like, unravel = _flat(target)
+
+        def log_density(x):
+            return jnp.asarray(target.log_density(unravel(x)), like.dtype)
+
+        chain, stats = transition(
+            jax.value_and_grad(log_density),
+            lambda key: ravel_pytree(target.init(key=key))[0],
+            lambda *args, key: self.policy.plant(*args, index, key=key),
+            state.metric,
+            state.chain,
+            SCALING if self.step_size is None else SAMPLING,
+            key=key,
+        )
+        state = self._adapt(state, chain, stats["acceptance_rate"], index)
+        return state, Info(chain.position, stats)
+
+    def done(self, state: SamplerState) -> Bool[Array, ""]:
+        return never()
+
+    def result(self, state: SamplerState) -> RESULTS:
+        return RESULTS.where(
+            state.chain.phase == FAILED, RESULTS.nonfinite_start, RESULTS.successful
+        )
+
+    def posterior(
+        self, target: AbstractTarget, state: SamplerState, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        _, unravel = _flat(target)
+        unpack = jax.vmap(jax.vmap(unravel))
+        warm = trace.warmup if self.keep_warmup else None
+        return Sample(
+            positions=unpack(trace.sampling.position),
+            stats=trace.sampling.stats,
+            warmup_positions=None if warm is None else unpack(warm.position),
+            warmup_stats=None if warm is None else warm.stats,
+        )
+
+    def _adapt(self, state: SamplerState, chain: Chain, rate: Array, index: Array):
+        frozen = SamplerState(chain, state.metric, state.adaptation)
+        if self.warmup == 0:
+            return frozen
+
+        def learn():
+            adaptation, metric, new = adapt(
+                self._estimator(chain.position),
+                state.adaptation,
+                state.metric,
+                chain,
+                rate,
+                target_accept=self.target_accept,
+                is_fresh=state.chain.phase != SAMPLING,
+                is_window_end=jnp.isin(index + 1, jnp.asarray(window_ends(self.warmup))),
+                is_last=index + 1 == self.warmup,
+            )
+            return SamplerState(new, metric, adaptation)
+
+        return lax.cond(index < self.warmup, learn, lambda: frozen)
+
+    def _estimator(self, like: Array) -> AbstractEstimator:
+        if self.metric == "auto":
+            is_small = like.shape[0] <= MAX_DENSE_DIM
+            return AutoEstimator() if is_small else FisherEstimator()
+        named = {
+            "diag": VarianceEstimator,
+            "fisher": FisherEstimator,
+            "dense": CovarianceEstimator,
+        }
+        return named[self.metric]()
+
+
+def _template(target: AbstractTarget) -> PyTree:
+    return jax.eval_shape(lambda key: target.init(key=key), jax.random.key(0))
+
+
+def _flat(target: AbstractTarget):
+    """Return a flat position of zeros, and the function that gives it back its structure."""
+    return ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), _template(target)))
