@@ -11,18 +11,24 @@ import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
+from ._common import (
+    MAX_ENERGY_ERROR,
+    START_TRIES,
+    example_position,
+    require_floating_latents,
+    restarted,
+    van_der_corput,
+)
 from ._fisher import Moments, Whitening, fisher_whitening, identity, moments
 from ._integrator import PhasePoint, kinetic_energy, leapfrog
 from ._step_size import DualAveraging
 
-_START_TRIES = 100
-_MAX_ENERGY_ERROR = 1000.0  # nats; Stan's limit for a diverging trajectory
 _EARLY_LEAPFROGS = 32  # while a chain falls into place, a long trajectory is of no use
 _FIRST_LENGTH = 1.5707963  # a quarter of a period of a standard normal: decorrelates it
 
@@ -128,13 +134,7 @@ class ChEES(AbstractEngine):
 
     def validate(self, target: AbstractTarget) -> None:
         """Raise `ValueError` if the target has no position of floating-point numbers."""
-        position = jax.eval_shape(lambda: target.init(key=jr.key(0)))
-        leaves = jax.tree.leaves(position)
-        if sum(leaf.size for leaf in leaves) == 0:
-            raise ValueError("`target` must have at least one latent variable; it has none.")
-        for leaf in leaves:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise ValueError(f"`target` positions must be floating; got {leaf.dtype}.")
+        require_floating_latents(target)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
         """Return a state without starts; step 0 finds them."""
@@ -150,7 +150,7 @@ class ChEES(AbstractEngine):
             gradient=rows,
             whitening=identity(like, dense=dense),
             moments=moments(like, dense=dense),
-            step_size=_restart(log_step),
+            step_size=jax.vmap(restarted)(log_step),
             length=_Length(log_length, log_length, jnp.zeros((), dtype)),
         )
 
@@ -195,7 +195,7 @@ class ChEES(AbstractEngine):
             "lp": moved.log_density,
             "energy": jnp.where(accept, new, old),
             "acceptance_rate": rate,
-            "diverging": ~is_search & (error > _MAX_ENERGY_ERROR),
+            "diverging": ~is_search & (error > MAX_ENERGY_ERROR),
             "n_steps": jnp.broadcast_to(taken, rate.shape),
             "step_size": step_size,
         }
@@ -218,7 +218,7 @@ class ChEES(AbstractEngine):
             return (
                 fisher_whitening(collected),
                 jax.tree.map(jnp.zeros_like, collected),
-                _restart(jnp.where(is_alone, own, shared)),
+                jax.vmap(restarted)(jnp.where(is_alone, own, shared)),
                 _Length(first, first, length.square),
             )
 
@@ -259,6 +259,7 @@ class ChEES(AbstractEngine):
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
         """Return draws and statistics with axes `(chain, draw)`."""
+        assert trace.sampling is not None  # the loop asks for draws only if there are any
         positions, stats = _chain_first(target, trace.sampling)
         if trace.warmup is None:
             return Sample(positions=positions, stats=stats)
@@ -269,16 +270,6 @@ class ChEES(AbstractEngine):
             warmup_positions=warmup_positions,
             warmup_stats=warmup_stats,
         )
-
-
-def van_der_corput(index: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
-    """Return point `index` of the base-2 van der Corput sequence: mirrored bits, in (0, 1)."""
-    bits = index.astype(jnp.uint32) + jnp.uint32(1)
-    for width, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF)):
-        shift, even = jnp.uint32(width), jnp.uint32(mask)
-        bits = ((bits >> shift) & even) | ((bits & even) << shift)
-    bits = (bits >> jnp.uint32(16)) | (bits << jnp.uint32(16))
-    return bits.astype(dtype) * jnp.asarray(2.0**-32, dtype)
 
 
 def chees_gradient(
@@ -327,7 +318,7 @@ def _launch(state: _State, momentum: Chains) -> PhasePoint:
 
 def _follow(target, state, point, step_size, num_steps, is_search, key):
     """Integrate all chains, or draw starts until all are finite; one copy of the gradient."""
-    unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, target.init(key=key)))[1]
+    unravel = ravel_pytree(example_position(target))[1]
     value_and_grad = jax.value_and_grad(lambda x: target.log_density(unravel(x)))
 
     def redraw(point, number):
@@ -348,7 +339,7 @@ def _follow(target, state, point, step_size, num_steps, is_search, key):
 
     def is_unfinished(carry):
         point, number = carry
-        is_missing = ~jnp.all(_is_finite(point)) & (number < _START_TRIES)
+        is_missing = ~jnp.all(_is_finite(point)) & (number < START_TRIES)
         return jnp.where(is_search, is_missing, number < num_steps)
 
     return lax.while_loop(is_unfinished, body, (point, jnp.zeros((), jnp.int32)))
@@ -373,13 +364,6 @@ def _harmonic_mean(rate: PerChain) -> Scalar:
     return 1 / jnp.mean(1 / jnp.maximum(rate, 1e-6))
 
 
-def _restart(log_step: PerChain) -> DualAveraging:
-    """Start dual averaging at step sizes that are good already, anchored where they are."""
-    zero = jnp.zeros_like(log_step)
-    make = lambda log, zero: DualAveraging(log, log, zero, log, zero)
-    return jax.vmap(make)(log_step, zero)
-
-
 def _update_each(state: DualAveraging, rate: PerChain, target: float) -> DualAveraging:
     return jax.vmap(lambda s, r: s.update(r, target))(state, rate)
 
@@ -388,6 +372,5 @@ def _chain_first(target: AbstractTarget, info: Info):
     positions, stats = jax.tree.map(
         lambda leaf: jnp.swapaxes(leaf[0], 0, 1), (info.position, info.stats)
     )
-    example = jax.eval_shape(lambda: target.init(key=jr.key(0)))
-    unravel = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example))[1]
+    unravel = ravel_pytree(example_position(target))[1]
     return jax.vmap(jax.vmap(unravel))(positions), stats

@@ -95,7 +95,8 @@ def fisher_whitening(moments: Moments) -> Whitening:
         moments: Of draws and gradients; at least two draws.
 
     Returns:
-        The whitening; diagonal if the moments are.
+        The whitening; diagonal in kind if the moments are, and in value if there are at
+        most twice as many draws as dimensions.
 
     References:
         Seyboldt, Carlson, Carpenter (2026), Preconditioning Hamiltonian Monte Carlo by
@@ -109,8 +110,10 @@ def fisher_whitening(moments: Moments) -> Whitening:
     # The diagonal solution first: it leaves two matrices of comparable entries.
     variances, slopes = jnp.diagonal(spread), jnp.diagonal(slope)
     scale = (jnp.maximum(variances, tiny) / jnp.maximum(slopes, tiny)) ** 0.25
-    spread = _with_ridge(spread / (scale[:, None] * scale[None, :]))
-    slope = _with_ridge(slope * (scale[:, None] * scale[None, :]))
+    enough = moments.count > 2 * scale.size  # fewer draws tell nothing of correlations
+    outer, unit = scale[:, None] * scale[None, :], jnp.eye(scale.size, dtype=scale.dtype)
+    spread = _with_ridge(jnp.where(enough, spread / outer, unit))
+    slope = _with_ridge(jnp.where(enough, slope * outer, unit))
     # With R = B^½: S = R⁻¹ (R A R)^½ R⁻¹, so L = R⁻¹ (R A R)^¼ and L⁻¹ = (R A R)^-¼ R.
     values, vectors = jnp.linalg.eigh(slope)
     root = (vectors * jnp.sqrt(values)) @ vectors.T
