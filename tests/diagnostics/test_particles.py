@@ -88,6 +88,10 @@ def test_copies_are_seen_though_weights_are_equal(rng):
     assert report["distinct"].is_problem
 
 
+def test_a_path_without_stages_is_not_judged(rng):
+    assert smc(rng, smc={name: np.zeros(0) for name in path()}).ok
+
+
 def test_unfinished_and_poor_paths(rng):
     report = smc(rng, smc=path(temperature=[0.01, 0.02, 0.0200001]))
     assert report["temperature"].severity == "error"

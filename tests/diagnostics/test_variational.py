@@ -80,3 +80,8 @@ def test_exact_family_and_too_few_ratios(rng):
     assert bbvi(rng, log_weights_is=np.full(1000, 3.7)).ok
     assert not bbvi(rng, log_weights_is=rng.normal(size=10)).ok
     assert not bbvi(rng, log_weights_is=np.full(100, np.nan)).ok
+
+
+def test_verdict_keeps_names_capitalised(rng):
+    report = bbvi(rng, log_weights_is=2 * rng.exponential(size=4000))
+    assert report.verdict.startswith("Use with care: the Pareto k-hat of")

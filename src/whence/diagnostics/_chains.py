@@ -32,8 +32,8 @@ def check_chains(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
     }
     if np.isnan(rhat).all():
         return [*findings, _not_available(draws)], numbers
-    mixed = bool(numbers["max_rhat"] <= RHAT_LIMIT)
-    if not mixed:
+    mixed = bool(numbers["max_rhat"] <= RHAT_SEVERE)
+    if not numbers["max_rhat"] <= RHAT_LIMIT:
         findings += check_modes(draws)
     findings.append(_rhat(draws, names, rhat))
     findings.append(_ess("ess_bulk", "bulk", draws, names, bulk, mixed))

@@ -86,19 +86,21 @@ def check_khat(khat: float, size: int, what: str, remedy: str) -> Finding:
     """
     limit = khat_limit(size)
     if np.isnan(khat):
-        message = f"Pareto k-hat of {what} is not available: at least 25 finite ones are needed"
+        message = (
+            f"The Pareto k-hat of {what} is not available: at least 25 finite ones are needed"
+        )
         return Finding("khat", "warning", message, khat, limit, _PSIS, "Draw more.")
     if khat <= 0.5:
-        message = f"Pareto k-hat of {what} is {khat:.2f}"
+        message = f"The Pareto k-hat of {what} is {khat:.2f}"
         return Finding("khat", "ok", message, khat, limit, _PSIS)
     if khat <= limit:
         message = (
-            f"Pareto k-hat of {what} is {khat:.2f}: the weights' variance is infinite, and "
+            f"The Pareto k-hat of {what} is {khat:.2f}: the weights' variance is infinite, and "
             "estimates converge slowly"
         )
         return Finding("khat", "note", message, khat, limit, _PSIS, remedy)
     message = (
-        f"Pareto k-hat of {what} is {khat:.2f}: a few weights dominate, and neither they nor "
+        f"The Pareto k-hat of {what} is {khat:.2f}: a few weights dominate, and neither they nor "
         "the effective sample size can be trusted"
     )
     return Finding("khat", "warning", message, khat, limit, _PSIS, remedy)
@@ -114,20 +116,24 @@ def check_smc(smc: Mapping[str, Any], draws: Draws) -> tuple[list[Finding], dict
     size = draws.num_chains * draws.num_draws
     distinct = len({row.tobytes() for row in draws.positions.reshape(size, -1)})
     findings, numbers = [_distinct(distinct, size)], {"distinct_particles": float(distinct)}
-    if smc.get("temperature") is not None:
+    if _given(smc, "temperature"):
         temperature = np.ravel(np.asarray(smc["temperature"], np.float64))
         findings.append(_temperature(temperature))
         numbers["temperature"] = float(temperature[-1])
         numbers["num_stages"] = float(len(temperature))
-    if smc.get("ess") is not None:
+    if _given(smc, "ess"):
         ess = np.ravel(np.asarray(smc["ess"], np.float64))
         findings.append(_stages(ess, size))
         numbers["min_stage_ess"] = float(ess.min())
-    if smc.get("acceptance_rate") is not None:
+    if _given(smc, "acceptance_rate"):
         rate = np.ravel(np.asarray(smc["acceptance_rate"], np.float64))
         findings.append(_moves(rate))
         numbers["min_acceptance_rate"] = float(rate.min())
     return findings, numbers
+
+
+def _given(smc: Mapping[str, Any], name: str) -> bool:
+    return smc.get(name) is not None and np.size(smc[name]) > 0
 
 
 def _distinct(distinct: int, size: int) -> Finding:

@@ -82,7 +82,10 @@ def _dataset(group: str, variables, dims, coords) -> "xarray.Dataset":
     data, lengths = {}, {}
     for name, value in variables.items():
         value = np.asarray(value)
-        axes = _axes(group, name, value, leading, dims.get(name, ()))
+        named = dims.get(name, ())
+        if group == "unconstrained_posterior":
+            named = _unconstrained_dims(name, named, value.shape[2:], coords)
+        axes = _axes(group, name, value, leading, named)
         data[name] = (axes, value)
         for axis, length in zip(axes, value.shape, strict=True):
             if lengths.setdefault(axis, length) != length:
@@ -95,6 +98,19 @@ def _dataset(group: str, variables, dims, coords) -> "xarray.Dataset":
     }
     attrs = {"sample_dims": list(leading)} if leading else {}
     return xarray.Dataset(data, coords=labels, attrs=attrs)
+
+
+def _unconstrained_dims(name: str, named, shape, coords) -> tuple[str, ...]:
+    """Return the names of the axes that a bijection left alone.
+
+    A simplex of K entries has K - 1 free ones: that axis is no longer the named one.
+    """
+    if len(named) != len(shape):
+        return ()
+    return tuple(
+        axis if axis in coords and len(coords[axis]) == length else f"{name}_dim_{i}"
+        for i, (axis, length) in enumerate(zip(named, shape, strict=True))
+    )
 
 
 def _axes(group: str, name: str, value: np.ndarray, leading, named) -> tuple[str, ...]:
