@@ -100,8 +100,8 @@ def check_khat(khat: float, size: int, what: str, remedy: str) -> Finding:
         )
         return Finding("khat", "note", message, khat, limit, _PSIS, remedy)
     message = (
-        f"The Pareto k-hat of {what} is {khat:.2f}: a few weights dominate, and neither they nor "
-        "the effective sample size can be trusted"
+        f"The Pareto k-hat of {what} is {khat:.2f}: a few weights dominate, and neither they "
+        "nor the effective sample size can be trusted"
     )
     return Finding("khat", "warning", message, khat, limit, _PSIS, remedy)
 
