@@ -25,6 +25,7 @@ from .core import (
     latent as latent,
     load as load,
 )
+from .inference.hmc import HMC as HMC, MCLMC as MCLMC, NUTS as NUTS, ChEES as ChEES
 from .inference.sgmcmc import SGLD as SGLD
 from .inference.smc import TemperedSMC as TemperedSMC
 from .inference.variational import BBVI as BBVI, FullRank as FullRank, MeanField as MeanField

@@ -100,7 +100,7 @@ class _NotApplicable(Exception):
 
 def _default_key(posterior: "Posterior"):
     data = np.asarray(posterior.manifest.get("key", [0, 0]), dtype=np.uint32)
-    impl = posterior.manifest.get("key_impl", "fry")
+    impl = posterior.manifest.get("key_impl", "threefry2x32")
     return jr.fold_in(jr.wrap_key_data(jnp.asarray(data), impl=impl), 2**31 - 2)
 
 

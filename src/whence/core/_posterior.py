@@ -94,7 +94,10 @@ class Posterior:
     def variables(self) -> dict[str, np.ndarray]:
         """Latents and derived values by name, each `(chain, draw, ...)`."""
         if self._variables is None:
-            self._variables = self._over_draws(_variables, self.sample.positions)
+            found = self._over_draws(_variables, self.sample.positions)
+            # Compiled code returns dicts sorted by name; people want the model's order.
+            first = [site.name for site in getattr(self.target, "sites", ())]
+            self._variables = {n: found[n] for n in dict.fromkeys((*first, *found))}
         return self._variables
 
     def __getitem__(self, name: str) -> np.ndarray:
