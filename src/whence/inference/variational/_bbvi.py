@@ -1,0 +1,294 @@
+"""Black-box variational inference: a parametric family fitted by stochastic gradients."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ...core._data import Epoch, Minibatches, log_density_estimate, minibatches
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._results import RESULTS
+from ...core._target import AbstractTarget
+from ...core._types import PRNGKey, Scalar
+from ._estimator import AbstractEstimator, PathDerivative
+from ._family import AbstractFamily, MeanField
+
+MAX_STARTS = 20  # initial locations tried before a fit gives up
+MAX_FAILURES = 20  # updates in a row without a finite gradient before it gives up
+DEFAULT_RECORDS = 1_000  # values in the trace of the ELBO, at most
+
+
+class BBVIState(eqx.Module):
+    """What the next step needs.
+
+    Attributes:
+        params: Parameters of the family.
+        optimizer: State of the optimiser.
+        epoch: Running epoch of the minibatches.
+        num_updates: Updates made.
+        num_nonfinite: Updates left out because their gradient was not finite.
+        failures: How many of these came last, in a row.
+    """
+
+    params: PyTree
+    optimizer: PyTree
+    epoch: Epoch
+    num_updates: Int[Array, ""]
+    num_nonfinite: Int[Array, ""]
+    failures: Int[Array, ""]
+
+
+class BBVI(AbstractEngine):
+    """Fit a family `q` to the target by maximising the ELBO, `E_q[log p - log q]`.
+
+    The draws are independent draws from the fitted family, equally weighted; they are draws
+    from the target only as far as the family allows. `Posterior.diagnose` judges that by
+    the tail of the importance ratios (Pareto k-hat). `extra` holds `elbo` (the trace, one
+    mean per recorded step), `elbo_final` with `elbo_final_error` (from the draws, with all
+    the data), `log_weights_is` (`log p - log q` per draw), `family` (the fitted
+    parameters) and `num_nonfinite` (updates left out for want of a finite gradient).
+
+    Attributes:
+        family: `MeanField()` or `FullRank()`.
+        steps: Updates of the parameters.
+        samples: Draws of noise per update.
+        learning_rate: Of Adam; constant for the first half, then falling exponentially to a
+            thousandth. For a location this is in units of the position and, added to that,
+            of its scale; for a scale, of its logarithm.
+        optimizer: An optax transform instead, of gradients alone; `learning_rate` is then
+            unused.
+        estimator: `PathDerivative()` or `ClosedFormEntropy()`.
+        batch_size: Rows of data per update; None for all.
+        batching: `"reshuffle"` (without replacement) or `"iid"`.
+        draws: Draws from the fitted family.
+        restarts: Independent fits; the one with the best ELBO is kept.
+
+    References:
+        Ranganath, Gerrish and Blei (2014), "Black box variational inference", AISTATS.
+        Kucukelbir, Tran, Ranganath, Gelman and Blei (2017), "Automatic differentiation
+        variational inference", JMLR 18(14).
+        Yao, Vehtari, Simpson and Gelman (2018), "Yes, but did it work? Evaluating
+        variational inference", ICML.
+    """
+
+    family: AbstractFamily = MeanField()
+    steps: int = 5_000
+    samples: int = 10
+    learning_rate: float | int = 0.02
+    optimizer: Any = None
+    estimator: AbstractEstimator = PathDerivative()
+    batch_size: int | None = None
+    batching: str = "reshuffle"
+    draws: int = 4_000
+    restarts: int = 1
+
+    def __check_init__(self):
+        for name in ("steps", "samples", "draws", "restarts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(
+                f"`learning_rate` must be positive and finite; got {self.learning_rate}."
+            )
+        if self.batching not in ("reshuffle", "iid"):
+            raise ValueError(f"`batching` must be 'reshuffle' or 'iid'; got {self.batching!r}.")
+        if self.optimizer is not None and not (
+            hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")
+        ):
+            raise ValueError(
+                "`optimizer` must be an optax transform, with `init` and `update`; got "
+                f"{self.optimizer!r}."
+            )
+
+    @property
+    def name(self) -> str:
+        """`"BBVI"`."""
+        return "BBVI"
+
+    @property
+    def schedule(self) -> Schedule:
+        """One step of the loop is some updates and one value of the ELBO."""
+        return Schedule(self.restarts, 0, self.steps // self._block)
+
+    @property
+    def _block(self) -> int:
+        return -(-self.steps // DEFAULT_RECORDS)
+
+    def validate(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` unless the target has the data rows asked for.
+
+        Args:
+            target: The target density.
+
+        Raises:
+            ValueError: If `batch_size` is more than the target's rows, or it has none.
+        """
+        self._batches(target)
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> BBVIState:
+        """Return a placeholder of the right form; step 0 finds the location."""
+        params = self.family.init(_flat_zeros(target)[0])
+        zero = jnp.zeros((), jnp.int32)
+        epoch = self._batches(target).init()
+        return BBVIState(
+            params, self._optimizer().init(self.family.no_step(params)), epoch, zero, zero, zero
+        )
+
+    def step(
+        self, target: AbstractTarget, state: BBVIState, index: Array, *, key: PRNGKey
+    ) -> tuple[BBVIState, Info]:
+        """Make some updates and record the mean of their estimates of the ELBO."""
+        first = index * self._block
+        key_start, key_updates = jr.split(key)
+
+        def attempt(carry):
+            tries, _, _ = carry
+            begin = jax.lax.cond(
+                index == 0,
+                lambda: self._start(target, state, jr.fold_in(key_start, tries)),
+                lambda: state,
+            )
+            update = lambda i, now: self._update(
+                target, now, first + i, key=jr.fold_in(key_updates, i)
+            )
+            zero = jnp.zeros((), _flat_zeros(target)[0].dtype)
+            return tries + 1, *jax.lax.fori_loop(0, self._block, update, (begin, zero))
+
+        def again(carry):
+            tries, new, _ = carry
+            hopeless = (index == 0) & (new.num_updates == 0) & (tries < MAX_STARTS)
+            return (tries == 0) | hopeless
+
+        # A start without a finite gradient is replaced by another. As a loop around the
+        # updates this takes no second copy of the gradient in the program.
+        total = jnp.zeros((), _flat_zeros(target)[0].dtype)
+        _, new, total = jax.lax.while_loop(again, attempt, (jnp.int32(0), state, total))
+        made = new.num_updates - jnp.where(index == 0, 0, state.num_updates)
+        stats: dict[str, Any] = {"elbo": total / made, "num_nonfinite": new.num_nonfinite}
+        return new, Info(None, stats)
+
+    def done(self, state: BBVIState) -> Bool[Array, ""]:
+        """A fit stops when gradients stay non-finite."""
+        return state.failures >= MAX_FAILURES
+
+    def result(self, state: BBVIState) -> RESULTS:
+        """Whether gradients were finite."""
+        failed = RESULTS.where(
+            state.num_updates == 0, RESULTS.nonfinite_start, RESULTS.nonfinite_state
+        )
+        return RESULTS.where(self.done(state), failed, RESULTS.successful)
+
+    def posterior(
+        self, target: AbstractTarget, state: BBVIState, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        """Draw from the best of the fitted families."""
+        if trace.sampling is None:
+            raise ValueError("The run ended before its first step; there is no fit.")
+        elbo = np.asarray(trace.sampling.stats["elbo"])
+        tail = elbo[:, -max(1, elbo.shape[1] // 10) :].mean(1)
+        best = int(np.argmax(np.nan_to_num(tail, nan=-np.inf)))
+        params = jax.tree.map(lambda x: x[best], state.params)
+        drawn = _draw(self.family, params, target, self.draws, key)
+        positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
+        return Sample(
+            positions,
+            {"lp": log_density},
+            extra={
+                "elbo": elbo[best],
+                "elbo_final": float(log_weights.mean()),
+                "elbo_final_error": float(log_weights.std() / np.sqrt(self.draws)),
+                "log_weights_is": log_weights,
+                "family": jax.tree.map(np.asarray, self.family.describe(params)),
+                "num_nonfinite": int(state.num_nonfinite[best]),
+            },
+        )
+
+    def _start(self, target: AbstractTarget, state: BBVIState, key: PRNGKey) -> BBVIState:
+        location, _ = ravel_pytree(target.init(key=key))
+        return eqx.tree_at(lambda s: s.params, state, self.family.init(location))
+
+    def _update(
+        self,
+        target: AbstractTarget,
+        now: tuple[BBVIState, Scalar],
+        counter: Int[Array, ""],
+        *,
+        key: PRNGKey,
+    ) -> tuple[BBVIState, Scalar]:
+        """Make one update, unless its gradient is not finite, and add up the ELBO."""
+        state, total = now
+        key_noise, key_batch = jr.split(key)
+        location, unravel = _flat_zeros(target)
+        noise = jr.normal(key_noise, (self.samples, location.size), location.dtype)
+        rows, epoch = self._batches(target).next(state.epoch, counter, key=key_batch)
+        log_weights, gradient = self.estimator.estimate(
+            self.family,
+            state.params,
+            jax.value_and_grad(lambda x: log_density_estimate(target, unravel(x), rows)),
+            noise,
+        )
+        elbo = log_weights.mean()
+        flat, _ = ravel_pytree(gradient)
+        finite = jnp.isfinite(elbo) & jnp.all(jnp.isfinite(flat))
+        descent = jax.tree.map(jnp.negative, gradient)
+        updates, optimizer = self._optimizer().update(descent, state.optimizer)
+        params = self.family.move(state.params, updates)
+        params, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, optimizer),
+            (state.params, state.optimizer),
+        )
+        new = BBVIState(
+            params,
+            optimizer,
+            epoch,
+            state.num_updates + finite,
+            state.num_nonfinite + ~finite,
+            jnp.where(finite, 0, state.failures + 1),
+        )
+        return new, total + jnp.where(finite, elbo, 0)
+
+    def _batches(self, target: AbstractTarget) -> Minibatches:
+        return minibatches(target, self.batch_size, self.batching)
+
+    def _optimizer(self):
+        if self.optimizer is not None:
+            return self.optimizer
+        # Imported here for the sake of the time that `import whence` takes.
+        import optax
+
+        half = max(1, self.steps // 2)
+        rate = optax.exponential_decay(
+            self.learning_rate, half, decay_rate=1e-3, transition_begin=half
+        )
+        # The usual memory of 0.999 holds on to the first gradients, which can be larger by
+        # orders of magnitude, for most of a run.
+        return optax.adam(rate, b2=0.99)
+
+
+def _flat_zeros(target: AbstractTarget) -> tuple[Float[Array, " dim"], Any]:
+    """A flat position of zeros, and the function that gives it its form."""
+    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+
+
+@eqx.filter_jit
+def _draw(family, params, target, num_draws, key):
+    """Positions, log densities and log importance ratios of draws from a fitted family."""
+    location, unravel = _flat_zeros(target)
+    noise = jr.normal(key, (num_draws, location.size), location.dtype)
+
+    def one(noise):
+        position = unravel(family.transform(params, noise))
+        log_density = target.log_density(position)
+        return position, log_density, log_density - family.log_prob(params, noise)
+
+    # In batches, because all draws times all data may not fit.
+    return jax.lax.map(one, noise, batch_size=min(num_draws, 100))

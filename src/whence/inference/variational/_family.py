@@ -1,0 +1,208 @@
+"""Gaussian families: maps from standard normal noise to positions, and their densities.
+
+A family is a configuration; its parameters are a pytree of arrays made by `init`. The
+optimiser does not see them: it makes steps, in coordinates in which steps of one size suit
+all problems, and `move` takes the parameters along. Scales are logarithms, so that a step
+is a relative change. The location has two sets of coordinates that add up. One is in
+the unit of the position and gets to a far or narrow posterior, the other is in units of the
+family's own scale and gets on in a wide or correlated one.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ...core._types import Scalar
+
+Vector = Float[Array, " dim"]
+_HALF_LOG_2PI = 0.9189385332046727
+
+
+class AbstractFamily(eqx.Module):
+    """Distributions of `transform(params, noise)` with standard normal noise.
+
+    Densities are functions of the noise behind a position, so that a family need not be
+    inverted. Gradient estimators use `transform`, `score` and `entropy`; a family without
+    closed-form entropy can do without the last.
+    """
+
+    @abc.abstractmethod
+    def init(self, location: Vector) -> PyTree:
+        """Return parameters of a narrow member around `location`."""
+
+    @abc.abstractmethod
+    def no_step(self, params: PyTree) -> PyTree:
+        """Return the step that leaves the parameters as they are: zeros."""
+
+    @abc.abstractmethod
+    def move(self, params: PyTree, step: PyTree) -> PyTree:
+        """Return the parameters after a step of the optimiser."""
+
+    @abc.abstractmethod
+    def transform(self, params: PyTree, noise: Vector) -> Vector:
+        """Return the position made of `noise`."""
+
+    @abc.abstractmethod
+    def log_prob(self, params: PyTree, noise: Vector) -> Scalar:
+        """Return the log density at `transform(params, noise)`, in nats."""
+
+    @abc.abstractmethod
+    def score(self, params: PyTree, noise: Vector) -> Vector:
+        """Return the gradient of the log density by position, at `transform(params, noise)`."""
+
+    @abc.abstractmethod
+    def entropy(self, params: PyTree) -> Scalar:
+        """Return the differential entropy, in nats."""
+
+    @abc.abstractmethod
+    def describe(self, params: PyTree) -> dict[str, Array]:
+        """Return the parameters as a person thinks of them, by name."""
+
+
+class MeanField(AbstractFamily):
+    """Gaussians with a diagonal covariance: `location + exp(log_scale) * noise`.
+
+    Attributes:
+        initial_scale: Standard deviation at the start.
+    """
+
+    initial_scale: float | int = 0.1
+
+    def __check_init__(self):
+        _check_scale(self.initial_scale)
+
+    def init(self, location: Vector) -> dict[str, Array]:
+        """Return a narrow Gaussian around `location`."""
+        return {"loc": location, "log_scale": _log_scale(location, self.initial_scale)}
+
+    def no_step(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Zeros."""
+        return _no_step(params)
+
+    def move(self, params: dict[str, Array], step: dict[str, Array]) -> dict[str, Array]:
+        """Shift in both units, and scale."""
+        shift = step["loc"] + jnp.exp(params["log_scale"]) * step["whitened"]
+        return {
+            "loc": params["loc"] + shift,
+            "log_scale": params["log_scale"] + step["log_scale"],
+        }
+
+    def transform(self, params: dict[str, Array], noise: Vector) -> Vector:
+        """Scale and shift."""
+        return params["loc"] + jnp.exp(params["log_scale"]) * noise
+
+    def log_prob(self, params: dict[str, Array], noise: Vector) -> Scalar:
+        """Sum over coordinates."""
+        return _log_prob(params["log_scale"], noise)
+
+    def score(self, params: dict[str, Array], noise: Vector) -> Vector:
+        """Minus the noise over the scale."""
+        return -noise * jnp.exp(-params["log_scale"])
+
+    def entropy(self, params: dict[str, Array]) -> Scalar:
+        """Sum over coordinates."""
+        return _entropy(params["log_scale"])
+
+    def describe(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Location and standard deviations."""
+        return {"loc": params["loc"], "scale": jnp.exp(params["log_scale"])}
+
+
+class FullRank(AbstractFamily):
+    """Gaussians with any covariance, by its Cholesky factor `L`: `location + L noise`.
+
+    `L = diag(exp(log_scale)) (I + lower)` with a strictly lower-triangular `lower`: an
+    entry of `lower` is a regression coefficient between coordinates in units of their own
+    noise, so that it does not depend on the units of the coordinates either.
+
+    Attributes:
+        initial_scale: Standard deviation at the start.
+    """
+
+    initial_scale: float | int = 0.1
+
+    def __check_init__(self):
+        _check_scale(self.initial_scale)
+
+    def init(self, location: Vector) -> dict[str, Array]:
+        """Return a narrow Gaussian around `location`."""
+        dim = location.size
+        return {
+            "loc": location,
+            "log_scale": _log_scale(location, self.initial_scale),
+            "lower": jnp.zeros((dim, dim), location.dtype),
+        }
+
+    def no_step(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Zeros."""
+        return _no_step(params)
+
+    def move(self, params: dict[str, Array], step: dict[str, Array]) -> dict[str, Array]:
+        """Shift in both units, scale, and tilt."""
+        mixed = _unit_lower(params, step["whitened"])
+        shift = step["loc"] + jnp.exp(params["log_scale"]) * mixed
+        return {
+            "loc": params["loc"] + shift,
+            "log_scale": params["log_scale"] + step["log_scale"],
+            "lower": params["lower"] + step["lower"],
+        }
+
+    def transform(self, params: dict[str, Array], noise: Vector) -> Vector:
+        """Multiply by the Cholesky factor and shift."""
+        return params["loc"] + jnp.exp(params["log_scale"]) * _unit_lower(params, noise)
+
+    def log_prob(self, params: dict[str, Array], noise: Vector) -> Scalar:
+        """Minus the log determinant of the factor, plus the density of the noise."""
+        return _log_prob(params["log_scale"], noise)
+
+    def score(self, params: dict[str, Array], noise: Vector) -> Vector:
+        """Minus the noise through the transposed inverse of the factor."""
+        # L^-T = diag(1 / scale) (I + lower)^-T; the diagonal of ones is not read.
+        solved = jax.lax.linalg.triangular_solve(
+            params["lower"],
+            noise[None],
+            left_side=False,
+            lower=True,
+            unit_diagonal=True,
+        )[0]
+        return -solved * jnp.exp(-params["log_scale"])
+
+    def entropy(self, params: dict[str, Array]) -> Scalar:
+        """By the log determinant of the factor."""
+        return _entropy(params["log_scale"])
+
+    def describe(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Location and Cholesky factor of the covariance."""
+        scale = jnp.exp(params["log_scale"])
+        unit = jnp.eye(scale.size, dtype=scale.dtype) + jnp.tril(params["lower"], -1)
+        return {"loc": params["loc"], "scale_tril": scale[:, None] * unit}
+
+
+def _no_step(params: dict[str, Array]) -> dict[str, Array]:
+    step = jax.tree.map(jnp.zeros_like, params)
+    return step | {"whitened": step["loc"]}
+
+
+def _unit_lower(params: dict[str, Array], vector: Vector) -> Vector:
+    """`(I + lower) vector`."""
+    return vector + jnp.tril(params["lower"], -1) @ vector
+
+
+def _check_scale(scale: float | int) -> None:
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"`initial_scale` must be positive and finite; got {scale}.")
+
+
+def _log_scale(location: Vector, scale: float | int) -> Vector:
+    return jnp.full_like(location, jnp.log(scale))
+
+
+def _log_prob(log_scale: Vector, noise: Vector) -> Scalar:
+    return -jnp.sum(log_scale + 0.5 * noise**2 + _HALF_LOG_2PI)
+
+
+def _entropy(log_scale: Vector) -> Scalar:
+    return jnp.sum(log_scale + 0.5 + _HALF_LOG_2PI)
