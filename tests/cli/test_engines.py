@@ -71,6 +71,12 @@ def test_settings_are_literals_words_and_parts():
     assert parse("(1, 'a')", wh.SGLD) == (1, "a")
 
 
+def test_a_setting_that_converts_takes_what_it_converts():
+    pairs = ["backend=numpyro", "options={'find_heuristic_step_size': True}"]
+    engine = build_engine(wh.NUTS, pairs)
+    assert engine.options == (("find_heuristic_step_size", True),)
+
+
 @pytest.mark.parametrize(
     ("pair", "words"),
     [

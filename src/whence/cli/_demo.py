@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from ..core import Posterior, enable_x64
+from ..inference.hmc import NUTS
 from . import _errors
 from ._engines import build_engine, find_engine
 from ._text import heading, print_posterior, run, timings_text
@@ -44,7 +45,9 @@ def run_demo(out: Path, engine: str, seed: int, *, import_seconds: float) -> boo
     enable_x64()
     from . import _eight_schools as schools
 
-    configured = build_engine(find_engine(engine), [])
+    chosen = find_engine(engine)
+    # Where tau is close to 0 the posterior is a narrow funnel: smaller steps than usual.
+    configured = build_engine(chosen, ["target_accept=0.95"] * (chosen is NUTS))
     out.mkdir(parents=True, exist_ok=True)
     heading("whence demo: eight schools")
     typer.echo(_STORY)
@@ -95,8 +98,8 @@ def _next_steps(plot: Path, saved: Path, model: Path) -> None:
     heading("Try next")
     typer.echo(
         f"whence report {saved} --target {model}:target\n"
-        f"whence fit {model}:target --set draws=4000 --set target_accept=0.95\n"
-        "whence engines"
+        f"whence fit {model}:target --set target_accept=0.7   (bolder steps: what does the "
+        "verdict say?)\nwhence engines"
     )
 
 

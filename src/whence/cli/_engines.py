@@ -88,7 +88,7 @@ def build_engine(engine: type[AbstractEngine], pairs: list[str]) -> AbstractEngi
         UsageProblem: If a name is unknown or given twice, or a value does not fit.
     """
     known = settings(engine)
-    hints = typing.get_type_hints(engine)
+    hints = _hints(engine)
     given: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -111,6 +111,13 @@ def build_engine(engine: type[AbstractEngine], pairs: list[str]) -> AbstractEngi
         return engine(**given)
     except (ValueError, TypeError) as error:
         raise UsageProblem(f"{engine.__name__}: {message(error)}") from error
+
+
+def _hints(engine: type[AbstractEngine]) -> dict[str, Any]:
+    """Return annotated types; a field that converts what it is given takes anything."""
+    converts = {f.name for f in dataclasses.fields(engine) if "converter" in f.metadata}
+    hints = typing.get_type_hints(engine)
+    return {name: Any if name in converts else hint for name, hint in hints.items()}
 
 
 def parse(text: str, engine: type[AbstractEngine]) -> Any:

@@ -98,11 +98,16 @@ def _wanted(posterior: Posterior) -> Iterator[tuple[str, str, str, Callable[[], 
         )
     predictive = _predictive(posterior)
     if predictive is not None:
+        counts = all(v.dtype.kind in "iub" for v in predictive["observed_data"].values())
+        name = "ppc_rootogram" if counts else "ppc_dist"
         yield (
-            "ppc_dist",
+            name,
             "Posterior predictive check",
-            "Data drawn from the fitted model (thin lines) against the observed data.",
-            lambda: arviz_plots.plot_ppc_dist(predictive),
+            "How often each value is expected under the fitted model, with an interval, and "
+            "how often it was observed (dots)."
+            if counts
+            else "Data drawn from the fitted model (thin lines) against the observed data.",
+            lambda: getattr(arviz_plots, f"plot_{name}")(predictive),
         )
 
 
