@@ -75,6 +75,7 @@ def check(target: AbstractTarget, *, key: PRNGKey | None = None, points: int = 1
     problems: list[str] = []
     if not np.isfinite(density).any():
         problems.append("The log density is not finite at any of the starting points tried.")
+    problems += _mixed_precision(target)
     problems += _bad_priors(terms)
     problems += _bad_rows(pointwise)
     problems += _bad_gradients(gradient, np.isfinite(density))
@@ -105,6 +106,22 @@ def _evaluate(target, key, points):
         return density, gradient, terms, pointwise
 
     return jax.lax.map(at, jr.split(key, points))
+
+
+def _mixed_precision(target) -> list[str]:
+    if not jax.config.jax_enable_x64:
+        return []
+    single = [
+        keystr(path, simple=True, separator=".")
+        for path, leaf in tree_leaves_with_path(target)
+        if getattr(leaf, "dtype", None) == np.float32
+    ]
+    if not single:
+        return []
+    return [
+        f"`{single[0]}` is float32 although float64 is on: it was made before "
+        "`whence.enable_x64()`. Make data and model after that call."
+    ]
 
 
 def _bad_priors(terms) -> list[str]:

@@ -74,6 +74,9 @@ class Sample(eqx.Module):
         warmup_stats: As `stats`, for warm-up.
         extra: Further results of the engine (for example a fitted family, an ELBO trace),
             by name.
+        method: What the draws are, for `diagnose`: `"mcmc"`, `"unadjusted"`,
+            `"variational"`, `"smc"` or `"exact"`; None lets it tell by what is there.
+        target_acceptance: Acceptance rate that the step size was adapted to, or None.
     """
 
     positions: Position
@@ -84,6 +87,8 @@ class Sample(eqx.Module):
     warmup_positions: Position | None = None
     warmup_stats: dict[str, AnyArray] | None = None
     extra: dict[str, PyTree] = eqx.field(default_factory=dict)
+    method: str | None = eqx.field(default=None, static=True)
+    target_acceptance: float | None = eqx.field(default=None, static=True)
 
 
 class AbstractEngine(eqx.Module):

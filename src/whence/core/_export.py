@@ -114,6 +114,8 @@ def _attrs(posterior: "Posterior") -> dict[str, Any]:
         "whence_seconds": json.dumps(posterior.seconds),
         "whence_failed": json.dumps(list(posterior.failed)),
         "whence_complete": json.dumps(posterior.complete),
+        "whence_method": json.dumps(posterior.sample.method),
+        "whence_target_acceptance": json.dumps(posterior.sample.target_acceptance),
         "whence_log_evidence": json.dumps(_number(posterior.log_evidence)),
         "whence_log_evidence_error": json.dumps(_number(posterior.log_evidence_error)),
     }

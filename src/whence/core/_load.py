@@ -42,15 +42,17 @@ def load(path: str | Path, *, target: AbstractTarget | None = None) -> Posterior
         else {}
     )
     stats = arrays("sample_stats")
-    number = lambda name: json.loads(attrs.get(name, "null"))
-    extra = {n: np.asarray(v) for n, v in number("whence_extra").items()}
+    stored = lambda name: json.loads(attrs.get(name, "null"))
+    extra = {n: np.asarray(v) for n, v in stored("whence_extra").items()}
     sample = Sample(
         positions=_positions(arrays("unconstrained_posterior"), target),
         stats={n: v for n, v in stats.items() if n != "log_weight"},
         log_weights=stats.get("log_weight"),
-        log_evidence=number("whence_log_evidence"),
-        log_evidence_error=number("whence_log_evidence_error"),
+        log_evidence=stored("whence_log_evidence"),
+        log_evidence_error=stored("whence_log_evidence_error"),
         extra=extra,
+        method=stored("whence_method"),
+        target_acceptance=stored("whence_target_acceptance"),
     )
     return Posterior(
         target,

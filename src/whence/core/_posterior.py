@@ -183,6 +183,7 @@ class Posterior:
             log_evidence=self.log_evidence,
             log_evidence_error=self.log_evidence_error,
             extra=self.sample.extra,
+            method=self.sample.method,
         )
         variables = None if self._variables is None else take(self._variables)
         return self._like(sample, variables)
@@ -208,6 +209,8 @@ class Posterior:
             smc=smc or None,
             failed=self.failed,
             incomplete=not self.complete,
+            method=self.sample.method,
+            target_acceptance=self.sample.target_acceptance,
         )
 
     def trouble(self) -> str:
