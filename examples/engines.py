@@ -3,7 +3,8 @@
 A regression of children's test scores on their mothers' IQ and schooling, with errors of
 heavier tails than a normal's, goes unchanged to Hamiltonian Monte Carlo, to stochastic
 gradients on minibatches, to variational inference and to sequential Monte Carlo. Each
-returns the same kind of posterior, with its own verdict.
+returns the same kind of posterior, with its own verdict: that of stochastic gradients says
+which parameter they are slow to explore.
 
     python examples/engines.py [FOLDER]
 

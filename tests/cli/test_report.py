@@ -1,4 +1,5 @@
 import base64
+import html
 import re
 
 import numpy as np
@@ -25,17 +26,19 @@ def images(text):
     ]
 
 
-def test_the_report_is_self_contained(fitted, whence, folder):
+def test_the_report_is_self_contained(whence, folder):
+    whence("fit", "model.py:target", "-s", "draws=100", "-s", "warmup=100")
     out = whence("report", "posterior.nc", "--target", "model.py:target").stdout
     assert out == "posterior.html\n"
     text = (folder / "posterior.html").read_text()
-    verdict = wh.load(fitted).diagnose().verdict
-    assert verdict[:30] in text
+    verdict = wh.load(folder / "posterior.nc").diagnose().verdict
+    assert html.escape(verdict) in text
     for part in ("Summary", "theta[c]", "ess_bulk", "Timings", "compile", "data_sha256"):
         assert part in text
     found = images(text)
-    assert re.findall(r"<h3 id='(\w+)'>", text) == ["trace_dist", "rank", "ppc_dist"]
-    assert len(found) == 3
+    plots = ["trace_dist", "rank", "energy", "ppc_dist"]
+    assert re.findall(r"<h3 id='(\w+)'>", text) == plots
+    assert len(found) == 4
     assert all(image.startswith(PNG) and len(image) > 5000 for image in found)
     assert "could not draw" not in text
     assert "http://" not in text
@@ -48,6 +51,32 @@ def test_without_the_target_there_is_no_predictive_check(fitted, whence, folder)
     assert out == [f"there/{name}" for name in names]
     assert all((folder / path).read_bytes().startswith(PNG) for path in out[1:])
     assert "ppc_dist" not in (folder / out[0]).read_text()
+
+
+def test_counts_are_checked_by_their_frequencies(whence, write, folder):
+    name = write(
+        "counts.py",
+        """
+        import jax
+        import jax.numpy as jnp
+        import numpyro.distributions as dist
+        import whence as wh
+
+        class Counts(wh.Model):
+            rate: jax.Array = wh.latent(dist.Gamma(2.0, 1.0))
+
+            def likelihood(self):
+                return dist.Poisson(self.rate)
+
+        target = wh.condition(Counts(), jnp.asarray([0, 1, 3, 2, 0, 1]))
+        """,
+    )
+    steps = ("-s", "steps=400", "-s", "step_size=0.01", "-s", "chains=2")
+    whence("fit", f"{name}:target", "-e", "sgld", *steps)
+    whence("report", "posterior.nc", "--target", f"{name}:target")
+    text = (folder / "posterior.html").read_text()
+    assert re.findall(r"<h3 id='(\w+)'>", text)[-1] == "ppc_rootogram"
+    assert "could not draw" not in text
 
 
 def test_the_wrong_target_is_refused(fitted, error):

@@ -98,7 +98,8 @@ def _wanted(posterior: Posterior) -> Iterator[tuple[str, str, str, Callable[[], 
         )
     predictive = _predictive(posterior)
     if predictive is not None:
-        counts = all(v.dtype.kind in "iub" for v in predictive["observed_data"].values())
+        observed = predictive.children["observed_data"].data_vars.values()
+        counts = all(value.dtype.kind in "iub" for value in observed)
         name = "ppc_rootogram" if counts else "ppc_dist"
         yield (
             name,
