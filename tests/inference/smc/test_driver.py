@@ -92,7 +92,6 @@ def _repeat(num, *resampler):
 SETTINGS = [
     ("systematic", 0.5),
     ("systematic", 1.0),
-    ("stratified", 1.0),
     ("residual", 1.0),
     ("multinomial", 1.0),
 ]

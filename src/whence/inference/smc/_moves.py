@@ -195,8 +195,10 @@ def _acceptance(
         - particles.log_density(temperature)
         + proposal.log_correction
     )
-    probability = jnp.exp(jnp.minimum(log_ratio, 0.0))
-    return jnp.where(jnp.isnan(probability), 0.0, probability)
+    # Say outright what is refused: fused by XLA on CPU, `minimum` has been seen to drop a
+    # NaN that it keeps when run by itself, and a divergent proposal was accepted.
+    usable = (proposal.particles.log_tilt > -jnp.inf) & ~jnp.isnan(log_ratio)
+    return jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
 
 
 def _travelled(
