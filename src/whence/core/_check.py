@@ -48,7 +48,9 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check(target: AbstractTarget, *, key: PRNGKey | None = None, points: int = 16):
+def check(
+    target: AbstractTarget, *, key: PRNGKey | None = None, points: int = 16
+) -> CheckReport:
     """Evaluate a target's log density and gradient at random starting points.
 
     Shapes, dims, coords, NaN in data and discrete latents are refused earlier, by

@@ -235,7 +235,7 @@ class Posterior:
                 found.append(f"R-hat up to {rhat:.3g}, above 1.01")
         return f"{self.engine}: {' and '.join(found)}." if found else ""
 
-    def summary(self, **kwargs: Any):
+    def summary(self, **kwargs: Any) -> Any:
         """Return ArviZ's summary table, a pandas DataFrame.
 
         Args:
@@ -245,7 +245,7 @@ class Posterior:
 
         return summary(self.to_datatree(groups=("posterior",)), **kwargs)
 
-    def plot(self, kind: str = "trace_dist", **kwargs: Any):
+    def plot(self, kind: str = "trace_dist", **kwargs: Any) -> Any:
         """Draw one of ArviZ's plots: `arviz.plot_<kind>` of this posterior.
 
         Args:
@@ -274,7 +274,7 @@ class Posterior:
         groups: tuple[str, ...] | None = None,
         key: PRNGKey | None = None,
         prior_draws: int = 500,
-    ):
+    ) -> Any:
         """Return an `xarray.DataTree` with ArviZ's groups, dims and coords.
 
         Weighted draws are resampled to equal weights first, because ArviZ knows no weights.

@@ -1,0 +1,1 @@
+"""Engines: one folder for each family. They import `core` only."""
