@@ -6,14 +6,14 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from jax.scipy.stats import norm
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 from scipy.stats import cauchy, multivariate_normal
 from smc_targets import Conjugate, OneDimension
 
 import whence as wh
 from whence.inference.smc import TemperedSMC
 from whence.inference.smc._path import choose_path
-from whence.testing import Gaussian, LogGamma, check_engine
+from whence.testing import check_engine
 
 Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -93,20 +93,9 @@ def test_improper_prior_starts_from_a_reference(key):
     assert np.all(np.abs(mean - [4.0, 50.0, -3.0]) < 4.5 * error)
 
 
-@pytest.mark.parametrize(
-    "target", [LogGamma((1.0, 4.0)), Gaussian(4, condition_number=50.0, correlated=True)]
-)
-def test_any_density_by_the_reference_path(target, key):
-    posterior = wh.infer(target, TemperedSMC(particles=1000), key=key)
-    assert abs(posterior.log_evidence) < 4.5 * posterior.log_evidence_error
-    weights = np.exp(np.asarray(posterior.log_weights[0]))
-    mean, sd = target.truth["x"]
-    error = np.asarray(sd) * np.sqrt((weights**2).sum() * 2.0)
-    assert np.all(np.abs(weights @ np.asarray(posterior["x"][0]) - mean) < 4.5 * error)
-
-
-@pytest.mark.parametrize("kernel", ["hmc", "rwm"])
+@pytest.mark.parametrize("kernel", ["hmc", pytest.param("rwm", marks=pytest.mark.slow)])
 def test_conformance(kernel, key):
+    # Its targets, a correlated Gaussian and a skewed one, have no prior: the reference path.
     check_engine(TemperedSMC(particles=1024, kernel=kernel), key=key)
 
 
@@ -125,17 +114,6 @@ def test_report_by_temperature_adds_up(key):
     assert_allclose(np.exp(sample.log_weights).sum(), 1.0)
     lp = jax.vmap(target.log_density)({"x": jnp.asarray(sample.positions["x"][0])})
     assert_allclose(sample.stats["lp"][0], lp, rtol=1e-10)
-
-
-def test_chunks_do_not_change_a_bit(key):
-    target = Conjugate.simulate(2)
-    engine = TemperedSMC(particles=200)
-    one, other = (
-        wh.infer(target, engine, key=key, chunk_steps=steps).sample for steps in (1, 7)
-    )
-    assert_array_equal(one.positions["x"], other.positions["x"])
-    assert_array_equal(one.log_weights, other.log_weights)
-    assert one.log_evidence == other.log_evidence
 
 
 def test_particles_keep_the_dtype_of_the_target(key):
