@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike
 
 from ..core._model import Model
 from ._compare import scalars
@@ -39,7 +38,7 @@ class Entry(NamedTuple):
     build: Columns
     variables: Mapping[str, str]
 
-    def named_as_in_stan(self, draws: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    def named_as_in_stan(self, draws: Any) -> dict[str, np.ndarray]:
         """Scalar variables named as in Stan, `beta[1]`.
 
         Args:
