@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import polygamma
 
 from whence.core._engine import Trace
+from whence.core._infer import InferenceError, infer
 from whence.core._results import RESULTS
 from whence.core._target import AbstractDataTarget, AbstractTarget
 from whence.inference.sgmcmc import SGLD, PolynomialDecay, RMSprop
@@ -353,10 +354,27 @@ def test_posterior_splits_off_warmup(key):
     )
     sample = engine.posterior(target, states, Trace(warmup, sampling), key=key)
     assert sample.positions["x"].shape == (2, 6, 3)
+    assert sample.warmup_positions is not None
     assert sample.warmup_positions["x"].shape == (2, 4, 3)
     assert set(sample.stats) == {"lp", "grad_norm", "step_size", "nonfinite_at"}
     assert sample.stats["lp"].shape == (2, 6)
     assert sample.log_weights is None
+
+
+def test_through_infer(key):
+    target, n, h = mean_model(key, 23, 3)
+    engine = SGLD(chains=2, steps=400, thin=4, step_size=h, batch_size=5)
+    posterior = infer(target, engine, key=key, progress=False)
+    assert posterior.sample.positions.shape == (2, 80, 3)
+    again = infer(target, engine, key=key, progress=False, chunk_steps=7)
+    assert_array_equal(again.sample.positions, posterior.sample.positions)
+    many = infer(target, engine, key=key, progress=False, vectorised=True)
+    assert_allclose(many.sample.positions, posterior.sample.positions, rtol=1e-9)
+    with pytest.raises(ValueError, match="at most the number of data rows, 23; got 24"):
+        infer(target, SGLD(batch_size=24), key=key)
+    steep = SGLD(chains=2, steps=400, thin=4, step_size=1.0)
+    with pytest.raises(InferenceError, match="non-finite position"):
+        infer(target, steep, key=key, progress=False)
 
 
 def test_default_step_size(key):

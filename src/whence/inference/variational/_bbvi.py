@@ -194,7 +194,7 @@ class BBVI(AbstractEngine):
         elbo = np.asarray(trace.sampling.stats["elbo"])
         tail = elbo[:, -max(1, elbo.shape[1] // 10) :].mean(1)
         best = int(np.argmax(np.nan_to_num(tail, nan=-np.inf)))
-        params = jax.tree.map(lambda x: x[best], state.params)
+        params = jax.tree.map(lambda x: jnp.asarray(x[best]), state.params)
         drawn = _draw(self.family, params, target, self.draws, key)
         positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
         return Sample(
