@@ -4,11 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from ...core._types import Scalar
-from ._estimate import AbstractEstimator, Window, window
-from ._metric import AbstractMetric, Vector
+from ._estimate import AbstractEstimator, Estimate, Window, window
+from ._metric import Vector
 from ._step_size import DualAveraging, dual_averaging
 from ._transition import SAMPLING, SCALING, Chain
 
@@ -26,12 +26,12 @@ class Adaptation(eqx.Module):
     Attributes:
         averaging: Of the acceptance rate.
         window: Moments of the present window.
-        memory: Of the estimator.
+        estimate: From the last window.
     """
 
     averaging: DualAveraging
     window: Window
-    memory: PyTree
+    estimate: Estimate
 
 
 def window_ends(warmup: int) -> tuple[int, ...]:
@@ -51,19 +51,15 @@ def window_ends(warmup: int) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def start_adaptation(
-    estimator: AbstractEstimator, like: Vector
-) -> tuple[AbstractMetric, Adaptation]:
-    """Return the first metric, and no knowledge."""
-    metric, memory = estimator.start(like)
-    averaging = dual_averaging(jnp.ones((), like.dtype))
-    return metric, Adaptation(averaging, window(like, dense=estimator.needs_covariance), memory)
+def start_adaptation(estimator: AbstractEstimator, like: Vector) -> Adaptation:
+    """Return no knowledge."""
+    empty = window(like, dense=estimator.needs_covariance)
+    return Adaptation(dual_averaging(jnp.ones((), like.dtype)), empty, estimator.start(like))
 
 
 def adapt(
     estimator: AbstractEstimator,
     adaptation: Adaptation,
-    metric: AbstractMetric,
     chain: Chain,
     acceptance_rate: Scalar,
     *,
@@ -71,13 +67,12 @@ def adapt(
     is_fresh: Bool[Array, ""],
     is_window_end: Bool[Array, ""],
     is_last: Bool[Array, ""],
-) -> tuple[Adaptation, AbstractMetric, Chain]:
+) -> tuple[Adaptation, Chain]:
     """Learn from one transition of warm-up.
 
     Args:
         estimator: Turns a window into a metric.
         adaptation: What is known so far.
-        metric: Of the transition.
         chain: After the transition.
         acceptance_rate: Of the transition.
         target_accept: The rate to aim at.
@@ -86,25 +81,25 @@ def adapt(
         is_last: Whether warm-up ends here.
 
     Returns:
-        What is known now, and the metric and chain for the next transition.
+        What is known now, and the chain for the next transition.
     """
     start = dual_averaging(chain.step_size, anchor=1.0)
     averaging = jax.tree.map(
         lambda new, old: jnp.where(is_fresh, new, old), start, adaptation.averaging
     )
-    averaging = averaging.update(acceptance_rate, target_accept, relaxation=_RELAXATION)
+    target = 1 - (1 - target_accept) / adaptation.estimate.caution
+    averaging = averaging.update(acceptance_rate, target, relaxation=_RELAXATION)
     log_step = jnp.where(is_last, averaging.log_mean, averaging.log_step)
     chain = eqx.tree_at(lambda c: c.step_size, chain, jnp.exp(log_step))
     now = adaptation.window.update(chain.position, chain.gradient)
 
     def renew():
-        new, memory = estimator.estimate(now, metric, adaptation.memory)
+        new = estimator.estimate(now, adaptation.estimate)
         empty = window(chain.position, dense=estimator.needs_covariance)
         phase = jnp.where(chain.phase == SAMPLING, SCALING, chain.phase).astype(jnp.int32)
-        scaling = eqx.tree_at(lambda c: c.phase, chain, phase)
-        return Adaptation(averaging, empty, memory), new, scaling
+        return Adaptation(averaging, empty, new), eqx.tree_at(lambda c: c.phase, chain, phase)
 
     def go_on():
-        return Adaptation(averaging, now, adaptation.memory), metric, chain
+        return Adaptation(averaging, now, adaptation.estimate), chain
 
     return lax.cond(is_window_end, renew, go_on)

@@ -17,7 +17,7 @@ from ._tree import Tree, plant
 
 BACKENDS = ("whence", "blackjax", "numpyro", "tfp")
 # While the metric knows nothing a long trajectory is not worth its gradients.
-_EARLY_STEPS, _EARLY_DEPTH = 10, 5
+_EARLY_STEPS, _EARLY_DEPTH = 70, 6
 
 
 def _freeze(options: Mapping[str, Any] | tuple) -> tuple:
@@ -91,10 +91,10 @@ class NUTS(AbstractEngine):
         if self.backend not in BACKENDS:
             choices = ", ".join(f'"{name}"' for name in BACKENDS)
             raise ValueError(f'`backend` must be one of {choices}; got "{self.backend}".')
-        if self.max_tree_depth < 1:
-            raise ValueError(f"`max_tree_depth` must be at least 1; got {self.max_tree_depth}.")
-        if self.max_tree_depth > 20:
-            raise ValueError(f"`max_tree_depth` must be at most 20; got {self.max_tree_depth}.")
+        if not 1 <= self.max_tree_depth <= 20:
+            raise ValueError(
+                f"`max_tree_depth` must lie between 1 and 20; got {self.max_tree_depth}."
+            )
         if self.backend == "whence" and self.options:
             raise ValueError(
                 '`options` are for other backends; with backend="whence" there are none; '

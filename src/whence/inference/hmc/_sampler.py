@@ -23,7 +23,6 @@ from ._estimate import (
     VarianceEstimator,
 )
 from ._integrator import PhasePoint
-from ._metric import AbstractMetric
 from ._trajectory import AbstractTrajectory
 from ._transition import FAILED, SAMPLING, SCALING, SEARCHING, Chain, transition
 
@@ -58,10 +57,9 @@ class AbstractPolicy(eqx.Module):
 
 
 class SamplerState(eqx.Module):
-    """State of one chain. After warm-up `adaptation` is of no use."""
+    """State of one chain; after warm-up only the metric of `adaptation` is of use."""
 
     chain: Chain
-    metric: AbstractMetric
     adaptation: Adaptation
 
 
@@ -133,7 +131,7 @@ class Sampler(AbstractEngine):
         step_size = jnp.asarray(self.step_size or 1.0, like.dtype)
         phase = jnp.asarray(SEARCHING, jnp.int32)
         chain = Chain(like, jnp.zeros_like(step_size), like, step_size, phase)
-        return SamplerState(chain, *start_adaptation(self._estimator(like), like))
+        return SamplerState(chain, start_adaptation(self._estimator(like), like))
 
     def step(
         self, target: AbstractTarget, state: SamplerState, index: Array, *, key: PRNGKey
@@ -147,7 +145,7 @@ class Sampler(AbstractEngine):
             jax.value_and_grad(log_density),
             lambda key: ravel_pytree(target.init(key=key))[0],
             lambda *args, key: self.policy.plant(*args, index, key=key),
-            state.metric,
+            state.adaptation.estimate.metric,
             state.chain,
             SCALING if self.step_size is None else SAMPLING,
             key=key,
@@ -177,15 +175,14 @@ class Sampler(AbstractEngine):
         )
 
     def _adapt(self, state: SamplerState, chain: Chain, rate: Array, index: Array):
-        frozen = SamplerState(chain, state.metric, state.adaptation)
+        frozen = SamplerState(chain, state.adaptation)
         if self.warmup == 0:
             return frozen
 
         def learn():
-            adaptation, metric, new = adapt(
+            adaptation, new = adapt(
                 self._estimator(chain.position),
                 state.adaptation,
-                state.metric,
                 chain,
                 rate,
                 target_accept=self.target_accept,
@@ -193,7 +190,7 @@ class Sampler(AbstractEngine):
                 is_window_end=jnp.isin(index + 1, jnp.asarray(window_ends(self.warmup))),
                 is_last=index + 1 == self.warmup,
             )
-            return SamplerState(new, metric, adaptation)
+            return SamplerState(new, adaptation)
 
         return lax.cond(index < self.warmup, learn, lambda: frozen)
 

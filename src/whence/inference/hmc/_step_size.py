@@ -30,7 +30,11 @@ class DualAveraging(eqx.Module):
     count: Scalar
 
     def update(
-        self, acceptance_rate: Scalar, target: float, *, relaxation: float = _RELAXATION
+        self,
+        acceptance_rate: Scalar,
+        target: Scalar | float,
+        *,
+        relaxation: float = _RELAXATION,
     ) -> "DualAveraging":
         """Return the state after one more acceptance rate.
 

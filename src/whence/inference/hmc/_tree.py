@@ -17,7 +17,6 @@ References:
     Phan, Pradhan and Jankowiak (2019), arXiv:1912.11554, appendix A: iterative trees.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
