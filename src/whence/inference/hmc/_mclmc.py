@@ -182,7 +182,10 @@ class MCLMC(AbstractEngine):
             target, state, start, step_size, num_steps, is_search, key_follow
         )
         is_finite = new.is_finite() & jnp.isfinite(error)
-        error = jnp.where(is_search, 0, jnp.where(is_finite, error, jnp.inf))
+        # Cut, so that statistics are finite; beyond this no energy error is informative.
+        limit = 10 * MAX_ENERGY_ERROR
+        error = jnp.where(is_search, 0, jnp.where(is_finite, jnp.minimum(error, limit), limit))
+        squares = jnp.where(is_finite, squares, limit**2)
         variance = squares / (num_steps * old.position.size)
         is_uphill = is_early & is_finite & (new.log_density > old.log_density)
         rate = jnp.where(is_uphill, 1, jnp.minimum(1, jnp.exp(-error)))
