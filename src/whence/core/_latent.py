@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import equinox as eqx
 import jax
@@ -110,24 +110,43 @@ def _as_value(value):
     return jnp.asarray(value, dtype=jnp.result_type(float))
 
 
-class derived(property):  # noqa: N801
-    """A property that belongs into the posterior group, as in `@wh.derived`.
-
-    With names for its axes: `@wh.derived(dims="school")`.
-    """
+class _Derived(property):
+    """A property that belongs into the posterior group."""
 
     dims: tuple[str, ...] = ()
 
-    def __new__(cls, fget=None, *, dims: str | tuple[str, ...] = (), **kwargs):
-        """Decorate `fget`, or return a decorator if only `dims` is given."""
-        if fget is None:
-            return lambda f: cls(f, dims=dims)
-        return property.__new__(cls)
 
-    def __init__(self, fget=None, *, dims: str | tuple[str, ...] = (), **kwargs):
-        """Keep the function and the names of its axes."""
-        property.__init__(self, fget, **kwargs)
-        self.dims = as_dims(dims, "a derived value")
+@overload
+def derived(function: Callable[[Any], Any], /) -> property: ...
+@overload
+def derived(*, dims: str | tuple[str, ...] = ()) -> Callable[[Callable], property]: ...
+def derived(function: Any = None, /, *, dims: str | tuple[str, ...] = ()) -> Any:
+    """Make a method of a `Model` a property that belongs into the posterior group.
+
+    Use it as `@wh.derived`, or with names for the axes as `@wh.derived(dims="school")`.
+
+    Args:
+        function: A method without arguments.
+        dims: A name for each axis of the value.
+
+    Returns:
+        A property; without `function`, a decorator.
+    """
+    if function is None:
+        return lambda f: derived_property(f, dims)
+    return derived_property(function, dims)
+
+
+def derived_property(function: Callable[[Any], Any], dims: Any) -> "_Derived":
+    """Return the property that `derived` makes."""
+    made = _Derived(function, doc=function.__doc__)
+    made.dims = as_dims(dims, "a derived value")
+    return made
+
+
+def is_derived(value: Any) -> bool:
+    """Whether a class attribute was made by `derived`."""
+    return isinstance(value, _Derived)
 
 
 class Coords(Mapping):

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array
 
-from ._latent import UNDRAWN, Coords, derived
+from ._latent import UNDRAWN, Coords, is_derived
 from ._sites import Prior, Site, is_model, walk
 from ._types import PRNGKey, Scalar
 
@@ -203,10 +203,10 @@ def all_coords(model: Any) -> dict[str, Any]:
     return coords
 
 
-def _derived_of(cls: type) -> dict[str, derived]:
+def _derived_of(cls: type) -> dict[str, Any]:
     found = {}
     for base in reversed(cls.__mro__):
-        found.update({n: v for n, v in vars(base).items() if isinstance(v, derived)})
+        found.update({n: v for n, v in vars(base).items() if is_derived(v)})
     return found
 
 

@@ -232,7 +232,7 @@ class Posterior:
                 float(np.nanmax(convergence(x).rhat, initial=1.0)) for x in positions if x.size
             )
             if rhat > 1.01 and self.num_chains > 1:
-                found.append(f"R-hat up to {rhat:.3g}, above 1.01")
+                found.append(f"R-hat up to {rhat:.4g}, above 1.01")
         return f"{self.engine}: {' and '.join(found)}." if found else ""
 
     def summary(self, **kwargs: Any) -> Any:
