@@ -1,5 +1,7 @@
 """Moves leave a skewed, correlated density invariant, and tune themselves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -26,25 +28,29 @@ def _terms(x):
     return jnp.sum(jnp.asarray([1.0, 4.0]) * u - jnp.exp(u)), jnp.zeros(())
 
 
-def _move(kernel, x, log_weights, key, log_scale=0.0, moves=6, max_moves=100, dense=True):
-    zeros = jnp.zeros(x.shape[0])
-
+@functools.cache
+def _program(kernel, moves, dense):
     @jax.jit
-    def run(x, key):
+    def run(x, log_scale, key):
+        zeros = jnp.zeros(x.shape[0])
         return move_particles(
             KERNELS[kernel](),
             _terms,
             Particles(x, zeros, zeros),
-            log_weights,
+            equal_log_weights(x.shape[0]),
             jnp.ones(()),
-            jnp.asarray(log_scale),
+            log_scale,
             dense=dense,
             moves=moves,
-            max_moves=max_moves,
+            max_moves=100,
             key=key,
         )
 
-    return run(x, key)
+    return run
+
+
+def _move(kernel, x, key, log_scale=0.0, moves=6, dense=True):
+    return _program(kernel, moves, dense)(x, jnp.asarray(log_scale), key)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -52,7 +58,7 @@ def _move(kernel, x, log_weights, key, log_scale=0.0, moves=6, max_moves=100, de
 def test_moves_leave_a_skewed_density_invariant(kernel, dense, key):
     key_draw, key_move = jr.split(key)
     x = _draw(key_draw)
-    moved, _, stats = _move(kernel, x, equal_log_weights(NUM), key_move, dense=dense)
+    moved, _, stats = _move(kernel, x, key_move, dense=dense)
     assert stats.num_moves == 6
     assert 0.15 < stats.acceptance_rate < 0.95
     before, after = np.asarray(x), np.asarray(moved.x)
@@ -68,8 +74,7 @@ def test_moves_leave_a_skewed_density_invariant(kernel, dense, key):
 def test_adaptive_moves_reach_independence_and_stop(kernel, key):
     key_draw, key_move = jr.split(key)
     x = _draw(key_draw)
-    equal = equal_log_weights(NUM)
-    moved, _, stats = _move(kernel, x, equal, key_move, log_scale=5.0, moves=None)
+    moved, _, stats = _move(kernel, x, key_move, log_scale=5.0, moves=None)
     assert 2 <= int(stats.num_moves) < 60
     correlation = [
         np.corrcoef(np.asarray(x)[:, j], np.asarray(moved.x)[:, j])[0, 1] for j in (0, 1)
@@ -80,15 +85,15 @@ def test_adaptive_moves_reach_independence_and_stop(kernel, key):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_scale_is_tuned_to_the_acceptance_rate(kernel, key):
     x = _draw(key)
-    equal = equal_log_weights(NUM)
-    _, log_scale, _ = _move(kernel, x, equal, key, log_scale=3.0, moves=40)
-    _, _, stats = _move(kernel, x, equal, key, log_scale=float(log_scale), moves=5)
+    log_scale = 3.0
+    for i in range(8):
+        _, log_scale, stats = _move(kernel, x, jr.fold_in(key, i), log_scale=log_scale)
     goal = KERNELS[kernel]().target_acceptance(2)
     assert abs(float(stats.acceptance_rate) - goal) < 0.12
 
 
 def test_stored_terms_belong_to_the_positions(key):
-    moved, _, _ = _move("hmc", _draw(key), equal_log_weights(NUM), key)
+    moved, _, _ = _move("hmc", _draw(key), key)
     want = jax.vmap(_terms)(moved.x)[0]
     assert_allclose(moved.log_base, want, rtol=1e-12)
 

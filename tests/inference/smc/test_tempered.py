@@ -23,7 +23,12 @@ from whence.inference.smc._weights import (
 )
 
 RUNS = 120
-CASES = [(1, "hmc"), (3, "hmc"), (10, "hmc"), (3, "rwm")]
+CASES = [
+    pytest.param(1, "hmc", marks=pytest.mark.slow),
+    pytest.param(3, "hmc", marks=pytest.mark.slow),
+    (10, "hmc"),
+    (3, "rwm"),
+]
 
 
 @functools.cache
@@ -113,22 +118,17 @@ class _WrongSign(AbstractFeynmanKac):
         return -log_potential, control
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_evidence_test_catches_a_wrong_sign(sign):
+def test_the_evidence_test_catches_a_wrong_sign():
     target = Conjugate.simulate(3)
     engine = TemperedSMC(particles=200, kernel="rwm")
 
     def step(target, state, index, *, key):
-        model = Tempering(engine, target)
-        model = model if sign == 1 else _WrongSign(model)
+        model = _WrongSign(Tempering(engine, target))
         return advance(model, state, Resampler("systematic", 0.75), key=key)
 
     runs = repeat(engine, target, jr.key(1), 5, lambda x: x, step)
     off = np.abs(runs["log_evidence"] - target.log_evidence)
-    if sign == 1:
-        assert np.all(off < 5.0 * np.sqrt(runs["variance"]))
-    else:
-        assert np.all(~(off < 5.0 * np.sqrt(runs["variance"])))
+    assert np.all(~(off < 5.0 * np.sqrt(runs["variance"])))
 
 
 def _skewed(key):
