@@ -145,7 +145,7 @@ class AutoEstimator(AbstractEstimator):
         # While the chain still travels the spectrum tells of the way, not of the posterior.
         # From n normal draws the largest value is (1 + sqrt(dim / n))^2: Marchenko, Pastur.
         excess = jnp.max(spectrum) / (1 + jnp.sqrt(scale.shape[0] / count)) ** 2
-        known = jnp.clip(jnp.nan_to_num(excess, nan=1.0), 1, _MAX_CAUTION)
+        known = jnp.clip(jnp.nan_to_num(excess**2, nan=1.0), 1, _MAX_CAUTION)
         caution = jnp.where(count < _FEW_DRAWS, 1, known)
         return Estimate(
             _finite_or(metric, last.metric), caution, _Candidates(scale, factor, dual)

@@ -95,7 +95,7 @@ class PathPolicy(AbstractPolicy):
     """Starts paths of a given length, in time or in steps, shortened at random."""
 
     trajectory_length: float | None
-    num_steps: int | None
+    num_steps: int  # of no effect if a length is given
     jitter: float
 
     def plant(
@@ -111,7 +111,7 @@ class PathPolicy(AbstractPolicy):
         dtype = step_size.dtype
         jitter_key, accept_key = jax.random.split(key)
         share = 1 - self.jitter * jax.random.uniform(jitter_key, (), dtype)
-        if self.num_steps is None:
+        if self.trajectory_length is not None:
             wanted = share * self.trajectory_length / step_size
         else:
             wanted = share * self.num_steps
@@ -187,7 +187,7 @@ class HMC(AbstractEngine):
             length = math.pi  # with the jitter: a quarter to half a period
         return Sampler(
             label="HMC",
-            policy=PathPolicy(length, self.num_steps, self.jitter),
+            policy=PathPolicy(length, self.num_steps or 1, self.jitter),
             chains=self.chains,
             warmup=self.warmup,
             draws=self.draws,

@@ -17,7 +17,7 @@ from ._tree import Tree, plant
 
 BACKENDS = ("whence", "blackjax", "numpyro", "tfp")
 # While the metric knows nothing a long trajectory is not worth its gradients.
-_EARLY_STEPS, _EARLY_DEPTH = 70, 6
+_EARLY_SHARE, _EARLY_DEPTH = 0.15, 6
 
 
 def _freeze(options: Mapping[str, Any] | tuple) -> tuple:
@@ -40,7 +40,7 @@ class TreePolicy(AbstractPolicy):
         *,
         key: PRNGKey,
     ) -> Tree:
-        early = min(_EARLY_STEPS, self.warmup)
+        early = int(_EARLY_SHARE * self.warmup)
         limit = jnp.where(index < early, min(_EARLY_DEPTH, self.max_depth), self.max_depth)
         limit = jnp.where(is_single, 1, limit).astype(jnp.int32)
         return plant(point, step_size, self.max_depth, limit, key=key)

@@ -141,17 +141,20 @@ class Sampler(AbstractEngine):
         def log_density(x):
             return jnp.asarray(target.log_density(unravel(x)), like.dtype)
 
+        def plant(point, step_size, is_single, *, key):
+            return self.policy.plant(point, step_size, is_single, index, key=key)
+
         chain, stats = transition(
             jax.value_and_grad(log_density),
             lambda key: ravel_pytree(target.init(key=key))[0],
-            lambda *args, key: self.policy.plant(*args, index, key=key),
+            plant,
             state.adaptation.estimate.metric,
             state.chain,
             SCALING if self.step_size is None else SAMPLING,
             key=key,
         )
         state = self._adapt(state, chain, stats["acceptance_rate"], index)
-        return state, Info(chain.position, stats)
+        return state, Info(chain.position, {**stats})
 
     def done(self, state: SamplerState) -> Bool[Array, ""]:
         return never()
@@ -166,10 +169,11 @@ class Sampler(AbstractEngine):
     ) -> Sample:
         _, unravel = _flat(target)
         unpack = jax.vmap(jax.vmap(unravel))
-        warm = trace.warmup if self.keep_warmup else None
+        draws, warm = trace.sampling, trace.warmup if self.keep_warmup else None
+        assert draws is not None  # the loop asks only once there are draws
         return Sample(
-            positions=unpack(trace.sampling.position),
-            stats=trace.sampling.stats,
+            positions=unpack(draws.position),
+            stats=draws.stats,
             warmup_positions=None if warm is None else unpack(warm.position),
             warmup_stats=None if warm is None else warm.stats,
         )

@@ -169,7 +169,8 @@ def _after(now: _Round, chain: Chain, trajectory: AbstractTrajectory, after_sear
 
 def _blank_stats(plant: Plant, chain: Chain, key: PRNGKey) -> dict[str, Array]:
     """Return statistics of the right shapes for a transition that is not made."""
-    point = PhasePoint(*[chain.position] * 2, chain.log_density, *[chain.gradient] * 2)
+    x = chain.position
+    point = PhasePoint(x, x, chain.log_density, x, x)
     is_single = jnp.asarray(False)
     shapes = jax.eval_shape(
         lambda k: plant(point, chain.step_size, is_single, key=k).stats(), key
