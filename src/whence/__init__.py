@@ -24,6 +24,7 @@ from .core import (
     infer as infer,
     latent as latent,
     load as load,
+    resume as resume,
 )
 from .inference.hmc import HMC as HMC, MCLMC as MCLMC, NUTS as NUTS, ChEES as ChEES
 from .inference.sgmcmc import SGLD as SGLD

@@ -23,6 +23,7 @@ from ._load import load as load
 from ._model import Model as Model
 from ._posterior import Posterior as Posterior
 from ._results import RESULTS as RESULTS
+from ._resume import resume as resume
 from ._target import (
     AbstractDataTarget as AbstractDataTarget,
     AbstractDescribedTarget as AbstractDescribedTarget,

@@ -1,11 +1,10 @@
 """`infer()`: a target and an engine become a `Posterior`."""
 
-import importlib.metadata
 import sys
 import time
 import warnings
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,8 @@ import numpy as np
 
 from ._check import check, check_values, require_target
 from ._engine import AbstractEngine, Trace
-from ._fingerprint import fingerprint
 from ._loop import Outcome, run
+from ._manifest import create_store, manifest
 from ._posterior import Posterior
 from ._progress import progress_bar
 from ._results import RESULTS
@@ -41,6 +40,7 @@ def infer(
     chunk_steps: int | None = None,
     vectorised: bool | None = None,
     threads: int | None = None,
+    store: str | Path | None = None,
 ) -> Posterior:
     """Run an engine on a target.
 
@@ -56,6 +56,8 @@ def infer(
         vectorised: Run chains in one vmapped program, as is best on accelerators, or each
             by itself; by default by the platform.
         threads: Threads for chains that run by themselves; by default one per core.
+        store: A new or empty folder to which every chunk is written, so that a run that
+            is killed loses a fraction of a second and `resume` goes on from there.
 
     Returns:
         The posterior. After Ctrl-C it holds the draws so far and is marked incomplete.
@@ -68,6 +70,18 @@ def infer(
     _check_arguments(target, engine, key, chunk_steps, threads)
     check_values(target)
     engine.validate(target)
+    if vectorised is None:
+        vectorised = engine.schedule.replicas > 1 and jax.default_backend() != "cpu"
+    opened = None
+    if store is not None:
+        opened = create_store(store, target, engine, key, vectorised)
+    return fit(target, engine, key, progress, throw, chunk_steps, vectorised, threads, opened)
+
+
+def fit(
+    target, engine, key, progress, throw, chunk_steps, vectorised, threads, store
+) -> Posterior:
+    """Run, judge and collect; what `infer` and `resume` share."""
     begin = time.perf_counter()
     bar = progress_bar(engine.name) if _wants_progress(progress) else nullcontext()
     with bar as on_progress:
@@ -79,6 +93,7 @@ def infer(
             chunk_steps=chunk_steps,
             vectorised=vectorised,
             threads=threads,
+            store=store,
         )
     keep, failed = _judge(outcome, engine, target, interrupted, throw, key)
     sample = _collect(outcome, engine, target, keep, key)
@@ -88,10 +103,13 @@ def infer(
         sample,
         engine=engine.name,
         seconds=seconds,
-        manifest=_manifest(target, engine, key),
+        manifest=manifest(target, engine, key),
         failed=tuple(failed),
         complete=not interrupted,
     )
+    if store is not None:
+        store.manifest["complete"] = bool(outcome.finished.all()) and not interrupted
+        store.write_manifest()
     _warn(posterior, interrupted)
     return posterior
 
@@ -193,18 +211,3 @@ def _warn(posterior: Posterior, interrupted: bool) -> None:
             InferenceWarning,
             stacklevel=3,
         )
-
-
-def _manifest(target, engine, key) -> dict[str, Any]:
-    packages = ("whence", "jax", "jaxlib", "equinox", "numpyro", "numpy")
-    return {
-        "engine": repr(engine),
-        "key": np.asarray(jr.key_data(key)).tolist(),
-        "key_impl": str(jr.key_impl(key)),
-        "x64": bool(jax.config.jax_enable_x64),
-        "backend": jax.default_backend(),
-        "python": sys.version.split()[0],
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "data_sha256": fingerprint(target),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }

@@ -16,23 +16,20 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from ._cache import Program, compile_now, is_data, remembered
+from ..storage import RunStore
+from ._cache import is_data, remembered
 from ._engine import AbstractEngine
+from ._program import Plan, Status, build_plan, to_host, to_state
 from ._target import AbstractTarget
 from ._types import PRNGKey
 
-CHUNK_BYTES = 2**25  # at most this much recorded data per call and replica
-CHUNK_STEPS = 1024
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up
 
 
@@ -56,132 +53,6 @@ class Outcome(NamedTuple):
     seconds: dict[str, float]
 
 
-class _Status(NamedTuple):
-    stop: Any  # first step not made
-    done: Any
-    result: Any
-
-
-def chunk(plan, data, state, key, replica, start, stop):
-    """Advance one replica from `start` to at most `stop`: the compiled program.
-
-    The first chunk (`start == 0`) makes the state; the one it is given is a placeholder.
-
-    Args:
-        plan: The `_Shapes` of this run: pure functions and the shapes of what they return.
-        data: Array leaves of the target and the engine.
-        state: State after step `start - 1`.
-        key: Key of the run.
-        replica: Number of this replica.
-        start: First step to make.
-        stop: First step not to make.
-
-    Returns:
-        The new state, the recorded steps, and a `_Status`.
-    """
-    init_key, step_key = jr.split(jr.fold_in(key, replica))
-    state = jax.lax.cond(start == 0, lambda: plan.init(data, init_key), lambda: state)
-    buffers = jax.tree.map(lambda s: _zeros((plan.length, *s.shape), s.dtype), plan.info)
-
-    def cond(carry):
-        index, state, _ = carry
-        return (index < stop) & ~plan.engine_of(data).done(state)
-
-    def body(carry):
-        index, state, buffers = carry
-        state, info = plan.step(data, state, index, jr.fold_in(step_key, index))
-        write = lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, index - start, 0)
-        return index + 1, state, jax.tree.map(write, buffers, info)
-
-    index, state, buffers = jax.lax.while_loop(cond, body, (start, state, buffers))
-    engine = plan.engine_of(data)
-    return state, buffers, _Status(index, engine.done(state), engine.result(state))
-
-
-class _Shapes(NamedTuple):
-    """Pure functions of an engine on a target, and the shapes of state and info."""
-
-    init: Any
-    step: Any
-    engine_of: Any
-    state: PyTree
-    info: PyTree
-    length: int
-
-
-class _Plan(NamedTuple):
-    """A compiled run, without its data."""
-
-    program: Program
-    state: PyTree  # placeholder
-    length: int  # most steps that one call records
-
-
-def build_plan(target, engine, key, chunk_steps, vectorised) -> _Plan:
-    """Trace and compile `chunk` for a target and an engine of this structure.
-
-    `init` and `step` are wrapped in `jit`, which traces each once however often it is used
-    here, and are inlined into the one program.
-    """
-    begin = time.perf_counter()
-    data, static = eqx.partition((target, engine), is_data)
-
-    @partial(jax.jit, inline=True)
-    def init(data, key):
-        target, engine = eqx.combine(data, static)
-        return engine.init(target, key=key)
-
-    @partial(jax.jit, inline=True)
-    def step(data, state, index, key):
-        target, engine = eqx.combine(data, static)
-        return engine.step(target, state, index, key=key)
-
-    index = jax.ShapeDtypeStruct((), np.int32)
-    state = jax.eval_shape(init, data, key)
-    state, info = jax.eval_shape(step, data, state, index, key)
-    schedule = engine.schedule
-    replicas = schedule.replicas
-    length = _buffer_steps(info, schedule, chunk_steps, replicas if vectorised else 1)
-    shapes = _Shapes(init, step, lambda d: eqx.combine(d, static)[1], state, info, length)
-    begin = time.perf_counter() - begin
-
-    def whence_chunk(data, state, key, replica, start, stop):
-        one = lambda state, replica: chunk(shapes, data, state, key, replica, start, stop)
-        # `start` and `stop` are not mapped over: branches on the step index stay branches.
-        return jax.vmap(one)(state, replica) if vectorised else one(state, replica)
-
-    lead = (replicas,) if vectorised else ()
-    placeholder = jax.tree.map(lambda s: _placeholder((*lead, *s.shape), s.dtype), state)
-    number = np.arange(replicas, dtype=np.int32) if vectorised else np.int32(0)
-    program = compile_now(
-        whence_chunk, data, placeholder, key, number, np.int32(0), np.int32(0)
-    )
-    program = program._replace(trace_seconds=program.trace_seconds + begin)
-    return _Plan(program, placeholder, length)
-
-
-def _buffer_steps(info, schedule, chunk_steps, lanes) -> int:
-    if chunk_steps is not None:
-        return max(1, min(chunk_steps, schedule.steps))
-    size = lanes * sum(np.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(info))
-    most = max(1, min(CHUNK_STEPS, schedule.steps))
-    return int(np.clip(CHUNK_BYTES // max(int(size), 1), 1, most))
-
-
-def _placeholder(shape, dtype):
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return _zeros(shape, dtype)
-    return np.zeros(shape, dtype)
-
-
-def _zeros(shape, dtype):
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(
-            jnp.zeros((*shape, *jr.key_data(jr.key(0)).shape), dtype=jnp.uint32)
-        )
-    return jnp.zeros(shape, dtype)
-
-
 def run(
     target: AbstractTarget,
     engine: AbstractEngine,
@@ -191,6 +62,7 @@ def run(
     chunk_steps: int | None = None,
     vectorised: bool | None = None,
     threads: int | None = None,
+    store: RunStore | None = None,
 ) -> tuple[Outcome, bool]:
     """Run `engine` on `target` to the end of its schedule, or until Ctrl-C.
 
@@ -203,9 +75,13 @@ def run(
             a second's worth.
         vectorised: Map replicas in one program (accelerators) or run each by itself (CPU).
         threads: Threads for replicas on CPU; by default one per core.
+        store: Where to write every chunk; if it holds a part of the run, go on from there.
 
     Returns:
         The outcome, and whether it was interrupted.
+
+    Raises:
+        KeyboardInterrupt: If Ctrl-C came before any replica had made a step.
     """
     schedule = engine.schedule
     if vectorised is None:
@@ -214,7 +90,7 @@ def run(
     data = eqx.filter((target, engine), is_data)
     everyone = np.arange(schedule.replicas, dtype=np.int32)
     workers = [
-        _Worker(plan, schedule, data, key, number, chunk_steps is not None)
+        _Worker(plan, schedule, data, key, number, chunk_steps is not None, store)
         for number in ([everyone] if vectorised else everyone)
     ]
     begin = time.perf_counter()
@@ -234,7 +110,7 @@ def run(
 class _Worker:
     """Drives one replica (or all of them, vectorised) through the program."""
 
-    def __init__(self, plan: _Plan, schedule, data, key, replica, fixed_chunks: bool):
+    def __init__(self, plan: Plan, schedule, data, key, replica, fixed_chunks, store=None):
         self.plan = plan
         self.schedule = schedule
         self.data = data
@@ -245,7 +121,21 @@ class _Worker:
         self.at = 0
         self.pieces: list[PyTree] = []
         self.seconds = [0.0, 0.0]  # warm-up, sampling
-        self.status: _Status | None = None
+        self.status: Status | None = None
+        self.store: RunStore | None = store
+        self.number = 0 if replica.ndim else int(replica)
+        self.restore()
+
+    def restore(self):
+        """Go on from where the store is, if it holds a part of this replica."""
+        found = self.store.read(self.number) if self.store else None
+        if found is None:
+            return
+        self.at, _, leaves = found
+        empty, treedef = jax.tree.flatten(self.plan.state)
+        leaves = [to_state(leaf, like) for leaf, like in zip(leaves, empty, strict=True)]
+        self.state = jax.tree.unflatten(treedef, leaves)
+        self.call(self.at)  # no steps: only says how the replica fares
 
     def run(self, halt: threading.Event):
         """Make all steps, in chunks whose length follows the clock."""
@@ -266,6 +156,16 @@ class _Worker:
 
     def advance(self, stop: int) -> int:
         """Call the program once and keep what it recorded; return how many steps."""
+        start, piece = self.at, self.call(stop)
+        if self.store is None:
+            self.pieces.append(piece)
+        else:
+            state = [to_host(leaf) for leaf in jax.tree.leaves(self.state)]
+            self.store.write(self.number, start, self.at, jax.tree.leaves(piece), state)
+        return self.at - start
+
+    def call(self, stop: int) -> PyTree:
+        """Call the program once; return what it recorded."""
         state, buffers, status = self.plan.program.call(
             self.data,
             self.state,
@@ -279,9 +179,19 @@ class _Worker:
         made = int(np.max(status.stop)) - self.at
         rows = (slice(None), slice(made)) if self.replica.ndim else slice(made)
         # NumPy slices: each new length would be a compilation in JAX.
-        self.pieces.append(jax.tree.map(lambda b: np.array(np.asarray(b)[rows]), buffers))
+        piece = jax.tree.map(lambda b: np.array(np.asarray(b)[rows]), buffers)
         self.state, self.status, self.at = state, status, self.at + made
-        return made
+        return piece
+
+    def recorded(self) -> PyTree:
+        """Return all that was recorded, from memory or from the store."""
+        pieces = self.pieces
+        found = self.store.read(self.number) if self.store else None
+        if found is not None:
+            treedef = jax.tree.structure(self.plan.info)
+            pieces = [jax.tree.unflatten(treedef, leaves) for leaves in found[1]]
+        axis = 1 if self.replica.ndim else 0
+        return jax.tree.map(lambda *p: np.concatenate(p, axis=axis), *pieces)
 
     @property
     def finished(self) -> bool:
@@ -328,16 +238,17 @@ def _cores() -> int:
 
 
 def _gather(workers, schedule, seconds, vectorised) -> Outcome:
-    workers = [w for w in workers if w.status is not None]
+    workers = [w for w in workers if w.status is not None and w.at > 0]
+    if not workers:
+        raise KeyboardInterrupt("Interrupted before there were any draws.")
     if vectorised:
         return _gather_vectorised(workers, schedule, seconds)
-    records = [jax.tree.map(lambda *p: np.concatenate(p), *w.pieces) for w in workers]
     state = jax.tree.map(
-        lambda *s: np.stack([_host(x) for x in s]), *[w.state for w in workers]
+        lambda *s: np.stack([to_host(x) for x in s]), *[w.state for w in workers]
     )
     return Outcome(
         state,
-        records,
+        [worker.recorded() for worker in workers],
         np.array([w.at for w in workers], dtype=int),
         [w.status.result for w in workers],
         np.array([w.finished for w in workers], dtype=bool),
@@ -347,21 +258,15 @@ def _gather(workers, schedule, seconds, vectorised) -> Outcome:
 
 def _gather_vectorised(workers, schedule, seconds) -> Outcome:
     (worker,) = workers
-    joined = jax.tree.map(lambda *p: np.concatenate(p, axis=1), *worker.pieces)
+    joined = worker.recorded()
     take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
     replicas = range(schedule.replicas)
     steps = np.asarray(worker.status.stop, dtype=int)
     return Outcome(
-        jax.tree.map(_host, worker.state),
+        jax.tree.map(to_host, worker.state),
         [jax.tree.map(lambda x: x[i, : steps[i]], joined) for i in replicas],
         steps,
         [take(worker.status.result, i) for i in replicas],
         (steps >= schedule.steps) | np.asarray(worker.status.done, dtype=bool),
         seconds,
     )
-
-
-def _host(leaf):
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return np.asarray(jr.key_data(leaf))
-    return np.asarray(leaf)

@@ -31,7 +31,7 @@ class Model(eqx.Module):
 
     __whence_model__: ClassVar[bool] = True
     coords: Mapping[str, Any] = eqx.field(
-        default_factory=Coords, converter=Coords, static=True, kw_only=True
+        default=Coords(), converter=Coords, static=True, kw_only=True
     )
 
     def likelihood(self, *inputs: Any) -> dist.Distribution | dict[str, dist.Distribution]:

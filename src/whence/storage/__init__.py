@@ -10,3 +10,4 @@ from ._netcdf import (
     load_netcdf as load_netcdf,
     save_netcdf as save_netcdf,
 )
+from ._runstore import RUN_SCHEMA as RUN_SCHEMA, RunStore as RunStore

@@ -3,11 +3,12 @@
 import io
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ._atomic import replace_file
 
 if TYPE_CHECKING:
     import xarray
@@ -47,28 +48,12 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
     _encoded(tree).to_netcdf(buffer, engine="h5netcdf")
     try:
         with buffer.getbuffer() as content:
-            _replace(path, content)
+            replace_file(path, content)
     except OSError as error:
         why = error.strerror or str(error)
         message = f"Could not write the file ({why}); what was there before is unchanged"
         raise OSError(error.errno, message, str(path)) from error
     return path
-
-
-def _replace(path: Path, content: memoryview) -> None:
-    """Put a file in place whole or not at all: write beside it, flush, rename."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, _permissions(path))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _flush_folder(path.parent)
 
 
 def load_netcdf(path: str | os.PathLike[str]) -> "xarray.DataTree":
@@ -107,29 +92,6 @@ def _check_schema(attrs, path: Path) -> None:
             f"{path} has schema version {version}; this version of whence reads up to "
             f"{SCHEMA_VERSION}. Update whence to read it."
         )
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the new name durable; a failure here no longer endangers the content."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # folders cannot be opened on Windows
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:  # nor flushed on some network file systems
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def _permissions(path: Path) -> int:
-    """Return those of the file to be replaced, else what any new file would get."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _encoded(tree: "xarray.DataTree") -> "xarray.DataTree":

@@ -1,0 +1,159 @@
+"""A run as one compiled program: from any step to any other.
+
+The program makes the state, steps, and writes what steps record into a buffer. Where it
+starts and stops are arguments, so one compilation serves warm-up, sampling, every chunk
+length and every resumption.
+"""
+
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import PyTree
+
+from ._cache import Program, compile_now, is_data
+
+CHUNK_BYTES = 2**25  # at most this much recorded data per call and replica
+CHUNK_STEPS = 1024
+
+
+class Status(NamedTuple):
+    stop: Any  # first step not made
+    done: Any
+    result: Any
+
+
+def chunk(plan, data, state, key, replica, start, stop):
+    """Advance one replica from `start` to at most `stop`: the compiled program.
+
+    The first chunk (`start == 0`) makes the state; the one it is given is a placeholder.
+
+    Args:
+        plan: The `_Shapes` of this run: pure functions and the shapes of what they return.
+        data: Array leaves of the target and the engine.
+        state: State after step `start - 1`.
+        key: Key of the run.
+        replica: Number of this replica.
+        start: First step to make.
+        stop: First step not to make.
+
+    Returns:
+        The new state, the recorded steps, and a `Status`.
+    """
+    init_key, step_key = jr.split(jr.fold_in(key, replica))
+    state = jax.lax.cond(start == 0, lambda: plan.init(data, init_key), lambda: state)
+    buffers = jax.tree.map(lambda s: zeros((plan.length, *s.shape), s.dtype), plan.info)
+
+    def cond(carry):
+        index, state, _ = carry
+        return (index < stop) & ~plan.engine_of(data).done(state)
+
+    def body(carry):
+        index, state, buffers = carry
+        state, info = plan.step(data, state, index, jr.fold_in(step_key, index))
+        write = lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, index - start, 0)
+        return index + 1, state, jax.tree.map(write, buffers, info)
+
+    index, state, buffers = jax.lax.while_loop(cond, body, (start, state, buffers))
+    engine = plan.engine_of(data)
+    return state, buffers, Status(index, engine.done(state), engine.result(state))
+
+
+class _Shapes(NamedTuple):
+    """Pure functions of an engine on a target, and the shapes of state and info."""
+
+    init: Any
+    step: Any
+    engine_of: Any
+    state: PyTree
+    info: PyTree
+    length: int
+
+
+class Plan(NamedTuple):
+    """A compiled run, without its data."""
+
+    program: Program
+    state: PyTree  # placeholder
+    info: PyTree  # shapes
+    length: int  # most steps that one call records
+
+
+def build_plan(target, engine, key, chunk_steps, vectorised) -> Plan:
+    """Trace and compile `chunk` for a target and an engine of this structure.
+
+    `init` and `step` are wrapped in `jit`, which traces each once however often it is used
+    here, and are inlined into the one program.
+    """
+    begin = time.perf_counter()
+    data, static = eqx.partition((target, engine), is_data)
+
+    @partial(jax.jit, inline=True)
+    def init(data, key):
+        target, engine = eqx.combine(data, static)
+        return engine.init(target, key=key)
+
+    @partial(jax.jit, inline=True)
+    def step(data, state, index, key):
+        target, engine = eqx.combine(data, static)
+        return engine.step(target, state, index, key=key)
+
+    index = jax.ShapeDtypeStruct((), np.int32)
+    state = jax.eval_shape(init, data, key)
+    state, info = jax.eval_shape(step, data, state, index, key)
+    schedule = engine.schedule
+    replicas = schedule.replicas
+    length = _buffer_steps(info, schedule, chunk_steps, replicas if vectorised else 1)
+    shapes = _Shapes(init, step, lambda d: eqx.combine(d, static)[1], state, info, length)
+    begin = time.perf_counter() - begin
+
+    def whence_chunk(data, state, key, replica, start, stop):
+        one = lambda state, replica: chunk(shapes, data, state, key, replica, start, stop)
+        # `start` and `stop` are not mapped over: branches on the step index stay branches.
+        return jax.vmap(one)(state, replica) if vectorised else one(state, replica)
+
+    lead = (replicas,) if vectorised else ()
+    empty = jax.tree.map(lambda s: placeholder((*lead, *s.shape), s.dtype), state)
+    number = np.arange(replicas, dtype=np.int32) if vectorised else np.int32(0)
+    program = compile_now(whence_chunk, data, empty, key, number, np.int32(0), np.int32(0))
+    program = program._replace(trace_seconds=program.trace_seconds + begin)
+    return Plan(program, empty, info, length)
+
+
+def _buffer_steps(info, schedule, chunk_steps, lanes) -> int:
+    if chunk_steps is not None:
+        return max(1, min(chunk_steps, schedule.steps))
+    size = lanes * sum(np.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(info))
+    most = max(1, min(CHUNK_STEPS, schedule.steps))
+    return int(np.clip(CHUNK_BYTES // max(int(size), 1), 1, most))
+
+
+def placeholder(shape, dtype):
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return zeros(shape, dtype)
+    return np.zeros(shape, dtype)
+
+
+def zeros(shape, dtype):
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            jnp.zeros((*shape, *jr.key_data(jr.key(0)).shape), dtype=jnp.uint32)
+        )
+    return jnp.zeros(shape, dtype)
+
+
+def to_state(array, like):
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jr.wrap_key_data(jnp.asarray(array), impl=jr.key_impl(like))
+    return array
+
+
+def to_host(leaf):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return np.asarray(jr.key_data(leaf))
+    return np.asarray(leaf)

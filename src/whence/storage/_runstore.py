@@ -1,0 +1,173 @@
+"""A run on disk: a manifest, and what each replica recorded, chunk by chunk.
+
+```
+manifest.json                 what is run, on what, by which versions
+replica-0003/
+  000000000000-000000000250.npz   what steps 0 to 249 recorded
+  state.npz                       the state after the last chunk, and where that is
+```
+
+A chunk is written before the state that follows it, each under another name, flushed and
+renamed. So a process that is killed at any moment leaves a state whose chunks are all
+there; a chunk beyond the state is written again, with the same content, on resuming.
+Everything is NumPy arrays and JSON: no pickle.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._atomic import replace_file
+
+RUN_SCHEMA = 1
+_MANIFEST, _STATE = "manifest.json", "state.npz"
+
+
+class RunStore:
+    """The folder of one run.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What is run.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        """Keep both; use `create` or `open`."""
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> "RunStore":
+        """Start a store in a new or empty folder.
+
+        Args:
+            folder: Where to; made if it does not exist.
+            manifest: JSON values.
+
+        Raises:
+            ValueError: If the folder holds anything.
+            OSError: If it cannot be made or written.
+        """
+        folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()):
+            held = "another run" if (folder / _MANIFEST).exists() else "other files"
+            raise ValueError(
+                f"`store` must be a new or empty folder; {folder} holds {held}. Resume a run "
+                "with `whence.resume`, or choose another folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        store = cls(folder, {"schema": RUN_SCHEMA, **manifest})
+        store.write_manifest()
+        return store
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> "RunStore":
+        """Open a store that `create` made.
+
+        Raises:
+            ValueError: If the folder is none, its manifest is damaged, or its schema newer.
+        """
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_text())
+            schema = int(manifest["schema"])
+        except FileNotFoundError:
+            raise ValueError(f"{folder} is not a run store: it has no {_MANIFEST}.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"The {_MANIFEST} of {folder} is damaged: {error}.") from error
+        if schema > RUN_SCHEMA:
+            raise ValueError(
+                f"{folder} was written by a newer whence (schema {schema}, this one knows "
+                f"{RUN_SCHEMA}). Update whence to read it."
+            )
+        return cls(folder, manifest)
+
+    def write_manifest(self) -> None:
+        """Write the manifest as it is now."""
+        content = json.dumps(self.manifest, indent=1).encode()
+        replace_file(self.folder / _MANIFEST, content)
+
+    def write(
+        self,
+        replica: int,
+        start: int,
+        stop: int,
+        record: list[np.ndarray],
+        state: list[np.ndarray],
+    ) -> None:
+        """Append what steps `start` to `stop - 1` recorded, and the state after them.
+
+        Args:
+            replica: Number of the replica.
+            start: First step.
+            stop: First step not made.
+            record: Leaves of what was recorded.
+            state: Leaves of the state.
+
+        Raises:
+            OSError: If the disk does not take it; what was there before is unchanged.
+        """
+        folder = self._replica(replica)
+        folder.mkdir(exist_ok=True)
+        if stop > start:
+            replace_file(folder / f"{start:012d}-{stop:012d}.npz", _packed(record))
+        replace_file(folder / _STATE, _packed([np.asarray(stop), *state]))
+
+    def read(self, replica: int) -> tuple[int, list[list[np.ndarray]], list[np.ndarray]] | None:
+        """Return what is there of a replica.
+
+        Args:
+            replica: Number of the replica.
+
+        Returns:
+            The step at which it stands, the recorded chunks up to there, and the state;
+            None if the replica has not begun.
+
+        Raises:
+            ValueError: If a file that should be there is missing or damaged; it is named.
+        """
+        folder = self._replica(replica)
+        if not (folder / _STATE).exists():
+            return None
+        at, *state = _unpacked(folder / _STATE)
+        chunks, reached = [], 0
+        for path in sorted(folder.glob("*-*.npz")):
+            start, stop = (int(part) for part in path.stem.split("-"))
+            if start >= int(at):
+                path.unlink()  # written, but the state after it was not: made again
+                continue
+            if start != reached:
+                break
+            chunks.append(_unpacked(path))
+            reached = stop
+        if reached != int(at):
+            raise ValueError(
+                f"{folder} lacks the recorded steps from {reached} to {int(at)}: a file was "
+                "removed."
+            )
+        return int(at), chunks, state
+
+    def _replica(self, replica: int) -> Path:
+        return self.folder / f"replica-{replica:04d}"
+
+
+def _packed(arrays: list[np.ndarray]) -> memoryview:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer, allow_pickle=False, **{f"a{i:05d}": array for i, array in enumerate(arrays)}
+    )
+    return buffer.getbuffer()
+
+
+def _unpacked(path: Path) -> list[np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in sorted(file.files)]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it from a backup.") from error
