@@ -11,6 +11,7 @@ from whence.inference.hmc._estimate import (
     AutoEstimator,
     CovarianceEstimator,
     FisherEstimator,
+    LowRankEstimator,
     VarianceEstimator,
     fisher_factor,
     fisher_scale,
@@ -20,6 +21,7 @@ from whence.inference.hmc._linalg import cholesky, orthogonalise
 from whence.inference.hmc._metric import (
     DenseMetric,
     DiagonalMetric,
+    LowRankMetric,
     kinetic_energy,
     sample_momentum,
     shrink,
@@ -29,6 +31,11 @@ from whence.inference.hmc._metric import (
 METRICS = {
     "diagonal": DiagonalMetric(jnp.asarray([0.5, 2.0, 3.0])),
     "dense": DenseMetric(jr.normal(jr.key(0), (3, 3))),
+    "low rank": LowRankMetric(
+        jnp.asarray([0.5, 2.0, 3.0]),
+        jnp.asarray([[0.6, 0.0], [0.8, 0.0], [0.0, 1.0]]),
+        jnp.asarray([7.0, 0.1]),
+    ),
 }
 
 
@@ -88,14 +95,22 @@ def test_orthogonalise(dim, key):
     assert_allclose(result.T @ result, rows.T @ rows, atol=1e-12)
 
 
+def test_low_rank_metric_in_full():
+    metric = METRICS["low rank"]
+    v, scale = np.asarray(metric.vectors), np.asarray(metric.scale)
+    full = np.diag(scale) @ (np.eye(3) + v @ np.diag([6.0, -0.9]) @ v.T)
+    assert_allclose(jax.vmap(metric.forward)(jnp.eye(3)).T, full, rtol=1e-12)
+
+
 def _normal(dim, num_draws, key, condition=1e6, spread=1.0):
     """A covariance, and a window of draws (not exactly from it) with exact gradients."""
     key_basis, key_draws = jr.split(key)
     basis = jnp.linalg.qr(jr.normal(key_basis, (dim, dim)))[0]
     covariance = (basis * jnp.logspace(0, np.log10(condition), dim)) @ basis.T
-    draws = 5.0 + spread * jr.normal(key_draws, (num_draws, dim)) @ jnp.linalg.cholesky(
-        covariance
-    ).T
+    draws = (
+        5.0
+        + spread * jr.normal(key_draws, (num_draws, dim)) @ jnp.linalg.cholesky(covariance).T
+    )
     gradients = -jnp.linalg.solve(covariance, draws.T).T
     return covariance, draws, gradients
 
@@ -160,14 +175,42 @@ def test_auto_takes_diagonal_where_dense_misleads(key):
     assert_allclose(factor, np.diag(np.diag(factor)))
 
 
+def test_low_rank_finds_the_direction(key):
+    """One direction of 100 times the standard deviation, among 70 dimensions."""
+    dim, num_draws = 70, 100
+    direction = jnp.zeros(dim).at[:2].set(jnp.asarray([0.6, 0.8]))
+    noise = jr.normal(key, (num_draws, dim))
+    draws = noise + 99 * jnp.outer(noise @ direction, direction)
+    gradients = -(noise - 0.99 * jnp.outer(noise @ direction, direction))
+    estimator = LowRankEstimator()
+    moments = window(draws[0], dense=False, keep=estimator.keep)
+    for x, g in zip(draws, gradients, strict=True):
+        moments = moments.update(x, g)
+    metric = estimator.estimate(moments, estimator.start(draws[0])).metric
+    root = jax.vmap(metric.forward)(jnp.eye(dim)).T
+    covariance = jnp.eye(dim) + (100.0**2 - 1) * jnp.outer(direction, direction)
+    whitened = jnp.linalg.solve(root, jnp.linalg.solve(root, covariance).T)
+    values = jnp.linalg.eigvalsh(whitened)
+    # A diagonal alone leaves a condition number in the hundreds.
+    assert values[-1] / values[0] < 10
+
+
 @pytest.mark.parametrize(
     "estimator",
-    [VarianceEstimator(), FisherEstimator(), CovarianceEstimator(), AutoEstimator()],
-    ids=["variance", "fisher", "covariance", "auto"],
+    [
+        VarianceEstimator(),
+        FisherEstimator(),
+        CovarianceEstimator(),
+        LowRankEstimator(),
+        AutoEstimator(),
+    ],
+    ids=["variance", "fisher", "covariance", "low rank", "auto"],
 )
 def test_a_chain_that_did_not_move_leaves_a_usable_metric(estimator):
     x = jnp.ones(3)
-    moments = _fill([x] * 10, [x] * 10, dense=estimator.needs_covariance)
+    moments = window(x, dense=estimator.needs_covariance, keep=estimator.keep)
+    for _ in range(10):
+        moments = moments.update(x, x)
     estimate = estimator.estimate(moments, estimator.start(x))
     velocity = estimate.metric.forward(jnp.ones(3))
     assert np.all(np.isfinite(velocity))

@@ -191,7 +191,7 @@ def test_conformance(key):
     check_engine(NUTS(warmup=300, draws=300), key=key)
 
 
-@pytest.mark.parametrize("metric", ["auto", "diag", "fisher", "dense"])
+@pytest.mark.parametrize("metric", ["auto", "diag", "fisher", "dense", "low_rank"])
 @pytest.mark.parametrize("condition_number", [1.0, 1e4])
 def test_moments_of_correlated_normals(metric, condition_number, key):
     correlated = condition_number > 1

@@ -53,7 +53,7 @@ def window_ends(warmup: int) -> tuple[int, ...]:
 
 def start_adaptation(estimator: AbstractEstimator, like: Vector) -> Adaptation:
     """Return no knowledge."""
-    empty = window(like, dense=estimator.needs_covariance)
+    empty = _empty_window(estimator, like)
     return Adaptation(dual_averaging(jnp.ones((), like.dtype)), empty, estimator.start(like))
 
 
@@ -95,7 +95,7 @@ def adapt(
 
     def renew():
         new = estimator.estimate(now, adaptation.estimate)
-        empty = window(chain.position, dense=estimator.needs_covariance)
+        empty = _empty_window(estimator, chain.position)
         phase = jnp.where(chain.phase == SAMPLING, SCALING, chain.phase).astype(jnp.int32)
         return Adaptation(averaging, empty, new), eqx.tree_at(lambda c: c.phase, chain, phase)
 
@@ -103,3 +103,7 @@ def adapt(
         return Adaptation(averaging, now, adaptation.estimate), chain
 
     return lax.cond(is_window_end, renew, go_on)
+
+
+def _empty_window(estimator: AbstractEstimator, like: Vector) -> Window:
+    return window(like, dense=estimator.needs_covariance, keep=estimator.keep)

@@ -13,6 +13,7 @@ from ._metric import (
     AbstractMetric,
     DenseMetric,
     DiagonalMetric,
+    LowRankMetric,
     Vector,
     Welford,
     shrink,
@@ -26,22 +27,44 @@ _RIDGE = 1e-5
 # Without a dense estimate nothing is known about tails. Stan's 0.8 comes out as 0.9.
 _BLIND_CAUTION = 2.0
 _MAX_CAUTION, _FEW_DRAWS = 5.0, 50
+_KEEP, _MAX_RANK = 128, 16  # draws to find the directions of a low-rank metric, and these
 
 
 class Window(eqx.Module):
-    """Moments of the draws of one window, and of the gradients there."""
+    """Moments of the draws of one window, and of the gradients there.
+
+    Attributes:
+        draws: Moments of the draws.
+        gradients: Moments of the gradients.
+        recent: The last draws and gradients themselves, in no order; None if not kept.
+    """
 
     draws: Welford
     gradients: Welford
+    recent: Float[Array, "keep 2 dim"] | None = None
 
     def update(self, position: Vector, gradient: Vector) -> "Window":
         """Take one more draw into account."""
-        return Window(self.draws.update(position), self.gradients.update(gradient))
+        recent = self.recent
+        if recent is not None:
+            slot = self.draws.count.astype(jnp.int32) % recent.shape[0]
+            recent = recent.at[slot].set(jnp.stack([position, gradient]))
+        return Window(self.draws.update(position), self.gradients.update(gradient), recent)
 
 
-def window(like: Vector, *, dense: bool) -> Window:
-    """Return an empty window for vectors of the shape and dtype of `like`."""
-    return Window(welford(like, dense=dense), welford(like, dense=dense))
+def window(like: Vector, *, dense: bool, keep: int = 0) -> Window:
+    """Return an empty window for vectors of the shape and dtype of `like`.
+
+    Args:
+        like: A position.
+        dense: Whether to keep covariances, or variances alone.
+        keep: Draws to keep as they are.
+
+    Returns:
+        A window without draws.
+    """
+    recent = jnp.zeros((keep, 2, like.shape[0]), like.dtype) if keep else None
+    return Window(welford(like, dense=dense), welford(like, dense=dense), recent)
 
 
 class Estimate(eqx.Module):
@@ -63,6 +86,7 @@ class AbstractEstimator(eqx.Module):
     """Turns windows into metrics."""
 
     needs_covariance: eqx.AbstractVar[bool]  # or are variances enough
+    keep: eqx.AbstractVar[int]  # draws to keep in a window as they are
 
     @abc.abstractmethod
     def start(self, like: Vector) -> "Estimate":
@@ -77,6 +101,7 @@ class VarianceEstimator(AbstractEstimator):
     """Diagonal: variances of the draws, shrunk as in Stan."""
 
     needs_covariance: bool = eqx.field(default=False, init=False)
+    keep: int = eqx.field(default=0, init=False)
 
     def start(self, like: Vector) -> Estimate:
         return _blind(DiagonalMetric(jnp.ones_like(like)))
@@ -91,6 +116,7 @@ class FisherEstimator(AbstractEstimator):
     """Diagonal: ratio of the standard deviations of draws and of gradients."""
 
     needs_covariance: bool = eqx.field(default=False, init=False)
+    keep: int = eqx.field(default=0, init=False)
 
     def start(self, like: Vector) -> Estimate:
         return _blind(DiagonalMetric(jnp.ones_like(like)))
@@ -103,6 +129,7 @@ class CovarianceEstimator(AbstractEstimator):
     """Dense: covariance of the draws, shrunk as in Stan."""
 
     needs_covariance: bool = eqx.field(default=True, init=False)
+    keep: int = eqx.field(default=0, init=False)
 
     def start(self, like: Vector) -> Estimate:
         return _blind(DenseMetric(jnp.eye(like.shape[0], dtype=like.dtype)))
@@ -125,6 +152,7 @@ class AutoEstimator(AbstractEstimator):
     """Dense or diagonal by Fisher divergence, whichever predicts the next window better."""
 
     needs_covariance: bool = eqx.field(default=True, init=False)
+    keep: int = eqx.field(default=0, init=False)
 
     def start(self, like: Vector) -> Estimate:
         unit = jnp.eye(like.shape[0], dtype=like.dtype)
@@ -150,6 +178,69 @@ class AutoEstimator(AbstractEstimator):
         return Estimate(
             _finite_or(metric, last.metric), caution, _Candidates(scale, factor, dual)
         )
+
+
+class LowRankEstimator(AbstractEstimator):
+    """The Fisher diagonal, corrected along the few directions that need it most."""
+
+    needs_covariance: bool = eqx.field(default=False, init=False)
+    keep: int = eqx.field(default=_KEEP, init=False)
+
+    def start(self, like: Vector) -> Estimate:
+        rank = min(_MAX_RANK, like.shape[0])
+        vectors = jnp.eye(like.shape[0], rank, dtype=like.dtype)
+        return _blind(LowRankMetric(jnp.ones_like(like), vectors, jnp.ones(rank, like.dtype)))
+
+    def estimate(self, window: Window, last: Estimate) -> Estimate:
+        scale = fisher_scale(window)
+        rank = min(_MAX_RANK, scale.shape[0])
+        metric = LowRankMetric(scale, *_principal_stretches(window, scale, rank))
+        return _blind(_finite_or(metric, last.metric))
+
+
+def _principal_stretches(
+    window: Window, scale: Vector, rank: int
+) -> tuple[Float[Array, "dim rank"], Float[Array, " rank"]]:
+    """Return the directions along which scaled draws are least like a standard normal.
+
+    Within the span of the kept draws and gradients the inverse mass matrix is the same
+    geometric mean as in `fisher_factor`. Only eigenvalues outside `[1 / 2, 2]` count:
+    correcting the others is not worth the products.
+
+    Args:
+        window: With `recent` draws.
+        scale: Of the diagonal.
+        rank: Number of directions to return.
+
+    Returns:
+        Orthonormal columns and the square roots of their eigenvalues.
+    """
+    recent = window.recent
+    assert recent is not None
+    count = jnp.minimum(window.draws.count, recent.shape[0])
+    is_filled = (jnp.arange(recent.shape[0]) < count)[:, None]
+
+    def centred(x):
+        mean = jnp.sum(jnp.where(is_filled, x, 0), axis=0) / count
+        return jnp.where(is_filled, x - mean, 0) / jnp.sqrt(jnp.maximum(count - 1, 1))
+
+    draws, gradients = centred(recent[:, 0] / scale), centred(recent[:, 1] * scale)
+    _, norms, basis = jnp.linalg.svd(jnp.concatenate([draws, gradients]), full_matrices=False)
+    basis = jnp.where((norms > 1e-6 * norms[0])[:, None], basis, 0)
+    draws, gradients = draws @ basis.T, gradients @ basis.T
+    ridge = _RIDGE * jnp.eye(basis.shape[0], dtype=scale.dtype)
+    values, vectors = jnp.linalg.eigh(gradients.T @ gradients + ridge)
+    root = (vectors * jnp.sqrt(values)) @ vectors.T
+    inverse_root = (vectors / jnp.sqrt(values)) @ vectors.T
+    values, vectors = jnp.linalg.eigh(root @ (draws.T @ draws + ridge) @ root)
+    middle = (vectors * jnp.sqrt(jnp.maximum(values, 0))) @ vectors.T
+    values, vectors = jnp.linalg.eigh(inverse_root @ middle @ inverse_root)
+    _, order = jax.lax.top_k(jnp.abs(jnp.log(values)), rank)
+    values, vectors = values[order], vectors[:, order]
+    is_worth_it = jnp.abs(jnp.log(values)) > jnp.log(2.0)
+    # Directions outside the basis carry no information: their eigenvalue is 1, their
+    # column zero, and the product leaves them alone.
+    return basis.T @ vectors, jnp.where(is_worth_it, jnp.sqrt(values), 1)
 
 
 def fisher_scale(window: Window) -> Vector:

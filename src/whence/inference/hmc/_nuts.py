@@ -61,7 +61,8 @@ class NUTS(AbstractEngine):
             smaller steps: slower, and with fewer divergences.
         max_tree_depth: Doublings at most: up to `2^max_tree_depth - 1` gradients a draw.
         metric: `"diag"`: variances of draws. `"fisher"`: variances of draws and of
-            gradients. `"dense"`: covariance of draws. `"auto"`: up to 64 dimensions dense
+            gradients. `"dense"`: covariance of draws. `"low_rank"`: `"fisher"`, corrected along
+            at most 16 directions. `"auto"`: up to 64 dimensions dense
             or diagonal, from draws and gradients, whichever predicts better; `"fisher"`
             above. Other backends know `"diag"`, `"dense"` and `"auto"`.
         step_size: First step size; None to search for one.

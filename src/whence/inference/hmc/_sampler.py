@@ -20,13 +20,14 @@ from ._estimate import (
     AutoEstimator,
     CovarianceEstimator,
     FisherEstimator,
+    LowRankEstimator,
     VarianceEstimator,
 )
 from ._integrator import PhasePoint
 from ._trajectory import AbstractTrajectory
 from ._transition import FAILED, SAMPLING, SCALING, SEARCHING, Chain, transition
 
-METRICS = ("auto", "diag", "fisher", "dense")
+METRICS = ("auto", "diag", "fisher", "dense", "low_rank")
 # Above this dimension two products with a dense matrix per gradient begin to cost as much
 # as a typical gradient.
 MAX_DENSE_DIM = 64
@@ -206,6 +207,7 @@ class Sampler(AbstractEngine):
             "diag": VarianceEstimator,
             "fisher": FisherEstimator,
             "dense": CovarianceEstimator,
+            "low_rank": LowRankEstimator,
         }
         return named[self.metric]()
 
