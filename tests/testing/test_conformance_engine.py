@@ -99,6 +99,7 @@ def test_a_correct_engine_passes(key):
     check_engine(Walk(), key=key)
 
 
+@pytest.mark.slow
 def test_an_engine_that_needs_data_is_given_data(key):
     # A longer walk with smaller steps: the regression's posterior is narrow and correlated.
     check_engine(Walk(scale=0.25, steps=4_500, fault="needs data"), key=key)

@@ -13,6 +13,7 @@ References:
     and localization", doi:10.1214/20-BA1221, for effective sample sizes and R-hat.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -158,15 +159,16 @@ def estimate(draws: Array, log_weights: Array | None = None) -> Estimate:
         return _weighted_estimate(draws, log_weights)
     from arviz_stats.base import array_stats
 
+    stats: Any = array_stats  # its annotations know no scalars
     if np.ptp(draws) == 0:  # a chain that never moved knows nothing
         return Estimate(float(draws.flat[0]), 0.0, 0.0, 0.0, 0.0, np.nan)
     return Estimate(
         mean=float(draws.mean()),
         sd=float(draws.std(ddof=1)),
-        mcse_mean=float(array_stats.mcse(draws, method="mean")),
-        mcse_sd=float(array_stats.mcse(draws, method="sd")),
-        ess=float(array_stats.ess(draws, method="mean")),
-        rhat=float(array_stats.rhat(draws)) if len(draws) > 1 else np.nan,
+        mcse_mean=float(stats.mcse(draws, method="mean")),
+        mcse_sd=float(stats.mcse(draws, method="sd")),
+        ess=float(stats.ess(draws, method="mean")),
+        rhat=float(stats.rhat(draws)) if len(draws) > 1 else np.nan,
     )
 
 
@@ -264,7 +266,7 @@ def _require_names(found: Mapping, wanted: Mapping) -> None:
 def _row(name: str, got: Estimate, reference: Estimate, slack: float = 0.0) -> Row:
     def z(difference: float, *errors: float) -> float:
         excess = np.sign(difference) * np.maximum(abs(difference) - slack, 0.0)
-        scale = np.hypot(*errors)
+        scale = math.hypot(*errors)
         if excess == 0.0:
             return 0.0
         # Draws that never move claim no error; unless they are right that is a fault.

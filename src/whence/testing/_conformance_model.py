@@ -265,7 +265,7 @@ def _inside_and_log_prior(target, draw):
         value = values[prior.name]
         support = prior.value_prior.support
         inside[prior.name] = support(value) if support is not None else False
-        total += prior.value_prior.log_prob(value).sum()
+        total += jnp.sum(prior.value_prior.log_prob(value))
         return value
 
     values = named_latents(draw)

@@ -32,7 +32,7 @@ class OrderedNormal(dist.Distribution):
         self.positive = positive
         dist.Distribution.__init__(self, (), self.loc.shape, validate_args=validate_args)
 
-    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    @property
     def support(self):
         """Ordered vectors, perhaps of positive numbers."""
         if self.positive:
@@ -45,6 +45,7 @@ class OrderedNormal(dist.Distribution):
 
     def sample(self, key, sample_shape=()):
         """Draw by rejection."""
+        assert key is not None
         keys = jr.split(key, sample_shape)
         draw = self._sample_one
         for _ in sample_shape:
@@ -57,6 +58,6 @@ class OrderedNormal(dist.Distribution):
             return key_next, self.loc + self.scale * jr.normal(key_now, self.loc.shape)
 
         def rejected(carry):
-            return ~self.support(carry[1])
+            return jnp.logical_not(self.support(carry[1]))
 
         return jax.lax.while_loop(rejected, propose, propose((key, self.loc)))[1]
