@@ -157,17 +157,18 @@ class RunStore:
         return self.folder / f"replica-{replica:04d}"
 
 
-def _packed(arrays: list[np.ndarray]) -> memoryview:
+def _packed(arrays: list[np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     np.savez(
         buffer, allow_pickle=False, **{f"a{i:05d}": array for i, array in enumerate(arrays)}
     )
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def _unpacked(path: Path) -> list[np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # A file opened here is closed also if `load` gives up on it.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return [file[name] for name in sorted(file.files)]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it from a backup.") from error

@@ -154,6 +154,7 @@ class AbstractLibraryNUTS(AbstractEngine):
             stats=jax.tree.map(jnp.asarray, trace.sampling.stats),
             warmup_positions=None if kept is None else _unflatten(template, kept.position),
             warmup_stats=None if kept is None else jax.tree.map(jnp.asarray, kept.stats),
+            target_acceptance=self.target_accept,
         )
 
 

@@ -333,6 +333,8 @@ class MCLMC(AbstractEngine):
             stats=trace.sampling.stats,
             warmup_positions=None if warmup is None else unravel(warmup.position),
             warmup_stats=None if warmup is None else warmup.stats,
+            method="mcmc" if self.adjusted else "unadjusted",
+            target_acceptance=self.target_accept if self.adjusted else None,
         )
 
 

@@ -252,6 +252,7 @@ class SGLD(AbstractEngine):
             trace.sampling.stats,
             warmup_positions=None if warmup is None else warmup.position,
             warmup_stats=None if warmup is None else warmup.stats,
+            method="unadjusted",
         )
 
     def _step_size(self, target: AbstractTarget) -> float:
