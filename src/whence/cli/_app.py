@@ -89,19 +89,54 @@ def fit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store", help="New folder to write the run to as it goes; see `whence resume`."
+        ),
+    ] = None,
     float32: Float32 = False,
     debug: Debug = False,
 ) -> None:
     """Fit a target and write the posterior. Ctrl-C stops early and keeps the draws so far."""
     from ..core import enable_x64
     from ._engines import build_engine, find_engine
-    from ._fit import fit_and_save
+    from ._fit import save_and_judge
     from ._load import load_target
+    from ._text import run
 
     enable_x64(not float32)
     configured = build_engine(find_engine(engine), settings or [])
     _check_out(out, overwrite)
-    complete = fit_and_save(load_target(target), configured, seed, out)
+    loaded = load_target(target)
+    complete = save_and_judge(run(loaded, configured, seed, store), out)
+    _exit_if(not complete, INTERRUPTED)
+
+
+@app.command()
+@one_paragraph
+def resume(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="From `whence fit --store`.")],
+    target: Spec,
+    out: Annotated[Path, typer.Option("--out", "-o", help="netCDF file to write.")] = Path(
+        "posterior.nc"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with a fit that was stopped or killed, to the same draws bit for bit."""
+    from ..core import enable_x64
+    from ..storage import RunStore
+    from ._fit import save_and_judge
+    from ._load import load_target
+    from ._text import go_on
+
+    # Data must have the type they had when the run began.
+    enable_x64(bool(RunStore.open(store).manifest.get("x64", True)))
+    _check_out(out, overwrite)
+    complete = save_and_judge(go_on(store, load_target(target)), out)
     _exit_if(not complete, INTERRUPTED)
 
 

@@ -1,27 +1,24 @@
-"""`whence fit`: run, save, then judge."""
+"""`whence fit` and `whence resume`: save, then judge."""
 
 from pathlib import Path
 
 import typer
 
-from ..core import AbstractEngine, AbstractTarget
+from ..core import Posterior
 from ._errors import say
-from ._text import heading, print_posterior, run, timings_text
+from ._text import heading, print_posterior, timings_text
 
 
-def fit_and_save(target: AbstractTarget, engine: AbstractEngine, seed: int, out: Path) -> bool:
-    """Fit a target, write the posterior, and print summary and verdict.
+def save_and_judge(posterior: Posterior, out: Path) -> bool:
+    """Write a posterior, and print summary and verdict.
 
     Args:
-        target: What to fit.
-        engine: How.
-        seed: Seed of the run's key.
+        posterior: What a run returned.
         out: netCDF file to write.
 
     Returns:
         Whether the run was complete; False after Ctrl-C.
     """
-    posterior = run(target, engine, seed)
     posterior.save(out)  # before anything else can go wrong
     if not posterior.complete:
         say(

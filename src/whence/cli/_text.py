@@ -3,22 +3,38 @@
 import textwrap
 import warnings
 from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from ..core import AbstractEngine, AbstractTarget, InferenceWarning, Posterior, infer
+from ..core import AbstractEngine, AbstractTarget, InferenceWarning, Posterior, infer, resume
 
 MOST_ROWS = 40
 
 
-def run(target: AbstractTarget, engine: AbstractEngine, seed: int) -> Posterior:
+def run(
+    target: AbstractTarget, engine: AbstractEngine, seed: int, store: Path | None = None
+) -> Posterior:
     """Run `infer` without its warnings: the verdict, printed soon after, says the same."""
     import jax
 
+    with _quiet():
+        return infer(target, engine, key=jax.random.key(seed), store=store)
+
+
+def go_on(store: Path, target: AbstractTarget) -> Posterior:
+    """Run `resume` without its warnings, as `run` does `infer`."""
+    with _quiet():
+        return resume(store, target)
+
+
+@contextmanager
+def _quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InferenceWarning)
-        return infer(target, engine, key=jax.random.key(seed))
+        yield
 
 
 def heading(text: str) -> None:
