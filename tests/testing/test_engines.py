@@ -3,7 +3,7 @@
 import pytest
 
 import whence as wh
-from whence.testing import check_engine
+from whence.testing import Gaussian, LogGamma, check_engine
 
 SLOW = pytest.mark.slow
 
@@ -29,3 +29,20 @@ SLOW = pytest.mark.slow
 )
 def test_engine(make, key):
     check_engine(make(), key=key)
+
+
+@SLOW
+def test_variational_inference_is_exact_on_a_gaussian(key):
+    # 5,000 steps of stochastic gradients leave some error behind: five hundredths of a
+    # standard deviation are forgiven.
+    target = Gaussian(3, condition_number=10.0, correlated=True)
+    check_engine(wh.BBVI(family=wh.FullRank()), target, key=key, bias=0.05)
+
+
+@SLOW
+def test_variational_inference_of_a_skewed_target_is_as_wrong_as_it_must_be(key):
+    # The best Gaussian for the logarithm of Gamma(1) has standard deviation 1 where the
+    # truth is 1.28, and its exponential sqrt(e - 1) = 1.31 where the truth is 1.
+    check_engine(wh.BBVI(family=wh.FullRank()), LogGamma(), key=key, bias=0.36)
+    with pytest.raises(AssertionError, match=r"x\[1\]: sd"):
+        check_engine(wh.BBVI(family=wh.FullRank()), LogGamma(), key=key, bias=0.1)
