@@ -47,7 +47,7 @@ def test_not_a_number_counts_as_rejection():
 
 
 def test_windows():
-    assert window_ends(1000) == (10, 30, 70, 150, 310, 900)
+    assert window_ends(1000) == (10, 30, 70, 150, 310, 630, 900)
     assert window_ends(0) == window_ends(10) == ()
     for warmup in range(1, 400, 7):
         ends = np.asarray(window_ends(warmup))

@@ -37,18 +37,18 @@ class Adaptation(eqx.Module):
 def window_ends(warmup: int) -> tuple[int, ...]:
     """Return the steps after which the metric is estimated anew.
 
-    Windows double in length; what would be left for a last one that is not twice as long
-    goes to the one before. The last 15%, at most 100 steps, belong to the step size.
+    Windows double in length. What is left for the last one goes to the one before if it is
+    less than half as long as that: the last window should be long, and free of the way to
+    the typical set. The last 15%, at most 100 steps, belong to the step size.
     """
     stop = warmup - min(_LAST_STEPS, -(-15 * warmup // 100))
-    ends, length = [], _FIRST_WINDOW
-    begin = 0
+    ends, begin, length = [], 0, _FIRST_WINDOW
     while begin + length <= stop:
         begin, length = begin + length, 2 * length
         ends.append(begin)
-    if ends:
-        ends[-1] = stop
-    return tuple(ends)
+    if ends and stop - begin < length // 4:
+        ends.pop()
+    return (*ends, stop) if ends or stop >= _FIRST_WINDOW else ()
 
 
 def start_adaptation(estimator: AbstractEstimator, like: Vector) -> Adaptation:

@@ -27,6 +27,7 @@ _RIDGE = 1e-5
 # Without a dense estimate nothing is known about tails. Stan's 0.8 comes out as 0.9.
 _BLIND_CAUTION = 2.0
 _MAX_CAUTION, _FEW_DRAWS = 5.0, 50
+_HARMLESS_EXCESS = 1.2  # of a posterior that is nearly normal, such as a regression's
 _KEEP, _MAX_RANK = 128, 16  # draws to find the directions of a low-rank metric, and these
 
 
@@ -173,7 +174,8 @@ class AutoEstimator(AbstractEstimator):
         # While the chain still travels the spectrum tells of the way, not of the posterior.
         # From n normal draws the largest value is (1 + sqrt(dim / n))^2: Marchenko, Pastur.
         excess = jnp.max(spectrum) / (1 + jnp.sqrt(scale.shape[0] / count)) ** 2
-        known = jnp.clip(jnp.nan_to_num(excess**2, nan=1.0), 1, _MAX_CAUTION)
+        known = (jnp.nan_to_num(excess, nan=1.0) / _HARMLESS_EXCESS) ** 2
+        known = jnp.clip(known, 1, _MAX_CAUTION)
         caution = jnp.where(count < _FEW_DRAWS, 1, known)
         return Estimate(
             _finite_or(metric, last.metric), caution, _Candidates(scale, factor, dual)

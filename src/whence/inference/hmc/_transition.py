@@ -47,7 +47,7 @@ class Chain(eqx.Module):
 class _Round(eqx.Module):
     chain: Chain
     is_over: Bool[Array, ""]
-    number: Int[Array, ""]
+    key: PRNGKey
     tries: Int[Array, ""]  # rounds of the present search or scaling
     direction: Scalar  # of the search for a step size: 1, -1, or 0 before it starts
     stats: dict[str, Array]
@@ -84,9 +84,7 @@ def transition(
         return trajectory.extend(point)
 
     def body(now: _Round) -> _Round:
-        start_key, momentum_key, plant_key = jax.random.split(
-            jax.random.fold_in(key, now.number), 3
-        )
+        next_key, start_key, momentum_key, plant_key = jax.random.split(now.key, 4)
         is_search = now.chain.phase == SEARCHING
         chain = _unevaluated(now.chain, is_search, draw_start, start_key)
         point = PhasePoint(
@@ -100,12 +98,12 @@ def transition(
         is_single = chain.phase != SAMPLING
         trajectory = plant(point, step_size, is_single, key=plant_key)
         trajectory = lax.while_loop(lambda t: t.is_growing(), follow, trajectory)
-        return _after(now, chain, trajectory, after_search)
+        return _after(now, chain, trajectory, after_search, next_key)
 
     dtype = chain.position.dtype
     stats = _blank_stats(plant, chain, key)
     none = jnp.zeros((), jnp.int32)
-    start = _Round(chain, chain.phase == FAILED, none, none, jnp.zeros((), dtype), stats)
+    start = _Round(chain, chain.phase == FAILED, key, none, jnp.zeros((), dtype), stats)
     end = lax.while_loop(lambda now: ~now.is_over, body, start)
     return end.chain, end.stats
 
@@ -125,7 +123,9 @@ def _unevaluated(chain: Chain, is_search, draw_start, key: PRNGKey) -> Chain:
     )
 
 
-def _after(now: _Round, chain: Chain, trajectory: AbstractTrajectory, after_search) -> _Round:
+def _after(
+    now: _Round, chain: Chain, trajectory: AbstractTrajectory, after_search, key: PRNGKey
+) -> _Round:
     """Draw the conclusions of a round."""
     is_search = chain.phase == SEARCHING
     is_scaling = chain.phase == SCALING
@@ -160,7 +160,7 @@ def _after(now: _Round, chain: Chain, trajectory: AbstractTrajectory, after_sear
     return _Round(
         chain=chain,
         is_over=is_sampling | (phase == FAILED),
-        number=now.number + 1,
+        key=key,
         tries=jnp.where(phase == now.chain.phase, now.tries + 1, 0),
         direction=jnp.where(is_scaling, sign, 0),
         stats=trajectory.stats() | {"step_size": chain.step_size, "lp": new.log_density},

@@ -193,7 +193,8 @@ def plant(point: PhasePoint, step_size: Scalar, max_depth, limit, *, key: PRNGKe
     Returns:
         A tree of one point.
     """
-    seed = jax.random.bits(key, (2,), jnp.uint32)
+    # A key made by `split` is itself random; two words are enough, and cost nothing.
+    seed = jax.random.key_data(key).ravel()[:2]
     dtype = point.position.dtype
     energy = point.energy()
     end = point.end()
