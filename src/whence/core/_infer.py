@@ -1,5 +1,6 @@
 """`infer()`: a target and an engine become a `Posterior`."""
 
+import hashlib
 import sys
 import time
 import warnings
@@ -188,11 +189,19 @@ def _collect(outcome: Outcome, engine, target, keep, key):
         part(warmup, length) if length > warmup else None,
     )
     state = jax.tree.map(lambda x: x[np.asarray(keep)], outcome.state)
-    sample = engine.posterior(target, state, trace, key=jr.fold_in(key, 2**31 - 1))
+    sample = engine.posterior(target, state, trace, key=_posterior_key(key))
     return jax.tree.map(
         lambda x: np.asarray(x) if isinstance(x, jax.Array) else x,
         sample,
     )
+
+
+def _posterior_key(key):
+    """Return a key for draws after the run, by a hash: `fold_in` would compile a program."""
+    data = np.asarray(jr.key_data(key))
+    words = hashlib.sha512(data.tobytes() + b"posterior").digest()
+    made = np.frombuffer(words, dtype=np.uint32)[: data.size].reshape(data.shape)
+    return jr.wrap_key_data(jnp.asarray(made), impl=jr.key_impl(key))
 
 
 def _warn(posterior: Posterior, interrupted: bool) -> None:

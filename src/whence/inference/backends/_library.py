@@ -14,13 +14,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
+from ...core._tree import unravel
 from ...core._types import Position, PRNGKey, Scalar
 
 _MAX_STARTS = 100  # initial points tried before a chain gives up
@@ -150,9 +150,9 @@ class AbstractLibraryNUTS(AbstractEngine):
             raise ValueError("NUTS has made no draws yet: warm-up is not over.")
         kept = trace.warmup if self.keep_warmup else None
         return Sample(
-            positions=_unflatten(template, trace.sampling.position),
+            positions=unravel(trace.sampling.position, template),
             stats=jax.tree.map(jnp.asarray, trace.sampling.stats),
-            warmup_positions=None if kept is None else _unflatten(template, kept.position),
+            warmup_positions=None if kept is None else unravel(kept.position, template),
             warmup_stats=None if kept is None else jax.tree.map(jnp.asarray, kept.stats),
             target_acceptance=self.target_accept,
         )
@@ -189,18 +189,6 @@ def _template(target: AbstractTarget) -> PyTree:
 
 def _flatten(template: PyTree) -> tuple[Array, Callable[[Array], Position]]:
     return ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), template))
-
-
-def _unflatten(template: PyTree, flat: np.ndarray) -> Position:
-    """Undo `ravel_pytree` for a batch of vectors, on the host: nothing to compile."""
-    leaves, structure = jax.tree.flatten(template)
-    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-    parts = np.split(np.asarray(flat), ends, axis=-1)
-    shaped = [
-        jnp.asarray(part.reshape(*part.shape[:-1], *leaf.shape), leaf.dtype)
-        for part, leaf in zip(parts, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, shaped)
 
 
 def _flat_log_density(target: AbstractTarget) -> LogDensity:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
+from ...core._tree import unravel
 from ...core._types import PRNGKey, Scalar
 from ._autocorrelation import Memory, forget, remember, slowest_time
 from ._common import (
@@ -326,12 +327,12 @@ class MCLMC(AbstractEngine):
     ) -> Sample:
         """Return draws and statistics with axes `(chain, draw)`."""
         assert trace.sampling is not None  # the loop asks for draws only if there are any
-        unravel = jax.vmap(jax.vmap(ravel_pytree(example_position(target))[1]))
+        like = example_position(target)
         warmup = trace.warmup
         return Sample(
-            positions=unravel(trace.sampling.position),
+            positions=unravel(trace.sampling.position, like),
             stats=trace.sampling.stats,
-            warmup_positions=None if warmup is None else unravel(warmup.position),
+            warmup_positions=None if warmup is None else unravel(warmup.position, like),
             warmup_stats=None if warmup is None else warmup.stats,
             method="mcmc" if self.adjusted else "unadjusted",
             target_acceptance=self.target_accept if self.adjusted else None,
