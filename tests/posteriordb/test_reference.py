@@ -21,9 +21,15 @@ from whence.testing import ZOO, load_shipped, shipped
 
 MAX_Z, MIN_ESS, MAX_RHAT = 5.0, 200.0, 1.03
 
-# The scale of this Gaussian process has a neck into which steps of the default size diverge,
-# and a chain that diverges there underestimates the spread. Smaller steps are the remedy.
-ENGINES = {"gp_pois_regr-gp_pois_regr": wh.NUTS(target_accept=0.95)}
+ENGINES = {
+    # The scale of this Gaussian process has a neck into which steps of the default size
+    # diverge, and a chain that diverges there underestimates the spread.
+    "gp_pois_regr-gp_pois_regr": wh.NUTS(target_accept=0.95),
+    # Local modes 15 and more nats below the main one wait for chains that start at random.
+    # With a metric that learns correlations at once about one chain in twenty settles there
+    # (R-hat tells); of 44 with diagonal metrics, on other keys than this suite's, none did.
+    "hudson_lynx_hare-lotka_volterra": wh.NUTS(metric="fisher"),
+}
 
 
 def require_agreement(result):
