@@ -181,8 +181,8 @@ def test_ctrl_c_returns_incomplete_posterior(tmp_path):
                 return dist.Normal(self.a, 1.0)
         target = wh.condition(M(), np.zeros(3))
         print("ready", flush=True)
-        engine = wh.SGLD(steps=2_000_000, step_size=1e-2, thin=1, warmup=0, chains=2)
-        p = wh.infer(target, engine, key=jax.random.key(0), chunk_steps=1000)
+        engine = wh.SGLD(steps=10**9, step_size=1e-2, thin=1000, warmup=0, chains=2)
+        p = wh.infer(target, engine, key=jax.random.key(0), chunk_steps=5)
         print(p.complete, p.num_draws, p["a"].shape, "incomplete" in p.diagnose())
         """
     )
@@ -199,6 +199,16 @@ def test_ctrl_c_returns_incomplete_posterior(tmp_path):
     assert out.startswith("False "), out + err
     assert int(out.split()[1]) > 0
     assert out.split()[-1] == "True"
+
+
+def test_ctrl_c_after_the_run_keeps_the_draws(monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wh.Posterior, "trouble", interrupted)
+    with pytest.warns(wh.InferenceWarning, match="Interrupted after the run"):
+        posterior = wh.infer(Plane(), Counting(), key=KEY)
+    assert posterior.complete
 
 
 def test_worker_errors_reach_the_caller():

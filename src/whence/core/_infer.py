@@ -213,7 +213,10 @@ def _warn(posterior: Posterior, interrupted: bool) -> None:
             InferenceWarning,
             stacklevel=3,
         )
-    trouble = posterior.trouble()
+    try:
+        trouble = posterior.trouble()
+    except KeyboardInterrupt:  # must not cost the draws
+        trouble = "Interrupted after the run, before its draws were looked at."
     if trouble:
         warnings.warn(
             f"{trouble} Print `posterior.diagnose()` for what to do.",

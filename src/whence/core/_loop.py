@@ -238,7 +238,7 @@ def _cores() -> int:
 
 
 def _gather(workers, schedule, seconds, vectorised) -> Outcome:
-    workers = [w for w in workers if w.status is not None and w.at > 0]
+    workers = [w for w in workers if w.status is not None]
     if not workers:
         raise KeyboardInterrupt("Interrupted before there were any draws.")
     if vectorised:
