@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
+from ...core._tree import unravel
 from ...core._types import PRNGKey
 from ._adapt import Adaptation, adapt, start_adaptation, window_ends
 from ._estimate import (
@@ -168,15 +169,15 @@ class Sampler(AbstractEngine):
     def posterior(
         self, target: AbstractTarget, state: SamplerState, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        _, unravel = _flat(target)
-        unpack = jax.vmap(jax.vmap(unravel))
+        like = _template(target)
         draws, warm = trace.sampling, trace.warmup if self.keep_warmup else None
         assert draws is not None  # the loop asks only once there are draws
         return Sample(
-            positions=unpack(draws.position),
+            positions=unravel(draws.position, like),
             stats=draws.stats,
-            warmup_positions=None if warm is None else unpack(warm.position),
+            warmup_positions=None if warm is None else unravel(warm.position, like),
             warmup_stats=None if warm is None else warm.stats,
+            target_acceptance=self.target_accept,
         )
 
     def _adapt(self, state: SamplerState, chain: Chain, rate: Array, index: Array):

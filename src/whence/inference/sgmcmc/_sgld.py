@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ...core._data import Epoch, log_density_estimate
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
+from ...core._rows import check_rows
 from ...core._target import AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from ._decay import AbstractDecay, ConstantStep
@@ -147,6 +148,7 @@ class SGLD(AbstractEngine):
         """
         self._gradient.batches(target)
         self._step_size(target)
+        check_rows(target, self.batch_size)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> SGLDState:
         """Start from the first of some random points where the log density is finite."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ...core._data import Epoch, Minibatches, log_density_estimate, minibatches
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
+from ...core._rows import check_rows
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ._estimator import AbstractEstimator, PathDerivative
@@ -131,6 +132,7 @@ class BBVI(AbstractEngine):
             ValueError: If `batch_size` is more than the target's rows, or it has none.
         """
         self._batches(target)
+        check_rows(target, self.batch_size)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> BBVIState:
         """Return a placeholder of the right form; step 0 finds the location."""

@@ -1,0 +1,60 @@
+"""Is the likelihood really a product over rows? Asked before any minibatch is used."""
+
+import jax
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array
+
+from ._cache import compiled
+from ._target import AbstractDataTarget, AbstractTarget
+
+
+def check_rows(target: AbstractTarget, batch_size: int | None) -> None:
+    """Compare the log likelihood of some rows with those rows of the whole.
+
+    A time series, or a model with one latent per row, has a log likelihood with one entry
+    per row that is no product over rows: a minibatch of it means something else, and would
+    give wrong draws without any sign of it.
+
+    Args:
+        target: The target.
+        batch_size: Rows per batch; None means that no batches are made, and nothing is done.
+
+    Raises:
+        ValueError: If they differ, or if the likelihood does not accept some of the rows.
+    """
+    if batch_size is None or not isinstance(target, AbstractDataTarget):
+        return
+    number = target.num_data
+    if number is None or batch_size >= number:
+        return
+    key = jr.key(0)
+    rows = np.sort(np.random.default_rng(0).choice(number, batch_size, replace=False))
+    rows = rows.astype(np.int32)
+    try:
+        whole, part = compiled(_both, target, key, rows).call(target, key, rows)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"`batch_size` needs a likelihood that accepts some of the {number} data rows, "
+            f"but it fails on {batch_size} of them ({str(error).splitlines()[0]}). A model "
+            "with one latent per row cannot be minibatched: use `batch_size=None`."
+        ) from error
+    whole, part = np.asarray(whole)[rows], np.asarray(part)
+    if part.shape != whole.shape or not _agree(whole, part):
+        raise ValueError(
+            "`batch_size` needs a likelihood that is a product over data rows, but the log "
+            "likelihood of a row depends on which other rows are in the batch (as in a time "
+            "series). Use `batch_size=None`."
+        )
+
+
+def _agree(whole: np.ndarray, part: np.ndarray) -> bool:
+    finite = np.isfinite(whole) & np.isfinite(part)
+    # Rounding differs between batch shapes; a wrong row differs by far more.
+    tolerance = 1e-3 if part.dtype == np.float32 else 1e-6
+    return bool(np.all(np.abs(whole - part)[finite] <= tolerance * (1 + np.abs(whole[finite]))))
+
+
+def _both(target, key, rows) -> tuple[Array, Array]:
+    position = jax.tree.map(lambda x: 0.1 * x, target.init(key=key))
+    return target.log_likelihood(position), target.log_likelihood(position, rows)

@@ -1,0 +1,63 @@
+"""Minibatches are refused where the likelihood is no product over rows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import whence as wh
+from whence.core._rows import check_rows
+
+N = 50
+X = np.linspace(-1.0, 1.0, N)
+
+
+class Line(wh.Model):
+    slope: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+    def likelihood(self, x):
+        return dist.Normal(self.slope * x, 1.0)
+
+
+class Volatility(wh.Model):
+    """Each row's scale depends on the rows before it."""
+
+    a: Any = wh.latent(dist.Beta(2.0, 2.0))
+
+    def log_likelihood(self, y):
+        def step(s, v):
+            return 0.5 + self.a * v**2, dist.Normal(0.0, jnp.sqrt(s)).log_prob(v)
+
+        return jax.lax.scan(step, jnp.ones(()), y)[1]
+
+
+class PerRow(wh.Model):
+    theta: Any = wh.latent(dist.Normal(0.0, 1.0), shape=(N,))
+
+    def likelihood(self, x):
+        return dist.Normal(self.theta * x, 1.0)
+
+
+def test_product_over_rows_is_accepted():
+    check_rows(wh.condition(Line(), X, X), 7)
+
+
+def test_time_series_is_refused():
+    target = wh.condition(Volatility(), X)
+    assert target.num_data == N  # one entry per row, and yet no product
+    check_rows(target, None)
+    with pytest.raises(ValueError, match="time series"):
+        check_rows(target, 7)
+    with pytest.raises(ValueError, match="time series"):
+        wh.infer(target, wh.SGLD(batch_size=7, steps=10), key=jr.key(0))
+    with pytest.raises(ValueError, match="time series"):
+        wh.infer(target, wh.BBVI(batch_size=7, steps=10), key=jr.key(0))
+
+
+def test_latent_per_row_is_refused():
+    with pytest.raises(ValueError, match="one latent per row"):
+        check_rows(wh.condition(PerRow(), X, X), 7)
