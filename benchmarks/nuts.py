@@ -432,9 +432,9 @@ def summarise(records):
         found = [v for v in found if v is not None]
         return float(np.median(found)) if found else None
 
-    jax_peers = [p for p in peers if not p.startswith("nutpie")]
     names = sorted({r["posterior"] for r in records})
     peers = sorted({r["sampler"] for r in records} - {"whence"})
+    jax_peers = [p for p in peers if not p.startswith("nutpie")]
     quantities = {
         "ESS per CPU second, first fit in a fresh process, over the best JAX peer": (
             lambda r: r["min_ess"] / r["first"]["cpu"] if r["rhat"] < 1.05 else None,
@@ -498,20 +498,22 @@ def main():
     if arguments.posteriors is None:
         arguments.posteriors = [n for n in SHIPPED if n != "diamonds" or arguments.data]
     records = compare(arguments)
-    text = "\n".join([*map(line, records), "", *summarise(records)])
-    print("\n".join(summarise(records)))
+    about = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
+        "chains": CHAINS,
+        "warmup": WARMUP,
+        "draws": DRAWS,
+    }
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        about = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "date": time.strftime("%Y-%m-%d"),
-            "chains": CHAINS,
-            "warmup": WARMUP,
-            "draws": DRAWS,
-        }
         content = json.dumps({"about": about, "records": records}, indent=1)
         (arguments.out / "nuts.json").write_text(content)
-        (arguments.out / "nuts.txt").write_text(f"{about}\n\n{text}\n")
+    summary = summarise(records)
+    print("\n".join(summary))
+    if arguments.out:
+        text = "\n".join([str(about), "", *map(line, records), "", *summary])
+        (arguments.out / "nuts.txt").write_text(text + "\n")
 
 
 if __name__ == "__main__":
