@@ -1,0 +1,7 @@
+"""Front ends: what was written for another library, or by hand, becomes a `Target`."""
+
+from ._log_density import (
+    LogDensityTarget as LogDensityTarget,
+    from_log_density as from_log_density,
+)
+from ._numpyro import NumpyroTarget as NumpyroTarget, from_numpyro as from_numpyro
