@@ -102,6 +102,7 @@ def test_scale_and_mask_leave_the_jacobian_alone():
         target.sample_prior(key=jr.key(0))
 
 
+@pytest.mark.slow
 def test_posterior_is_that_of_numpyros_nuts(key):
     target, fn, args = _make("eight_schools_noncentered")
     posterior = wh.infer(target, wh.NUTS(draws=1500, target_accept=0.95), key=key)
@@ -165,7 +166,7 @@ def test_evidence_by_tempering(key):
 
 def test_prior_draws(key):
     target, *_ = _make("hierarchical")
-    draws = jax.vmap(lambda k: target.sample_prior(key=k))(jr.split(key, 4000))
+    draws = jax.jit(jax.vmap(lambda k: target.sample_prior(key=k)))(jr.split(key, 4000))
     # HalfNormal(1): mean sqrt(2 / pi); Normal(0, 1); tolerance five standard errors
     assert_allclose(draws["sigma"].mean(), np.sqrt(2 / np.pi), atol=5 * 0.603 / 4000**0.5)
     assert_allclose(draws["mu"].mean(0), 0.0, atol=5 / 4000**0.5)
@@ -181,7 +182,8 @@ def test_prior_draws(key):
 
 def test_prior_of_states_in_a_scan_differs_by_step(key):
     target, *_ = _make("state_space")
-    states = jax.vmap(lambda k: target.sample_prior(key=k)["state"])(jr.split(key, 500))
+    draw = jax.jit(jax.vmap(lambda k: target.sample_prior(key=k)["state"]))
+    states = draw(jr.split(key, 500))
     assert states.shape == (500, 10)
     assert len(np.unique(np.asarray(states))) == states.size
     with pytest.raises(ValueError, match="prior of site 'rate' is improper"):
