@@ -180,20 +180,22 @@ def test_ctrl_c_returns_incomplete_posterior(tmp_path):
             def likelihood(self):
                 return dist.Normal(self.a, 1.0)
         target = wh.condition(M(), np.zeros(3))
-        print("ready", flush=True)
         engine = wh.SGLD(steps=10**9, step_size=1e-2, thin=1000, warmup=0, chains=2)
-        p = wh.infer(target, engine, key=jax.random.key(0), chunk_steps=5)
+        p = wh.infer(target, engine, key=jax.random.key(0), chunk_steps=5, store=sys.argv[1])
         print(p.complete, p.num_draws, p["a"].shape, "incomplete" in p.diagnose())
         """
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, str(tmp_path / "run")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout.readline().strip() == "ready"
-    time.sleep(4.0)
+    for _ in range(1200):  # until the first draws are on disk, however slow the machine
+        if list(tmp_path.glob("run/replica-*/*-*.npz")) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert out.startswith("False "), out + err
