@@ -192,6 +192,26 @@ def _describe(target) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def check_positions(target: AbstractTarget, engine: str) -> None:
+    """Raise unless positions of the target are floating-point numbers, and at least one.
+
+    Args:
+        target: The target.
+        engine: Name of the engine that needs them, for the message.
+
+    Raises:
+        ValueError: Naming the engine, the rule and what it got.
+    """
+    leaves = jax.tree.leaves(jax.eval_shape(lambda key: target.init(key=key), jr.key(0)))
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"{engine} needs positions of floating-point numbers; got {leaf.dtype}."
+            )
+    if sum(leaf.size for leaf in leaves) == 0:
+        raise ValueError(f"{engine} needs at least one unconstrained dimension; got 0.")
+
+
 def check_values(target: AbstractTarget) -> None:
     """Raise if a floating-point leaf of the target is NaN: cheap, before every fit.
 

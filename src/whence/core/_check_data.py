@@ -25,8 +25,6 @@ def check_data(value: Any, argument: str, what: str | None = None) -> Any:
             fit the present precision.
     """
     observed = what is not None
-    if hasattr(value, "to_numpy") and not isinstance(value, Mapping):
-        value = value.to_numpy()  # pandas Series and DataFrame, xarray DataArray
     if isinstance(value, list) and observed:
         value = np.asarray(value)
 
@@ -46,7 +44,7 @@ def check_data(value: Any, argument: str, what: str | None = None) -> Any:
 
 
 def _convert_leaf(leaf, where, observed):
-    if hasattr(leaf, "to_numpy"):
+    if hasattr(leaf, "to_numpy"):  # pandas Series and DataFrame, xarray DataArray
         leaf = leaf.to_numpy()
     if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
         raise ValueError(

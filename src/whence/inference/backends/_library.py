@@ -17,6 +17,7 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ...core._check import check_positions
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
@@ -110,14 +111,7 @@ class AbstractLibraryNUTS(AbstractEngine):
         return Schedule(self.chains, self.warmup, self.warmup + self.draws)
 
     def validate(self, target: AbstractTarget) -> None:
-        leaves = jax.tree.leaves(_template(target))
-        for leaf in leaves:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise ValueError(
-                    f"NUTS needs positions of floating-point numbers; got {leaf.dtype}."
-                )
-        if sum(leaf.size for leaf in leaves) == 0:
-            raise ValueError("NUTS needs at least one unconstrained dimension; got 0.")
+        check_positions(target, "NUTS")
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> PyTree:
         key_start, key_library = jr.split(key)

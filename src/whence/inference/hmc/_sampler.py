@@ -10,6 +10,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
+from ...core._check import check_positions
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
@@ -117,14 +118,7 @@ class Sampler(AbstractEngine):
         return Schedule(self.chains, self.warmup, self.warmup + self.draws)
 
     def validate(self, target: AbstractTarget) -> None:
-        leaves = jax.tree.leaves(_template(target))
-        for leaf in leaves:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise ValueError(
-                    f"{self.label} needs positions of floating-point numbers; got {leaf.dtype}."
-                )
-        if sum(leaf.size for leaf in leaves) == 0:
-            raise ValueError(f"{self.label} needs at least one unconstrained dimension; got 0.")
+        check_positions(target, self.label)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> SamplerState:
         """Return a state without a position: the first step searches for one."""
