@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from ._cache import compiled
 from ._engine import Sample
 from ._export import export, saved_tree
 from ._model import adopt_coords
+from ._over_draws import apply, constrain, map_draws, pointwise, predict, variables
 from ._target import AbstractDescribedTarget, AbstractTarget
 from ._tree import named_leaves
 from ._types import PRNGKey
@@ -94,7 +95,7 @@ class Posterior:
     def variables(self) -> dict[str, np.ndarray]:
         """Latents and derived values by name, each `(chain, draw, ...)`."""
         if self._variables is None:
-            found = self._over_draws(_variables, self.sample.positions)
+            found = self._over_draws(variables, self.sample.positions)
             # Compiled code returns dicts sorted by name; people want the model's order.
             first = [site.name for site in getattr(self.target, "sites", ())]
             self._variables = {n: found[n] for n in dict.fromkeys((*first, *found))}
@@ -116,7 +117,7 @@ class Posterior:
     @property
     def draws(self) -> PyTree:
         """The draws as one model (or pytree) whose leaves carry `(chain, draw)`."""
-        draws = self._over_draws(_constrain, self.sample.positions)
+        draws = self._over_draws(constrain, self.sample.positions)
         return adopt_coords(draws, getattr(self.target, "model", None))
 
     def map(self, function: Callable[[Any], PyTree]) -> PyTree:
@@ -129,7 +130,7 @@ class Posterior:
         Returns:
             What it returns, with leading axes `(chain, draw)`.
         """
-        return self._over_draws(_apply, self.sample.positions, function)
+        return self._over_draws(apply, self.sample.positions, function)
 
     def predict(self, *inputs: Any, key: PRNGKey) -> Any:
         """Draw from the posterior predictive distribution, one data set per draw.
@@ -145,14 +146,14 @@ class Posterior:
         target = self._described_target("predict")
         inputs_or_none = jax.tree.map(np.asarray, inputs) if inputs else None
         keys = np.asarray(jr.key_data(jr.split(key, (self.num_chains, self.num_draws))))
-        drawn = self._over_draws(_predict, (self.sample.positions, keys), inputs_or_none)
+        drawn = self._over_draws(predict, (self.sample.positions, keys), inputs_or_none)
         names = list(target.observed_data)
         return drawn[names[0]] if len(names) == 1 else drawn
 
     def log_likelihood(self) -> dict[str, np.ndarray]:
         """Return the pointwise log likelihood of every draw, by observed variable, in nats."""
         self._described_target("log_likelihood")
-        return self._over_draws(_pointwise, self.sample.positions)
+        return self._over_draws(pointwise, self.sample.positions)
 
     def resample(self, num_draws: int, *, key: PRNGKey) -> "Posterior":
         """Return equally weighted draws: systematic resampling of weighted ones.
@@ -318,7 +319,7 @@ class Posterior:
                 "This posterior was loaded without its target; pass it to load it with its "
                 "model: `whence.load(path, target=target)`."
             )
-        out = compiled(_map_draws, function, self.target, batched, rest).call(
+        out = compiled(map_draws, function, self.target, batched, rest).call(
             function, self.target, batched, rest
         )
         return jax.tree.map(np.asarray, out)
@@ -330,7 +331,7 @@ class Posterior:
                 f"`whence.condition`; got {type(self.target).__name__}."
             )
         if self.target is None:
-            self._over_draws(_variables, None)  # raises with what to do
+            self._over_draws(variables, None)  # raises with what to do
         return self.target  # pyright: ignore[reportReturnType]
 
     def _positions_by_name(self) -> dict[str, np.ndarray]:
@@ -354,37 +355,3 @@ def _describe(target: AbstractTarget | None) -> dict[str, Any]:
     if isinstance(target, AbstractDescribedTarget):
         return {"dims": target.dims, "coords": dict(target.coords)}
     return {"dims": {}, "coords": {}}
-
-
-def _map_draws(function, target, batched, rest):
-    # One draw at a time inside a batch of draws keeps memory bounded and still vectorises.
-    one = lambda b: function(target, b, *rest)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batched)
-    lead = jax.tree.leaves(batched)[0].shape[:2]
-    out = jax.lax.map(one, flat, batch_size=min(1000, max(1, lead[0] * lead[1])))
-    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
-
-
-def _constrain(target, position):
-    return target.constrain(position)
-
-
-def _variables(target, position) -> dict[str, Array]:
-    draw = target.constrain(position)
-    if isinstance(target, AbstractDescribedTarget):
-        return target.variables(draw)
-    return named_leaves(draw)
-
-
-def _apply(target, position, function):
-    return function(target.constrain(position))
-
-
-def _pointwise(target, position):
-    return target.pointwise(target.constrain(position))
-
-
-def _predict(target, batched, inputs):
-    position, key = batched
-    draw = target.constrain(position)
-    return target.predict(draw, inputs, key=jr.wrap_key_data(key))
