@@ -103,6 +103,7 @@ def check_likelihood(target: Any) -> int | None:
         if type(draw).log_likelihood is Model.log_likelihood:
             likelihood = _likelihood(draw, target)
             _check_names(target, likelihood)
+            draw.check_observed(target.y, likelihood)
             named = likelihood if isinstance(likelihood, Mapping) else {target.name: likelihood}
             for name, d in named.items():
                 _check_shapes(target, name, d)

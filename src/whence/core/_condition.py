@@ -22,6 +22,7 @@ from ._model import (
     named_derived,
     named_latents,
     sites,
+    start,
     unconstrain,
 )
 from ._sites import Site
@@ -56,12 +57,15 @@ class ModelTarget(AbstractDescribedTarget):
         return tuple(site for site in self.sites if not site.fixed)
 
     def init(self, *, key: PRNGKey) -> dict[str, Array]:
-        """Return a position uniform on (-2, 2), as in Stan."""
+        """Return a position uniform on (-2, 2), as in Stan, unless a latent says otherwise."""
         keys = jr.split(key, max(len(self.free), 1))
-        return {
+        position = {
             site.name: jr.uniform(k, site.unconstrained_shape, minval=-2.0, maxval=2.0)
             for site, k in zip(self.free, keys)
         }
+        if any(site.starts for site in self.free):
+            return start(self.model, position, jr.fold_in(key, 1))
+        return position
 
     def log_density(self, position):
         """Return log prior plus log likelihood, in nats, Jacobian included."""
@@ -106,6 +110,12 @@ class ModelTarget(AbstractDescribedTarget):
             return leaf[rows] if is_data else leaf
 
         return jax.tree.map(pick, (self.y, self.inputs))
+
+    def with_data(self, data: Mapping[str, Any]) -> "ModelTarget":
+        """Return this target with other observed data of the same shapes, by name."""
+        single = not isinstance(self.y, Mapping)
+        y = data[self.name] if single else {name: data[name] for name in self.y}
+        return dataclasses.replace(self, y=y)
 
     def sample_prior(self, *, key: PRNGKey) -> Model:
         """Return one draw from the prior."""

@@ -38,12 +38,17 @@ UNDRAWN = Undrawn()
 
 @dataclasses.dataclass(frozen=True)
 class Latent:
-    """A prior declared as a field; see `latent`."""
+    """A prior declared as a field; see `latent`.
+
+    `start` says where `ModelTarget.init` puts the latent: None is uniform on (-2, 2) in
+    unconstrained space, `"prior"` a draw from the prior, an array that value.
+    """
 
     prior: Distribution | Callable[[Any], Distribution]
     shape: tuple[int, ...] | Callable[[Any], tuple[int, ...]] | None
     dims: tuple[str, ...]
     noncentered: bool
+    start: Any = None
 
 
 def as_dims(dims: str | tuple[str, ...] | list[str], owner: str) -> tuple[str, ...]:
@@ -101,6 +106,19 @@ def latent(
     return eqx.field(
         default=UNDRAWN, converter=_as_value, kw_only=True, metadata={"latent": spec}
     )
+
+
+def latents(specs: Callable[[Any], dict[str, Latent]]) -> Any:
+    """Declare a field that is a dict of latents by name, for priors known to the instance.
+
+    Args:
+        specs: A function of the model that returns what is declared, by name. The names in
+            a posterior are these, without that of the field.
+
+    Returns:
+        A dataclass field; its value is a dict with the same names, each `UNDRAWN` or fixed.
+    """
+    return eqx.field(kw_only=True, metadata={"latents": specs})
 
 
 def _as_value(value):

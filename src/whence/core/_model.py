@@ -48,6 +48,17 @@ class Model(eqx.Module):
             return {name: d.log_prob(y[name]) for name, d in likelihood.items()}
         return likelihood.log_prob(y)
 
+    def check_observed(self, y: Any, likelihood: Any) -> None:
+        """Raise `ValueError` if `y` cannot be data of this model; `condition` asks.
+
+        That shapes broadcast and values lie in the support is checked in any case. Write
+        this method to be stricter, or to say it in the words of the model.
+
+        Args:
+            y: What `condition` got: an array, or a dict of arrays.
+            likelihood: What `likelihood` returned; only its shapes are known.
+        """
+
     def sample_prior(self, key: PRNGKey) -> "Model":
         """Return this model with latents drawn from their priors.
 
@@ -108,7 +119,8 @@ def sites(model: Model) -> tuple[Site, ...]:
                 f"Latent `{prior.name}` was given a value of shape {jnp.shape(value)}; it "
                 f"must have shape {prior.shape}."
             )
-        found.append(Site(prior.name, prior.shape, shape, prior.dims, fixed))
+        starts = prior.spec.start is not None
+        found.append(Site(prior.name, prior.shape, shape, prior.dims, fixed, starts))
         if fixed:
             return jnp.broadcast_to(value, prior.shape)
         return prior.forward(prior.bijector(jnp.zeros(shape)))
@@ -153,14 +165,41 @@ def _forward_and_log_det(bijector, point):
 
 def unconstrain(model: Model, draw: Model) -> dict[str, Array]:
     """Return the position of `draw`, a model with values; the inverse of `constrain`."""
+    return unconstrain_values(model, named_latents(draw))
+
+
+def unconstrain_values(model: Model, values: Mapping[str, Array]) -> dict[str, Array]:
+    """As `unconstrain`, from the values of the latents by path; fixed ones may be left out."""
     position: dict[str, Array] = {}
-    values = named_latents(draw)
 
     def choose(prior: Prior, value):
+        if value is not UNDRAWN:
+            return jnp.broadcast_to(value, prior.shape)
         x = values[prior.name]
-        if value is UNDRAWN:
-            position[prior.name] = prior.bijector.inv(prior.inverse(x))
+        position[prior.name] = prior.bijector.inv(prior.inverse(x))
         return x
+
+    walk(model, choose)
+    return position
+
+
+def start(model: Model, position: dict[str, Array], key: PRNGKey) -> dict[str, Array]:
+    """Return `position` with those latents put elsewhere that say where they start."""
+    position = dict(position)
+    count = 0
+
+    def choose(prior: Prior, value):
+        nonlocal count
+        count += 1
+        if value is not UNDRAWN:
+            return jnp.broadcast_to(value, prior.shape)
+        begin = prior.spec.start
+        if isinstance(begin, str):
+            base = jnp.asarray(prior.base.sample(jr.fold_in(key, count)))
+            position[prior.name] = prior.bijector.inv(base)
+        elif begin is not None:
+            position[prior.name] = prior.bijector.inv(prior.inverse(jnp.asarray(begin)))
+        return prior.forward(prior.bijector(position[prior.name]))
 
     walk(model, choose)
     return position
@@ -168,12 +207,15 @@ def unconstrain(model: Model, draw: Model) -> dict[str, Array]:
 
 def named_latents(draw: Model) -> dict[str, Array]:
     """Return the values of all latents by path."""
-    return {
-        prefix + field.name: getattr(model, field.name)
-        for prefix, model in _models(draw, "")
-        for field in dataclasses.fields(model)
-        if "latent" in field.metadata
-    }
+    values: dict[str, Array] = {}
+    for prefix, model in _models(draw, ""):
+        for field in dataclasses.fields(model):
+            value = getattr(model, field.name)
+            if "latent" in field.metadata:
+                values[prefix + field.name] = value
+            elif "latents" in field.metadata:
+                values |= {prefix + name: v for name, v in value.items()}
+    return values
 
 
 def named_derived(draw: Any, path: str = "") -> dict[str, Array]:

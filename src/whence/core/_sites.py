@@ -28,6 +28,7 @@ class Site(NamedTuple):
         unconstrained_shape: Shape of its part of the position.
         dims: Names of its axes, or empty.
         fixed: Whether it was given a value at construction.
+        starts: Whether it says where to start.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Site(NamedTuple):
     unconstrained_shape: tuple[int, ...]
     dims: tuple[str, ...]
     fixed: bool
+    starts: bool = False
 
 
 class Prior(NamedTuple):
@@ -81,11 +83,16 @@ def walk(model: Any, choose: Callable[[Prior, Any], Any], path: str = "", outer:
         object.__setattr__(new, field.name, getattr(model, field.name))
     for field in dataclasses.fields(model):
         value, name = getattr(model, field.name), path + field.name
-        spec = field.metadata.get("latent")
-        if spec is None:
-            value = _walk_inside(value, choose, name, coords)
+        if "latent" in field.metadata:
+            value = choose(make_prior(new, field.metadata["latent"], name, coords), value)
+        elif "latents" in field.metadata:
+            specs = field.metadata["latents"](new)
+            value = {
+                n: choose(make_prior(new, spec, path + n, coords), value[n])
+                for n, spec in specs.items()
+            }
         else:
-            value = choose(make_prior(new, spec, name, coords), value)
+            value = _walk_inside(value, choose, name, coords)
         object.__setattr__(new, field.name, value)
     return new
 
