@@ -1,7 +1,7 @@
 """`from_numpyro()`: a numpyro model and its data become a `Target`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_map_with_path
 from jaxtyping import Array
+from numpyro import handlers
 from numpyro.distributions import biject_to
 
 from ..core import AbstractDescribedTarget, compiled
@@ -142,6 +143,21 @@ class NumpyroTarget(AbstractDescribedTarget):
         trace = run(self.fn, args, kwargs, choose, key=key)
         return {name: trace[name]["value"] for name in self.structure.observed}
 
+    def with_data(self, data: Mapping[str, Any]) -> "NumpyroTarget":
+        """Return this target with other observed values of the same shapes, by site.
+
+        Raises:
+            ValueError: If the likelihood has terms that are no data, such as a `factor`.
+        """
+        if self.structure.factors:
+            raise ValueError(
+                f"Site {self.structure.factors[0]!r} is a term of the likelihood that is no "
+                "observed value at its own scale, so no other data can take its place."
+            )
+        fn = self.fn.fn if isinstance(self.fn, _Conditioned) else self.fn
+        data = {name: data[name] for name in self.structure.observed}
+        return dataclasses.replace(self, fn=_Conditioned(fn, data))
+
     def sample_prior(self, *, key):
         """Return one draw from the prior.
 
@@ -224,6 +240,16 @@ class NumpyroTarget(AbstractDescribedTarget):
         return total
 
 
+class _Conditioned(eqx.Module):
+    """A model whose observed sites have other values, which are data of the target."""
+
+    fn: Any
+    data: dict[str, Any]
+
+    def __call__(self, *args, **kwargs):
+        return handlers.condition(self.fn, data=self.data)(*args, **kwargs)
+
+
 def from_numpyro(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> NumpyroTarget:
     """Make a target of a numpyro model called with these arguments.
 
@@ -304,8 +330,10 @@ def _without_made_up_data(target: NumpyroTarget) -> Structure:
         for p in (_constant_position(target, 0.0), _constant_position(target, 1.0))
     )
     same = lambda a, b: a.tobytes() == b.tobytes()  # NaN is the same as NaN
-    data = tuple(n for n in target.structure.observed if same(at_zero[n], at_one[n]))
-    return target.structure._replace(observed=data)
+    named = target.structure.observed
+    data = tuple(n for n in named if same(at_zero[n], at_one[n]))
+    factors = (*target.structure.factors, *(n for n in named if n not in data))
+    return target.structure._replace(observed=data, factors=factors)
 
 
 def _unconstrained_ndim(site, bijector) -> int:

@@ -38,12 +38,15 @@ class Structure(NamedTuple):
         observed: Names of the observed sites, without the auxiliary ones that `factor` makes.
         dims: Names of the axes that plates give, by site.
         weighted: Names of latents under a `mask` or `scale` handler.
+        factors: Names of terms of the likelihood that no data could be drawn from: those
+            that `factor` makes, scaled ones, and observed values made of latents.
     """
 
     sites: tuple[Latent, ...]
     observed: tuple[str, ...]
     dims: tuple[tuple[str, tuple[str, ...]], ...]
     weighted: tuple[str, ...]
+    factors: tuple[str, ...]
 
 
 def run(fn: Callable, args: tuple, kwargs: dict, choose: Callable, *, key=None) -> Trace:
@@ -140,7 +143,7 @@ def _shapes_only(visit, args, kwargs):
 
 
 def _structure(trace: Trace) -> Structure:
-    sites, observed, weighted = [], [], []
+    sites, observed, weighted, factors = [], [], [], []
     for name, site in trace.items():
         _refuse(name, site)
         if site["type"] != "sample":
@@ -148,6 +151,8 @@ def _structure(trace: Trace) -> Structure:
         if site["is_observed"]:
             if not site["infer"].get("is_auxiliary", False):
                 observed.append(name)
+            if site["infer"].get("is_auxiliary", False) or site["scale"] is not None:
+                factors.append(name)
         else:
             transform = bijection(site["fn"].support, f"The support of site {name!r}")
             shape = tuple(jnp.shape(site["value"]))
@@ -158,7 +163,9 @@ def _structure(trace: Trace) -> Structure:
         raise ValueError(
             "`fn` must have at least one latent (unobserved) sample site; got none."
         )
-    return Structure(tuple(sites), tuple(observed), _dims(trace), tuple(weighted))
+    return Structure(
+        tuple(sites), tuple(observed), _dims(trace), tuple(weighted), tuple(factors)
+    )
 
 
 def _refuse(name, site) -> None:
