@@ -26,7 +26,11 @@ from .core import (
     load as load,
     resume as resume,
 )
-from .frontends import from_log_density as from_log_density, from_numpyro as from_numpyro
+from .frontends import (
+    from_log_density as from_log_density,
+    from_numpyro as from_numpyro,
+    from_tfp as from_tfp,
+)
 from .inference.hmc import HMC as HMC, MCLMC as MCLMC, NUTS as NUTS, ChEES as ChEES
 from .inference.sgmcmc import SGLD as SGLD
 from .inference.smc import TemperedSMC as TemperedSMC

@@ -5,3 +5,4 @@ from ._log_density import (
     from_log_density as from_log_density,
 )
 from ._numpyro import NumpyroTarget as NumpyroTarget, from_numpyro as from_numpyro
+from ._tfp import TFPTarget as TFPTarget, from_tfp as from_tfp

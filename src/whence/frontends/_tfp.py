@@ -1,0 +1,342 @@
+"""`from_tfp()`: a joint distribution of TensorFlow Probability and data become a `Target`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
+
+from ..core import AbstractDescribedTarget
+from ..core._check_data import check_data
+from ..core._latent import Coords
+from ..core._types import PRNGKey
+from ._axes import name_axes
+from ._joint import (
+    JointStructure,
+    Skeleton,
+    bijector,
+    component_names,
+    forward,
+    inspect_joint,
+    library,
+    log_det,
+    pointwise,
+    quietly,
+    take_arrays,
+    walk,
+)
+from ._trace import Latent
+
+
+class TFPTarget(AbstractDescribedTarget):
+    """The posterior of a joint distribution given data; made by `from_tfp`.
+
+    A draw is a dict of latent and deterministic components by name.
+
+    Attributes:
+        arrays: The arrays of the joint distribution: data.
+        observed: Observed values by name.
+        skeleton: The joint distribution without its arrays.
+        structure: What is known of its components.
+        labels: Labels along named axes.
+    """
+
+    arrays: tuple[Any, ...]
+    observed: dict[str, Array]
+    skeleton: Skeleton = eqx.field(static=True)
+    structure: JointStructure = eqx.field(static=True)
+    labels: Coords = eqx.field(static=True, default=Coords())
+
+    @property
+    def joint(self) -> Any:
+        """The joint distribution."""
+        return self.skeleton.fill(self.arrays)
+
+    @property
+    def sites(self) -> tuple[Latent, ...]:
+        """The latents, in the order of the joint distribution."""
+        return self.structure.sites
+
+    def init(self, *, key):
+        """Return a position uniform on (-2, 2), as in Stan."""
+        keys = jr.split(key, len(self.sites))
+        return {
+            site.name: jr.uniform(k, site.unconstrained_shape, minval=-2.0, maxval=2.0)
+            for site, k in zip(self.sites, keys)
+        }
+
+    def log_density(self, position):
+        """Return log prior plus log likelihood, in nats, Jacobian included."""
+        parts = self._at(position)
+        return self._log_prior(parts, position) + self._log_likelihood(parts)
+
+    def constrain(self, position):
+        """Return latent and deterministic components by name."""
+        return self._draw(self._at(position))
+
+    def unconstrain(self, draw: dict[str, Array]) -> dict[str, Array]:
+        """Return the position of a draw; the inverse of `constrain`."""
+        return self._inverse(self._given(draw))
+
+    @property
+    def num_data(self) -> int | None:
+        """None: rows of data cannot be told apart inside a joint distribution."""
+        return None
+
+    def log_prior(self, position):
+        """Return the log prior density, in nats, Jacobian included."""
+        return self._log_prior(self._at(position), position)
+
+    def log_likelihood(self, position, rows=None):
+        """Return the log likelihood, a scalar: the observed components.
+
+        Raises:
+            ValueError: If `rows` are asked for.
+        """
+        if rows is not None:
+            raise ValueError("A joint distribution has no rows of data to choose from.")
+        return self._log_likelihood(self._at(position))
+
+    def variables(self, draw):
+        """Return latent and deterministic components by name."""
+        return dict(draw)
+
+    @property
+    def dims(self):
+        """Names of axes given by `with_coords`."""
+        return dict(self.structure.dims)
+
+    @property
+    def coords(self):
+        """Labels given by `with_coords`."""
+        return self.labels
+
+    def with_data(self, data: Mapping[str, Any]) -> "TFPTarget":
+        """Return this target with other observed values of the same shapes, by component."""
+        return dataclasses.replace(self, observed={name: data[name] for name in self.observed})
+
+    def with_coords(
+        self, coords: Mapping[str, Any], *, dims: Mapping[str, Any] | None = None
+    ) -> "TFPTarget":
+        """Return a target with labels along axes; see `NumpyroTarget.with_coords`.
+
+        Args:
+            coords: Labels, or a length, by axis.
+            dims: A name for each axis, by component.
+
+        Raises:
+            ValueError: If names or lengths do not fit the components.
+        """
+        named, labels = name_axes(self, coords, dims)
+        structure = self.structure._replace(dims=named)
+        return dataclasses.replace(self, structure=structure, labels=labels)
+
+    @property
+    def observed_data(self):
+        """Observed values by name."""
+        return dict(self.observed)
+
+    @property
+    def constant_data(self):
+        """Nothing: the arrays of a joint distribution have no names."""
+        return {}
+
+    def pointwise(self, draw):
+        """Return the pointwise log likelihood of one draw, by component, in nats."""
+        parts = self._given(draw)
+        with quietly():
+            return {name: pointwise(*parts[name]) for name in self.observed}
+
+    def predict(self, draw, inputs, *, key):
+        """Return one data set drawn given one draw.
+
+        Args:
+            draw: A draw; only its latents count.
+            inputs: None: a joint distribution takes none.
+            key: A typed key.
+
+        Raises:
+            ValueError: If `inputs` are given.
+        """
+        if inputs is not None:
+            raise ValueError(
+                "`predict` of a joint distribution takes no new inputs, since the joint takes "
+                "none. Make the joint at the new inputs, and a target of it with `from_tfp`."
+            )
+        latents = {site.name for site in self.sites}
+        keys = self._keys(key)
+
+        def choose(name, d):
+            if name in latents:
+                return draw[name]
+            return d.sample(seed=keys[name])
+
+        parts = walk(self.joint, self.structure.names, choose)
+        return {name: parts[name].value for name in self.observed}
+
+    def sample_prior(self, *, key):
+        """Return one draw from the prior."""
+        return self._draw(self._prior(key))
+
+    def sample_prior_position(self, key: PRNGKey) -> dict[str, Array]:
+        """Return one draw from the prior, in unconstrained space."""
+        return self._inverse(self._prior(key))
+
+    def _walk(self, choose_latent):
+        derived = {x.name: x.unconstrained_shape for x in self.structure.derived}
+
+        def choose(name, d):
+            if name in self.observed:
+                return self.observed[name]
+            if name in derived:  # a point of a space without dimensions
+                return forward(d, jnp.zeros(derived[name]))
+            return choose_latent(name, d)
+
+        return walk(self.joint, self.structure.names, choose)
+
+    def _at(self, position):
+        return self._walk(lambda name, d: forward(d, position[name]))
+
+    def _given(self, draw):
+        return self._walk(lambda name, _: draw[name])
+
+    def _prior(self, key):
+        keys = self._keys(key)
+        return self._walk(lambda name, d: d.sample(seed=keys[name]))
+
+    def _keys(self, key):
+        return {name: jr.fold_in(key, i) for i, name in enumerate(self.structure.names)}
+
+    def _draw(self, parts):
+        names = {x.name for x in self.sites + self.structure.derived}
+        return {name: jnp.asarray(p.value) for name, p in parts.items() if name in names}
+
+    def _inverse(self, parts):
+        with quietly():
+            return {
+                site.name: bijector(parts[site.name].distribution)
+                .inverse(parts[site.name].value)
+                .astype(jnp.result_type(float))
+                for site in self.sites
+            }
+
+    def _log_prior(self, parts, position):
+        total = jnp.zeros((), jnp.result_type(float))
+        with quietly():
+            for site in self.sites:
+                d, value = parts[site.name]
+                total += jnp.sum(d.log_prob(value)) + log_det(d, position[site.name])
+        return total
+
+    def _log_likelihood(self, parts):
+        total = jnp.zeros((), jnp.result_type(float))
+        with quietly():
+            for name in self.observed:
+                d, value = parts[name]
+                total += jnp.sum(d.log_prob(value))
+        return total
+
+
+def from_tfp(joint: Any, observed: Any = None) -> TFPTarget:
+    """Make a target of a joint distribution of TensorFlow Probability, some of it observed.
+
+    Bounded latents go to unconstrained space by their default event-space bijectors, also
+    where bounds depend on other components. A `Deterministic` component is a derived value.
+
+    Args:
+        joint: A joint distribution of `tensorflow_probability.substrates.jax`: Named,
+            Sequential or Coroutine, AutoBatched or not; or one with pinned values
+            (`experimental_pin`), which then are observed. Arrays of its distributions are
+            data: others of the same shape reuse what is compiled, if its functions are the
+            same objects. What its functions hold is part of the program.
+        observed: A dict of arrays by name of component, or by position if components have
+            an order of their own (Sequential, Coroutine); data likewise.
+
+    Returns:
+        The target.
+
+    Raises:
+        ImportError: If TensorFlow Probability is not installed.
+        ValueError: If `observed` does not fit `joint`, or `joint` has discrete latents,
+            several densities in a batch, or no latents.
+    """
+    joint, pins = _joint_and_pins(joint)
+    names = component_names(joint)
+    values = pins | _by_name(joint, names, {} if observed is None else observed)
+    values = {name: _as_data(name, value) for name, value in values.items()}
+    arrays, skeleton = take_arrays(joint)
+    structure, dtypes = inspect_joint(skeleton, arrays, names, values)
+    ordered = [name for name in names if name in values]
+    data = {name: _cast(name, values[name], dtypes[name]) for name in ordered}
+    return TFPTarget(arrays, data, skeleton, structure)
+
+
+def _joint_and_pins(joint):
+    tfp = library()
+    if isinstance(joint, tfp.experimental.distributions.JointDistributionPinned):
+        return joint.distribution, dict(joint.pins)
+    if not isinstance(joint, tfp.distributions.JointDistribution):
+        raise ValueError(
+            "`joint` must be a joint distribution of `tensorflow_probability.substrates.jax`; "
+            f"got {type(joint).__module__}.{type(joint).__name__}."
+        )
+    if joint.batch_ndims:
+        raise ValueError(
+            f"`joint` must be one density; got a batch of them (`batch_ndims` is "
+            f"{joint.batch_ndims})."
+        )
+    return joint, {}
+
+
+def _by_name(joint, names, observed) -> dict[str, Any]:
+    if not isinstance(observed, Mapping):
+        raise ValueError(
+            "`observed` must be a dict of arrays by name of component; got "
+            f"{type(observed).__name__}."
+        )
+    # The order of a Named joint is made up from who depends on whom.
+    ordered = callable(joint.model) or isinstance(joint.model, list | tuple)
+    ordered = ordered and not hasattr(joint.model, "_fields")
+    found: dict[Any, Any] = {}
+    for key, value in observed.items():
+        position = isinstance(key, int | np.integer) and not isinstance(key, bool)
+        if position:
+            known, name = ordered and 0 <= key < len(names), names[key % len(names)]
+        else:
+            known, name = key in names, key
+        if not known:
+            also = f", or positions up to {len(names) - 1}" if ordered else ""
+            raise ValueError(
+                f"`observed` must name components of `joint` ({', '.join(names)}{also}); got "
+                f"{key!r}."
+            )
+        if name in found:
+            raise ValueError(f"`observed` has component {name!r} twice, by name and position.")
+        found[name] = value
+    return found
+
+
+def _as_data(name, value) -> Array:
+    value = check_data(value, f"observed[{name!r}]", name)
+    if not hasattr(value, "shape"):
+        raise ValueError(f"`observed[{name!r}]` must be one array; got {value!r}.")
+    return value
+
+
+def _cast(name, value, dtype) -> Array:
+    """Return an observed value in the type of its component, in which others may use it."""
+    cast = value.astype(dtype)
+    if isinstance(value, Tracer) or jnp.issubdtype(dtype, value.dtype):
+        return cast
+    integers = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.integer)
+    if integers and not np.array_equal(np.asarray(cast, np.float64), value):
+        raise ValueError(
+            f"`observed[{name!r}]` must hold values that {np.dtype(dtype).name}, the type of "
+            f"its component, can hold; got dtype {value.dtype} with others."
+        )
+    return cast
