@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -195,8 +196,10 @@ def start(model: Model, position: dict[str, Array], key: PRNGKey) -> dict[str, A
             return jnp.broadcast_to(value, prior.shape)
         begin = prior.spec.start
         if isinstance(begin, str):
-            base = jnp.asarray(prior.base.sample(jr.fold_in(key, count)))
-            position[prior.name] = prior.bijector.inv(base)
+            # An improper prior has no draws: such a latent stays where it is.
+            with suppress(NotImplementedError):
+                base = jnp.asarray(prior.base.sample(jr.fold_in(key, count)))
+                position[prior.name] = prior.bijector.inv(base)
         elif begin is not None:
             position[prior.name] = prior.bijector.inv(prior.inverse(jnp.asarray(begin)))
         return prior.forward(prior.bijector(position[prior.name]))

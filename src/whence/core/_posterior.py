@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from ._cache import compiled
 from ._engine import Sample
 from ._export import export, saved_tree
+from ._from_draws import external
 from ._model import adopt_coords
 from ._over_draws import apply, constrain, map_draws, pointwise, predict, variables
 from ._target import AbstractDescribedTarget, AbstractTarget
@@ -58,6 +59,32 @@ class Posterior:
         self.complete = complete
         self._variables = variables
         self._described = described or _describe(target)
+
+    @classmethod
+    def from_draws(
+        cls,
+        target: AbstractTarget,
+        draws: Any,
+        *,
+        unconstrained: bool = False,
+        stats: Mapping[str, Any] | None = None,
+        log_weights: Any = None,
+        engine: str = "external",
+        method: str | None = None,
+    ) -> "Posterior":
+        """Make a posterior of draws that were made elsewhere.
+
+        Args:
+            target: The target they were drawn from.
+            draws: Arrays `(chain, draw, ...)` of all latents by name; others are recomputed.
+            unconstrained: Whether `draws` are positions instead, in the form of `init`.
+            stats: Arrays `(chain, draw)` by ArviZ's names (`lp`, `diverging`, ...).
+            log_weights: Log weights of the draws of a single chain, up to a constant.
+            engine: A name for where they come from.
+            method: As for `Sample`: what kind of draws they are.
+        """
+        made = external(target, draws, unconstrained, stats, log_weights, engine, method)
+        return cls(target, **made)
 
     # -- values ------------------------------------------------------------------
 
