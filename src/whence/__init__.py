@@ -27,9 +27,14 @@ from .core import (
     resume as resume,
 )
 from .frontends import (
+    FanIn as FanIn,
+    bayesian as bayesian,
+    classification as classification,
     from_log_density as from_log_density,
     from_numpyro as from_numpyro,
     from_tfp as from_tfp,
+    poisson as poisson,
+    regression as regression,
 )
 from .inference.hmc import HMC as HMC, MCLMC as MCLMC, NUTS as NUTS, ChEES as ChEES
 from .inference.sgmcmc import SGLD as SGLD

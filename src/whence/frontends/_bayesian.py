@@ -1,6 +1,6 @@
 """`bayesian()`: an Equinox module with random arrays, a Bayesian neural network in a line."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -38,7 +38,6 @@ class BayesianModule(Model):
     Called with inputs of many rows, a draw gives the module's outputs for them.
 
     Attributes:
-        values: The latents by path; those of the likelihood by name.
         priors: Priors of the module's latents.
         initial: Values to start from; empty to start elsewhere.
         arrays: Module and likelihood with only the arrays that stay as they are.
@@ -48,9 +47,9 @@ class BayesianModule(Model):
         shapes: Their shapes.
         noncentered: Whether engines see them standardised.
         from_prior: Whether engines start from draws of the prior.
+        values: The latents by path; those of the likelihood by name.
     """
 
-    values: dict[str, Any] = latents(_specs)
     priors: tuple[Any, ...]
     initial: tuple[Any, ...]
     arrays: Any
@@ -60,6 +59,7 @@ class BayesianModule(Model):
     shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
     noncentered: bool = eqx.field(static=True)
     from_prior: bool = eqx.field(static=True)
+    values: dict[str, Any] = latents(_specs)
 
     @property
     def module(self) -> Any:
@@ -117,11 +117,11 @@ class BayesianModule(Model):
 
 
 def bayesian(
-    module: eqx.Module,
+    module: Any,
     prior: Any,
     *,
     likelihood: Any = None,
-    where: Callable | None = None,
+    where: Any = None,
     start: str = "prior",
     noncentered: bool = False,
 ) -> BayesianModule:

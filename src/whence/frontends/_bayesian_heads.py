@@ -52,7 +52,8 @@ class Regression(AbstractHead):
             mean, log_sigma = jnp.split(output, 2, axis=-1)
             mean, sigma = squeeze(mean), jnp.exp(squeeze(log_sigma))
         else:
-            mean, sigma = squeeze(output), values.get("sigma", self.noise)
+            mean = squeeze(output)
+            sigma: Any = values.get("sigma", self.noise)
             _check_noise(jnp.shape(sigma), mean.shape[1:])
         return _rows(dist.Normal(mean, sigma))
 
@@ -166,7 +167,7 @@ def squeeze(output: Array) -> Array:
     return output[..., 0] if output.ndim > 1 and output.shape[-1] == 1 else output
 
 
-def _rows(d: dist.Distribution) -> Any:
+def _rows(d: Any) -> Any:
     """Make all axes but that of the rows axes of the event."""
     return d.to_event(len(d.batch_shape) - 1)
 

@@ -1,7 +1,6 @@
 """Which arrays of a module become latents, and which modules cannot be taken row by row."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -58,24 +57,22 @@ def floating_leaves(module: Any) -> list[Leaf]:
     return found
 
 
-def _owners(module, path) -> tuple[Any, ...]:
+def _owners(module: Any, path) -> tuple[Any, ...]:
     """Return the modules that a path leads through."""
-    owners, node = [], module
-    for key in path:
-        if isinstance(node, eqx.Module):
-            owners.append(node)
+    nodes = [module]
+    for key in path[:-1]:
         if isinstance(key, GetAttrKey):
-            node = getattr(node, key.name)
+            nodes.append(getattr(nodes[-1], key.name))
         elif isinstance(key, SequenceKey):
-            node = node[key.idx]
+            nodes.append(nodes[-1][key.idx])
         elif isinstance(key, DictKey):
-            node = node[key.key]
+            nodes.append(nodes[-1][key.key])
         else:
             break  # a pytree of someone else's, which need not say what is inside
-    return tuple(owners)
+    return tuple(node for node in nodes if isinstance(node, eqx.Module))
 
 
-def select(module: Any, where: Callable | None) -> list[Leaf]:
+def select(module: Any, where: Any) -> list[Leaf]:
     """Return the arrays that are to become latents.
 
     Args:
