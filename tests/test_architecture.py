@@ -23,8 +23,9 @@ ALLOWED = {
     "inference": {"core", *LEAVES},
     "models": {"core", *LEAVES},
     "frontends": {"core", *LEAVES},
-    "testing": {"core", "inference", "models", "frontends", *LEAVES},
-    "cli": {"core", "inference", "models", "frontends", "testing", *LEAVES},
+    "calibration": {"core", *LEAVES},
+    "testing": {"core", "inference", "models", "frontends", "calibration", *LEAVES},
+    "cli": {"core", "inference", "models", "frontends", "calibration", "testing", *LEAVES},
 }
 OPTIONAL = {"tensorflow_probability", "flowjax", "diffrax"}
 HOMES_OF_OPTIONAL = ("inference/backends", "frontends", "storage")

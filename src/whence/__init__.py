@@ -2,6 +2,7 @@
 
 import importlib.metadata
 
+from .calibration import geweke as geweke, sbc as sbc
 from .core import (
     RESULTS as RESULTS,
     AbstractDataTarget as AbstractDataTarget,

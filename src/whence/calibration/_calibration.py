@@ -1,0 +1,239 @@
+"""`Calibration`: ranks of the truth among draws, and whether they are uniform."""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..diagnostics import Finding, Report
+from ..diagnostics._names import Namer, listing, plural
+from ._uniform import band, counts_below, p_value
+from ._words import explain
+
+SOURCE = (
+    "Talts et al. 2018, arXiv:1804.06788; Säilynoja, Bürkner and Vehtari 2022, "
+    "doi:10.1007/s11222-022-10090-6"
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranks of the truth among posterior draws, over many simulated data sets.
+
+    If model and engine are right, every rank is uniform on `0..num_draws`. `print` it for a
+    verdict in words; test `calibration.ok`.
+
+    Attributes:
+        engine: Name of the engine.
+        ranks: By quantity, `(simulation, ...)`, of the simulations whose fit succeeded.
+        truth: Values drawn from the prior, of the same shapes.
+        num_draws: `L`, the number of draws that ranks are among.
+        alpha: Probability that a calibrated engine is called not calibrated, at most.
+        failures: What went wrong, by number of simulation.
+        ess: Smallest effective number of draws of every simulation; NaN if it failed.
+        divergent: Number of simulations with divergent transitions.
+        seconds: Durations: `simulate`, `fit`, `total`, in seconds.
+        dims: Names of the axes, by quantity.
+        coords: Labels along named axes.
+    """
+
+    engine: str
+    ranks: dict[str, np.ndarray]
+    truth: dict[str, np.ndarray]
+    num_draws: int
+    alpha: float
+    failures: dict[int, str]
+    ess: np.ndarray
+    divergent: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    dims: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    coords: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_simulations(self) -> int:
+        """Number of simulations, failed ones included."""
+        return len(self.ess)
+
+    @property
+    def num_quantities(self) -> int:
+        """Number of scalars ranked; levels are divided by it (Bonferroni)."""
+        return sum(math.prod(ranks.shape[1:]) for ranks in self.ranks.values())
+
+    @cached_property
+    def p_values(self) -> dict[str, np.ndarray]:
+        """P-value of every scalar by itself, not adjusted for how many there are."""
+        return {
+            name: np.asarray(np.apply_along_axis(p_value, 0, ranks, self.num_draws))
+            for name, ranks in self.ranks.items()
+        }
+
+    @cached_property
+    def report(self) -> Report:
+        """All findings, with remedies."""
+        ranks = [self._judge(name) for name in self.ranks]
+        wrong = [finding for finding in ranks if finding.is_problem]
+        others = [self._failures(), self._dependence(bool(wrong)), self._divergences()]
+        order = ("error", "warning", "note", "ok")
+        findings = sorted(
+            [*ranks, *(f for f in others if f is not None)],
+            key=lambda f: order.index(f.severity),
+        )
+        smallest = min((float(p.min()) for p in self.p_values.values()), default=math.nan)
+        numbers = {
+            "smallest_p_value": smallest,
+            "failures": float(len(self.failures)),
+            "ess": float(np.nanmin(self.ess)) if self.ranks else math.nan,
+        }
+        title = f"{self.engine}, {self.num_simulations} simulated data sets"
+        if self.ranks:
+            title += f", ranks among {self.num_draws} draws"
+        return Report(tuple(findings), self._verdict(wrong), numbers, title)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all ranks are uniform, as far as can be told, and no fit failed."""
+        return self.report.ok
+
+    def __str__(self) -> str:
+        """Return the report as text."""
+        return str(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+    def plot(self) -> Any:
+        """Draw the ECDF of every quantity's ranks minus that of uniform ranks.
+
+        A line that leaves the grey band anywhere makes the engine not calibrated. A curve
+        above zero on the left and below on the right: too narrow; the reverse: too wide;
+        all above: too high; all below: too low.
+
+        Returns:
+            A matplotlib figure; `.savefig(path)` writes it.
+        """
+        from ._plot import plot_ecdf_difference
+
+        low, high = band(len(self._first), self.num_draws, self.alpha / self.num_quantities)
+        return plot_ecdf_difference(
+            {name: self._counts(name) for name in self.ranks}, low, high, len(self._first)
+        )
+
+    def to_datatree(self) -> Any:
+        """Return an `xarray.DataTree` with groups `prior_sbc`, `ranks` and `truth`.
+
+        `prior_sbc` holds `(rank + 1/2) / (num_draws + 1)`, which
+        `arviz.plot_ecdf_pit` takes.
+        """
+        import xarray
+
+        def axes(name, value):
+            named = self.dims.get(name, ())
+            rest = value.ndim - 1
+            if len(named) != rest:
+                named = tuple(f"{name}_dim_{i}" for i in range(rest))
+            return named
+
+        def group(values, lead, map_value):
+            arrays = {
+                name: ((*lead, *axes(name, value)), map_value(value))
+                for name, value in values.items()
+            }
+            used = {axis for names, _ in arrays.values() for axis in names}
+            coords = {axis: list(self.coords[axis]) for axis in used & set(self.coords)}
+            return xarray.Dataset(arrays, coords=coords)
+
+        pit = lambda ranks: ((ranks + 0.5) / (self.num_draws + 1))[None]
+        groups = {
+            "/": xarray.Dataset(attrs={"num_draws": self.num_draws, "engine": self.engine}),
+            "/prior_sbc": group(self.ranks, ("chain", "draw"), pit),
+            "/ranks": group(self.ranks, ("simulation",), np.asarray),
+            "/truth": group(self.truth, ("simulation",), np.asarray),
+        }
+        return xarray.DataTree.from_dict(groups)
+
+    @property
+    def _first(self) -> np.ndarray:
+        return next(iter(self.ranks.values()))
+
+    def _counts(self, name: str) -> np.ndarray:
+        """Return the counts of ranks below `1..num_draws`, `(element, num_draws)`."""
+        flat = self.ranks[name].reshape(len(self._first), -1)
+        return np.stack([counts_below(column, self.num_draws) for column in flat.T])
+
+    def _judge(self, name: str) -> Finding:
+        p = np.minimum(1.0, self.p_values[name].ravel() * self.num_quantities)
+        order = np.argsort(p, kind="stable")
+        wrong = [int(i) for i in order if p[i] <= self.alpha]
+        namer, inner = Namer(self.dims, self.coords), self.ranks[name].shape[1:]
+        where = tuple(namer(name, inner, i) for i in wrong)
+        smallest = float(p.min())
+        if not wrong:
+            message = f"ranks are uniform (p = {smallest:.2g})"
+            return Finding(name, "ok", message, smallest, self.alpha, SOURCE)
+        worst = self.ranks[name].reshape(len(self._first), -1)[:, wrong[0]]
+        meaning, remedy = explain(name, worst, self.num_draws)
+        of = f" for {listing(where)}" if inner else ""
+        message = f"ranks are not uniform (p = {smallest:.2g}){of}: {meaning}"
+        return Finding(name, "error", message, smallest, self.alpha, SOURCE, remedy, where)
+
+    def _failures(self) -> Finding | None:
+        if not self.failures:
+            return None
+        number, first = next(iter(self.failures.items()))
+        return Finding(
+            "failures",
+            "error",
+            f"{len(self.failures)} of {plural(self.num_simulations, 'fit')} failed; the first "
+            f"was number {number}: {first}",
+            float(len(self.failures)),
+            0.0,
+            remedy="Fits that fail are not a random part of all, so the ranks of the others "
+            "need not be uniform. Priors with very heavy tails simulate data that no one "
+            "would see: tighten them; or reparameterise.",
+        )
+
+    def _dependence(self, is_wrong: bool) -> Finding | None:
+        short = int(np.sum(self.ess < self.num_draws))
+        if not short:
+            return None
+        return Finding(
+            "dependence",
+            "warning" if is_wrong else "note",
+            f"{short} of {plural(self.num_simulations, 'fit')} had fewer effective draws "
+            f"than the {self.num_draws} that ranks are among (as few as "
+            f"{np.nanmin(self.ess):.0f}); dependent draws look like a posterior that is too "
+            "narrow",
+            float(short),
+            None,
+            remedy="Make the chains longer, or rank among fewer draws (`num_draws`).",
+        )
+
+    def _divergences(self) -> Finding | None:
+        if not self.divergent:
+            return None
+        return Finding(
+            "divergences",
+            "note",
+            f"{self.divergent} of {plural(self.num_simulations, 'fit')} had divergent "
+            "transitions",
+            float(self.divergent),
+            None,
+            remedy="Reparameterise, or raise the target acceptance.",
+        )
+
+    def _verdict(self, wrong: list[Finding]) -> str:
+        names = plural(self.num_quantities, "quantity", "quantities")
+        level = f"probability of a false alarm at most {self.alpha:g}"
+        if wrong:
+            count = sum(len(finding.where) for finding in wrong)
+            return (
+                f"Not calibrated: ranks of {count} of {names} are not uniform ({level}). If "
+                "another engine fails alike, suspect the model; if it does not, the engine."
+            )
+        if not self.ranks:
+            return "Nothing can be said: all fits failed."
+        if self.failures:
+            return f"Some fits failed; ranks of the others are uniform in all {names}."
+        return f"No miscalibration found in {names} ({level})."

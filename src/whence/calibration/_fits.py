@@ -1,0 +1,199 @@
+"""One fit for each simulated data set: independent draws of every quantity, or a failure."""
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+import jax.random as jr
+import numpy as np
+
+from ..core._engine import AbstractEngine
+from ..core._infer import InferenceError, InferenceWarning, infer
+from ..core._posterior import Posterior
+from ..core._target import AbstractDescribedTarget
+from ..core._types import PRNGKey
+from ..diagnostics import convergence
+from ._generative import Functions, TakesData, evaluate
+
+
+class Fit(NamedTuple):
+    """What is kept of one fit.
+
+    Attributes:
+        draws: Draws of every quantity, thinned, `(draw, ...)`; empty if it failed.
+        ess: The smallest effective number of draws over quantities, before thinning.
+        divergent: Number of divergent transitions.
+        failure: What went wrong; empty if nothing did.
+    """
+
+    draws: dict[str, np.ndarray]
+    ess: float
+    divergent: int
+    failure: str
+
+
+class Task(NamedTuple):
+    """What all fits share.
+
+    Attributes:
+        target: The target, with any data.
+        engine: The engine.
+        functions: Users' quantities.
+        most: Draws kept of every fit, at most.
+        least: Draws that every fit must have.
+    """
+
+    target: TakesData
+    engine: AbstractEngine
+    functions: Functions
+    most: int
+    least: int
+
+
+def fit_all(
+    task: Task,
+    data: dict[str, np.ndarray],
+    keys: list[PRNGKey],
+    usable: np.ndarray,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[Fit]:
+    """Fit every data set, in threads that share one compiled program.
+
+    Programs are not vmapped over data sets: trees of NUTS would wait for the longest one.
+
+    Args:
+        task: What to fit.
+        data: Observed variables by name, with a leading axis of simulations.
+        keys: One for each fit.
+        usable: Whether each data set is finite.
+        on_progress: Called from the main thread with fits made and fits in all.
+
+    Raises:
+        ValueError: If fits have fewer draws than they must.
+    """
+
+    def one(i: int) -> Fit:
+        if not usable[i]:
+            return _failed("the parameters or data simulated are not finite")
+        return _fit(task, {name: value[i] for name, value in data.items()}, keys[i])
+
+    with warnings.catch_warnings():
+        # One warning for each fit would say less than the counts in the report.
+        warnings.simplefilter("ignore", InferenceWarning)
+        numbers = list(range(len(keys)))
+        first = next((i for i in numbers if usable[i]), 0)
+        done = {first: one(first)}  # compiles what the threads then share
+        _check_enough(done[first], task.least)
+        pool = ThreadPoolExecutor(_cores(), thread_name_prefix="whence-sbc")
+        try:
+            futures = {i: pool.submit(one, i) for i in numbers if i != first}
+            pending = set(futures.values())
+            while pending:
+                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()  # raises here what a fit raised
+                if on_progress:
+                    on_progress(len(keys) - len(pending), len(keys))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [done[i] if i in done else futures[i].result() for i in numbers]
+
+
+def _check_enough(fit: Fit, least: int) -> None:
+    """Raise if fits have too few draws: the first one shows it for all."""
+    for value in fit.draws.values():
+        if len(value) < least:
+            raise ValueError(
+                f"`num_draws` must be at most the draws of a fit, {len(value)}; got {least}."
+            )
+
+
+def _fit(task: Task, data: dict[str, Any], key: PRNGKey) -> Fit:
+    target = task.target.with_data(data)
+    try:
+        posterior = infer(target, task.engine, key=key, progress=False, throw=False, threads=1)
+    except InferenceError as error:
+        return _failed(str(error))
+    if posterior.failed:
+        return _failed(posterior.failed[0])
+    return _keep(task, target, posterior, data, key)
+
+
+def _keep(
+    task: Task,
+    target: AbstractDescribedTarget,
+    posterior: Posterior,
+    data: dict[str, Any],
+    key: PRNGKey,
+) -> Fit:
+    """Thin a posterior to about independent draws of every quantity.
+
+    Args:
+        task: What to keep.
+        target: Holding these data.
+        posterior: Weighted draws are resampled.
+        data: Observed variables by name.
+        key: For resampling.
+    """
+    # Draws made independently need no estimate of how many they are worth.
+    sample = posterior.sample
+    independent = sample.method in ("exact", "variational") or "log_weights_is" in sample.extra
+    ess = float(posterior.num_chains * posterior.num_draws) if independent else math.nan
+    if posterior.log_weights is not None:
+        ess = _weight_ess(posterior)
+        posterior = posterior.resample(task.most, key=jr.fold_in(key, 1))
+    found = evaluate(target, posterior.sample.positions, data, task.functions)
+    if any(not np.isfinite(value).all() for value in found.values()):
+        return _failed("some draws, or quantities at them, are not finite")
+    if math.isnan(ess):
+        ess = _smallest_ess(found)
+    draws = {name: _thin(_joined(value), task.most) for name, value in found.items()}
+    diverging = posterior.stats.get("diverging")
+    return Fit(draws, ess, 0 if diverging is None else int(np.sum(diverging)), "")
+
+
+def thin(draws: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """Return `size` draws of every quantity, evenly spaced."""
+    return {name: _thin(value, size) for name, value in draws.items()}
+
+
+def _thin(draws: np.ndarray, size: int) -> np.ndarray:
+    if len(draws) <= size:
+        return draws
+    return draws[((np.arange(size) + 0.5) * len(draws) / size).astype(int)]
+
+
+def _joined(value: np.ndarray) -> np.ndarray:
+    return value.reshape(-1, *value.shape[2:])
+
+
+def _smallest_ess(found: dict[str, np.ndarray]) -> float:
+    """Return the smallest bulk ESS over elements; values that never change limit nothing."""
+    every = [value.reshape(*value.shape[:2], -1) for value in found.values()]
+    ess = convergence(np.concatenate(every, axis=2)).ess_bulk
+    return float(np.nanmin(ess, initial=every[0][..., 0].size))
+
+
+def _weight_ess(posterior: Posterior) -> float:
+    """Return the effective number of weighted draws, copies counted once."""
+    assert posterior.log_weights is not None
+    weights = np.exp(posterior.log_weights - np.max(posterior.log_weights)).ravel()
+    weights /= weights.sum()
+    rows = next(iter(posterior.variables.values()))
+    rows = np.ascontiguousarray(rows.reshape(weights.size, -1))
+    _, which = np.unique(rows, axis=0, return_inverse=True)
+    return float(1 / np.sum(np.bincount(which.ravel(), weights) ** 2))
+
+
+def _failed(message: str) -> Fit:
+    return Fit({}, np.nan, 0, message)
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1

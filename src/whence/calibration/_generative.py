@@ -1,0 +1,195 @@
+"""Targets as generators: parameters from the prior, data given them, what to compare."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array
+
+from ..core._cache import compiled
+from ..core._check import require_target
+from ..core._engine import AbstractEngine
+from ..core._target import AbstractDescribedTarget
+from ..core._types import Draw, PRNGKey
+
+LOG_LIKELIHOOD = "log_likelihood"
+Functions = tuple[tuple[str, Callable[..., Any]], ...]
+Shapes = tuple[tuple[str, jax.ShapeDtypeStruct], ...]
+
+
+@runtime_checkable
+class TakesData(Protocol):
+    """What a described target must offer besides, to be fitted to simulated data."""
+
+    def with_data(self, data: Mapping[str, Any]) -> AbstractDescribedTarget:
+        """Return the same target with other observed data of the same shapes."""
+        ...
+
+
+def check_arguments(target: Any, engine: Any, key: Any, alpha: float) -> Any:
+    """Return the target; raise `ValueError` unless a test can be made of these.
+
+    Args:
+        target: Must have a prior to draw from and data to replace.
+        engine: Must be an instance of an engine that accepts the target.
+        key: Must be a single typed key.
+        alpha: Must lie between 0 and 1.
+    """
+    require_target(target)
+    if not isinstance(target, AbstractDescribedTarget) or not isinstance(target, TakesData):
+        raise ValueError(
+            "`target` must be able to draw from its prior, draw data and take other data "
+            "(`sample_prior`, `predict`, `with_data`), as targets of `whence.condition` and "
+            f"`whence.from_numpyro` are; got {type(target).__name__}."
+        )
+    if not isinstance(engine, AbstractEngine):
+        raise ValueError(f"`engine` must be a whence engine, as `NUTS()`; got {engine!r}.")
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"`key` must be a typed key, as `jax.random.key(0)` makes; got {key!r}."
+        )
+    if not 0 < alpha < 1:
+        raise ValueError(f"`alpha` must lie between 0 and 1; got {alpha}.")
+    engine.validate(target)
+    return target
+
+
+def check_functions(test_quantities: Mapping[str, Any] | None) -> Functions:
+    """Return users' quantities as pairs, which can be part of a program.
+
+    Args:
+        test_quantities: Functions of a draw and its data, by name.
+
+    Raises:
+        ValueError: If one is not a function.
+    """
+    for name, function in (test_quantities or {}).items():
+        if not callable(function):
+            raise ValueError(
+                f"`test_quantities[{name!r}]` must be a function of a draw and its data; got "
+                f"{function!r}."
+            )
+    return tuple((test_quantities or {}).items())
+
+
+def shapes_of(target: AbstractDescribedTarget) -> Shapes:
+    """Return shapes and dtypes of the observed data, by name."""
+    return tuple(
+        (name, jax.ShapeDtypeStruct(np.shape(value), value.dtype))
+        for name, value in target.observed_data.items()
+    )
+
+
+def draw_data(
+    target: AbstractDescribedTarget, draw: Draw, shapes: Shapes, key: PRNGKey
+) -> dict[str, Array]:
+    """Return data drawn given `draw`, as the target's own data are shaped.
+
+    Raises:
+        ValueError: If what is predicted cannot stand where the observed data do.
+    """
+    drawn = target.predict(draw, None, key=key)
+    data = {}
+    for name, like in shapes:
+        value = jnp.asarray(drawn[name])
+        if value.shape != like.shape or not np.can_cast(value.dtype, like.dtype, "same_kind"):
+            # Counts that a user keeps as floats are fine; floats kept as counts are not.
+            raise ValueError(
+                f"`target` predicts {name!r} as {value.dtype}{list(value.shape)}, but its data "
+                f"are {like.dtype}{list(like.shape)}. Condition it on data of the type and "
+                "shape that its likelihood draws."
+            )
+        data[name] = value.astype(like.dtype)
+    return data
+
+
+def quantities(
+    target: AbstractDescribedTarget,
+    draw: Draw,
+    data: Mapping[str, Array],
+    functions: Functions,
+) -> dict[str, Array]:
+    """Return all that is compared: variables, log likelihood, and users' quantities.
+
+    Args:
+        target: Already holding `data`.
+        draw: A draw of the prior or of the posterior.
+        data: Observed variables by name.
+        functions: Functions of a draw and its data, by name.
+
+    Raises:
+        ValueError: If a function has the name of a variable.
+    """
+    found = dict(target.variables(draw))
+    terms = [jnp.sum(term) for term in target.pointwise(draw).values()]
+    if terms:
+        found[LOG_LIKELIHOOD] = jnp.asarray(sum(terms))
+    y = next(iter(data.values())) if len(data) == 1 else dict(data)
+    for name, function in functions:
+        if name in found:
+            raise ValueError(
+                f"`test_quantities` must not have the name of a variable; got {name!r}."
+            )
+        found[name] = jnp.asarray(function(draw, y))
+    return found
+
+
+def simulate(
+    target: AbstractDescribedTarget, shapes: Shapes, functions: Functions, keys: Array
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Draw parameters from the prior and data given them, one for each key.
+
+    Returns:
+        The quantities and the data, each with a leading axis of simulations.
+
+    Raises:
+        ValueError: If the target cannot draw from its prior or predict.
+    """
+    arguments = (target, shapes, functions, keys)
+    try:
+        program = compiled(_simulate, *arguments)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"`target` must be able to draw data given parameters: {error}"
+        ) from error
+    return jax.tree.map(np.asarray, program.call(*arguments))
+
+
+def _simulate(target, shapes, functions, keys):
+    def one(key):
+        prior_key, data_key = jr.split(key)
+        draw = target.sample_prior(key=prior_key)
+        data = draw_data(target, draw, shapes, data_key)
+        return quantities(target.with_data(data), draw, data, functions), data
+
+    # One at a time: memory stays that of a single data set.
+    return jax.lax.map(one, keys)
+
+
+def evaluate(
+    target: AbstractDescribedTarget, positions: Any, data: dict[str, Any], functions: Functions
+) -> dict[str, np.ndarray]:
+    """Return the quantities at many positions.
+
+    Args:
+        target: Already holding `data`.
+        positions: Leaves with leading axes `(chain, draw)`.
+        data: Observed variables by name.
+        functions: Functions of a draw and its data, by name.
+
+    Returns:
+        Arrays with leading axes `(chain, draw)`.
+    """
+    arguments = (target, positions, data, functions)
+    return jax.tree.map(np.asarray, compiled(_evaluate, *arguments).call(*arguments))
+
+
+def _evaluate(target, positions, data, functions):
+    lead = jax.tree.leaves(positions)[0].shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
+    one = lambda position: quantities(target, target.constrain(position), data, functions)
+    out = jax.lax.map(one, flat, batch_size=min(1000, max(1, lead[0] * lead[1])))
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
