@@ -158,10 +158,8 @@ def test_interrupt_keeps_draws(monkeypatch):
         if made > 0 and len(calls) == 1 + calls.count(0):
             raise KeyboardInterrupt
 
-    outcome, interrupted = run(
-        Plane(), engine, key=KEY, on_progress=on_progress, chunk_steps=50
-    )
-    assert interrupted
+    outcome = run(Plane(), engine, key=KEY, on_progress=on_progress, chunk_steps=50)
+    assert outcome.ending == "interrupted"
     assert 0 < outcome.steps.min() < 10**6
     assert not outcome.finished.any()
     full = wh.infer(Plane(), Counting(chains=2, warmup=0, draws=50), key=KEY)["x"]

@@ -39,6 +39,8 @@ ENGINES = {
     "bbvi": wh.BBVI(family=wh.FullRank(), steps=400, draws=100),
     "smc": wh.TemperedSMC(particles=100),
     "numpyro": wh.NUTS(backend="numpyro", chains=2, warmup=60, draws=60),
+    "blackjax": wh.NUTS(backend="blackjax", chains=2, warmup=60, draws=60),
+    "tfp": wh.NUTS(backend="tfp", chains=2, warmup=60, draws=60, max_tree_depth=5),
 }
 
 

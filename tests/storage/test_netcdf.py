@@ -203,9 +203,9 @@ def test_files_that_are_not_ours(tree, tmp_path):
 
 
 def test_newer_schema_is_refused(tree, tmp_path, monkeypatch):
-    from whence.storage import _netcdf
+    from whence.storage import _encoding
 
-    monkeypatch.setattr(_netcdf, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr(_encoding, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
     path = save_netcdf(tree, tmp_path / "a.nc")
     monkeypatch.undo()
     with pytest.raises(ValueError, match=f"schema version {SCHEMA_VERSION + 1}"):

@@ -24,6 +24,20 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.
 Float32 = Annotated[bool, typer.Option("--float32", help="Compute in float32, not float64.")]
 Engine = Annotated[str, typer.Option("--engine", "-e", help="See `whence engines`.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same draws.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="netCDF file (or .zarr) to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="From `whence fit --store`.")]
+StoredSpec = Annotated[
+    str | None,
+    typer.Argument(metavar="FILE.py:NAME", help="The target; by default the one it was."),
+]
+Ess = Annotated[float | None, typer.Option("--ess", help="Run until this ESS is reached.")]
+Rhat = Annotated[float | None, typer.Option("--rhat", help="Run until R-hat is this or less.")]
+MaxDraws = Annotated[
+    int | None, typer.Option("--max-draws", help="Most draws per chain, with --ess or --rhat.")
+]
+MaxSeconds = Annotated[float | None, typer.Option("--max-seconds", help="Most seconds.")]
+POSTERIOR = Path("posterior.nc")
 
 
 def main() -> None:
@@ -83,12 +97,12 @@ def fit(
         typer.Option("--set", "-s", metavar="NAME=VALUE", help="Setting of the engine."),
     ] = None,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="netCDF file to write.")] = Path(
-        "posterior.nc"
-    ),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    ess: Ess = None,
+    rhat: Rhat = None,
+    max_draws: MaxDraws = None,
+    max_seconds: MaxSeconds = None,
+    out: Out = POSTERIOR,
+    overwrite: Overwrite = False,
     store: Annotated[
         Path | None,
         typer.Option(
@@ -101,59 +115,98 @@ def fit(
     """Fit a target and write the posterior. Ctrl-C stops early and keeps the draws so far."""
     from ..core import enable_x64
     from ._engines import build_engine, find_engine
-    from ._fit import save_and_judge
+    from ._fit import run_fit, save_and_judge
     from ._load import load_target
-    from ._text import run
 
     enable_x64(not float32)
     configured = build_engine(find_engine(engine), settings or [])
     _check_out(out, overwrite)
+    until = _until(ess, rhat, max_draws, max_seconds)
     loaded = load_target(target)
-    complete = save_and_judge(run(loaded, configured, seed, store), out)
-    _exit_if(not complete, INTERRUPTED)
+    posterior = run_fit(loaded, configured, seed, until, store, target)
+    _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
 
 
 @app.command()
 @one_paragraph
 def resume(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="From `whence fit --store`.")],
-    target: Spec,
-    out: Annotated[Path, typer.Option("--out", "-o", help="netCDF file to write.")] = Path(
-        "posterior.nc"
-    ),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    store: Store,
+    target: StoredSpec = None,
+    out: Out = POSTERIOR,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Go on with a fit that was stopped or killed, to the same draws bit for bit."""
-    from ..core import enable_x64
-    from ..storage import RunStore
-    from ._fit import save_and_judge
-    from ._load import load_target
-    from ._text import go_on
+    from ..core import resume
+    from ._fit import quiet, save_and_judge
 
-    # Data must have the type they had when the run began.
-    enable_x64(bool(RunStore.open(store).manifest.get("x64", True)))
+    loaded = _stored_target(store, target)
     _check_out(out, overwrite)
-    complete = save_and_judge(go_on(store, load_target(target)), out)
-    _exit_if(not complete, INTERRUPTED)
+    with quiet():
+        posterior = resume(store, loaded)
+    _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
+
+
+@app.command()
+@one_paragraph
+def extend(
+    store: Store,
+    target: StoredSpec = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", "-n", help="How many more draws per chain.")
+    ] = None,
+    ess: Ess = None,
+    rhat: Rhat = None,
+    max_draws: MaxDraws = None,
+    max_seconds: MaxSeconds = None,
+    out: Out = POSTERIOR,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Add draws to the end of a stored fit, as if it had made so many from the start."""
+    from ..core import extend
+    from ._fit import quiet, save_and_judge
+
+    loaded = _stored_target(store, target)
+    _check_out(out, overwrite)
+    until = _until(ess, rhat, max_draws, max_seconds)
+    if (draws is None) == (until is None):
+        raise UsageProblem("Say either --draws, or when to end: --ess, --rhat and the like.")
+    with quiet():
+        posterior = extend(store, loaded, draws=draws, until=until)
+    _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
+
+
+@app.command()
+@one_paragraph
+def replay(store: Store, target: StoredSpec = None, debug: Debug = False) -> None:
+    """Run a stored fit again and say whether its draws agree; exit code 1 if they do not."""
+    from ..core import replay
+    from ._fit import quiet
+
+    loaded = _stored_target(store, target)
+    with quiet():
+        found = replay(store, loaded)
+    typer.echo(f"{found.tier}\n{found}")
+    _exit_if(not found.ok)
 
 
 @app.command()
 @one_paragraph
 def report(
-    posterior: Annotated[Path, typer.Argument(metavar="PATH.nc", help="From `whence fit`.")],
+    posterior: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A file of `whence fit`, or a store.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder, or .html file; by default beside PATH.nc."),
+        typer.Option("--out", "-o", help="Folder, or .html file; by default beside PATH."),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             "--target",
             metavar="FILE.py:NAME",
-            help="What was fitted; adds predictive checks.",
+            help="What was fitted; adds predictive checks. A store knows its own.",
         ),
     ] = None,
     png: Annotated[bool, typer.Option("--png", help="Write the plots as PNG too.")] = False,
@@ -164,11 +217,14 @@ def report(
     from ._load import load_target
     from ._report import write_report
 
-    fitted = load(posterior)
-    if target:
-        # The target's data must have the type they had in the fit.
-        enable_x64(bool(fitted.manifest.get("x64", True)))
-        fitted = load(posterior, target=load_target(target))
+    if (posterior / "manifest.json").is_file():
+        fitted = load(posterior, target=_stored_target(posterior, target))
+    else:
+        fitted = load(posterior)
+        if target:
+            # The target's data must have the type they had in the fit.
+            enable_x64(bool(fitted.manifest.get("x64", True)))
+            fitted = load(posterior, target=load_target(target))
     for path in write_report(fitted, posterior.stem, _html_path(posterior, out), png=png):
         typer.echo(str(path))
 
@@ -187,9 +243,34 @@ def _exit_if(condition: bool, code: int = 1) -> None:
         raise typer.Exit(code)
 
 
+def _until(ess, rhat, max_draws, max_seconds):
+    from ..core import Until
+
+    wishes = {"ess": ess, "rhat": rhat, "max_draws": max_draws, "max_seconds": max_seconds}
+    given = {name: value for name, value in wishes.items() if value is not None}
+    return Until(**given) if given else None
+
+
+def _stored_target(store: Path, spec: str | None):
+    """Return the target of a stored run, in the precision of the run."""
+    from ..core import enable_x64
+    from ..storage import RunStore
+    from ._load import load_target
+
+    manifest = RunStore.open(store).manifest
+    # Data must have the type they had when the run began.
+    enable_x64(bool(manifest.get("x64", True)))
+    found = spec or manifest.get("source")
+    if not found:
+        raise UsageProblem(
+            f"{store} does not say where its target comes from; give it: FILE.py:NAME."
+        )
+    return load_target(found)
+
+
 def _check_out(out: Path, overwrite: bool) -> None:
     """Refuse before the fit what would lose its result after it."""
-    if out.is_dir():
+    if out.is_dir() and out.suffix != ".zarr":
         raise UsageProblem(f"--out must be a file such as posterior.nc; {out} is a folder.")
     if not out.parent.is_dir():
         raise UsageProblem(f"--out must be in an existing folder; {out.parent} is not one.")

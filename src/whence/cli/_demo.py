@@ -12,7 +12,8 @@ from ..core import Posterior, enable_x64
 from ..inference.hmc import NUTS
 from . import _errors
 from ._engines import build_engine, find_engine
-from ._text import heading, print_posterior, run, timings_text
+from ._fit import run_fit
+from ._text import heading, print_posterior, timings_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def run_demo(out: Path, engine: str, seed: int, *, import_seconds: float) -> boo
     heading("whence demo: eight schools")
     typer.echo(_STORY)
     typer.echo(f"Fitting it with {configured.name}. The first time includes compilation.")
-    posterior = run(schools.target(), configured, seed)
+    posterior = run_fit(schools.target(), configured, seed)
     files = _write(posterior, schools, out)
     print_posterior(posterior)
     heading("What it says")

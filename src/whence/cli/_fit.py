@@ -1,12 +1,50 @@
-"""`whence fit` and `whence resume`: save, then judge."""
+"""`whence fit` and what goes on with a stored fit: run, save, then judge."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
-from ..core import Posterior
+from ..core import AbstractEngine, AbstractTarget, InferenceWarning, Posterior, Until, infer
 from ._errors import say
+from ._load import absolute_spec
 from ._text import heading, print_posterior, timings_text
+
+
+def run_fit(
+    target: AbstractTarget,
+    engine: AbstractEngine,
+    seed: int,
+    until: Until | None = None,
+    store: Path | None = None,
+    spec: str | None = None,
+) -> Posterior:
+    """Run `infer` with a key made of a seed.
+
+    Args:
+        target: The target.
+        engine: The engine.
+        seed: Seed of the run's key.
+        until: When to end.
+        store: Folder to write the run to.
+        spec: Where the target came from, `FILE.py:NAME`.
+    """
+    import jax
+
+    source = absolute_spec(spec) if spec else None
+    key = jax.random.key(seed)
+    with quiet():
+        return infer(target, engine, key=key, until=until, store=store, source=source)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Run without the warnings of `infer`: the verdict, printed soon after, says the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InferenceWarning)
+        yield
 
 
 def save_and_judge(posterior: Posterior, out: Path) -> bool:
@@ -14,7 +52,7 @@ def save_and_judge(posterior: Posterior, out: Path) -> bool:
 
     Args:
         posterior: What a run returned.
-        out: netCDF file to write.
+        out: File to write.
 
     Returns:
         Whether the run was complete; False after Ctrl-C.
@@ -29,5 +67,8 @@ def save_and_judge(posterior: Posterior, out: Path) -> bool:
     print_posterior(posterior)
     heading("Timings")
     typer.echo(timings_text(posterior.seconds))
+    if posterior.stopped:
+        heading("Why it ended")
+        typer.echo(posterior.stopped)
     typer.echo(f"\nWrote {out}. For plots: whence report {out}")
     return posterior.complete

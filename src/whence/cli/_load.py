@@ -39,6 +39,12 @@ def load_target(spec: str) -> AbstractTarget:
     return value
 
 
+def absolute_spec(spec: str) -> str:
+    """Return `spec` with its file's absolute path: valid from any folder."""
+    path, name = _split(spec)
+    return f"{path.resolve()}:{name}" if name else str(path.resolve())
+
+
 def _split(spec: str) -> tuple[Path, str]:
     file, colon, name = spec.rpartition(":")
     if not colon or name.endswith(".py"):  # the second is a drive letter: C:\model.py

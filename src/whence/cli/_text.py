@@ -1,40 +1,14 @@
 """What the commands print of a posterior."""
 
 import textwrap
-import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
 
-from ..core import AbstractEngine, AbstractTarget, InferenceWarning, Posterior, infer, resume
+from ..core import Posterior
 
 MOST_ROWS = 40
-
-
-def run(
-    target: AbstractTarget, engine: AbstractEngine, seed: int, store: Path | None = None
-) -> Posterior:
-    """Run `infer` without its warnings: the verdict, printed soon after, says the same."""
-    import jax
-
-    with _quiet():
-        return infer(target, engine, key=jax.random.key(seed), store=store)
-
-
-def go_on(store: Path, target: AbstractTarget) -> Posterior:
-    """Run `resume` without its warnings, as `run` does `infer`."""
-    with _quiet():
-        return resume(store, target)
-
-
-@contextmanager
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        yield
 
 
 def heading(text: str) -> None:

@@ -22,10 +22,12 @@ from ._latent import Coords as Coords, derived as derived, latent as latent
 from ._load import load as load
 from ._model import Model as Model
 from ._posterior import Posterior as Posterior
+from ._replay import Replay as Replay, replay as replay
 from ._results import RESULTS as RESULTS
-from ._resume import resume as resume
+from ._resume import extend as extend, resume as resume
 from ._target import (
     AbstractDataTarget as AbstractDataTarget,
     AbstractDescribedTarget as AbstractDescribedTarget,
     AbstractTarget as AbstractTarget,
 )
+from ._until import Until as Until

@@ -26,12 +26,15 @@ class Schedule(NamedTuple):
         replicas: Independent runs of the same program (chains); the loop owns them.
             An engine that couples its chains or particles runs as one replica.
         warmup: Steps at the start that are recorded as warm-up and are not draws.
-        steps: Steps in all, warm-up included; the most that the loop will make.
+        steps: Steps in all, warm-up included; what the loop makes unless told otherwise.
+        extendable: Whether every step after warm-up is a draw and more of them may follow:
+            then runs can be extended, and end by a rule (`whence.Until`).
     """
 
     replicas: int
     warmup: int
     steps: int
+    extendable: bool = False
 
 
 class Info(eqx.Module):

@@ -114,6 +114,7 @@ def _attrs(posterior: "Posterior") -> dict[str, Any]:
         "whence_seconds": json.dumps(posterior.seconds),
         "whence_failed": json.dumps(list(posterior.failed)),
         "whence_complete": json.dumps(posterior.complete),
+        "whence_stopped": json.dumps(posterior.stopped),
         "whence_method": json.dumps(posterior.sample.method),
         "whence_target_acceptance": json.dumps(posterior.sample.target_acceptance),
         "whence_log_evidence": json.dumps(_number(posterior.log_evidence)),

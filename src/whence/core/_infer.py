@@ -1,34 +1,31 @@
 """`infer()`: a target and an engine become a `Posterior`."""
 
-import hashlib
+import dataclasses
 import sys
 import time
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
-import numpy as np
 
-from ._check import check, check_values, require_target
-from ._engine import AbstractEngine, Trace
+from ..storage import RunStore
+from ._check import check_values, require_target
+from ._collect import collect, judge, so_far
+from ._engine import AbstractEngine
 from ._loop import Outcome, run
 from ._manifest import create_store, manifest
 from ._posterior import Posterior
 from ._progress import progress_bar
-from ._results import RESULTS
+from ._results import InferenceError as InferenceError, InferenceWarning as InferenceWarning
 from ._target import AbstractTarget
 from ._types import PRNGKey
+from ._until import StoppingRule, Until
 
-
-class InferenceError(RuntimeError):
-    """A run failed; the message says what happened and what to do."""
-
-
-class InferenceWarning(UserWarning):
-    """A run went on, but what it returned needs a look."""
+LOOK_BYTES = 2**28  # a stored run larger than this is not read only to warn of trouble
 
 
 def infer(
@@ -36,12 +33,14 @@ def infer(
     engine: AbstractEngine,
     *,
     key: PRNGKey,
+    until: Until | None = None,
     progress: bool | None = None,
     throw: bool = True,
     chunk_steps: int | None = None,
     vectorised: bool | None = None,
     threads: int | None = None,
     store: str | Path | None = None,
+    source: str | None = None,
 ) -> Posterior:
     """Run an engine on a target.
 
@@ -49,6 +48,8 @@ def infer(
         target: What to sample, for example `whence.condition(model, y)`.
         engine: How, for example `whence.NUTS()`.
         key: A typed key, as `jax.random.key` makes. Same key, same draws.
+        until: When to end, for example `whence.Until(ess=1000, rhat=1.01)`; then the
+            engine's own number of draws does not count. By default the engine's draws.
         progress: Show a progress bar; by default if standard error is a terminal.
         throw: Raise if the run failed; otherwise only record it in the posterior.
         chunk_steps: Steps per call of the compiled program, between which progress is
@@ -58,61 +59,146 @@ def infer(
             by itself; by default by the platform.
         threads: Threads for chains that run by themselves; by default one per core.
         store: A new or empty folder to which every chunk is written, so that a run that
-            is killed loses a fraction of a second and `resume` goes on from there.
+            is killed loses a fraction of a second and `resume` goes on from there. The
+            draws are then read from it when they are asked for.
+        source: Where the target comes from, as `model.py:target`; kept in the store, so
+            that the command line needs only the folder.
 
     Returns:
         The posterior. After Ctrl-C it holds the draws so far and is marked incomplete.
 
     Raises:
         ValueError: If an argument is wrong; before anything is compiled.
-        InferenceError: If the run failed and `throw` is set.
+        InferenceError: If the run failed and `throw` is set, or time was over before
+            there were any draws.
+        OSError: If the store cannot be written; what is in it can be resumed.
         KeyboardInterrupt: If Ctrl-C came before there were any draws.
     """
     _check_arguments(target, engine, key, chunk_steps, threads)
+    _check_until(until, engine)
     check_values(target)
     engine.validate(target)
     if vectorised is None:
         vectorised = engine.schedule.replicas > 1 and jax.default_backend() != "cpu"
     opened = None
     if store is not None:
-        opened = create_store(store, target, engine, key, vectorised)
-    return fit(target, engine, key, progress, throw, chunk_steps, vectorised, threads, opened)
+        more = {
+            "vectorised": vectorised,
+            "until": until and dataclasses.asdict(until),
+            "source": source,
+        }
+        opened = create_store(store, target, engine, key, more)
+    job = Job(target, engine, key, until, None, opened, vectorised)
+    return fit(job, Manner(progress, throw, chunk_steps, threads))
 
 
-def fit(
-    target, engine, key, progress, throw, chunk_steps, vectorised, threads, store
-) -> Posterior:
-    """Run, judge and collect; what `infer` and `resume` share."""
+class Job(NamedTuple):
+    """What is run: all of it goes into a store.
+
+    Attributes:
+        target: The target density.
+        engine: The engine.
+        key: A typed key.
+        until: When to end; None for after `steps`.
+        steps: Steps in all; None for those of the engine's schedule.
+        store: Where it is written, or None.
+        vectorised: Whether replicas run in one program.
+    """
+
+    target: AbstractTarget
+    engine: AbstractEngine
+    key: PRNGKey
+    until: Until | None
+    steps: int | None
+    store: RunStore | None
+    vectorised: bool
+
+
+class Manner(NamedTuple):
+    """How it is run; nothing of it changes the draws. The arguments of `infer`."""
+
+    progress: bool | None
+    throw: bool
+    chunk_steps: int | None
+    threads: int | None
+
+
+def fit(job: Job, manner: Manner) -> Posterior:
+    """Run, judge and collect; what `infer`, `resume` and `extend` share."""
     begin = time.perf_counter()
-    bar = progress_bar(engine.name) if _wants_progress(progress) else nullcontext()
-    with bar as on_progress:
-        outcome, interrupted = run(
-            target,
-            engine,
-            key=key,
-            on_progress=on_progress,
-            chunk_steps=chunk_steps,
-            vectorised=vectorised,
-            threads=threads,
-            store=store,
-        )
-    keep, failed = _judge(outcome, engine, target, interrupted, throw, key)
-    sample = _collect(outcome, engine, target, keep, key)
-    seconds = {**outcome.seconds, "total": time.perf_counter() - begin}
+    rule = StoppingRule(job.until, job.engine) if job.until else None
+    outcome = _run(job, manner, rule)
+    verdict = judge(outcome, job.engine, job.target, job.key, throw=manner.throw)
+    if rule and outcome.ending == "time over":
+        steps = min(int(outcome.steps[i]) for i in verdict.keep)
+        rule.time_over(steps, _draws(job, outcome))
+        outcome = outcome._replace(total=steps)
+    interrupted = outcome.ending == "interrupted"
+    sample = partial(collect, outcome, job.engine, job.target, verdict.keep, job.key)
+    if job.store is not None:
+        _write_ending(job.store, outcome, rule)
     posterior = Posterior(
-        target,
-        sample,
-        engine=engine.name,
-        seconds=seconds,
-        manifest=manifest(target, engine, key),
-        failed=tuple(failed),
+        job.target,
+        sample if job.store is not None else sample(),
+        engine=job.engine.name,
+        seconds={**outcome.seconds, "total": time.perf_counter() - begin},
+        manifest=manifest(job.target, job.engine, job.key),
+        failed=verdict.failed,
         complete=not interrupted,
+        stopped=rule.stopped if rule else None,
     )
-    if store is not None:
-        store.manifest["complete"] = bool(outcome.finished.all()) and not interrupted
-        store.write_manifest()
-    _warn(posterior, interrupted)
+    _warn(posterior, interrupted, rule, job.store)
     return posterior
+
+
+def _run(job: Job, manner: Manner, rule: StoppingRule | None) -> Outcome:
+    def go_on(outcome: Outcome) -> int | None:
+        return rule.next(outcome.total, _draws(job, outcome)) if rule else None
+
+    wanted = sys.stderr.isatty() if manner.progress is None else manner.progress
+    with progress_bar(job.engine.name) if wanted else nullcontext() as on_progress:
+        try:
+            return run(
+                job.target,
+                job.engine,
+                key=job.key,
+                steps=rule.first() if rule else job.steps,
+                go_on=go_on,
+                deadline=rule.deadline if rule else None,
+                on_progress=on_progress,
+                chunk_steps=manner.chunk_steps,
+                vectorised=job.vectorised,
+                threads=manner.threads,
+                store=job.store,
+            )
+        except TimeoutError as error:
+            raise InferenceError(f"{job.engine.name}: {error}") from None
+
+
+def _draws(job: Job, outcome: Outcome):
+    return lambda: so_far(outcome, job.engine, job.target, job.key)
+
+
+def _write_ending(store: RunStore, outcome: Outcome, rule: StoppingRule | None) -> None:
+    ended = outcome.ending != "interrupted"
+    store.manifest["complete"] = bool(outcome.finished.all() or rule) and ended
+    if rule and ended:
+        store.manifest |= {"steps": outcome.total, "stopped": rule.stopped}
+    store.write_manifest()
+
+
+def _check_until(until, engine):
+    if until is None:
+        return
+    if not isinstance(until, Until):
+        raise ValueError(
+            f"`until` must be a `whence.Until`, as `Until(ess=1000)`; got {until!r}."
+        )
+    if not engine.schedule.extendable:
+        raise ValueError(
+            f"`until` needs an engine that makes draw after draw, such as NUTS; {engine.name} "
+            "ends by itself."
+        )
 
 
 def _check_arguments(target, engine, key, chunk_steps, threads):
@@ -134,92 +220,22 @@ def _check_arguments(target, engine, key, chunk_steps, threads):
             raise ValueError(f"`{name}` must be at least 1; got {value}.")
 
 
-def _wants_progress(progress: bool | None) -> bool:
-    return sys.stderr.isatty() if progress is None else progress
-
-
-def _judge(outcome: Outcome, engine, target, interrupted, throw, key):
-    """Return which replicas to keep and what to say of the others."""
-    warmup = engine.schedule.warmup
-    good = [_is(result, RESULTS.successful) for result in outcome.results]
-    messages = {}
-    for i, (result, ok) in enumerate(zip(outcome.results, good)):
-        if not ok:
-            messages[i] = f"chain {i} after {outcome.steps[i]} steps: {RESULTS[result]}"
-    needs_draws = engine.schedule.steps > warmup
-    enough = outcome.steps > warmup if needs_draws else outcome.steps >= 0
-    if interrupted and not (enough & good).any():
-        raise KeyboardInterrupt("Interrupted before there were any draws.")
-    if not any(good):
-        if throw:
-            raise InferenceError(_explain(outcome, engine, target, messages, key))
-        keep = [i for i in range(len(good)) if enough[i]]
-        if not keep:
-            raise InferenceError(_explain(outcome, engine, target, messages, key))
-        return keep, messages.values()
-    keep = [i for i in range(len(good)) if good[i] and enough[i]]
-    for i in range(len(good)):
-        if good[i] and not enough[i]:
-            messages[i] = f"chain {i}: interrupted during warm-up"
-    for i in range(len(good), engine.schedule.replicas):
-        messages[i] = f"chain {i}: not started before the interruption"
-    return keep, messages.values()
-
-
-def _is(result, item) -> bool:
-    return bool(np.all(np.asarray(result._value) == np.asarray(item._value)))
-
-
-def _explain(outcome, engine, target, messages, key) -> str:
-    text = f"{engine.name} failed. " + " ".join(dict.fromkeys(messages.values()))
-    if any(_is(r, RESULTS.nonfinite_start) for r in outcome.results):
-        found = check(target, key=key)
-        text += "".join(f"\n  {problem}" for problem in found.problems)
-    return text
-
-
-def _collect(outcome: Outcome, engine, target, keep, key):
-    schedule = engine.schedule
-    records = [outcome.records[i] for i in keep]
-    length = min(int(outcome.steps[i]) for i in keep)
-    part = lambda a, b: jax.tree.map(lambda *x: np.stack([v[a:b] for v in x]), *records)
-    warmup = min(schedule.warmup, length)
-    trace = Trace(
-        part(0, warmup) if warmup else None,
-        part(warmup, length) if length > warmup else None,
-    )
-    state = jax.tree.map(lambda x: x[np.asarray(keep)], outcome.state)
-    sample = engine.posterior(target, state, trace, key=_posterior_key(key))
-    return jax.tree.map(
-        lambda x: np.asarray(x) if isinstance(x, jax.Array) else x,
-        sample,
-    )
-
-
-def _posterior_key(key):
-    """Return a key for draws after the run, by a hash: `fold_in` would compile a program."""
-    data = np.asarray(jr.key_data(key))
-    words = hashlib.sha512(data.tobytes() + b"posterior").digest()
-    made = np.frombuffer(words, dtype=np.uint32)[: data.size].reshape(data.shape)
-    return jr.wrap_key_data(jnp.asarray(made), impl=jr.key_impl(key))
-
-
-def _warn(posterior: Posterior, interrupted: bool) -> None:
+def _warn(posterior: Posterior, interrupted: bool, rule, store) -> None:
     for message in posterior.failed:
-        warnings.warn(f"Dropped {message}", InferenceWarning, stacklevel=3)
+        _say(f"Dropped {message}")
     if interrupted:
-        warnings.warn(
-            f"Interrupted: the posterior holds {posterior.num_draws} draws per chain.",
-            InferenceWarning,
-            stacklevel=3,
-        )
+        _say(f"Interrupted: the posterior holds {posterior.num_draws} draws per chain.")
+    if rule and rule.stopped and not rule.reached:
+        _say(f"The goal of `until` was not reached. {rule.stopped}")
+    if store is not None and store.num_bytes() > LOOK_BYTES:
+        return  # reading it would undo what the store is for; `diagnose` does when asked
     try:
         trouble = posterior.trouble()
     except KeyboardInterrupt:  # must not cost the draws
         trouble = "Interrupted after the run, before its draws were looked at."
     if trouble:
-        warnings.warn(
-            f"{trouble} Print `posterior.diagnose()` for what to do.",
-            InferenceWarning,
-            stacklevel=3,
-        )
+        _say(f"{trouble} Print `posterior.diagnose()` for what to do.")
+
+
+def _say(text: str) -> None:
+    warnings.warn(text, InferenceWarning, stacklevel=5)

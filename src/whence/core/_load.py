@@ -8,27 +8,49 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from ._engine import Sample
+from ._engine import AbstractEngine, Sample
 from ._fingerprint import fingerprint
 from ._posterior import Posterior
+from ._stored import read_run
 from ._target import AbstractTarget
 from ._tree import named_leaves
 
 
-def load(path: str | Path, *, target: AbstractTarget | None = None) -> Posterior:
-    """Read a posterior that `Posterior.save` wrote.
+def load(
+    path: str | Path,
+    *,
+    target: AbstractTarget | None = None,
+    engine: AbstractEngine | None = None,
+    thin: int = 1,
+) -> Posterior:
+    """Read a posterior: a file that `Posterior.save` wrote, or the store of a run.
+
+    Opening a store reads no draws; they are read when they are asked for. The run may be
+    unfinished, or still going on in another process.
 
     Args:
-        path: The file.
+        path: The netCDF file, zarr folder, or store.
         target: The target it was sampled from; without it, everything that needs the model
-            (`draws`, `map`, `predict`, predictive groups) is refused.
+            (`draws`, `map`, `predict`, predictive groups) is refused. A store needs it.
+        engine: The engine of a stored run, if it is not one of whence's own.
+        thin: For a store: keep every so manyeth draw, if all would not fit in memory.
 
     Raises:
-        ValueError: If the file is not one of ours, or `target` has other data.
+        ValueError: If the file is not one of ours, if `target` has other data, or if a store
+            is damaged or has no draws yet.
     """
-    from ..storage import load_netcdf
+    from ..storage import is_zarr, load_netcdf, load_zarr
 
-    tree = load_netcdf(path)
+    if (Path(path) / "manifest.json").is_file():
+        if target is None:
+            raise ValueError(
+                f"`target` must be given to read the run in {path}: "
+                "`whence.load(folder, target=target)`."
+            )
+        return read_run(path, target, engine=engine, thin=thin)
+    if engine is not None or thin != 1:
+        raise ValueError(f"`engine` and `thin` are for stores; {str(path)!r} is none.")
+    tree = load_zarr(path) if is_zarr(path) else load_netcdf(path)
     attrs = dict(tree.attrs)
     manifest = json.loads(attrs["whence_manifest"])
     if target is not None and manifest.get("data_sha256") not in (None, fingerprint(target)):
@@ -62,6 +84,7 @@ def load(path: str | Path, *, target: AbstractTarget | None = None) -> Posterior
         manifest=manifest,
         failed=tuple(json.loads(attrs["whence_failed"])),
         complete=bool(json.loads(attrs["whence_complete"])),
+        stopped=stored("whence_stopped"),
         variables=arrays("posterior"),
         described=_read_description(tree),
     )

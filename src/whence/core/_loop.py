@@ -14,9 +14,10 @@ evaluate both sides of every branch. On accelerators the program is vmapped over
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -32,25 +33,37 @@ from ._types import PRNGKey
 
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up
 
+Ending = Literal["finished", "interrupted", "time over"]
+
 
 class Outcome(NamedTuple):
     """What the loop returns: everything on the host, replicas along the first axis.
 
     Attributes:
         state: Final states.
-        records: For each replica, its stacked `Info` (NumPy) over the steps it made.
+        read: Returns what a replica recorded: its stacked `Info` (NumPy) over the steps it
+            made; from the store, if there is one.
         steps: Steps made by each replica.
         results: `RESULTS` of each replica.
         finished: Whether each replica made all its steps or was done.
         seconds: Durations in seconds: trace, compile, warmup, sampling.
+        ending: What ended the run.
+        total: Steps that every replica was to make.
     """
 
     state: PyTree
-    records: list[PyTree]
+    read: Callable[[int], PyTree]
     steps: np.ndarray
     results: list[Any]
     finished: np.ndarray
     seconds: dict[str, float]
+    ending: Ending
+    total: int
+
+    @property
+    def records(self) -> list[PyTree]:
+        """What each replica recorded; all of it in memory."""
+        return [self.read(i) for i in range(len(self.steps))]
 
 
 def run(
@@ -58,18 +71,24 @@ def run(
     engine: AbstractEngine,
     *,
     key: PRNGKey,
+    steps: int | None = None,
+    go_on: Callable[[Outcome], int | None] | None = None,
+    deadline: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     chunk_steps: int | None = None,
     vectorised: bool | None = None,
     threads: int | None = None,
     store: RunStore | None = None,
-) -> tuple[Outcome, bool]:
+) -> Outcome:
     """Run `engine` on `target` to the end of its schedule, or until Ctrl-C.
 
     Args:
         target: The target density.
         engine: The engine.
         key: A typed key.
+        steps: Steps in all, by default those of the schedule.
+        go_on: Asked when these are made: returns a larger number to go on to, or None.
+        deadline: Moment, by `time.perf_counter`, at which to stop.
         on_progress: Called from the main thread with steps made and steps in all.
         chunk_steps: Steps per call of the compiled program; by default about a quarter of
             a second's worth.
@@ -78,10 +97,11 @@ def run(
         store: Where to write every chunk; if it holds a part of the run, go on from there.
 
     Returns:
-        The outcome, and whether it was interrupted.
+        The outcome.
 
     Raises:
         KeyboardInterrupt: If Ctrl-C came before any replica had made a step.
+        TimeoutError: If the deadline did.
     """
     schedule = engine.schedule
     if vectorised is None:
@@ -90,36 +110,54 @@ def run(
     data = eqx.filter((target, engine), is_data)
     everyone = np.arange(schedule.replicas, dtype=np.int32)
     workers = [
-        _Worker(plan, schedule, data, key, number, chunk_steps is not None, store)
+        _Worker(plan, schedule.warmup, data, key, number, chunk_steps is not None, store)
         for number in ([everyone] if vectorised else everyone)
     ]
-    begin = time.perf_counter()
-    interrupted = _drive(workers, schedule, on_progress, threads)
-    wall = time.perf_counter() - begin
+    total = schedule.steps if steps is None else steps
+    wall = 0.0
+    while True:
+        begin = time.perf_counter()
+        ending = _drive(workers, total, on_progress, threads, deadline)
+        wall += time.perf_counter() - begin
+        seconds = _seconds(plan, found, workers, wall)
+        outcome = _gather(workers, total, seconds, ending, vectorised)
+        if go_on is None or ending != "finished":
+            return outcome
+        try:
+            longer = go_on(outcome)
+        except KeyboardInterrupt:  # must not cost the draws
+            return outcome._replace(ending="interrupted")
+        if longer is None:
+            return outcome
+        total = longer
+
+
+def _seconds(plan: Plan, found: bool, workers, wall: float) -> dict[str, float]:
     warm, rest = (sum(w.seconds[i] for w in workers) for i in (0, 1))
     share = warm / (warm + rest) if warm + rest > 0 else 0.0
-    seconds = {
+    return {
         "trace": 0.0 if found else plan.program.trace_seconds,
         "compile": 0.0 if found else plan.program.compile_seconds,
         "warmup": wall * share,
         "sampling": wall * (1 - share),
     }
-    return _gather(workers, schedule, seconds, vectorised), interrupted
 
 
 class _Worker:
     """Drives one replica (or all of them, vectorised) through the program."""
 
-    def __init__(self, plan: Plan, schedule, data, key, replica, fixed_chunks, store=None):
+    def __init__(self, plan: Plan, warmup, data, key, replica, fixed_chunks, store=None):
         self.plan = plan
-        self.schedule = schedule
+        self.warmup = warmup
         self.data = data
         self.key = key
         self.replica = replica
         self.fixed_chunks = fixed_chunks
+        self.size = plan.length if fixed_chunks else min(16, plan.length)
         self.state = plan.state
         self.at = 0
-        self.pieces: list[PyTree] = []
+        self.stops = np.zeros(replica.shape, int)  # where each replica stands
+        self.pieces: list[tuple[int, PyTree]] = []
         self.seconds = [0.0, 0.0]  # warm-up, sampling
         self.status: Status | None = None
         self.store: RunStore | None = store
@@ -128,40 +166,40 @@ class _Worker:
 
     def restore(self):
         """Go on from where the store is, if it holds a part of this replica."""
-        found = self.store.read(self.number) if self.store else None
+        found = self.store.state(self.number) if self.store else None
         if found is None:
             return
-        self.at, _, leaves = found
-        empty, treedef = jax.tree.flatten(self.plan.state)
-        leaves = [to_state(leaf, like) for leaf, like in zip(leaves, empty, strict=True)]
-        self.state = jax.tree.unflatten(treedef, leaves)
+        self.stops, leaves = found
+        self.at = int(np.max(self.stops))
+        assert self.store is not None
+        self.store.discard_after(self.number, self.at)
+        for _ in self.store.chunks(self.number, self.at):
+            pass  # a damaged file is found before a step is made, not after the last
+        self.state = restored(self.plan.state, leaves)
         self.call(self.at)  # no steps: only says how the replica fares
 
-    def run(self, halt: threading.Event):
-        """Make all steps, in chunks whose length follows the clock."""
-        longest = self.plan.length
-        size = longest if self.fixed_chunks else min(16, longest)
-        while self.at < self.schedule.steps and not halt.is_set():
-            warming = self.at < self.schedule.warmup
-            end = self.schedule.warmup if warming else self.schedule.steps
+    def run(self, total: int, halt: threading.Event):
+        """Make steps up to `total`, in chunks whose length follows the clock."""
+        while not self.finished(total) and not halt.is_set():
+            warming = self.at < self.warmup
+            end = min(self.warmup, total) if warming else total
             begin = time.perf_counter()
-            made = self.advance(min(self.at + size, end))
+            made = self.advance(min(self.at + self.size, end))
             spent = time.perf_counter() - begin
             self.seconds[0 if warming else 1] += spent
-            if self.finished:
-                return
-            if not self.fixed_chunks and made == size:
+            if not self.fixed_chunks and made == self.size:
                 factor = np.clip(CHUNK_SECONDS / max(spent, 1e-6), 0.5, 4.0)
-                size = int(np.clip(size * factor, 1, longest))
+                self.size = int(np.clip(self.size * factor, 1, self.plan.length))
 
     def advance(self, stop: int) -> int:
         """Call the program once and keep what it recorded; return how many steps."""
         start, piece = self.at, self.call(stop)
         if self.store is None:
-            self.pieces.append(piece)
+            self.pieces.append((start, piece))
         else:
             state = [to_host(leaf) for leaf in jax.tree.leaves(self.state)]
-            self.store.write(self.number, start, self.at, jax.tree.leaves(piece), state)
+            record = jax.tree.leaves(piece)
+            self.store.write(self.number, start, self.stops, record, state)
         return self.at - start
 
     def call(self, stop: int) -> PyTree:
@@ -180,54 +218,108 @@ class _Worker:
         rows = (slice(None), slice(made)) if self.replica.ndim else slice(made)
         # NumPy slices: each new length would be a compilation in JAX.
         piece = jax.tree.map(lambda b: np.array(np.asarray(b)[rows]), buffers)
+        # A replica that was done before does not move, though the chunk starts later.
+        self.stops = np.where(status.stop > self.at, status.stop, self.stops)
         self.state, self.status, self.at = state, status, self.at + made
         return piece
 
     def recorded(self) -> PyTree:
         """Return all that was recorded, from memory or from the store."""
-        pieces = self.pieces
-        found = self.store.read(self.number) if self.store else None
-        if found is not None:
-            treedef = jax.tree.structure(self.plan.info)
-            pieces = [jax.tree.unflatten(treedef, leaves) for leaves in found[1]]
-        axis = 1 if self.replica.ndim else 0
-        return jax.tree.map(lambda *p: np.concatenate(p, axis=axis), *pieces)
+        lanes = self.replica.shape
+        if self.store is not None:
+            return read_chunks(self.store, self.number, self.plan.info, lanes, self.at)
+        joined = assemble(self.pieces, self.plan.info, lanes, self.at)
+        self.pieces = [(0, joined)]
+        return joined
 
-    @property
-    def finished(self) -> bool:
+    def finished(self, total: int) -> bool:
         """Whether there is nothing left to do."""
         if self.status is None:
-            return self.schedule.steps == 0
-        return self.at >= self.schedule.steps or bool(np.all(self.status.done))
+            return total == 0
+        return self.at >= total or bool(np.all(self.status.done))
 
 
-def _drive(workers, schedule, on_progress, threads) -> bool:
-    """Run all workers; return whether Ctrl-C stopped them."""
+def restored(like: PyTree, leaves: list[np.ndarray]) -> PyTree:
+    """Return the state whose leaves a store held."""
+    empty, treedef = jax.tree.flatten(like)
+    made = [to_state(leaf, old) for leaf, old in zip(leaves, empty, strict=True)]
+    return jax.tree.unflatten(treedef, made)
+
+
+def read_chunks(
+    store: RunStore, number: int, info: PyTree, lanes: tuple[int, ...], length: int
+) -> PyTree:
+    """Return what a store holds of the first `length` steps of a replica.
+
+    Args:
+        store: The store.
+        number: Number of the replica.
+        info: Shapes of what one step records.
+        lanes: `(replicas,)` if all are recorded together, else `()`.
+        length: Number of steps.
+    """
+    treedef = jax.tree.structure(info)
+    chunks = store.chunks(number, length)
+    pieces = ((start, jax.tree.unflatten(treedef, leaves)) for start, leaves in chunks)
+    return assemble(pieces, info, lanes, length)
+
+
+def assemble(
+    pieces: Iterator[tuple[int, PyTree]] | list[tuple[int, PyTree]],
+    info: PyTree,
+    lanes: tuple[int, ...],
+    length: int,
+) -> PyTree:
+    """Put recorded pieces one after another; one piece at a time is held besides the whole."""
+    whole = jax.tree.map(lambda s: np.empty((*lanes, length, *s.shape), s.dtype), info)
+    every = (slice(None),) * len(lanes)
+    for start, piece in pieces:
+
+        def put(into, part, start=start):
+            stop = min(start + part.shape[len(lanes)], length)
+            into[(*every, slice(start, stop))] = part[(*every, slice(stop - start))]
+
+        jax.tree.map(put, whole, piece)
+    return whole
+
+
+def _drive(workers, total, on_progress, threads, deadline) -> Ending:
+    """Run all workers up to step `total`; return what ended it."""
     halt = threading.Event()
-    total = schedule.steps * len(workers)
     if threads is None:
         threads = min(len(workers), _cores())
     pool = ThreadPoolExecutor(max_workers=max(threads, 1), thread_name_prefix="whence")
-    interrupted = False
-    futures = [pool.submit(worker.run, halt) for worker in workers]
-    pending = set(futures)
+    ending: Ending = "finished"
+    pending = {pool.submit(worker.run, total, halt) for worker in workers}
     try:
         while pending:
             try:
-                finished, pending = wait(pending, timeout=0.1 if on_progress else None)
+                finished, pending = wait(pending, timeout=_patience(on_progress, deadline))
                 for future in finished:
                     future.result()  # raises here what a worker raised
                 if on_progress:
-                    on_progress(sum(worker.at for worker in workers), total)
+                    on_progress(sum(w.at for w in workers), total * len(workers))
+                if pending and deadline is not None and time.perf_counter() >= deadline:
+                    ending, deadline = "time over", None
+                    halt.set()
             except KeyboardInterrupt:
-                if interrupted:
+                if ending == "interrupted":
                     raise  # the second Ctrl-C means it
-                interrupted = True
+                ending = "interrupted"
                 halt.set()
     finally:
         halt.set()
-        pool.shutdown(wait=not interrupted or not pending, cancel_futures=True)
-    return interrupted
+        pool.shutdown(wait=ending != "interrupted" or not pending, cancel_futures=True)
+    return ending
+
+
+def _patience(on_progress, deadline) -> float | None:
+    """Return how long, in seconds, to wait for workers before looking up."""
+    longest = 0.1 if on_progress else None
+    if deadline is None:
+        return longest
+    left = max(deadline - time.perf_counter(), 0.0)
+    return left if longest is None else min(left, longest)
 
 
 def _cores() -> int:
@@ -237,36 +329,39 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-def _gather(workers, schedule, seconds, vectorised) -> Outcome:
+def _gather(workers, total, seconds, ending, vectorised) -> Outcome:
     workers = [w for w in workers if w.status is not None]
+    if not workers and ending == "time over":
+        raise TimeoutError("The time was over before there were any draws.")
     if not workers:
         raise KeyboardInterrupt("Interrupted before there were any draws.")
     if vectorised:
-        return _gather_vectorised(workers, schedule, seconds)
+        return _gather_vectorised(workers[0], total, seconds, ending)
     state = jax.tree.map(
         lambda *s: np.stack([to_host(x) for x in s]), *[w.state for w in workers]
     )
     return Outcome(
         state,
-        [worker.recorded() for worker in workers],
+        lambda i: workers[i].recorded(),
         np.array([w.at for w in workers], dtype=int),
         [w.status.result for w in workers],
-        np.array([w.finished for w in workers], dtype=bool),
+        np.array([w.finished(total) for w in workers], dtype=bool),
         seconds,
+        ending,
+        total,
     )
 
 
-def _gather_vectorised(workers, schedule, seconds) -> Outcome:
-    (worker,) = workers
-    joined = worker.recorded()
-    take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
-    replicas = range(schedule.replicas)
-    steps = np.asarray(worker.status.stop, dtype=int)
+def _gather_vectorised(worker, total, seconds, ending) -> Outcome:
+    steps = np.asarray(worker.stops, dtype=int)
+    joined = cache(worker.recorded)
     return Outcome(
         jax.tree.map(to_host, worker.state),
-        [jax.tree.map(lambda x: x[i, : steps[i]], joined) for i in replicas],
+        lambda i: jax.tree.map(lambda x: x[i, : steps[i]], joined()),
         steps,
-        [take(worker.status.result, i) for i in replicas],
-        (steps >= schedule.steps) | np.asarray(worker.status.done, dtype=bool),
+        [jax.tree.map(lambda x: x[i], worker.status.result) for i in range(len(steps))],
+        (steps >= total) | np.asarray(worker.status.done, dtype=bool),
         seconds,
+        ending,
+        total,
     )

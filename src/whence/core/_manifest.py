@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,25 @@ def create_store(
     target: AbstractTarget,
     engine: AbstractEngine,
     key: PRNGKey,
-    vectorised: bool,
+    more: Mapping[str, Any],
 ) -> RunStore:
-    """Start a store that holds all that `resume` needs but the target."""
+    """Start a store that holds all that `resume` needs but the target.
+
+    Args:
+        folder: A new or empty folder.
+        target: The target density.
+        engine: The engine.
+        key: Key of the run.
+        more: Further JSON values of the manifest.
+    """
     content = manifest(target, engine, key)
     content |= {
         "configuration": to_json(engine),
-        "vectorised": vectorised,
+        "steps": engine.schedule.steps,
         "complete": False,
+        "stopped": None,
     }
-    return RunStore.create(folder, content)
+    return RunStore.create(folder, {**content, **more})
 
 
 def key_from(content: dict[str, Any]) -> PRNGKey:

@@ -28,35 +28,37 @@ class Posterior:
 
     Attributes:
         target: What was sampled; None for a posterior loaded without its target.
-        sample: What the engine returned: positions, statistics, evidence.
         engine: Name of the engine.
         seconds: Durations: `trace`, `compile`, `warmup`, `sampling`, `total`, in seconds.
         manifest: Versions, key, engine configuration and data hash.
         failed: What became of replicas that were dropped, one sentence each.
         complete: False if Ctrl-C stopped the run.
+        stopped: What ended a run with `until`, in words; None for other runs.
     """
 
     def __init__(
         self,
         target: AbstractTarget | None,
-        sample: Sample,
+        sample: Sample | Callable[[], Sample],
         *,
         engine: str,
         seconds: Mapping[str, float] | None = None,
         manifest: Mapping[str, Any] | None = None,
         failed: tuple[str, ...] = (),
         complete: bool = True,
+        stopped: str | None = None,
         variables: dict[str, np.ndarray] | None = None,
         described: Mapping[str, Any] | None = None,
     ):
         """Keep what a run returned; users call `infer` or `load`."""
         self.target = target
-        self.sample = sample
+        self._sample = sample
         self.engine = engine
         self.seconds = dict(seconds or {})
         self.manifest = dict(manifest or {})
         self.failed = failed
         self.complete = complete
+        self.stopped = stopped
         self._variables = variables
         self._described = described or _describe(target)
 
@@ -87,6 +89,13 @@ class Posterior:
         return cls(target, **made)
 
     # -- values ------------------------------------------------------------------
+
+    @property
+    def sample(self) -> Sample:
+        """What the engine returned; a run with a store is read when this is first asked for."""
+        if not isinstance(self._sample, Sample):
+            self._sample = self._sample()
+        return self._sample
 
     @property
     def num_chains(self) -> int:
@@ -324,11 +333,13 @@ class Posterior:
         """Write the posterior as netCDF, readable by `load`, `arviz.from_netcdf` and xarray.
 
         Args:
-            path: File to write; it appears whole or not at all.
+            path: File to write; it appears whole or not at all. If it ends in `.zarr`, a
+                zarr folder (needs `pip install 'whence[zarr]'`).
         """
-        from ..storage import save_netcdf
+        from ..storage import is_zarr, save_netcdf, save_zarr
 
-        save_netcdf(saved_tree(self), path)
+        save = save_zarr if is_zarr(path) else save_netcdf
+        save(saved_tree(self), path)
 
     def __repr__(self) -> str:
         what = ", ".join(f"{n}{list(v.shape[2:])}" for n, v in self.variables.items())
@@ -373,6 +384,7 @@ class Posterior:
             manifest=self.manifest,
             failed=self.failed,
             complete=self.complete,
+            stopped=self.stopped,
             variables=variables,
             described=self._described,
         )

@@ -125,6 +125,15 @@ def build_plan(target, engine, key, chunk_steps, vectorised) -> Plan:
     return Plan(program, empty, info, length)
 
 
+def shapes_of(target, engine, key) -> tuple[PyTree, PyTree]:
+    """Return shapes and types of an engine's state and of what a step records."""
+    init = lambda target, key: engine.init(target, key=key)
+    step = lambda target, state, index, key: engine.step(target, state, index, key=key)
+    index = jax.ShapeDtypeStruct((), np.int32)
+    state = eqx.filter_eval_shape(init, target, key)
+    return eqx.filter_eval_shape(step, target, state, index, key)
+
+
 def _buffer_steps(info, schedule, chunk_steps, lanes) -> int:
     if chunk_steps is not None:
         return max(1, min(chunk_steps, schedule.steps))

@@ -25,3 +25,11 @@ class RESULTS(eqx.Enumeration):
         "The engine reached its largest number of steps before it was done. "
         "Allow more steps, or look at its statistics for what holds it back."
     )
+
+
+class InferenceError(RuntimeError):
+    """A run failed; the message says what happened and what to do."""
+
+
+class InferenceWarning(UserWarning):
+    """A run went on, but what it returned needs a look."""

@@ -1,17 +1,13 @@
-"""`resume()`: a stored run goes on, bit for bit."""
+"""`resume()` and `extend()`: a stored run goes on, bit for bit."""
 
 from pathlib import Path
 
-import jax
-
-from ..storage import RunStore
-from ._check import check_values, require_target
 from ._engine import AbstractEngine
-from ._fingerprint import fingerprint
-from ._infer import fit
-from ._manifest import from_json, key_from, to_json
+from ._infer import Job, Manner, fit
 from ._posterior import Posterior
+from ._stored import open_run
 from ._target import AbstractTarget
+from ._until import Until
 
 
 def resume(
@@ -27,7 +23,8 @@ def resume(
     """Go on with a run that `infer(..., store=folder)` began, in this or another process.
 
     On the same platform the draws equal those of an uninterrupted run bit for bit. A run
-    that is complete is read and returned.
+    that is complete is read and returned. A run with `until` goes on towards its goal, with
+    a new clock.
 
     Args:
         folder: The store.
@@ -45,25 +42,68 @@ def resume(
         ValueError: If the folder is no store, a file in it is damaged, or target, engine
             or precision are not those of the run.
     """
-    require_target(target)
-    store = RunStore.open(folder)
-    content = store.manifest
-    if content["data_sha256"] != fingerprint(target):
+    stored = open_run(folder, target, engine)
+    content = stored.store.manifest
+    until = None if content["complete"] or not content["until"] else Until(**content["until"])
+    return _go_on(stored, target, until, Manner(progress, throw, chunk_steps, threads))
+
+
+def extend(
+    folder: str | Path,
+    target: AbstractTarget,
+    *,
+    draws: int | None = None,
+    until: Until | None = None,
+    engine: AbstractEngine | None = None,
+    progress: bool | None = None,
+    throw: bool = True,
+    chunk_steps: int | None = None,
+    threads: int | None = None,
+) -> Posterior:
+    """Add draws to the end of a stored run.
+
+    The result equals, bit for bit on the same platform, a run that made so many draws from
+    the start. A run that was stopped before its end first makes the draws it lacks.
+
+    Args:
+        folder: The store.
+        target: The target of the run; its data must be the same.
+        draws: How many more draws per chain.
+        until: Or, when to end; all draws of the run count, `max_draws` too.
+        engine: The engine of the run, if it is not one of whence's own.
+        progress: As for `infer`.
+        throw: As for `infer`.
+        chunk_steps: As for `infer`; it does not change the draws.
+        threads: As for `infer`.
+
+    Returns:
+        The posterior of the whole run, earlier draws included.
+
+    Raises:
+        ValueError: If neither or both of `draws` and `until` are given, if the engine makes
+            its draws only at its end, or for what `resume` refuses.
+    """
+    stored = open_run(folder, target, engine)
+    if (draws is None) == (until is None):
+        raise ValueError("`extend` must be given either `draws` or `until`.")
+    if draws is not None and draws < 1:
+        raise ValueError(f"`draws` must be at least 1; got {draws}.")
+    if not stored.engine.schedule.extendable:
         raise ValueError(
-            f"`target` must be the one of the run in {folder}, but its data differ (their "
-            "SHA-256 does)."
+            f"The run in {folder} cannot be extended: {stored.engine.name} ends by itself. "
+            "Start a longer run."
         )
-    if content["x64"] != bool(jax.config.jax_enable_x64):
-        want = "float64 (`whence.enable_x64()`)" if content["x64"] else "float32"
-        raise ValueError(f"The run in {folder} was made in {want}; switch to it first.")
-    if engine is None:
-        engine = from_json(content["configuration"])
-    elif to_json(engine) != content["configuration"]:
-        raise ValueError(f"`engine` must be the one of the run: {content['engine']}.")
-    if not isinstance(engine, AbstractEngine):
-        raise ValueError(f"{folder} does not hold the configuration of an engine.")
-    check_values(target)
-    engine.validate(target)
-    vectorised = bool(content["vectorised"])
-    key = key_from(content)
-    return fit(target, engine, key, progress, throw, chunk_steps, vectorised, threads, store)
+    content = stored.store.manifest
+    content |= {"complete": False, "stopped": None, "until": until and vars(until)}
+    content["steps"] += draws or 0
+    stored.store.write_manifest()
+    return _go_on(stored, target, until, Manner(progress, throw, chunk_steps, threads))
+
+
+def _go_on(stored, target, until, manner) -> Posterior:
+    content = stored.store.manifest
+    steps, vectorised = int(content["steps"]), bool(content["vectorised"])
+    job = Job(target, stored.engine, stored.key, until, steps, stored.store, vectorised)
+    posterior = fit(job, manner)
+    posterior.stopped = content["stopped"]
+    return posterior

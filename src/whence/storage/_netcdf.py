@@ -1,21 +1,15 @@
 """Trees of results as netCDF files: whole or not at all, and without pickle."""
 
 import io
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ._atomic import replace_file
+from ._encoding import check_schema, decoded, encoded
 
 if TYPE_CHECKING:
     import xarray
-
-SCHEMA_VERSION = 1
-_SCHEMA = "whence_schema"
-_JSON_ATTRS = "whence_json_attrs"
 
 
 def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
@@ -45,7 +39,7 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
     # HDF5 writes to memory, not to the disk: when its own writing fails half-way (a full
     # disk), it keeps broken handles and may take the process down at exit.
     buffer = io.BytesIO()
-    _encoded(tree).to_netcdf(buffer, engine="h5netcdf")
+    encoded(tree).to_netcdf(buffer, engine="h5netcdf")
     try:
         with buffer.getbuffer() as content:
             replace_file(path, content)
@@ -73,81 +67,11 @@ def load_netcdf(path: str | os.PathLike[str]) -> "xarray.DataTree":
         raise FileNotFoundError(f"`path` must be an existing file; {path} is not one.")
     try:
         with xarray.open_datatree(path, engine="h5netcdf") as tree:
-            _check_schema(tree.attrs, path)
+            check_schema(tree.attrs, path)
             loaded = tree.load()
     except (OSError, KeyError, RuntimeError) as error:
         raise ValueError(
             f"`path` must be a netCDF file that this library wrote; {path} cannot be read: "
             f"{error}"
         ) from error
-    return _decoded(loaded)
-
-
-def _check_schema(attrs, path: Path) -> None:
-    if _SCHEMA not in attrs:
-        raise ValueError(f"`path` must be a file that this library wrote; {path} is not.")
-    version = int(attrs[_SCHEMA])
-    if version > SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {version}; this version of whence reads up to "
-            f"{SCHEMA_VERSION}. Update whence to read it."
-        )
-
-
-def _encoded(tree: "xarray.DataTree") -> "xarray.DataTree":
-    import xarray
-
-    datasets = {}
-    for node in tree.subtree:
-        dataset = node.to_dataset(inherit=False)
-        for name, variable in dataset.variables.items():
-            if variable.dtype.kind not in "fiubUM":
-                raise ValueError(
-                    f"Variable {name!r} in {node.path} must be of numbers, bools or strings to "
-                    f"be stored; got dtype {variable.dtype}."
-                )
-        datasets[node.path] = dataset.assign_attrs(_encode_attrs(dataset.attrs))
-    root = datasets["/"]
-    datasets["/"] = root.assign_attrs({_SCHEMA: SCHEMA_VERSION})
-    return xarray.DataTree.from_dict(datasets, name=tree.name)
-
-
-def _decoded(tree: "xarray.DataTree") -> "xarray.DataTree":
-    for node in tree.subtree:
-        node.attrs = _decode_attrs(node.attrs)
-    tree.attrs.pop(_SCHEMA, None)
-    return tree
-
-
-def _encode_attrs(attrs) -> dict[str, Any]:
-    """Keep strings and plain numbers; write the rest as JSON and list which they are."""
-    plain, as_json = {}, []
-    for name, value in attrs.items():
-        is_number = isinstance(value, (int, float, np.integer, np.floating))
-        if isinstance(value, str) or (is_number and not isinstance(value, bool)):
-            plain[name] = value
-        else:
-            plain[name] = json.dumps(value, default=_to_plain)
-            as_json.append(name)
-    if as_json:
-        plain[_JSON_ATTRS] = json.dumps(as_json)
-    return plain
-
-
-def _decode_attrs(attrs) -> dict[str, Any]:
-    names = json.loads(attrs.get(_JSON_ATTRS, "[]"))
-    return {
-        name: json.loads(value) if name in names else _unbox(value)
-        for name, value in attrs.items()
-        if name != _JSON_ATTRS
-    }
-
-
-def _to_plain(value):
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    raise ValueError(f"An attribute must be a value that JSON can hold; got {value!r}.")
-
-
-def _unbox(value):
-    return value.item() if isinstance(value, np.generic) else value
+    return decoded(loaded)

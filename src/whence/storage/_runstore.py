@@ -17,7 +17,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,14 @@ class RunStore:
                 f"`store` must be a new or empty folder; {folder} holds {held}. Resume a run "
                 "with `whence.resume`, or choose another folder."
             )
-        folder.mkdir(parents=True, exist_ok=True)
         store = cls(folder, {"schema": RUN_SCHEMA, **manifest})
-        store.write_manifest()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            store.write_manifest()
+        except OSError as error:
+            why = error.strerror or str(error)
+            message = f"`store` must be a folder that can be written to ({why})"
+            raise OSError(error.errno, message, str(folder)) from error
         return store
 
     @classmethod
@@ -77,7 +82,7 @@ class RunStore:
         try:
             manifest = json.loads((folder / _MANIFEST).read_text())
             schema = int(manifest["schema"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{folder} is not a run store: it has no {_MANIFEST}.") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"The {_MANIFEST} of {folder} is damaged: {error}.") from error
@@ -97,64 +102,104 @@ class RunStore:
         self,
         replica: int,
         start: int,
-        stop: int,
+        stops: np.ndarray,
         record: list[np.ndarray],
         state: list[np.ndarray],
     ) -> None:
-        """Append what steps `start` to `stop - 1` recorded, and the state after them.
+        """Append what steps from `start` on recorded, and the state after them.
 
         Args:
             replica: Number of the replica.
             start: First step.
-            stop: First step not made.
-            record: Leaves of what was recorded.
+            stops: First step not made; one for each replica that is written together.
+            record: Leaves of what was recorded, up to the largest of `stops`.
             state: Leaves of the state.
 
         Raises:
             OSError: If the disk does not take it; what was there before is unchanged.
         """
-        folder = self._replica(replica)
-        folder.mkdir(exist_ok=True)
-        if stop > start:
-            replace_file(folder / f"{start:012d}-{stop:012d}.npz", _packed(record))
-        replace_file(folder / _STATE, _packed([np.asarray(stop), *state]))
+        folder, stop = self._replica(replica), int(np.max(stops))
+        try:
+            folder.mkdir(exist_ok=True)
+            if stop > start:
+                replace_file(folder / f"{start:012d}-{stop:012d}.npz", _packed(record))
+            replace_file(folder / _STATE, _packed([np.asarray(stops), *state]))
+        except OSError as error:
+            why = error.strerror or str(error)
+            message = (
+                f"Could not write the run ({why}). All steps before step {start} are safe: "
+                "make room, then go on with `whence.resume`. The folder is"
+            )
+            raise OSError(error.errno, message, str(self.folder)) from error
 
-    def read(self, replica: int) -> tuple[int, list[list[np.ndarray]], list[np.ndarray]] | None:
-        """Return what is there of a replica.
+    def state(self, replica: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
+        """Return where a replica stands, and its state.
 
         Args:
             replica: Number of the replica.
 
         Returns:
-            The step at which it stands, the recorded chunks up to there, and the state;
+            The first step not made (as it was given to `write`) and the leaves of the state;
             None if the replica has not begun.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        path = self._replica(replica) / _STATE
+        if not path.exists():
+            return None
+        stops, *leaves = _unpacked(path)
+        return stops, leaves
+
+    def chunks(self, replica: int, stop: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yield the first step and the leaves of each recorded chunk before step `stop`.
+
+        Args:
+            replica: Number of the replica.
+            stop: The first step not wanted: where a state stands, at some time.
 
         Raises:
             ValueError: If a file that should be there is missing or damaged; it is named.
         """
         folder = self._replica(replica)
-        if not (folder / _STATE).exists():
-            return None
-        at, *state = _unpacked(folder / _STATE)
-        chunks, reached = [], 0
-        for path in sorted(folder.glob("*-*.npz")):
-            start, stop = (int(part) for part in path.stem.split("-"))
-            if start >= int(at):
-                path.unlink()  # written, but the state after it was not: made again
-                continue
-            if start != reached:
+        reached = 0
+        for start, end, path in _chunk_files(folder):
+            if start >= stop or start != reached:
                 break
-            chunks.append(_unpacked(path))
-            reached = stop
-        if reached != int(at):
+            yield start, _unpacked(path)
+            reached = end
+        if reached < stop:
             raise ValueError(
-                f"{folder} lacks the recorded steps from {reached} to {int(at)}: a file was "
+                f"{folder} lacks the recorded steps from {reached} to {stop}: a file was "
                 "removed."
             )
-        return int(at), chunks, state
+
+    def discard_after(self, replica: int, stop: int) -> None:
+        """Remove chunks that were written before the state after them was.
+
+        Args:
+            replica: Number of the replica.
+            stop: Where its state stands; the steps from there on are made again.
+        """
+        for start, _, path in _chunk_files(self._replica(replica)):
+            if start >= stop:
+                path.unlink()
+
+    def num_bytes(self) -> int:
+        """Return the size of all recorded chunks."""
+        return sum(path.stat().st_size for path in self.folder.glob("replica-*/*-*.npz"))
 
     def _replica(self, replica: int) -> Path:
         return self.folder / f"replica-{replica:04d}"
+
+
+def _chunk_files(folder: Path) -> list[tuple[int, int, Path]]:
+    """Return first step, first step after, and file of each chunk, in order."""
+    found = []
+    for path in sorted(folder.glob("*-*.npz")):
+        start, stop = (int(part) for part in path.stem.split("-"))
+        found.append((start, stop, path))
+    return found
 
 
 def _packed(arrays: list[np.ndarray]) -> bytes:

@@ -17,6 +17,7 @@ from ..core._posterior import Posterior
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
 from ._compare import compare_moments
+from ._conformance_loop import check_cuts
 from ._data_targets import ConjugateRegression, GaussianMean
 from ._require import require, require_arrays, require_close, require_same_structure
 from ._targets import Gaussian, LogGamma
@@ -35,13 +36,14 @@ def check_engine(
 
     Its configuration is valid and hashable; the state has a fixed structure of strong
     types, also in float32; a step is the same compiled, uncompiled and vmapped; a run is
-    traced once, does not depend on the chunks it is cut into and fills its schedule; what
-    it records and returns is finite and well formed; `lp` is the log density of the draw;
-    and moments and evidence are right within Monte Carlo error.
+    traced once, does not depend on the chunks it is cut into, goes on from a store as if
+    never stopped, and fills its schedule; what it records and returns is finite and well
+    formed; `lp` is the log density of the draw; and moments and evidence are right within
+    Monte Carlo error.
 
     Args:
         engine: The engine, with a schedule long enough for `min_ess` and short enough to
-            wait for; it runs four times.
+            wait for; it runs six times.
         target: What to run on; if it has `truth` (and `log_evidence`), as the targets of
             this package do, its moments are checked. By default a correlated Gaussian and a
             skewed target, or if the engine refuses these, two with data.
@@ -66,7 +68,7 @@ def check_engine(
         check_sample(engine, one, posterior, spy.record)
         if number == 0:
             check_one_trace(spy, one, key=jr.fold_in(key_run, 99))
-            check_chunks(engine, one, posterior, key=jr.fold_in(key_run, number))
+            check_cuts(engine, one, posterior, key=jr.fold_in(key_run, number))
         check_truth(posterior, one, bias=bias, max_z=max_z, min_ess=min_ess)
 
 
@@ -74,9 +76,13 @@ def check_configuration(engine: AbstractEngine) -> None:
     """Name, schedule and hash."""
     name, schedule = engine.name, engine.schedule
     require(isinstance(name, str) and bool(name), f"`name` must be a word; got {name!r}.")
-    for field, value in schedule._asdict().items():
+    replicas, warmup, steps, extendable = schedule
+    for field, value in {"replicas": replicas, "warmup": warmup, "steps": steps}.items():
         require(type(value) is int, f"`schedule.{field}` must be an int; got {value!r}.")
-    replicas, warmup, steps = schedule
+    require(
+        type(extendable) is bool,
+        f"`schedule.extendable` must be a bool; got {extendable!r}.",
+    )
     require(replicas >= 1, f"`schedule.replicas` must be at least 1; got {replicas}.")
     require(
         0 <= warmup <= steps and steps >= 1,
@@ -168,20 +174,6 @@ def check_one_trace(spy: "_Spy", target: AbstractTarget, *, key: PRNGKey) -> Non
     )
 
 
-def check_chunks(
-    engine: AbstractEngine, target: AbstractTarget, posterior: Posterior, *, key: PRNGKey
-) -> None:
-    """The same draws come from a run cut into other chunks."""
-    other = _run(target, engine, key=key, chunk_steps=engine.schedule.steps // 3 + 1)
-    require_close(
-        other.sample.positions,
-        posterior.sample.positions,
-        "A run in chunks of another size",
-        "in one piece",
-        exact=True,
-    )
-
-
 def check_sample(
     engine: AbstractEngine, target: AbstractTarget, posterior: Posterior, record: "_Record"
 ) -> None:
@@ -214,7 +206,7 @@ def check_sample(
 
 
 def _check_trace(engine, record):
-    replicas, warmup, steps = engine.schedule
+    replicas, warmup, steps, _ = engine.schedule
     for name, want in (("warmup", warmup), ("sampling", steps - warmup)):
         part = getattr(record.trace, name)
         for leaf in jax.tree.leaves(part):

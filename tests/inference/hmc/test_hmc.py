@@ -60,10 +60,10 @@ def test_keeps_a_skewed_target(step_size, key):
 
 
 def test_lengths(key):
-    outcome, _ = run(Gaussian(3), HMC(chains=1, num_steps=8, warmup=100, draws=300), key=key)
+    outcome = run(Gaussian(3), HMC(chains=1, num_steps=8, warmup=100, draws=300), key=key)
     assert set(outcome.records[0].stats["n_steps"][1:]) == {5, 6, 7, 8}
     engine = HMC(chains=1, trajectory_length=3.0, jitter=0.0, warmup=100, draws=50)
-    outcome, _ = run(Gaussian(3), engine, key=key)
+    outcome = run(Gaussian(3), engine, key=key)
     record = outcome.records[0].stats
     wanted = np.ceil(3.0 / record["step_size"][100:])
     assert np.all(record["n_steps"][100:] == wanted)
@@ -71,7 +71,7 @@ def test_lengths(key):
 
 def test_divergences_are_reported(key):
     engine = HMC(chains=1, warmup=0, draws=20, step_size=10.0, num_steps=50)
-    outcome, _ = run(Gaussian(3), engine, key=key)
+    outcome = run(Gaussian(3), engine, key=key)
     record = outcome.records[0]
     assert np.all(record.stats["diverging"])
     assert np.all(record.stats["n_steps"] < 50)

@@ -233,7 +233,7 @@ class Picky(AbstractTarget):
 
 def test_start_is_searched_for(key):
     """One start in 40 is good: 100 tries miss it in 8% of runs of a chain."""
-    outcome, _ = run(Picky(jnp.asarray(1.9)), NUTS(chains=1, warmup=50, draws=20), key=key)
+    outcome = run(Picky(jnp.asarray(1.9)), NUTS(chains=1, warmup=50, draws=20), key=key)
     assert outcome.results[0] == wh.RESULTS.successful
     x = outcome.records[0].position
     assert np.all(x[:, 0] >= 1.9)
@@ -242,7 +242,7 @@ def test_start_is_searched_for(key):
 
 def test_no_start(key):
     """Every chain fails, after 100 gradients and no more."""
-    outcome, _ = run(Picky(jnp.asarray(3.0)), NUTS(chains=2, warmup=50, draws=20), key=key)
+    outcome = run(Picky(jnp.asarray(3.0)), NUTS(chains=2, warmup=50, draws=20), key=key)
     assert all(result == wh.RESULTS.nonfinite_start for result in outcome.results)
     assert np.sum([record.stats["n_steps"][1:] for record in outcome.records]) == 0
     with pytest.raises(Exception, match="not finite at any of the initial points"):
@@ -252,7 +252,7 @@ def test_no_start(key):
 def test_auto_learns_a_correlation_early(key):
     """With a diagonal metric a draw costs 100 gradients and more."""
     target = Gaussian(5, condition_number=1e6, correlated=True)
-    outcome, _ = run(target, NUTS(draws=200), key=key)
+    outcome = run(target, NUTS(draws=200), key=key)
     steps = np.stack([record.stats["n_steps"] for record in outcome.records])
     assert np.mean(steps[:, 200:]) < 10
     assert np.sum(steps[:, :1000]) < 60_000
@@ -261,7 +261,7 @@ def test_auto_learns_a_correlation_early(key):
 @pytest.mark.parametrize("metric", ["auto", "diag"])
 def test_frozen_after_warmup_at_the_rate_asked_for(metric, key):
     engine = NUTS(metric=metric, warmup=400, draws=400)
-    outcome, _ = run(Gaussian(8), engine, key=key)
+    outcome = run(Gaussian(8), engine, key=key)
     step_size = np.stack([r.stats["step_size"][400:] for r in outcome.records])
     assert np.all(step_size == step_size[:, :1])
     rate = np.mean([r.stats["acceptance_rate"][400:] for r in outcome.records])
@@ -271,13 +271,13 @@ def test_frozen_after_warmup_at_the_rate_asked_for(metric, key):
 
 def test_caution_with_tails(key):
     """Where no linear map makes the posterior normal, steps are smaller than asked for."""
-    outcome, _ = run(Funnel(4, scale=1.5), NUTS(draws=500), key=key)
+    outcome = run(Funnel(4, scale=1.5), NUTS(draws=500), key=key)
     rate = np.mean([r.stats["acceptance_rate"][1000:] for r in outcome.records])
     assert rate > 0.86
 
 
 def test_statistics_are_consistent(key):
-    outcome, _ = run(Gaussian(3), NUTS(chains=1, warmup=100, draws=100), key=key)
+    outcome = run(Gaussian(3), NUTS(chains=1, warmup=100, draws=100), key=key)
     record = outcome.records[0].stats
     names = {"lp", "acceptance_rate", "step_size", "tree_depth", "n_steps", "diverging"}
     names |= {"energy", "energy_error", "max_energy_error", "reached_max_treedepth"}
@@ -289,7 +289,7 @@ def test_statistics_are_consistent(key):
 
 
 def test_saturated_trees_are_reported(key):
-    outcome, _ = run(
+    outcome = run(
         Gaussian(2), NUTS(warmup=0, draws=20, step_size=1e-3, max_tree_depth=3), key=key
     )
     stats_ = outcome.records[0].stats
@@ -368,7 +368,7 @@ def test_backends_are_handed_everything():
     assert (inner.chains, inner.warmup, inner.draws, inner.max_tree_depth) == (2, 7, 5, 4)
     assert inner.options == (("divergence_threshold", 500.0),)
     assert engine.name == "NUTS (blackjax)"
-    assert engine.schedule == (2, 7, 12)
+    assert engine.schedule == (2, 7, 12, True)
 
 
 def test_refuses_a_target_without_dimensions():

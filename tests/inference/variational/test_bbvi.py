@@ -355,7 +355,7 @@ def test_best_restart_is_kept(key):
     engine = BBVI(restarts=3, steps=400, draws=50)
     target = Gaussian(jnp.zeros(2), jnp.eye(2))
     states, info = run(engine, target, key)
-    assert engine.schedule == (3, 0, 400)
+    assert engine.schedule == (3, 0, 400, False)
     elbo = np.array(info.stats["elbo"])
     elbo[1, -40:] = 2.0  # above what the others reach
     elbo[2] = np.nan

@@ -108,7 +108,7 @@ class AbstractLibraryNUTS(AbstractEngine):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.chains, self.warmup, self.warmup + self.draws)
+        return Schedule(self.chains, self.warmup, self.warmup + self.draws, extendable=True)
 
     def validate(self, target: AbstractTarget) -> None:
         check_positions(target, "NUTS")

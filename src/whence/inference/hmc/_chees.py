@@ -128,7 +128,7 @@ class ChEES(AbstractEngine):
     @property
     def schedule(self) -> Schedule:
         """One replica: the chains are coupled during warm-up."""
-        return Schedule(replicas=1, warmup=self.warmup, steps=self.warmup + self.draws)
+        return Schedule(1, self.warmup, self.warmup + self.draws, extendable=True)
 
     @property
     def metric_updates(self) -> tuple[int, ...]:

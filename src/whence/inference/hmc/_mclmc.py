@@ -132,7 +132,7 @@ class MCLMC(AbstractEngine):
     @property
     def schedule(self) -> Schedule:
         """Every chain is a replica."""
-        return Schedule(self.chains, self.warmup, self.warmup + self.draws)
+        return Schedule(self.chains, self.warmup, self.warmup + self.draws, extendable=True)
 
     @property
     def metric_updates(self) -> tuple[int, ...]:

@@ -115,7 +115,7 @@ class Sampler(AbstractEngine):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.chains, self.warmup, self.warmup + self.draws)
+        return Schedule(self.chains, self.warmup, self.warmup + self.draws, extendable=True)
 
     def validate(self, target: AbstractTarget) -> None:
         check_positions(target, self.label)

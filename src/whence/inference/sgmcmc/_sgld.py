@@ -126,6 +126,7 @@ class SGLD(AbstractEngine):
             replicas=self.chains,
             warmup=-(-warmup // self._block),
             steps=self.steps // self._block,
+            extendable=True,
         )
 
     @property

@@ -1,0 +1,135 @@
+"""What became of a run: which replicas to keep, and their draws."""
+
+import hashlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from ._check import check
+from ._engine import AbstractEngine, Sample, Trace
+from ._loop import Outcome
+from ._results import RESULTS, InferenceError
+from ._target import AbstractTarget
+from ._types import PRNGKey
+
+
+class Verdict(NamedTuple):
+    """Which replicas count.
+
+    Attributes:
+        keep: Their numbers.
+        failed: What became of the others, one sentence each.
+    """
+
+    keep: list[int]
+    failed: tuple[str, ...]
+
+
+def judge(
+    outcome: Outcome,
+    engine: AbstractEngine,
+    target: AbstractTarget,
+    key: PRNGKey,
+    *,
+    throw: bool,
+) -> Verdict:
+    """Return which replicas to keep.
+
+    Raises:
+        InferenceError: If there are no draws; if all replicas failed and `throw` is set.
+        KeyboardInterrupt: If the run was interrupted before there were any draws.
+    """
+    good = [_is(result, RESULTS.successful) for result in outcome.results]
+    messages = {}
+    for i, (result, ok) in enumerate(zip(outcome.results, good)):
+        if not ok:
+            messages[i] = f"chain {i} after {outcome.steps[i]} steps: {RESULTS[result]}"
+    enough = _has_draws(outcome, engine)
+    if not (enough & good).any():
+        if outcome.ending == "interrupted":
+            raise KeyboardInterrupt("Interrupted before there were any draws.")
+        if outcome.ending == "time over" and any(good):
+            raise InferenceError(f"{engine.name}: the time was over during warm-up.")
+    if not any(good):
+        if throw or not enough.any():
+            raise InferenceError(_explain(outcome, engine, target, messages, key))
+        return Verdict([i for i in range(len(good)) if enough[i]], tuple(messages.values()))
+    for i in range(len(good)):
+        if good[i] and not enough[i]:
+            messages[i] = f"chain {i}: stopped during warm-up"
+    for i in range(len(good), engine.schedule.replicas):
+        messages[i] = f"chain {i}: not started before the run was stopped"
+    keep = [i for i in range(len(good)) if good[i] and enough[i]]
+    return Verdict(keep, tuple(messages.values()))
+
+
+def collect(
+    outcome: Outcome,
+    engine: AbstractEngine,
+    target: AbstractTarget,
+    keep: list[int],
+    key: PRNGKey,
+    *,
+    thin: int = 1,
+) -> Sample:
+    """Return the draws of some replicas: as many as each of them has.
+
+    Args:
+        outcome: What the loop returned.
+        engine: The engine.
+        target: The target density.
+        keep: Numbers of the replicas.
+        key: Key of the run.
+        thin: Keep every so manyeth draw.
+    """
+    length = min(outcome.total, *(int(outcome.steps[i]) for i in keep))
+    warmup = min(engine.schedule.warmup, length)
+    warm, rest = [], []
+    for i in keep:
+        record = outcome.read(i)
+        warm.append(jax.tree.map(lambda x: x[:warmup], record))
+        rest.append(jax.tree.map(lambda x: np.array(x[warmup:length:thin]), record))
+    stack = lambda parts: jax.tree.map(lambda *x: np.stack(x), *parts)
+    trace = Trace(stack(warm) if warmup else None, stack(rest) if length > warmup else None)
+    del warm, rest
+    state = jax.tree.map(lambda x: x[np.asarray(keep)], outcome.state)
+    sample = engine.posterior(target, state, trace, key=_posterior_key(key))
+    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, sample)
+
+
+def so_far(
+    outcome: Outcome, engine: AbstractEngine, target: AbstractTarget, key: PRNGKey
+) -> Sample | None:
+    """Return the draws so far of the replicas that have any and did not fail."""
+    good = [_is(result, RESULTS.successful) for result in outcome.results]
+    keep = [int(i) for i in np.flatnonzero(_has_draws(outcome, engine) & good)]
+    return collect(outcome, engine, target, keep, key) if keep else None
+
+
+def _has_draws(outcome: Outcome, engine: AbstractEngine) -> np.ndarray:
+    schedule = engine.schedule
+    needs = schedule.steps > schedule.warmup
+    return outcome.steps > schedule.warmup if needs else outcome.steps >= 0
+
+
+def _is(result, item) -> bool:
+    return bool(np.all(np.asarray(result._value) == np.asarray(item._value)))
+
+
+def _explain(outcome, engine, target, messages, key) -> str:
+    text = f"{engine.name} failed. " + " ".join(dict.fromkeys(messages.values()))
+    if any(_is(r, RESULTS.nonfinite_start) for r in outcome.results):
+        found = check(target, key=key)
+        text += "".join(f"\n  {problem}" for problem in found.problems)
+    return text
+
+
+def _posterior_key(key: PRNGKey) -> PRNGKey:
+    """Return a key for draws after the run, by a hash: `fold_in` would compile a program."""
+    data = np.asarray(jr.key_data(key))
+    words = hashlib.sha512(data.tobytes() + b"posterior").digest()
+    made = np.frombuffer(words, dtype=np.uint32)[: data.size].reshape(data.shape)
+    return jr.wrap_key_data(jnp.asarray(made), impl=jr.key_impl(key))

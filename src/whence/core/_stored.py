@@ -1,0 +1,152 @@
+"""A run on disk: opened and checked, and read without running anything."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ..storage import RunStore
+from ._check import check_values, require_target
+from ._collect import collect, judge
+from ._engine import AbstractEngine
+from ._fingerprint import fingerprint
+from ._loop import Outcome, read_chunks, restored
+from ._manifest import from_json, key_from, to_json
+from ._posterior import Posterior
+from ._program import shapes_of
+from ._target import AbstractTarget
+from ._types import PRNGKey
+
+
+class Stored(NamedTuple):
+    """A store and what was run.
+
+    Attributes:
+        store: The store.
+        engine: The engine.
+        key: Key of the run.
+    """
+
+    store: RunStore
+    engine: AbstractEngine
+    key: PRNGKey
+
+
+def open_run(
+    folder: str | Path, target: AbstractTarget, engine: AbstractEngine | None
+) -> Stored:
+    """Open the store of a run on `target`.
+
+    Raises:
+        ValueError: If the folder is no store, or target, engine or precision are not those
+            of the run.
+    """
+    require_target(target)
+    store = RunStore.open(folder)
+    content = store.manifest
+    if content["data_sha256"] != fingerprint(target):
+        raise ValueError(
+            f"`target` must be the one of the run in {folder}, but its data differ (their "
+            "SHA-256 does)."
+        )
+    if content["x64"] != bool(jax.config.jax_enable_x64):
+        want = "float64 (`whence.enable_x64()`)" if content["x64"] else "float32"
+        raise ValueError(f"The run in {folder} was made in {want}; switch to it first.")
+    if engine is None:
+        engine = from_json(content["configuration"])
+    elif to_json(engine) != content["configuration"]:
+        raise ValueError(f"`engine` must be the one of the run: {content['engine']}.")
+    if not isinstance(engine, AbstractEngine):
+        raise ValueError(f"{folder} does not hold the configuration of an engine.")
+    check_values(target)
+    engine.validate(target)
+    return Stored(store, engine, key_from(content))
+
+
+def read_run(
+    folder: str | Path,
+    target: AbstractTarget,
+    *,
+    engine: AbstractEngine | None = None,
+    thin: int = 1,
+) -> Posterior:
+    """Return the posterior of what a store holds; draws are read when they are asked for.
+
+    Nothing is run or compiled, and nothing is written: the run may still be going on.
+
+    Args:
+        folder: The store.
+        target: The target of the run.
+        engine: The engine of the run, if it is not one of whence's own.
+        thin: Keep every so manyeth draw.
+
+    Raises:
+        ValueError: As for `resume`; if there are no draws yet; if `thin` does not apply.
+    """
+    stored = open_run(folder, target, engine)
+    store, engine, key = stored
+    if thin < 1:
+        raise ValueError(f"`thin` must be at least 1; got {thin}.")
+    if thin > 1 and not engine.schedule.extendable:
+        raise ValueError(f"`thin` does not apply to {engine.name}: its draws come at the end.")
+    outcome = stored_outcome(stored, target)
+    if outcome is None:
+        raise ValueError(f"The run in {folder} has no draws yet; go on with `whence.resume`.")
+    verdict = judge(outcome, engine, target, key, throw=False)
+    return Posterior(
+        target,
+        partial(collect, outcome, engine, target, verdict.keep, key, thin=thin),
+        engine=engine.name,
+        manifest=store.manifest,
+        failed=verdict.failed,
+        complete=bool(store.manifest["complete"]),
+        stopped=store.manifest["stopped"],
+    )
+
+
+def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome | None:
+    """Return where a stored run stands; None if there is no draw in it."""
+    store, engine, key = stored
+    schedule = engine.schedule
+    empty, info = shapes_of(target, engine, key)
+    together = bool(store.manifest["vectorised"])
+    found = {}
+    for number in range(1 if together else schedule.replicas):
+        state = store.state(number)
+        if state is not None:
+            found[number] = state
+    if not found:
+        return None
+    lanes = (schedule.replicas,) if together else ()
+    if together:
+        stops, leaves = found[0]
+        steps = np.asarray(stops, dtype=int)
+    else:
+        steps = np.array([int(stops) for stops, _ in found.values()])
+        leaves = [np.stack(parts) for parts in zip(*(leaves for _, leaves in found.values()))]
+    if schedule.steps > schedule.warmup and steps.max() <= schedule.warmup:
+        return None
+    numbers = list(found)
+    content = store.manifest
+    open_end = content["until"] and not content["complete"]
+    total = int(steps.max() if open_end else content["steps"])
+
+    def read(i):
+        if not together:
+            return read_chunks(store, numbers[i], info, (), int(steps[i]))
+        joined = read_chunks(store, 0, info, lanes, int(steps.max()))
+        return jax.tree.map(lambda x: x[i, : steps[i]], joined)
+
+    results = jax.vmap(engine.result)(restored(empty, leaves))
+    return Outcome(
+        jax.tree.unflatten(jax.tree.structure(empty), leaves),
+        read,
+        steps,
+        [jax.tree.map(lambda x: x[i], results) for i in range(len(steps))],
+        steps >= total,
+        {},
+        "finished",
+        total,
+    )

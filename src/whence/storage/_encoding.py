@@ -1,0 +1,92 @@
+"""What any file of ours holds beside the arrays: a schema version, attributes as JSON."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray
+
+SCHEMA_VERSION = 1
+_SCHEMA = "whence_schema"
+_JSON_ATTRS = "whence_json_attrs"
+
+
+def check_schema(attrs: Mapping[Any, Any], path: Path) -> None:
+    """Raise `ValueError` unless a tree with these attributes is ours and not newer."""
+    if _SCHEMA not in attrs:
+        raise ValueError(f"`path` must be a file that this library wrote; {path} is not.")
+    version = int(attrs[_SCHEMA])
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {version}; this version of whence reads up to "
+            f"{SCHEMA_VERSION}. Update whence to read it."
+        )
+
+
+def encoded(tree: "xarray.DataTree") -> "xarray.DataTree":
+    """Return a tree whose attributes a file can hold, marked as ours.
+
+    Raises:
+        ValueError: If a variable is of another kind than numbers, bools or strings.
+    """
+    import xarray
+
+    datasets = {}
+    for node in tree.subtree:
+        dataset = node.to_dataset(inherit=False)
+        for name, variable in dataset.variables.items():
+            if variable.dtype.kind not in "fiubUM":
+                raise ValueError(
+                    f"Variable {name!r} in {node.path} must be of numbers, bools or strings to "
+                    f"be stored; got dtype {variable.dtype}."
+                )
+        datasets[node.path] = dataset.assign_attrs(_encode_attrs(dataset.attrs))
+    root = datasets["/"]
+    datasets["/"] = root.assign_attrs({_SCHEMA: SCHEMA_VERSION})
+    return xarray.DataTree.from_dict(datasets, name=tree.name)
+
+
+def decoded(tree: "xarray.DataTree") -> "xarray.DataTree":
+    """Undo `encoded`."""
+    for node in tree.subtree:
+        node.attrs = _decode_attrs(node.attrs)
+    tree.attrs.pop(_SCHEMA, None)
+    return tree
+
+
+def _encode_attrs(attrs) -> dict[str, Any]:
+    """Keep strings and plain numbers; write the rest as JSON and list which they are."""
+    plain, as_json = {}, []
+    for name, value in attrs.items():
+        is_number = isinstance(value, (int, float, np.integer, np.floating))
+        if isinstance(value, str) or (is_number and not isinstance(value, bool)):
+            plain[name] = value
+        else:
+            plain[name] = json.dumps(value, default=_to_plain)
+            as_json.append(name)
+    if as_json:
+        plain[_JSON_ATTRS] = json.dumps(as_json)
+    return plain
+
+
+def _decode_attrs(attrs) -> dict[str, Any]:
+    names = json.loads(attrs.get(_JSON_ATTRS, "[]"))
+    return {
+        name: json.loads(value) if name in names else _unbox(value)
+        for name, value in attrs.items()
+        if name != _JSON_ATTRS
+    }
+
+
+def _to_plain(value):
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise ValueError(f"An attribute must be a value that JSON can hold; got {value!r}.")
+
+
+def _unbox(value):
+    return value.item() if isinstance(value, np.generic) else value
