@@ -18,13 +18,16 @@ from .core import (
     Sample as Sample,
     Schedule as Schedule,
     Trace as Trace,
+    Until as Until,
     check as check,
     condition as condition,
     derived as derived,
     enable_x64 as enable_x64,
+    extend as extend,
     infer as infer,
     latent as latent,
     load as load,
+    replay as replay,
     resume as resume,
 )
 from .frontends import (
