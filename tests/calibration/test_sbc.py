@@ -81,7 +81,7 @@ def test_nuts_on_a_skewed_posterior(key):
 def test_a_missing_jacobian_is_caught(key):
     target = planted.without_jacobian(planted.scale_target(), "sigma")
     engine = wh.NUTS(chains=1, warmup=200, draws=400)
-    calibration = wh.sbc(target, engine, key=key, simulations=100)
+    calibration = wh.sbc(target, engine, key=key, simulations=150)
     assert calibration.report["sigma"].is_problem
 
 

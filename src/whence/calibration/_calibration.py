@@ -10,7 +10,7 @@ import numpy as np
 from ..diagnostics import Finding, Report
 from ..diagnostics._names import Namer, listing, plural
 from ._uniform import band, counts_below, p_value
-from ._words import explain
+from ._words import explain, probability
 
 SOURCE = (
     "Talts et al. 2018, arXiv:1804.06788; Säilynoja, Bürkner and Vehtari 2022, "
@@ -103,22 +103,25 @@ class Calibration:
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
 
-    def plot(self) -> Any:
+    def plot(self, axes: Any = None) -> Any:
         """Draw the ECDF of every quantity's ranks minus that of uniform ranks.
 
         A line that leaves the grey band anywhere makes the engine not calibrated. A curve
         above zero on the left and below on the right: too narrow; the reverse: too wide;
         all above: too high; all below: too low.
 
+        Args:
+            axes: Matplotlib axes to draw in, one for each variable; by default a new figure,
+                of the first 16 variables.
+
         Returns:
-            A matplotlib figure; `.savefig(path)` writes it.
+            The matplotlib figure; `.savefig(path)` writes it.
         """
         from ._plot import plot_ecdf_difference
 
         low, high = band(len(self._first), self.num_draws, self.alpha / self.num_quantities)
-        return plot_ecdf_difference(
-            {name: self._counts(name) for name in self.ranks}, low, high, len(self._first)
-        )
+        counts = {name: self._counts(name) for name in self.ranks}
+        return plot_ecdf_difference(counts, low, high, len(self._first), axes)
 
     def to_datatree(self) -> Any:
         """Return an `xarray.DataTree` with groups `prior_sbc`, `ranks` and `truth`.
@@ -170,12 +173,12 @@ class Calibration:
         where = tuple(namer(name, inner, i) for i in wrong)
         smallest = float(p.min())
         if not wrong:
-            message = f"ranks are uniform (p = {smallest:.2g})"
+            message = f"ranks are uniform ({probability(smallest)})"
             return Finding(name, "ok", message, smallest, self.alpha, SOURCE)
         worst = self.ranks[name].reshape(len(self._first), -1)[:, wrong[0]]
         meaning, remedy = explain(name, worst, self.num_draws)
         of = f" for {listing(where)}" if inner else ""
-        message = f"ranks are not uniform (p = {smallest:.2g}){of}: {meaning}"
+        message = f"ranks are not uniform ({probability(smallest)}){of}: {meaning}"
         return Finding(name, "error", message, smallest, self.alpha, SOURCE, remedy, where)
 
     def _failures(self) -> Finding | None:

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from ..diagnostics import Finding, Report
 from ..diagnostics._names import Namer, listing, plural
 from ._uniform import band, counts_below, p_value
-from ._words import shape
+from ._words import probability, shape
 
 SOURCE = "Geweke 2004, doi:10.1198/016214504000001132"
 MEANING = {
@@ -141,14 +141,14 @@ class JointTest:
         wrong = [int(i) for i in np.argsort(p, kind="stable") if p[i] <= self.alpha]
         smallest = float(p.min())
         if not wrong:
-            message = f"distributed as in the prior (p = {smallest:.2g})"
+            message = f"distributed as in the prior ({probability(smallest)})"
             return Finding(name, "ok", message, smallest, self.alpha, SOURCE)
         ranks = self.ranks[name]
         namer, inner = Namer(self.dims, self.coords), ranks.shape[1:]
         where = tuple(namer(name, inner, i) for i in wrong)
         meaning = MEANING[shape(ranks.reshape(len(ranks), -1)[:, wrong[0]], self.num_draws)]
         of = f" for {listing(where)}" if inner else ""
-        message = f"not distributed as in the prior (p = {smallest:.2g}){of}: {meaning}"
+        message = f"not distributed as in the prior ({probability(smallest)}){of}: {meaning}"
         return Finding(name, "error", message, smallest, self.alpha, SOURCE, REMEDY, where)
 
     def _failures(self) -> Finding | None:

@@ -9,7 +9,11 @@ _COLUMNS = 4
 
 
 def plot_ecdf_difference(
-    counts: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray, size: int
+    counts: dict[str, np.ndarray],
+    low: np.ndarray,
+    high: np.ndarray,
+    size: int,
+    axes: Any = None,
 ) -> Any:
     """Draw ECDFs of ranks minus the ECDF of uniform ranks, one panel for each variable.
 
@@ -18,14 +22,16 @@ def plot_ecdf_difference(
         low: Lowest counts in the band, `(L,)`.
         high: Highest counts in the band, `(L,)`.
         size: Number of ranks.
-    """
-    from matplotlib.figure import Figure
+        axes: Matplotlib axes to draw in, one for each variable; None for a new figure.
 
-    names = list(counts)[:_MOST_PANELS]
-    columns = min(_COLUMNS, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(2.7 * columns, 2.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    Returns:
+        The figure.
+    """
+    names = list(counts)
+    if axes is None:
+        names = names[:_MOST_PANELS]
+        axes = _new_axes(len(names))
+    panels = np.ravel(axes)
     uniform = np.arange(1, len(low) + 1) / (len(low) + 1)
     at = np.concatenate([[0.0], uniform, [1.0]])
     difference = lambda count: np.concatenate([[0.0], count / size - uniform, [0.0]])
@@ -40,6 +46,15 @@ def plot_ecdf_difference(
         panel.tick_params(labelsize=8)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
-    figure.supxlabel("rank of the truth among draws, as a fraction", fontsize=9)
+    return panels[0].figure
+
+
+def _new_axes(count: int) -> Any:
+    from matplotlib.figure import Figure
+
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.7 * columns, 2.2 * rows + 0.3), layout="constrained")
+    figure.supxlabel("rank, as a fraction", fontsize=9)
     figure.supylabel("ECDF minus uniform", fontsize=9)
-    return figure
+    return figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)

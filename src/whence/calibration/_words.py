@@ -69,3 +69,8 @@ def explain(name: str, ranks: np.ndarray, num_draws: int) -> tuple[str, str]:
     if name == LOG_LIKELIHOOD and kind in LIKELIHOOD_MEANING:
         return LIKELIHOOD_MEANING[kind], LIKELIHOOD_REMEDY
     return MEANING[kind], REMEDY[kind]
+
+
+def probability(p: float) -> str:
+    """Return a p-value for a sentence; what rounding has decided is only bounded."""
+    return "p < 1e-10" if p < 1e-10 else f"p = {p:.2g}"
