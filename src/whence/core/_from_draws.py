@@ -178,7 +178,10 @@ def _check_positions(target, positions):
 
 def _check_array(where, value, shape, lead) -> np.ndarray:
     """Return an array `(chain, draw, *shape)` of finite floating-point numbers."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{where} must be an array (chain, draw, ...): {error}") from error
     if array.dtype.kind not in "iuf":
         raise ValueError(f"{where} must be real numbers; got dtype {array.dtype}.")
     if array.ndim != 2 + len(shape) or array.shape[2:] != shape:

@@ -13,7 +13,7 @@ from numpyro.distributions import Distribution
 from ..core import Model
 from ..core._latent import UNDRAWN, Latent, latents
 from ..core._model import sites
-from ._bayesian_heads import AbstractHead, Custom
+from ._bayesian_heads import AbstractHead, Custom, classification, poisson, regression
 from ._bayesian_leaves import check_module, select
 from ._bayesian_priors import as_data, priors_of
 
@@ -105,11 +105,13 @@ class BayesianModule(Model):
 
     def check_observed(self, y, likelihood):
         """Refuse data that are not one for each row of outputs, or of the wrong kind."""
-        if isinstance(y, Mapping):
+        if isinstance(y, Mapping) or not isinstance(likelihood, Distribution):
             return
         got, want = jnp.shape(y), tuple(likelihood.shape())
         if got != want:
             hint = " Pass `y[:, 0]`." if got == (*want, 1) else ""
+            if want == (*got, 1):
+                hint = " Let `likelihood` drop the last axis: `out[:, 0]`."
             raise ValueError(
                 f"`y` must have shape {want}, as the module's outputs ask for; got {got}.{hint}"
             )
@@ -210,7 +212,8 @@ def _as_array(leaf):
 def _as_head(likelihood) -> AbstractHead | None:
     if likelihood is None or isinstance(likelihood, AbstractHead):
         return jax.tree.map(as_data, likelihood)
-    if isinstance(likelihood, Distribution) or not callable(likelihood):
+    forgotten = likelihood in (regression, classification, poisson)
+    if isinstance(likelihood, Distribution) or not callable(likelihood) or forgotten:
         raise ValueError(
             "`likelihood` must be `regression()`, `classification()`, `poisson()` or a "
             f"function of the outputs that returns a distribution; got {likelihood!r}."

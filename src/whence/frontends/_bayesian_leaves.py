@@ -40,6 +40,10 @@ def check_module(module: Any) -> None:
                 "`SpectralNorm` do): its rows would not be independent. Use `LayerNorm` or "
                 "`GroupNorm`."
             )
+        if jnp.issubdtype(getattr(node, "dtype", None), jax.dtypes.prng_key):
+            raise ValueError(
+                f"`module` must be without randomness of its own, but {where!r} is a key."
+            )
         if isinstance(node, eqx.nn.Dropout) and not node.inference and node.p != 0:
             raise ValueError(
                 f"`module` must be without randomness of its own, but {where!r} is a "

@@ -104,7 +104,7 @@ def _prior(rule, leaf: Leaf) -> Distribution | None:
                 "array as it is."
             )
         rule = matching[0]
-    if callable(rule) and not isinstance(rule, Distribution | FanIn):
+    if callable(rule) and not isinstance(rule, Distribution | FanIn | type):
         rule = rule(leaf.path, leaf.value)
     if isinstance(rule, FanIn):
         rule = rule.prior(leaf)
