@@ -259,6 +259,66 @@ def test_dims_come_from_plates(key):
     assert wh.from_numpyro(two_lengths).dims == {}
 
 
+def test_array_arguments_are_constant_data():
+    target, _, (sigma, y) = _make("eight_schools")
+    assert set(target.constant_data) == {"sigma"}  # `y` is what was observed
+    assert_array_equal(target.constant_data["sigma"], sigma)
+    # under handlers, and by keyword
+    target = wh.from_numpyro(models.eight_schools_noncentered, sigma=sigma, y=y)
+    assert set(target.constant_data) == {"sigma"}
+    assert set(_make("hierarchical")[0].constant_data) == {"group"}
+    assert set(_make("partial")[0].constant_data) == {"x"}
+    assert set(target.with_data({"obs": y + 1.0}).constant_data) == {"sigma", "y"}
+
+    def nested(data, *more, theta=None, **options):
+        theta = numpyro.sample("theta", dist.Normal(theta, more[0]))
+        numpyro.sample("y", dist.Normal(theta, options["noise"]), obs=data["y"])
+
+    data = {"y": jnp.ones(2), "weight": jnp.zeros(3)}
+    one = jnp.ones(())
+    target = wh.from_numpyro(nested, data, 2 * one, theta=3 * one, noise=4 * one)
+    # `theta` is a site, whose axes may have names
+    assert set(target.constant_data) == {"data.weight", "more.0", "noise"}
+
+
+def test_labels(key):
+    target, _, (sigma, y) = _make("eight_schools")
+    labels = list("abcdefgh")
+    named = target.with_coords({"school": labels}, dims={"sigma": "school"})
+    engine = wh.NUTS(chains=1, warmup=20, draws=20)
+    tree = wh.infer(named, engine, key=key).to_datatree()
+    for group, name in (("posterior", "theta"), ("observed_data", "obs")):
+        assert list(tree[group][name].coords["school"].values) == labels
+    assert tree["constant_data"]["sigma"].dims == ("school",)
+    before = _cache.traces
+    other = target.with_coords({"school": range(8)}, dims={"sigma": "school"})
+    wh.infer(other, engine, key=key)
+    assert _cache.traces == before
+    # axes without a plate
+    target = _make("linear")[0].with_coords(
+        {"feature": ["p", "q", "r"]}, dims={"beta": "feature"}
+    )
+    assert target.dims["beta"] == ("feature",)
+    assert target.dims["y"] == ("data",)
+
+
+@pytest.mark.parametrize(
+    ("coords", "dims", "message"),
+    [
+        ({"School": 8}, {}, r"must name axes of the target \(school\); got 'School'"),
+        ({"school": 7}, {}, "must have 8 labels.*got 7"),
+        ({"school": ["a"] * 8}, {}, "must not repeat a label"),
+        ({}, {"mu": "school"}, r"must name each of its 0 axes"),
+        ({}, {"nu": "school"}, "must name variables of the target.*got 'nu'"),
+        ({}, {"sigma": "draw"}, "other than 'chain' and 'draw'"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(coords, dims, message):
+    target, *_ = _make("eight_schools")
+    with pytest.raises(ValueError, match=message):
+        target.with_coords(coords, dims=dims)
+
+
 def test_runs_resume(tmp_path, key):
     target = wh.from_numpyro(conjugate, np.ones(4))
     engine = wh.NUTS(chains=1, warmup=50, draws=50)
@@ -274,11 +334,6 @@ def test_minibatches_are_refused(key):
         wh.infer(target, wh.SGLD(batch_size=2, steps=10), key=key)
     with pytest.raises(ValueError, match="no rows"):
         target.log_likelihood(target.init(key=key), jnp.array([0]))
-
-
-def discrete():
-    numpyro.sample("k", dist.Poisson(3.0))
-    numpyro.sample("x", dist.Normal())
 
 
 def parametric():
@@ -305,14 +360,13 @@ def branching(x):
 @pytest.mark.parametrize(
     ("fn", "args", "message"),
     [
-        (discrete, (), r"'k' is a discrete latent \(Poisson\).*Sum it out"),
         (parametric, (), "'p' of the model is a `numpyro.param`.*Give it a prior"),
         (
             subsampled,
             (np.ones(5),),
             "Plate 'row' takes 2 of 5 rows.*Leave `subsample_size` out",
         ),
-        (lambda: None, (), "at least one latent"),
+        (lambda: None, (), "at least one continuous latent"),
         (counting, (models.GROUP,), r"only their shapes.*functools.partial"),
         (branching, (np.ones(2),), "only their shapes"),
         (conjugate, (np.array([1.0, np.nan]),), "`args` at '0' must not contain NaN; got 1"),

@@ -11,5 +11,6 @@ from ._log_density import (
     LogDensityTarget as LogDensityTarget,
     from_log_density as from_log_density,
 )
-from ._numpyro import NumpyroTarget as NumpyroTarget, from_numpyro as from_numpyro
+from ._numpyro import from_numpyro as from_numpyro
+from ._numpyro_target import NumpyroTarget as NumpyroTarget
 from ._tfp import TFPTarget as TFPTarget, from_tfp as from_tfp

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -40,6 +41,10 @@ class Structure(NamedTuple):
         weighted: Names of latents under a `mask` or `scale` handler.
         factors: Names of terms of the likelihood that no data could be drawn from: those
             that `factor` makes, scaled ones, and observed values made of latents.
+        discrete: The latents that are summed out, in the order of the model.
+        varying: Names of deterministic sites that depend on those: they have no one value.
+        scanned: Whether some of those are inside `scan`.
+        enum_dim: The first batch axis from the right that all sites leave free.
     """
 
     sites: tuple[Latent, ...]
@@ -47,6 +52,20 @@ class Structure(NamedTuple):
     dims: tuple[tuple[str, tuple[str, ...]], ...]
     weighted: tuple[str, ...]
     factors: tuple[str, ...]
+    discrete: tuple[Latent, ...] = ()
+    varying: tuple[str, ...] = ()
+    scanned: bool = False
+    enum_dim: int = -1
+
+
+class Conditioned(eqx.Module):
+    """A model whose observed sites have other values, which are data of the target."""
+
+    fn: Any
+    data: dict[str, Any]
+
+    def __call__(self, *args, **kwargs):
+        return handlers.condition(self.fn, data=self.data)(*args, **kwargs)
 
 
 def run(fn: Callable, args: tuple, kwargs: dict, choose: Callable, *, key=None) -> Trace:
@@ -68,6 +87,11 @@ def run(fn: Callable, args: tuple, kwargs: dict, choose: Callable, *, key=None) 
     else:
         seeded = handlers.seed(model, key)
     return handlers.trace(seeded).get_trace(*args, **kwargs)
+
+
+def site_shape(site: dict[str, Any]) -> tuple[int, ...]:
+    """Return the shape of a site's value; that of one step inside `scan`."""
+    return tuple(site["kwargs"].get("sample_shape", ())) + tuple(site["fn"].shape())
 
 
 def site_key(key, site):
@@ -143,28 +167,40 @@ def _shapes_only(visit, args, kwargs):
 
 
 def _structure(trace: Trace) -> Structure:
-    sites, observed, weighted, factors = [], [], [], []
+    sites, observed, weighted, factors, discrete = [], [], [], [], []
+    dim = -1
     for name, site in trace.items():
         _refuse(name, site)
         if site["type"] != "sample":
             continue
+        dim = min(dim, -1 - len(site["fn"].batch_shape))
         if site["is_observed"]:
             if not site["infer"].get("is_auxiliary", False):
                 observed.append(name)
             if site["infer"].get("is_auxiliary", False) or site["scale"] is not None:
                 factors.append(name)
+            continue
+        shape = tuple(jnp.shape(site["value"]))
+        if site["scale"] is not None or _is_masked(site["fn"]):
+            weighted.append(name)
+        if site["fn"].support.is_discrete:
+            discrete.append(Latent(name, shape, ()))
         else:
             transform = bijection(site["fn"].support, f"The support of site {name!r}")
-            shape = tuple(jnp.shape(site["value"]))
             sites.append(Latent(name, shape, tuple(transform.inverse_shape(shape))))
-            if site["scale"] is not None or _is_masked(site["fn"]):
-                weighted.append(name)
     if not sites:
         raise ValueError(
-            "`fn` must have at least one latent (unobserved) sample site; got none."
+            "`fn` must have at least one continuous latent (unobserved) sample site; got none."
         )
     return Structure(
-        tuple(sites), tuple(observed), _dims(trace), tuple(weighted), tuple(factors)
+        tuple(sites),
+        tuple(observed),
+        _dims(trace),
+        tuple(weighted),
+        tuple(factors),
+        discrete=tuple(discrete),
+        scanned=any("_scan_current_index" in trace[x.name]["infer"] for x in discrete),
+        enum_dim=dim,
     )
 
 
@@ -184,12 +220,26 @@ def _refuse(name, site) -> None:
                 "would differ at each evaluation. Leave `subsample_size` out; for minibatches "
                 "write the model as a `whence.Model` and use an engine with `batch_size`."
             )
-    if site["type"] == "sample" and not site["is_observed"] and site["fn"].support.is_discrete:
+    latent = site["type"] == "sample" and not site["is_observed"]
+    if latent and site["fn"].support.is_discrete:
+        _refuse_infinite(name, site)
+
+
+def _refuse_infinite(name, site) -> None:
+    kind = type(site["fn"]).__name__
+    if not site["fn"].has_enumerate_support:
         raise ValueError(
-            f"Site {name!r} is a discrete latent ({type(site['fn']).__name__}), and "
-            "gradient-based engines need continuous ones. Sum it out in the model (for example "
-            "`numpyro.distributions.MixtureSameFamily`, or a forward recursion for a hidden "
-            "Markov model); numpyro's own enumeration is not used here."
+            f"Site {name!r} is a discrete latent ({kind}) without a list of its values, so it "
+            "cannot be summed out. Sum it out in the model (a Poisson latent under Binomial "
+            "data is Poisson again, for example), put a distribution with finitely many "
+            "values in its place (`Categorical` over the counts that matter), or make it "
+            "continuous."
+        )
+    wish = site["infer"].get("enumerate", "parallel")
+    if wish != "parallel":
+        raise ValueError(
+            f"Site {name!r} is a discrete latent ({kind}) with `infer={{'enumerate': "
+            f"{wish!r}}}`; it can only be summed out, with 'parallel' or without `infer`."
         )
 
 

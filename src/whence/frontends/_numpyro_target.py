@@ -1,0 +1,375 @@
+"""The target that a numpyro model and its data make."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array
+from numpyro.distributions import biject_to
+
+from ..core import AbstractDescribedTarget, compiled
+from ..core._latent import Coords
+from ..core._types import PRNGKey
+from ._arguments import constant_data, has_arrays
+from ._axes import name_axes
+from ._bijection import log_det
+from ._enumerate import (
+    Summed,
+    first_value,
+    marginal,
+    marginal_pointwise,
+    sample_discrete,
+)
+from ._trace import (
+    Conditioned,
+    Latent,
+    Structure,
+    at_step,
+    log_prob,
+    run,
+    site_key,
+    site_shape,
+)
+
+
+class NumpyroTarget(AbstractDescribedTarget):
+    """The posterior of a numpyro model given data; made by `from_numpyro`.
+
+    A draw is a dict of latent and deterministic sites by name. Discrete latents are summed
+    out: they are in no draw, nor are deterministic sites that depend on them.
+
+    Attributes:
+        fn: The model, handlers included.
+        args: Its positional arguments; arrays in them are data.
+        kwargs: Its keyword arguments; arrays in them are data.
+        structure: What is known of its sites.
+        labels: Labels along named axes.
+    """
+
+    fn: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    structure: Structure = eqx.field(static=True)
+    labels: Coords = eqx.field(static=True, default=Coords())
+
+    @property
+    def sites(self) -> tuple[Latent, ...]:
+        """The continuous latents, in the order of the model."""
+        return self.structure.sites
+
+    def init(self, *, key):
+        """Return a position uniform on (-2, 2), as numpyro does."""
+        keys = jr.split(key, len(self.sites))
+        return {
+            site.name: jr.uniform(k, site.unconstrained_shape, minval=-2.0, maxval=2.0)
+            for site, k in zip(self.sites, keys)
+        }
+
+    def log_density(self, position):
+        """Return log prior plus log likelihood, in nats, Jacobian included."""
+        trace = self._trace(position)
+        if self.structure.discrete:
+            density = marginal(self._summed, self._latents(trace), data=True)
+            return density + self._log_det(trace, position)
+        return self._log_prior(trace, position) + self._log_likelihood(trace)
+
+    def constrain(self, position):
+        """Return latent and deterministic sites by name."""
+        return self._draw(self._trace(position))
+
+    def unconstrain(self, draw: dict[str, Array]) -> dict[str, Array]:
+        """Return the position of a draw; the inverse of `constrain`."""
+        trace = self._trace_of(draw)
+        return {
+            site.name: biject_to(trace[site.name]["fn"].support).inv(draw[site.name])
+            for site in self.sites
+        }
+
+    @property
+    def num_data(self) -> int | None:
+        """None: rows of data cannot be told apart inside a numpyro model."""
+        return None
+
+    def log_prior(self, position):
+        """Return the log prior density, in nats, Jacobian included."""
+        return self._log_prior(self._trace(position), position)
+
+    def log_likelihood(self, position, rows=None):
+        """Return the log likelihood, a scalar: observed sites and factors.
+
+        Raises:
+            ValueError: If `rows` are asked for.
+        """
+        if rows is not None:
+            raise ValueError("A target from numpyro has no rows of data to choose from.")
+        return self._log_likelihood(self._trace(position))
+
+    def variables(self, draw):
+        """Return latent and deterministic sites by name."""
+        return dict(draw)
+
+    @property
+    def dims(self):
+        """Names of plates, for the axes they make, and names given by `with_coords`."""
+        return dict(self.structure.dims)
+
+    @property
+    def coords(self):
+        """Labels given by `with_coords`."""
+        return self.labels
+
+    def with_coords(
+        self, coords: Mapping[str, Any], *, dims: Mapping[str, Any] | None = None
+    ) -> "NumpyroTarget":
+        """Return a target with labels along axes; other labels compile nothing.
+
+        Args:
+            coords: Labels, or a length, by axis: names of plates, or those in `dims`.
+            dims: A name for each axis, by latent, derived, observed or constant variable;
+                in place of what plates say of it.
+
+        Raises:
+            ValueError: If names or lengths do not fit the model.
+        """
+        named, labels = name_axes(self, coords, dims)
+        structure = self.structure._replace(dims=named)
+        return dataclasses.replace(self, structure=structure, labels=labels)
+
+    @property
+    def observed_data(self):
+        """Observed values by name."""
+        zeros = constant_position(self, 0.0)
+        return compiled(observed_values, self, zeros).call(self, zeros)
+
+    @property
+    def constant_data(self):
+        """Array arguments that are no observed values, by the name of the parameter."""
+        observed = self.observed_data
+        found = constant_data(self.fn, self.args, self.kwargs, observed.values())
+        # Names of axes go by variable: an argument called like a site would have its axes.
+        draw = jax.eval_shape(lambda: self.constrain(constant_position(self, 0.0)))
+        sites = draw.keys() | observed.keys()
+        return {name: value for name, value in found.items() if name not in sites}
+
+    def pointwise(self, draw):
+        """Return the pointwise log likelihood of one draw, by observed site, in nats.
+
+        Sites whose data share a discrete latent, so that they are one term, are left out.
+        """
+        trace = self._trace_of(draw)
+        terms = {name: log_prob(trace[name]) for name in self.structure.observed}
+        if not self.structure.discrete:
+            return terms
+        summed = marginal_pointwise(self._summed, self._latents(trace))
+        terms = {n: v for n, v in terms.items() if n not in summed}
+        return terms | {n: v for n, v in summed.items() if v is not None}
+
+    def sample_discrete(self, draw: dict[str, Array], *, key: PRNGKey) -> dict[str, Array]:
+        """Return the discrete latents drawn given one draw and the data, by name.
+
+        Args:
+            draw: A draw; only its latents count.
+            key: A typed key.
+
+        Raises:
+            ValueError: If the model has none.
+            NotImplementedError: If they are inside `scan`.
+        """
+        if not self.structure.discrete:
+            raise ValueError("The model has no discrete latents to draw.")
+        return sample_discrete(self._summed, self._latents(draw), key)
+
+    def predict(self, draw, inputs, *, key):
+        """Return one data set drawn given one draw.
+
+        Args:
+            draw: A draw; only its latents count.
+            inputs: New positional arguments of the model, or None for all old arguments.
+                New ones also put keyword arguments that hold arrays back to their
+                defaults, since those belong to the old data.
+            key: A typed key.
+        """
+        args, kwargs = self.args, self.kwargs
+        if inputs is not None:
+            args = tuple(inputs)
+            kwargs = {k: v for k, v in kwargs.items() if not has_arrays(v)}
+
+        def choose(site):
+            if site["name"] in latents:
+                return _fitting(site, draw[site["name"]])
+            if site["name"] in summed:
+                return _sample(site, key)
+            if site["is_observed"] and site["name"] in self.structure.observed:
+                return _sample_like(site, key)
+            return None
+
+        latents, summed = {site.name for site in self.sites}, self._summed.discrete
+        trace = run(self.fn, args, kwargs, choose, key=key)
+        return {name: trace[name]["value"] for name in self.structure.observed}
+
+    def with_data(self, data: Mapping[str, Any]) -> "NumpyroTarget":
+        """Return this target with other observed values of the same shapes, by site.
+
+        Raises:
+            ValueError: If the likelihood has terms that are no data, such as a `factor`.
+        """
+        if self.structure.factors:
+            raise ValueError(
+                f"Site {self.structure.factors[0]!r} is a term of the likelihood that is no "
+                "observed value at its own scale, so no other data can take its place."
+            )
+        fn = self.fn.fn if isinstance(self.fn, Conditioned) else self.fn
+        data = {name: data[name] for name in self.structure.observed}
+        return dataclasses.replace(self, fn=Conditioned(fn, data))
+
+    def sample_prior(self, *, key):
+        """Return one draw from the prior.
+
+        Raises:
+            ValueError: If a prior is improper, or changed by a mask or scale handler.
+        """
+        return self._draw(self._prior_trace(key))
+
+    def sample_prior_position(self, key: PRNGKey) -> dict[str, Array]:
+        """Return one draw from the prior, in unconstrained space."""
+        trace = self._prior_trace(key)
+        return {
+            s.name: biject_to(trace[s.name]["fn"].support).inv(trace[s.name]["value"])
+            for s in self.sites
+        }
+
+    @property
+    def _summed(self) -> Summed:
+        return Summed(self.fn, self.args, self.kwargs, self.structure)
+
+    def _latents(self, draw):
+        """Return the continuous latents of a draw or a trace."""
+        value = lambda x: x["value"] if isinstance(x, dict) else x
+        return {site.name: value(draw[site.name]) for site in self.sites}
+
+    def _trace(self, position, discrete=None):
+        def choose(site):
+            if site["name"] in summed:
+                return _discrete_value(site, discrete)
+            point = position.get(site["name"])
+            if point is None:
+                return None
+            bijector = biject_to(site["fn"].support)
+            return bijector(at_step(site, point, _unconstrained_ndim(site, bijector)))
+
+        summed = self._summed.discrete
+        return run(self.fn, self.args, self.kwargs, choose)
+
+    def _trace_of(self, draw):
+        latents, summed = {site.name for site in self.sites}, self._summed.discrete
+
+        def choose(site):
+            if site["name"] in summed:
+                return first_value(site)
+            return draw[site["name"]] if site["name"] in latents else None
+
+        return run(self.fn, self.args, self.kwargs, choose)
+
+    def _prior_trace(self, key):
+        if self.structure.weighted:
+            raise ValueError(
+                f"The prior of site {self.structure.weighted[0]!r} is under a `mask` or "
+                "`scale` handler: it is no longer the distribution that would be sampled."
+            )
+        latents = {site.name for site in self.sites} | self._summed.discrete
+
+        def choose(site):
+            if site["name"] not in latents:
+                return None
+            try:
+                return _sample(site, key)
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"The prior of site {site['name']!r} is improper "
+                    f"({type(site['fn']).__name__}) and cannot be sampled."
+                ) from error
+
+        return run(self.fn, self.args, self.kwargs, choose)
+
+    def _draw(self, trace):
+        latents = {site.name for site in self.sites}
+        return {
+            name: jnp.asarray(site["value"])
+            for name, site in trace.items()
+            if name in latents
+            or (site["type"] == "deterministic" and name not in self.structure.varying)
+        }
+
+    def _log_prior(self, trace, position):
+        total = self._log_det(trace, position)
+        if self.structure.discrete:
+            return total + marginal(self._summed, self._latents(trace), data=False)
+        return total + sum(jnp.sum(log_prob(trace[latent.name])) for latent in self.sites)
+
+    def _log_det(self, trace, position):
+        # The Jacobian belongs to the change of variables: no handler scales or masks it.
+        total = jnp.zeros((), jnp.result_type(float))
+        for latent in self.sites:
+            site = trace[latent.name]
+            bijector = biject_to(site["fn"].support)
+            total += log_det(bijector, position[latent.name], site["value"])
+        return total
+
+    def _log_likelihood(self, trace):
+        if self.structure.discrete:
+            values = self._latents(trace)
+            with_data, without = (marginal(self._summed, values, data=d) for d in (True, False))
+            return with_data - without
+        total = jnp.zeros((), jnp.result_type(float))
+        for site in trace.values():
+            if site["type"] == "sample" and site["is_observed"]:
+                total += jnp.sum(log_prob(site))
+        return total
+
+
+def observed_values(target: NumpyroTarget, position: dict[str, Array]) -> dict[str, Array]:
+    """Return the values of the observed sites at a position."""
+    trace = target._trace(position)
+    return {name: jnp.asarray(trace[name]["value"]) for name in target.structure.observed}
+
+
+def constant_position(target: NumpyroTarget, value: float) -> dict[str, Array]:
+    """Return the position with this value everywhere."""
+    return {s.name: jnp.full(s.unconstrained_shape, value) for s in target.sites}
+
+
+def _discrete_value(site, values):
+    if values is None:
+        return first_value(site)
+    return at_step(site, values[site["name"]], len(site_shape(site)))
+
+
+def _unconstrained_ndim(site, bijector) -> int:
+    return len(bijector.inverse_shape(site_shape(site)))
+
+
+def _sample(site, key):
+    return site["fn"].sample(site_key(key, site), site["kwargs"].get("sample_shape", ()))
+
+
+def _fitting(site, value):
+    """Return `value` of a latent if the site still has that shape."""
+    shape = site_shape(site)
+    scanned = site["infer"].get("_scan_current_index") is not None
+    if not scanned and jnp.shape(value) != shape:
+        raise ValueError(
+            f"Latent {site['name']!r} has shape {jnp.shape(value)} in the posterior, but the "
+            f"model at the new inputs asks for {shape}: it belongs to the old rows."
+        )
+    return value
+
+
+def _sample_like(site, key):
+    """Draw a site's data, in the shape of what was observed there."""
+    d, value = site["fn"], site["value"]
+    batch = jnp.shape(value)[: jnp.ndim(value) - d.event_dim]
+    return d.expand(jnp.broadcast_shapes(batch, d.batch_shape)).sample(site_key(key, site))
