@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 import whence as wh
+from whence.calibration import _fits
 from whence.calibration._generative import check_arguments, check_functions
 from whence.core import _cache
 
@@ -93,6 +94,46 @@ def test_everything_is_compiled_once(key):
     assert _cache.traces - before == 3  # the simulation, the fit, the quantities
     wh.sbc(target, engine, key=jax.random.key(1), simulations=10)
     assert _cache.traces - before == 3
+
+
+def test_many_data_sets_in_one_program(key):
+    _cache.clear_programs()
+    before = _cache.traces
+    right = wh.sbc(
+        planted.scale_target(),
+        wh.NUTS(chains=2, warmup=150, draws=150),
+        key=key,
+        simulations=60,
+        vectorised=True,
+    )
+    assert right.ok, str(right)
+    assert _cache.traces - before == 3
+    narrow = planted.Exact(width=0.5, fail_above=2.0)
+    wrong = wh.sbc(planted.mean_target(), narrow, key=key, simulations=60, vectorised=True)
+    assert "too narrow" in wrong.report["mu"].message
+    assert 0 < len(wrong.failures) < 30
+    assert "non-finite position" in next(iter(wrong.failures.values()))
+
+
+def test_the_size_of_a_batch_changes_nothing(key, monkeypatch):
+    arguments = {"key": key, "simulations": 20, "vectorised": True}
+    target = planted.mean_target()
+    whole = wh.sbc(target, planted.Exact(), **arguments)
+    monkeypatch.setattr(_fits, "_BATCH", 8)
+    parts = wh.sbc(target, planted.Exact(), **arguments)
+    np.testing.assert_array_equal(whole.ranks["mu"], parts.ranks["mu"])
+
+
+@pytest.mark.slow
+def test_engines_that_end_early_in_one_program(key):
+    calibration = wh.sbc(
+        planted.scale_target(),
+        wh.TemperedSMC(particles=512),
+        key=key,
+        simulations=100,
+        vectorised=True,
+    )
+    assert calibration.ok, str(calibration)
 
 
 def test_the_same_key_gives_the_same_ranks(key):

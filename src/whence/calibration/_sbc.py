@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import jax
 import jax.random as jr
 import numpy as np
 
@@ -13,7 +14,7 @@ from ..core._progress import progress_bar
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
 from ._calibration import Calibration
-from ._fits import Fit, Task, fit_all, thin
+from ._fits import Fit, Task, fit_all, fit_together, thin
 from ._generative import check_arguments, check_functions, shapes_of, simulate
 
 DEFAULT_DRAWS = 99  # ranks 0..99: a hundred values
@@ -31,6 +32,7 @@ def sbc(
     num_draws: int | None = None,
     test_quantities: Mapping[str, Callable[..., Any]] | None = None,
     alpha: float = 0.05,
+    vectorised: bool | None = None,
     progress: bool = False,
 ) -> Calibration:
     """Check that an engine recovers, over many data sets, what they were simulated from.
@@ -55,6 +57,8 @@ def sbc(
         test_quantities: Further quantities by name: functions of a draw and its data (an
             array, or a dict if there are several observed variables) that return an array.
         alpha: Probability of a false alarm in all quantities together, at most.
+        vectorised: Fit many data sets in one program, as is best on accelerators, or each
+            by itself in threads; by default by the platform.
         progress: Show a progress bar.
 
     Returns:
@@ -76,14 +80,17 @@ def sbc(
     prior_key, fit_key, tie_key = jr.split(key, 3)
     truth, data = simulate(model, shapes_of(model), functions, jr.split(prior_key, simulations))
     middle = time.perf_counter()
-    with progress_bar(f"SBC of {engine.name}") if progress else nullcontext() as on_progress:
-        fits = fit_all(
-            Task(model, engine, functions, num_draws or DEFAULT_DRAWS, num_draws or 1),
-            data,
-            list(jr.split(fit_key, simulations)),
-            _all_finite({**truth, **data}),
-            on_progress,
-        )
+    task = Task(model, engine, functions, num_draws or DEFAULT_DRAWS, num_draws or 1)
+    usable = _all_finite({**truth, **data})
+    if vectorised is None:
+        vectorised = jax.default_backend() != "cpu"
+    bar = progress_bar(f"SBC of {engine.name}") if progress else nullcontext()
+    with bar as on_progress:
+        if vectorised:
+            fits = fit_together(task, data, fit_key, usable)
+        else:
+            keys = list(jr.split(fit_key, simulations))
+            fits = fit_all(task, data, keys, usable, on_progress)
     size = num_draws or _affordable(fits)
     good = [i for i, fit in enumerate(fits) if not fit.failure]
     # Compiled code returns dicts sorted by name; people want the model's order.
