@@ -31,6 +31,9 @@ def mlp(key, outputs: Any = 1, inputs=3):
     return eqx.nn.MLP(inputs, outputs, 4, 1, activation=jnp.tanh, key=key)
 
 
+NETWORKS = {outputs: mlp(jr.key(0), outputs) for outputs in (1, 2, 3)}
+
+
 def forward(values, x):
     """The network `mlp` in NumPy."""
     hidden = np.tanh(x @ values["layers.0.weight"].T + values["layers.0.bias"])
@@ -83,6 +86,7 @@ def test_prediction_is_that_of_the_closed_form(posterior, key):
     compare_moments({"y": drawn}, {"y": (design @ mean, sd)}).check()
 
 
+@pytest.mark.slow
 def test_evidence(conjugate):
     posterior = wh.infer(conjugate, wh.TemperedSMC(particles=1000), key=jr.key(2))
     error = posterior.log_evidence - closed_form()[2]
@@ -147,13 +151,29 @@ HEADS = {
 }
 
 
+SOME = np.array([3, 3, 17])
+
+
+@eqx.filter_jit
+def _everything(target, key):
+    """One program for all that is compared: compiling is most of the time here."""
+    position = target.init(key=key)
+    draw = target.constrain(position)
+    return (
+        target.variables(draw),
+        jax.value_and_grad(target.log_density)(position),
+        target.pointwise(draw)["y"],
+        target.log_likelihood(position, jnp.asarray(SOME, jnp.int32)),
+    )
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_density_is_the_hand_written_one(name, key):
     head, outputs, y, by_hand = HEADS[name]
-    bnn = wh.bayesian(mlp(key, outputs), dist.Normal(0.0, 0.7), likelihood=head)
+    bnn = wh.bayesian(NETWORKS[outputs], dist.Normal(0.0, 0.7), likelihood=head)
     target = wh.condition(bnn, y, X)
-    position = target.init(key=jr.key(7))
-    values = {n: np.asarray(v) for n, v in target.variables(target.constrain(position)).items()}
+    found = jax.tree.map(np.asarray, _everything(target, key))
+    values, (density, gradient), pointwise, some = found
     sigma = values.get("sigma", np.nan)
     rows = by_hand(forward(values, X), sigma)
     prior = sum(
@@ -161,17 +181,17 @@ def test_density_is_the_hand_written_one(name, key):
     )
     if "sigma" in values:
         prior += st.halfnorm.logpdf(sigma) + np.log(sigma)
-    density, gradient = jax.jit(jax.value_and_grad(target.log_density))(position)
     assert_allclose(density, prior + rows.sum(), rtol=1e-9)
     assert all(np.isfinite(g).all() for g in gradient.values())
-    assert_allclose(target.pointwise(target.constrain(position))["y"], rows, rtol=1e-9)
+    assert_allclose(pointwise, rows, rtol=1e-9)
     assert target.num_data == 30
-    some = jnp.array([3, 3, 17])
-    assert_allclose(target.log_likelihood(position, some), rows[some], rtol=1e-9)
-    drawn = target.predict(target.constrain(position), None, key=key)["y"]
+    assert_allclose(some, rows[SOME], rtol=1e-9)
+    draw = jax.eval_shape(lambda: target.sample_prior(key=key))
+    drawn = jax.eval_shape(lambda draw: target.predict(draw, None, key=key)["y"], draw)
     assert drawn.shape == y.shape
 
 
+@pytest.mark.slow
 def test_conformance(key):
     bnn = wh.bayesian(
         linear(key),
@@ -184,33 +204,50 @@ def test_conformance(key):
 # Priors.
 
 
+class Holder(eqx.Module):
+    parts: dict
+
+    def __call__(self, x):
+        return sum(part(x) for part in self.parts.values())
+
+
 def test_fan_in():
     key = jr.key(0)
-    fan_in = wh.FanIn(3.0)
-    stacked = eqx.filter_vmap(lambda k: eqx.nn.Linear(5, 2, key=k))(jr.split(key, 4))
-    cases = [
-        (eqx.nn.Linear(5, 2, key=key), "weight", 0, 5),
-        (eqx.nn.Linear(5, 2, key=key), "bias", 0, 1),
-        (eqx.nn.Linear("scalar", 2, key=key), "weight", 0, 1),
-        (stacked, "weight", 0, 5),
-        (stacked, "bias", 0, 1),
-        (eqx.nn.Conv2d(6, 4, (3, 5), groups=2, key=key), "weight", 0, 45),
-        (eqx.nn.Conv2d(6, 4, 3, key=key), "bias", 0, 1),
-        (eqx.nn.ConvTranspose1d(6, 4, 3, key=key), "weight", 0, 18),
-        (eqx.nn.Embedding(9, 4, key=key), "weight", 0, 1),
-        (eqx.nn.GRUCell(7, 4, key=key), "weight_ih", 0, 7),
-        (eqx.nn.GRUCell(7, 4, key=key), "weight_hh", 0, 4),
-        (eqx.nn.GRUCell(7, 4, key=key), "bias_n", 0, 1),
-        (eqx.nn.LayerNorm((4, 4)), "weight", 1, 1),
-        (eqx.nn.LayerNorm((4, 4)), "bias", 0, 1),
-    ]
-    for module, path, mean, inputs in cases:
-        model = wh.bayesian(module, fan_in)
-        prior = model.priors[model.names.index(path)]
-        assert_allclose(prior.loc, mean)
-        assert_allclose(prior.scale, 3.0 / math.sqrt(inputs), err_msg=f"{module} {path}")
+    parts = {
+        "linear": eqx.nn.Linear(5, 2, key=key),
+        "scalar": eqx.nn.Linear("scalar", 2, key=key),
+        "stacked": eqx.filter_vmap(lambda k: eqx.nn.Linear(5, 2, key=k))(jr.split(key, 4)),
+        "conv": eqx.nn.Conv2d(6, 4, (3, 5), groups=2, key=key),
+        "transpose": eqx.nn.ConvTranspose1d(6, 4, 3, key=key),
+        "embedding": eqx.nn.Embedding(9, 4, key=key),
+        "gru": eqx.nn.GRUCell(7, 4, key=key),
+        "norm": eqx.nn.LayerNorm((4, 4)),
+    }
+    model = wh.bayesian(Holder(parts), wh.FanIn(3.0))
+    priors = dict(zip(model.names, model.priors))
+    expected = {
+        "linear.weight": (0, 5),
+        "linear.bias": (0, 1),
+        "scalar.weight": (0, 1),
+        "stacked.weight": (0, 5),
+        "stacked.bias": (0, 1),
+        "conv.weight": (0, 45),
+        "conv.bias": (0, 1),
+        "transpose.weight": (0, 18),
+        "embedding.weight": (0, 1),
+        "gru.weight_ih": (0, 7),
+        "gru.weight_hh": (0, 4),
+        "gru.bias_n": (0, 1),
+        "norm.weight": (1, 1),
+        "norm.bias": (0, 1),
+    }
+    for path, (mean, inputs) in expected.items():
+        prior = priors[f"parts.{path}"]
+        assert_allclose(prior.loc, mean, err_msg=path)
+        assert_allclose(prior.scale, 3.0 / math.sqrt(inputs), err_msg=path)
 
 
+@pytest.mark.slow
 def test_wide_layers_keep_their_size(key):
     """What fan-in scaling is for: the prior of an output does not depend on the width."""
     sds = []
@@ -224,15 +261,7 @@ def test_wide_layers_keep_their_size(key):
 
 
 def test_priors_by_rule(key):
-    module = {"a": linear(key), "b": mlp(key)}
-
-    class Both(eqx.Module):
-        parts: dict
-
-        def __call__(self, x):
-            return self.parts["a"](x) + self.parts["b"](x)
-
-    module = Both(module)
+    module = Holder({"a": linear(key), "b": NETWORKS[1]})
     by_function = wh.bayesian(
         module, lambda path, leaf: dist.Normal(0.0, leaf.ndim) if "weight" in path else None
     )
@@ -252,10 +281,10 @@ def _layers(name):
     return f"parts.b.layers.0.{name}", f"parts.b.layers.1.{name}"
 
 
-def test_bad_priors(key):
+def test_bad_priors():
     def refuse(message, prior, **kwargs):
         with pytest.raises(ValueError, match=message):
-            wh.bayesian(mlp(key), prior, **kwargs)
+            wh.bayesian(NETWORKS[1], prior, **kwargs)
 
     refuse("no entry for `layers.0.bias`", {"*.weight": dist.Normal()})
     refuse("'\\*.wieght'", {"*.wieght": dist.Normal(), "*": dist.Normal()})
@@ -325,7 +354,7 @@ def test_other_leaves(key):
 
 
 def test_start(key):
-    module = mlp(key)
+    module = linear(key)
     make = lambda **kw: wh.condition(
         wh.bayesian(module, wh.FanIn(0.01), likelihood=wh.regression(), **kw), Y, X
     )
@@ -333,20 +362,17 @@ def test_start(key):
         lambda target: jax.vmap(lambda k: target.init(key=k))(jr.split(key, 200))
     )
     from_prior = inits(make())
-    assert_allclose(from_prior["layers.0.weight"].std(), 0.01 / math.sqrt(3), rtol=0.1)
+    assert_allclose(from_prior["weight"].std(), 0.01 / math.sqrt(3), rtol=0.1)
     assert from_prior["sigma"].std() > 0.8  # uniform on (-2, 2)
     start = make(start="module").init(key=key)
-    assert_allclose(start["layers.1.weight"], module.layers[1].weight)
-    assert inits(make(start="uniform"))["layers.0.weight"].std() > 1.0
+    assert_allclose(start["weight"], module.weight)
+    assert inits(make(start="uniform"))["weight"].std() > 1.0
     standardised = make(noncentered=True)
-    assert_allclose(inits(standardised)["layers.0.weight"].std(), 1.0, rtol=0.1)
+    assert_allclose(inits(standardised)["weight"].std(), 1.0, rtol=0.1)
     draw = standardised.constrain(start)
-    assert_allclose(draw.values["layers.1.weight"], 0.005 * module.layers[1].weight)
-    flat = wh.bayesian(
-        linear(key),
-        dist.ImproperUniform(dist.constraints.real, (), ()),
-        likelihood=wh.poisson(),
-    )
+    assert_allclose(draw.values["weight"], 0.01 / math.sqrt(3) * module.weight)
+    improper = dist.ImproperUniform(dist.constraints.real, (), ())
+    flat = wh.bayesian(module, improper, likelihood=wh.poisson())
     assert np.isfinite(wh.condition(flat, COUNTS, X).init(key=key)["weight"]).all()
 
 
@@ -372,6 +398,7 @@ def test_posterior(posterior, conjugate, tmp_path, key):
     assert wh.check(conjugate).ok
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::whence.InferenceWarning")
 def test_engines(conjugate, tmp_path):
     mean = closed_form()[0][:3]
@@ -475,12 +502,12 @@ def test_bad_modules(key):
     refuse("'sigma'", Sigma(jnp.ones(3)), likelihood=wh.regression())
 
 
-def test_bad_noise(key):
+def test_bad_noise():
     for noise in (0.0, -1.0, np.nan, "loud", np.array([1.0, 0.0])):
         with pytest.raises(ValueError, match="`noise`"):
             wh.regression(noise)
     for outputs, noise, message in ((1, "output", "even"), (2, np.ones(30), "`noise`")):
-        bnn = wh.bayesian(mlp(key, outputs), dist.Normal(), likelihood=wh.regression(noise))
+        bnn = wh.bayesian(NETWORKS[outputs], dist.Normal(), likelihood=wh.regression(noise))
         with pytest.raises(ValueError, match=message):
             wh.condition(bnn, Y, X)
 
@@ -512,9 +539,9 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("name", BAD_DATA)
-def test_bad_data(name, key):
+def test_bad_data(name):
     head, outputs, y, x, message = BAD_DATA[name]
-    bnn = wh.bayesian(mlp(key, outputs), dist.Normal(), likelihood=head)
+    bnn = wh.bayesian(NETWORKS[outputs], dist.Normal(), likelihood=head)
     with pytest.raises(ValueError, match=message):
         wh.condition(bnn, y, x)
 
