@@ -249,6 +249,7 @@ def test_blackjax(simple, ours):
     _compare(posterior, ours)
 
 
+@pytest.mark.slow
 def test_numpyro(simple, ours):
     from numpyro.infer import MCMC, NUTS
 

@@ -40,7 +40,7 @@ def check_module(module: Any) -> None:
                 "`SpectralNorm` do): its rows would not be independent. Use `LayerNorm` or "
                 "`GroupNorm`."
             )
-        if jnp.issubdtype(getattr(node, "dtype", None), jax.dtypes.prng_key):
+        if isinstance(node, jax.Array) and jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
             raise ValueError(
                 f"`module` must be without randomness of its own, but {where!r} is a key."
             )
