@@ -20,11 +20,10 @@ import _planted as planted  # noqa: E402
     "engine",
     [
         wh.NUTS(warmup=0, step_size=0.4),
-        wh.HMC(warmup=0, step_size=0.4, num_steps=4),
         wh.HMC(warmup=0, step_size=0.55, num_steps=3),  # rejects often: the rule counts
         wh.NUTS(warmup=0, step_size=0.4, backend="blackjax"),
     ],
-    ids=["nuts", "hmc", "hmc-coarse", "blackjax"],
+    ids=["nuts", "hmc", "blackjax"],
 )
 def test_exact_kernels_pass(engine, key):
     result = wh.geweke(planted.scale_target(), engine, key=key)
@@ -140,12 +139,12 @@ def test_false_alarms_are_as_rare_as_promised():
     """Over many keys the smallest p-value must be no smaller than uniform ones."""
     target, engine = planted.mean_target(), NoTest(scale=1.5)
     smallest = []
-    for i in range(60):
+    for i in range(40):
         result = wh.geweke(target, engine, key=jax.random.key(i), replicates=100, iterations=4)
         found = min(float(np.min(p)) for p in result.p_values.values())
         smallest.append(min(1.0, found * result.num_quantities))
     for level in (0.05, 0.2):
-        error = np.sqrt(level * (1 - level) / 60)
+        error = np.sqrt(level * (1 - level) / 40)
         assert np.mean(np.array(smallest) <= level) < level + 3 * error
 
 

@@ -20,12 +20,12 @@ import _planted as planted  # noqa: E402
 
 
 def test_exact_draws_are_calibrated(key):
-    calibration = wh.sbc(planted.mean_target(), planted.Exact(), key=key)
+    calibration = wh.sbc(planted.mean_target(), planted.Exact(), key=key, simulations=100)
     assert calibration.ok
     assert calibration.num_draws == 99
     assert set(calibration.ranks) == {"mu", "positive", "log_likelihood"}
     for ranks in calibration.ranks.values():
-        assert ranks.shape == (200,)
+        assert ranks.shape == (100,)
         assert ranks.min() >= 0
         assert ranks.max() <= 99
     assert "No miscalibration found in 3 quantities" in str(calibration)
@@ -56,12 +56,13 @@ def test_a_posterior_that_ignores_the_data_is_caught_by_the_likelihood(key):
 
 
 def test_failures_are_counted_and_make_it_fail(key):
-    calibration = wh.sbc(planted.mean_target(), planted.Exact(fail_above=1.5), key=key)
+    engine = planted.Exact(fail_above=1.5)
+    calibration = wh.sbc(planted.mean_target(), engine, key=key, simulations=100)
     assert not calibration.ok
     # The mean of the data is normal with variance 4 + 1/5.
-    expected = 200 * (1 - 0.7678)
-    assert abs(len(calibration.failures) - expected) < 4 * np.sqrt(expected * 0.77)
-    assert len(calibration.ranks["mu"]) == 200 - len(calibration.failures)
+    expected = 100 * (1 - 0.7678)
+    assert abs(len(calibration.failures) - expected) < 4 * np.sqrt(expected * 0.7678)
+    assert len(calibration.ranks["mu"]) == 100 - len(calibration.failures)
     assert np.isnan(calibration.ess[list(calibration.failures)]).all()
     assert "failed" in calibration.report["failures"].message
 
@@ -101,9 +102,9 @@ def test_many_data_sets_in_one_program(key):
     before = _cache.traces
     right = wh.sbc(
         planted.scale_target(),
-        wh.NUTS(chains=2, warmup=150, draws=150),
+        wh.NUTS(chains=2, warmup=100, draws=100),
         key=key,
-        simulations=60,
+        simulations=40,
         vectorised=True,
     )
     assert right.ok, str(right)
