@@ -250,6 +250,19 @@ def without_plate(y):
     numpyro.sample("y", dist.Normal(x + k, 1.0), obs=y)
 
 
+def summed_over(y):
+    x = numpyro.sample("x", dist.Normal())
+    other = numpyro.sample("other", dist.Bernoulli(0.5))
+    with numpyro.plate("item", 3):
+        k = numpyro.sample("k", dist.Bernoulli(0.5))
+    numpyro.sample("y", dist.Normal(x + other + jnp.sum(k), 1.0), obs=y)
+
+
+def counted(total):
+    numpyro.sample("k", dist.Binomial(total, 0.5))
+    numpyro.sample("x", dist.Normal())
+
+
 def discrete_only():
     numpyro.sample("k", dist.Bernoulli(0.5))
 
@@ -261,6 +274,8 @@ def discrete_only():
         (sequential, (), "'sequential'}`; it can only be summed out"),
         (bounded, (), "support of site 'x' must not depend on discrete latents.*'k'"),
         (without_plate, (Y,), "cannot sum the discrete latents.*must be that of a `plate`"),
+        (summed_over, (0.0,), "site 'y' depends on 'k'.*does it sum over all axes"),
+        (counted, (jnp.array(4),), "values of a discrete latent.*'k'.*as Python numbers"),
         (discrete_only, (), "at least one continuous latent"),
     ],
 )

@@ -119,29 +119,43 @@ def sample_discrete(summed: Summed, values: Values, key: PRNGKey) -> Values:
     return {latent.name: trace[latent.name]["value"] for latent in summed.structure.discrete}
 
 
-def depending(function: Callable[[Values], Values], values: Values) -> tuple[str, ...]:
+def depending(function: Callable[[Values], Values], values: Values) -> frozenset[str]:
     """Return names of results that depend on discrete values; nothing is computed.
 
-    What `vmap` over the values would have to repeat depends on them.
+    What `vmap` over the values has to repeat depends on them, and `vmap` says what that is.
 
     Args:
         function: From values of the discrete latents to results by name.
         values: Any values of the discrete latents.
     """
+    repeated: dict[str, bool] = {}
+    probe = jax.custom_batching.custom_vmap(lambda results: results)
+
+    @probe.def_vmap
+    def _(axis_size, is_repeated, results):
+        repeated.update(is_repeated[0])
+        return results, is_repeated[0]
+
     twice = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), values)
-    names = jax.eval_shape(function, values)
+    jax.eval_shape(jax.vmap(lambda values: probe(function(values))), twice)
+    return frozenset(name for name, is_repeated in repeated.items() if is_repeated)
 
-    def depends(name) -> bool:
-        one = lambda values: function(values)[name]
-        try:
-            jax.eval_shape(jax.vmap(one, out_axes=None), twice)
-        except ValueError as error:
-            if "out_axes" not in str(error):
-                raise
-            return True
-        return False
 
-    return tuple(name for name in names if depends(name))
+def enumerated(summed: Summed, values: Values) -> dict[str, frozenset[str]]:
+    """Return the discrete latents along whose values a site's density goes, by site.
+
+    Args:
+        summed: The model.
+        values: Values of its continuous latents.
+    """
+    model = _enumerated(summed, summed.fn)
+    _, trace = library().log_density(model, summed.args, summed.kwargs, values)
+    axes = lambda site: {axis.removeprefix("_PREV_") for axis in site["dim_to_name"].values()}
+    return {
+        name: summed.discrete & axes(site["infer"])
+        for name, site in trace.items()
+        if site["type"] == "sample"
+    }
 
 
 class _WithoutData(Messenger):

@@ -11,9 +11,9 @@ from jax.core import Tracer
 
 from ..core import compiled
 from ._arguments import as_data
-from ._enumerate import depending, library
+from ._enumerate import depending, enumerated, library
 from ._numpyro_target import NumpyroTarget, constant_position, observed_values
-from ._trace import Structure, inspect_model
+from ._trace import Structure, inspect_model, log_prob
 
 
 def from_numpyro(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> NumpyroTarget:
@@ -68,25 +68,61 @@ def _summed_out(target: NumpyroTarget) -> Structure:
     """Note what depends on discrete latents, and see that they can be summed out."""
     names = ", ".join(repr(latent.name) for latent in target.structure.discrete)
     zeros = {x.name: jnp.zeros(x.shape, int) for x in target.structure.discrete}
+    position = constant_position(target, 0.0)
 
     def results(discrete):
-        trace = target._trace(constant_position(target, 0.0), discrete)
-        return target._draw(trace)
+        return target._draw(target._trace(position, discrete))
 
-    varying = depending(results, zeros)
-    bounded = [site.name for site in target.sites if site.name in varying]
-    if bounded:
-        raise ValueError(
-            f"The support of site {bounded[0]!r} must not depend on discrete latents (here "
-            f"{names}): with these summed out it has no one support."
-        )
     try:
-        jax.eval_shape(lambda: target.log_density(constant_position(target, 0.0)))
+        varying = depending(results, zeros)
+        bounded = [site.name for site in target.sites if site.name in varying]
+        if not bounded:
+            _see_every_value(target, position, zeros)
+    except jax.errors.ConcretizationTypeError as error:
+        raise ValueError(
+            f"The list of values of a discrete latent (here {names}) must not depend on the "
+            "numbers in array arguments: pass them (`total_count` of a Binomial, say) as "
+            f"Python numbers. {error}"
+        ) from error
     except (ValueError, NotImplementedError, AssertionError) as error:
         raise ValueError(
             f"numpyro cannot sum the discrete latents ({names}) out of the model. Each batch "
             "axis of such a model must be that of a `plate`, and indices into arrays must "
             f"broadcast (`Vindex` of `numpyro.ops.indexing` does): {error}"
         ) from error
+    if bounded:
+        raise ValueError(
+            f"The support of site {bounded[0]!r} must not depend on discrete latents (here "
+            f"{names}): with these summed out it has no one support."
+        )
     dims = tuple(named for named in target.structure.dims if named[0] not in varying)
-    return target.structure._replace(varying=varying, dims=dims)
+    return target.structure._replace(varying=tuple(sorted(varying)), dims=dims)
+
+
+def _see_every_value(target, position, zeros) -> None:
+    """Raise unless sites that depend on a discrete latent are evaluated at all its values.
+
+    Enumeration gives a latent an axis, and a model that sums over all axes sums over that
+    one too: numpyro then takes the site for one that does not depend on the latent.
+    """
+    axes: dict[str, frozenset[str]] = {}
+
+    def visit():
+        axes.update(enumerated(target._summed, target._latents(target._trace(position))))
+
+    jax.eval_shape(visit)
+    names = list(zeros)
+    # With many latents (steps of a loop) all at once: each one needs a run of the model.
+    groups = [[name] for name in names] if len(names) <= 8 else [names]
+    for group in groups:
+
+        def terms(values):
+            trace = target._trace(position, {**zeros, **values})
+            return {n: log_prob(s) for n, s in trace.items() if s["type"] == "sample"}
+
+        for name in sorted(depending(terms, {n: zeros[n] for n in group})):
+            if name in axes and not axes[name].intersection(group):
+                raise ValueError(
+                    f"site {name!r} depends on {group[0]!r}, but not along the axis of its "
+                    "values; does it sum over all axes, or reshape?"
+                )

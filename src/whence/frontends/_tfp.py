@@ -334,9 +334,10 @@ def _cast(name, value, dtype) -> Array:
     if isinstance(value, Tracer) or jnp.issubdtype(dtype, value.dtype):
         return cast
     integers = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.integer)
-    if integers and not np.array_equal(np.asarray(cast, np.float64), value):
+    lost = np.asarray(value)[np.asarray(cast, np.float64) != np.asarray(value)]
+    if integers and lost.size:
         raise ValueError(
-            f"`observed[{name!r}]` must hold values that {np.dtype(dtype).name}, the type of "
-            f"its component, can hold; got dtype {value.dtype} with others."
+            f"`observed[{name!r}]` must fit {np.dtype(dtype).name}, the type of its component; "
+            f"got {lost.flat[0]}, which does not."
         )
     return cast
