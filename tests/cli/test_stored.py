@@ -18,16 +18,16 @@ def stored(whence):
 def test_extend_replay_and_report_need_only_the_folder(stored, whence, folder, monkeypatch):
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")  # the manifest names the file by its full path
-    whence("extend", "../run", "--draws", "25", "--out", "b.nc")
+    whence("extend", folder / "run", "--draws", "25", "--out", "b.nc")
     longer = ("--set", "chains=2", "--set", "warmup=60", "--set", "draws=65", "--seed", "4")
-    whence("fit", "../model.py:target", *longer, "--out", "c.nc")
+    whence("fit", f"{folder / 'model.py'}:target", *longer, "--out", "c.nc")
     extended, direct = wh.load("b.nc"), wh.load("c.nc")
     np.testing.assert_array_equal(extended["theta"], direct["theta"])
-    assert whence("replay", "../run").stdout.startswith("bitwise\n")
-    again = whence("resume", "../run", "--out", "d.zarr").stdout
+    assert whence("replay", folder / "run").stdout.startswith("bitwise\n")
+    again = whence("resume", folder / "run", "--out", "d.zarr").stdout
     assert "Wrote d.zarr" in again
     np.testing.assert_array_equal(wh.load("d.zarr")["theta"], direct["theta"])
-    whence("report", "../run")
+    whence("report", folder / "run")
     assert "posterior predictive" in (folder / "run.html").read_text().lower()
 
 

@@ -91,7 +91,9 @@ def collect(
     for i in keep:
         record = outcome.read(i)
         warm.append(jax.tree.map(lambda x: x[:warmup], record))
-        rest.append(jax.tree.map(lambda x: np.array(x[warmup:length:thin]), record))
+        part = jax.tree.map(lambda x: x[warmup:length:thin], record)
+        rest.append(jax.tree.map(np.array, part) if thin > 1 else part)  # a copy frees the rest
+        del record
     stack = lambda parts: jax.tree.map(lambda *x: np.stack(x), *parts)
     trace = Trace(stack(warm) if warmup else None, stack(rest) if length > warmup else None)
     del warm, rest

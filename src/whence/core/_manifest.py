@@ -6,6 +6,7 @@ import importlib.metadata
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from ._types import PRNGKey
 
 def manifest(target: AbstractTarget, engine: AbstractEngine, key: PRNGKey) -> dict[str, Any]:
     """Return versions, key, engine and a hash of the data, as JSON values."""
-    packages = ("whence", "jax", "jaxlib", "equinox", "numpyro", "numpy")
     return {
         "engine": repr(engine),
         "key": np.asarray(jr.key_data(key)).tolist(),
@@ -32,10 +32,17 @@ def manifest(target: AbstractTarget, engine: AbstractEngine, key: PRNGKey) -> di
         "x64": bool(jax.config.jax_enable_x64),
         "backend": jax.default_backend(),
         "python": sys.version.split()[0],
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": dict(_versions()),
         "data_sha256": fingerprint(target),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Return versions of packages; looking them up would cost each refit milliseconds."""
+    packages = ("whence", "jax", "jaxlib", "equinox", "numpyro", "blackjax", "numpy")
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def create_store(
