@@ -279,6 +279,13 @@ CHAIN = [NORMAL, lambda mu: tfd.Normal(mu, f(1))]
             {},
             "'in' of `joint` must be a distribution of arrays",
         ),
+        (
+            tfd.JointDistributionSequential(
+                [tfd.Normal(0.0, 1.0), lambda mu: tfd.Normal(mu, np.ones(3))]
+            ),
+            {},
+            "must not mix float32 and float64",
+        ),
         (NORMAL, {}, "must be a joint distribution.*got .*Normal"),
     ],
 )

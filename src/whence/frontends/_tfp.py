@@ -266,11 +266,21 @@ def from_tfp(joint: Any, observed: Any = None) -> TFPTarget:
             several densities in a batch, or no latents.
     """
     joint, pins = _joint_and_pins(joint)
-    names = component_names(joint)
-    values = pins | _by_name(joint, names, {} if observed is None else observed)
-    values = {name: _as_data(name, value) for name, value in values.items()}
-    arrays, skeleton = take_arrays(joint)
-    structure, dtypes = inspect_joint(skeleton, arrays, names, values)
+    try:
+        names = component_names(joint)
+        values = pins | _by_name(joint, names, {} if observed is None else observed)
+        values = {name: _as_data(name, value) for name, value in values.items()}
+        arrays, skeleton = take_arrays(joint)
+        structure, dtypes = inspect_joint(skeleton, arrays, names, values)
+    except TypeError as error:
+        if "incompatible dtypes" not in str(error):
+            raise
+        raise ValueError(
+            "`joint` must not mix float32 and float64 in one distribution. To TensorFlow "
+            "Probability Python's numbers are float32 and arrays of NumPy float64, whatever "
+            "JAX's precision: give it `jnp.asarray(...)` of both, which have the present one "
+            f"({np.dtype(jnp.result_type(float)).name}). {error}"
+        ) from error
     ordered = [name for name in names if name in values]
     data = {name: _cast(name, values[name], dtypes[name]) for name in ordered}
     return TFPTarget(arrays, data, skeleton, structure)
