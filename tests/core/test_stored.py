@@ -281,7 +281,7 @@ def test_reading_refuses(target, tmp_path):
 
 def test_a_folder_that_cannot_be_written(target, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="`store` must be a folder that can be written"):
+    with pytest.raises(OSError, match="`store` cannot be written"):
         wh.infer(target, NUTS, key=KEY, store=tmp_path / "file" / "run")
 
 

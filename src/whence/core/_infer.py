@@ -180,11 +180,13 @@ def _draws(job: Job, outcome: Outcome):
 
 
 def _write_ending(store: RunStore, outcome: Outcome, rule: StoppingRule | None) -> None:
+    before = dict(store.manifest)
     ended = outcome.ending != "interrupted"
     store.manifest["complete"] = bool(outcome.finished.all() or rule) and ended
     if rule and ended:
         store.manifest |= {"steps": outcome.total, "stopped": rule.stopped}
-    store.write_manifest()
+    if store.manifest != before:  # a complete run may lie in a folder that is only read
+        store.write_manifest()
 
 
 def _check_until(until, engine):

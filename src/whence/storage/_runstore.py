@@ -64,11 +64,9 @@ class RunStore:
         store = cls(folder, {"schema": RUN_SCHEMA, **manifest})
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            store.write_manifest()
         except OSError as error:
-            why = error.strerror or str(error)
-            message = f"`store` must be a folder that can be written to ({why})"
-            raise OSError(error.errno, message, str(folder)) from error
+            raise _explained(error, folder) from error
+        store.write_manifest()
         return store
 
     @classmethod
@@ -94,9 +92,16 @@ class RunStore:
         return cls(folder, manifest)
 
     def write_manifest(self) -> None:
-        """Write the manifest as it is now."""
+        """Write the manifest as it is now.
+
+        Raises:
+            OSError: If it cannot be written; what was there before is unchanged.
+        """
         content = json.dumps(self.manifest, indent=1).encode()
-        replace_file(self.folder / _MANIFEST, content)
+        try:
+            replace_file(self.folder / _MANIFEST, content)
+        except OSError as error:
+            raise _explained(error, self.folder) from error
 
     def write(
         self,
@@ -125,12 +130,7 @@ class RunStore:
                 replace_file(folder / f"{start:012d}-{stop:012d}.npz", _packed(record))
             replace_file(folder / _STATE, _packed([np.asarray(stops), *state]))
         except OSError as error:
-            why = error.strerror or str(error)
-            message = (
-                f"Could not write the run ({why}). All steps before step {start} are safe: "
-                "make room, then go on with `whence.resume`. The folder is"
-            )
-            raise OSError(error.errno, message, str(self.folder)) from error
+            raise _explained(error, self.folder) from error
 
     def state(self, replica: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
         """Return where a replica stands, and its state.
@@ -191,6 +191,15 @@ class RunStore:
 
     def _replica(self, replica: int) -> Path:
         return self.folder / f"replica-{replica:04d}"
+
+
+def _explained(error: OSError, folder: Path) -> OSError:
+    why = error.strerror or str(error)
+    message = (
+        f"`store` cannot be written ({why}). What is in it is safe and can be read; once "
+        "there is room and permission, `whence.resume` goes on from there. The folder is"
+    )
+    return OSError(error.errno, message, str(folder))
 
 
 def _chunk_files(folder: Path) -> list[tuple[int, int, Path]]:
