@@ -59,12 +59,12 @@ ACCELERATIONS = """
 TIME = np.array(TIMES.split(), float)
 ACCELERATION = np.array(ACCELERATIONS.split(), float)
 GRID = np.linspace(0.0, 75.0, 200)
-ENGINE = wh.NUTS(chains=2, warmup=200, draws=250)
+ENGINE = wh.NUTS(chains=2, warmup=300, draws=300, target_accept=0.9)
 
 
 def network(noise, outputs: int):
     """A network with one hidden layer, and priors that allow for steep slopes in time."""
-    module = eqx.nn.MLP(1, outputs, 8, 1, activation=jnp.tanh, key=jax.random.key(0))
+    module = eqx.nn.MLP(1, outputs, 12, 1, activation=jnp.tanh, key=jax.random.key(0))
     prior = {"layers.0.*": wh.FanIn(3.0), "*": wh.FanIn(1.5)}
     return wh.bayesian(module, prior, likelihood=wh.regression(noise))
 
