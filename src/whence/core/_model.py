@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -60,7 +60,7 @@ class Model(eqx.Module):
             likelihood: What `likelihood` returned; only its shapes are known.
         """
 
-    def sample_prior(self, key: PRNGKey) -> Self:
+    def sample_prior[M: "Model"](self: M, key: PRNGKey) -> M:
         """Return this model with latents drawn from their priors.
 
         Args:
