@@ -22,11 +22,13 @@ from .core import (
     check as check,
     condition as condition,
     derived as derived,
+    distributed as distributed,
     enable_x64 as enable_x64,
     extend as extend,
     infer as infer,
     latent as latent,
     load as load,
+    mesh as mesh,
     replay as replay,
     resume as resume,
 )

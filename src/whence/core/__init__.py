@@ -4,6 +4,7 @@ from ._cache import clear_programs as clear_programs, compiled as compiled
 from ._check import CheckReport as CheckReport, check as check
 from ._condition import ModelTarget as ModelTarget, condition as condition
 from ._data import Minibatches as Minibatches
+from ._distributed import distributed as distributed
 from ._dtype import enable_x64 as enable_x64
 from ._engine import (
     AbstractEngine as AbstractEngine,
@@ -20,6 +21,7 @@ from ._infer import (
 )
 from ._latent import Coords as Coords, derived as derived, latent as latent
 from ._load import load as load
+from ._mesh import mesh as mesh
 from ._model import Model as Model
 from ._posterior import Posterior as Posterior
 from ._replay import Replay as Replay, replay as replay

@@ -11,13 +11,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ..storage import RunStore
 from ._check import check_values, require_target
 from ._collect import collect, judge, so_far
+from ._distributed import create_shared, is_first
 from ._engine import AbstractEngine
 from ._loop import Outcome, run
 from ._manifest import create_store, manifest
+from ._mesh import Layout, plan_layout
 from ._posterior import Posterior
 from ._progress import progress_bar
 from ._results import InferenceError as InferenceError, InferenceWarning as InferenceWarning
@@ -41,6 +44,7 @@ def infer(
     threads: int | None = None,
     store: str | Path | None = None,
     source: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Posterior:
     """Run an engine on a target.
 
@@ -63,6 +67,8 @@ def infer(
             draws are then read from it when they are asked for.
         source: Where the target comes from, as `model.py:target`; kept in the store, so
             that the command line needs only the folder.
+        mesh: Devices to divide chains, rows of the data or particles over, as
+            `whence.mesh` makes.
 
     Returns:
         The posterior. After Ctrl-C it holds the draws so far and is marked incomplete.
@@ -78,17 +84,20 @@ def infer(
     _check_until(until, engine)
     check_values(target)
     engine.validate(target)
+    layout = None if mesh is None else plan_layout(mesh, target, engine)
     if vectorised is None:
         vectorised = engine.schedule.replicas > 1 and jax.default_backend() != "cpu"
     opened = None
     if store is not None:
         more = {
-            "vectorised": vectorised,
+            "vectorised": vectorised or layout is not None,
+            "mesh": layout and layout.described(vectorised),
             "until": until and dataclasses.asdict(until),
             "source": source,
         }
-        opened = create_store(store, target, engine, key, more)
-    job = Job(target, engine, key, until, None, opened, vectorised)
+        create = lambda: create_store(store, target, engine, key, more)
+        opened = create() if layout is None else create_shared(create, store)
+    job = Job(target, engine, key, until, None, opened, vectorised, layout)
     return fit(job, Manner(progress, throw, chunk_steps, threads))
 
 
@@ -103,6 +112,7 @@ class Job(NamedTuple):
         steps: Steps in all; None for those of the engine's schedule.
         store: Where it is written, or None.
         vectorised: Whether replicas run in one program.
+        layout: What is divided over which devices.
     """
 
     target: AbstractTarget
@@ -112,6 +122,7 @@ class Job(NamedTuple):
     steps: int | None
     store: RunStore | None
     vectorised: bool
+    layout: Layout | None = None
 
 
 class Manner(NamedTuple):
@@ -156,6 +167,7 @@ def _run(job: Job, manner: Manner, rule: StoppingRule | None) -> Outcome:
         return rule.next(outcome.total, _draws(job, outcome)) if rule else None
 
     wanted = sys.stderr.isatty() if manner.progress is None else manner.progress
+    wanted = wanted and (job.layout is None or is_first())
     with progress_bar(job.engine.name) if wanted else nullcontext() as on_progress:
         try:
             return run(
@@ -170,6 +182,7 @@ def _run(job: Job, manner: Manner, rule: StoppingRule | None) -> Outcome:
                 vectorised=job.vectorised,
                 threads=manner.threads,
                 store=job.store,
+                layout=job.layout,
             )
         except TimeoutError as error:
             raise InferenceError(f"{job.engine.name}: {error}") from None

@@ -26,14 +26,18 @@ from jaxtyping import PyTree
 
 from ..storage import RunStore
 from ._cache import is_data, remembered
+from ._distributed import agree, first, most
 from ._engine import AbstractEngine
+from ._mesh import Layout
 from ._program import Plan, Status, build_plan, to_host, to_state
+from ._spread import place_data
 from ._target import AbstractTarget
 from ._types import PRNGKey
 
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up
 
 Ending = Literal["finished", "interrupted", "time over"]
+_ENDINGS: tuple[Ending, ...] = ("finished", "time over", "interrupted")  # the last one counts
 
 
 class Outcome(NamedTuple):
@@ -79,6 +83,7 @@ def run(
     vectorised: bool | None = None,
     threads: int | None = None,
     store: RunStore | None = None,
+    layout: Layout | None = None,
 ) -> Outcome:
     """Run `engine` on `target` to the end of its schedule, or until Ctrl-C.
 
@@ -95,6 +100,7 @@ def run(
         vectorised: Map replicas in one program (accelerators) or run each by itself (CPU).
         threads: Threads for replicas on CPU; by default one per core.
         store: Where to write every chunk; if it holds a part of the run, go on from there.
+        layout: What is divided over which devices; all replicas are in one program then.
 
     Returns:
         The outcome.
@@ -106,27 +112,34 @@ def run(
     schedule = engine.schedule
     if vectorised is None:
         vectorised = schedule.replicas > 1 and jax.default_backend() != "cpu"
-    plan, found = remembered(build_plan, target, engine, key, chunk_steps, vectorised)
+    plan, found = remembered(build_plan, target, engine, key, chunk_steps, vectorised, layout)
     data = eqx.filter((target, engine), is_data)
+    if layout is not None:
+        data = place_data(layout, data)
+    joint = layout is not None and jax.process_count() > 1
+    together = vectorised or layout is not None
     everyone = np.arange(schedule.replicas, dtype=np.int32)
     workers = [
-        _Worker(plan, schedule.warmup, data, key, number, chunk_steps is not None, store)
-        for number in ([everyone] if vectorised else everyone)
+        _Worker(plan, schedule.warmup, data, key, number, chunk_steps is not None, store, joint)
+        for number in ([everyone] if together else everyone)
     ]
     total = schedule.steps if steps is None else steps
     wall = 0.0
     while True:
         begin = time.perf_counter()
         ending = _drive(workers, total, on_progress, threads, deadline)
+        if joint:
+            ending = _ENDINGS[most(_ENDINGS.index(ending))]
         wall += time.perf_counter() - begin
         seconds = _seconds(plan, found, workers, wall)
-        outcome = _gather(workers, total, seconds, ending, vectorised)
+        outcome = _gather(workers, total, seconds, ending, together)
         if go_on is None or ending != "finished":
             return outcome
         try:
             longer = go_on(outcome)
         except KeyboardInterrupt:  # must not cost the draws
             return outcome._replace(ending="interrupted")
+        longer = first(longer) if joint else longer
         if longer is None:
             return outcome
         total = longer
@@ -146,7 +159,7 @@ def _seconds(plan: Plan, found: bool, workers, wall: float) -> dict[str, float]:
 class _Worker:
     """Drives one replica (or all of them, vectorised) through the program."""
 
-    def __init__(self, plan: Plan, warmup, data, key, replica, fixed_chunks, store=None):
+    def __init__(self, plan: Plan, warmup, data, key, replica, fixed_chunks, store, joint):
         self.plan = plan
         self.warmup = warmup
         self.data = data
@@ -161,6 +174,7 @@ class _Worker:
         self.seconds = [0.0, 0.0]  # warm-up, sampling
         self.status: Status | None = None
         self.store: RunStore | None = store
+        self.joint = joint
         self.number = 0 if replica.ndim else int(replica)
         self.restore()
 
@@ -180,7 +194,7 @@ class _Worker:
 
     def run(self, total: int, halt: threading.Event):
         """Make steps up to `total`, in chunks whose length follows the clock."""
-        while not self.finished(total) and not halt.is_set():
+        while not self.finished(total) and not self.halted(halt):
             warming = self.at < self.warmup
             end = min(self.warmup, total) if warming else total
             begin = time.perf_counter()
@@ -190,6 +204,13 @@ class _Worker:
             if not self.fixed_chunks and made == self.size:
                 factor = np.clip(CHUNK_SECONDS / max(spent, 1e-6), 0.5, 4.0)
                 self.size = int(np.clip(self.size * factor, 1, self.plan.length))
+
+    def halted(self, halt: threading.Event) -> bool:
+        """Whether to stop here; with several processes, all at the same step."""
+        if not self.joint:
+            return halt.is_set()
+        wanted, self.size = agree(halt.is_set(), self.size)
+        return wanted
 
     def advance(self, stop: int) -> int:
         """Call the program once and keep what it recorded; return how many steps."""
@@ -213,11 +234,11 @@ class _Worker:
             np.int32(stop),
         )
         # Waits for the result; from here on the recorded steps are safe on the host.
-        status = jax.tree.map(np.asarray, status)
+        status = jax.tree.map(to_host, status)
         made = int(np.max(status.stop)) - self.at
         rows = (slice(None), slice(made)) if self.replica.ndim else slice(made)
         # NumPy slices: each new length would be a compilation in JAX.
-        piece = jax.tree.map(lambda b: np.array(np.asarray(b)[rows]), buffers)
+        piece = jax.tree.map(lambda b: np.array(to_host(b)[rows]), buffers)
         # A replica that was done before does not move, though the chunk starts later.
         self.stops = np.where(status.stop > self.at, status.stop, self.stops)
         self.state, self.status, self.at = state, status, self.at + made

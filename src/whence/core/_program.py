@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._cache import Program, compile_now, is_data
+from ._spread import gathered, keep, place, spread
 
 CHUNK_BYTES = 2**25  # at most this much recorded data per call and replica
 CHUNK_STEPS = 1024
@@ -84,7 +85,7 @@ class Plan(NamedTuple):
     length: int  # most steps that one call records
 
 
-def build_plan(target, engine, key, chunk_steps, vectorised) -> Plan:
+def build_plan(target, engine, key, chunk_steps, vectorised, layout=None) -> Plan:
     """Trace and compile `chunk` for a target and an engine of this structure.
 
     `init` and `step` are wrapped in `jit`, which traces each once however often it is used
@@ -96,32 +97,44 @@ def build_plan(target, engine, key, chunk_steps, vectorised) -> Plan:
     @partial(jax.jit, inline=True)
     def init(data, key):
         target, engine = eqx.combine(data, static)
-        return engine.init(target, key=key)
+        return keep(layout, engine.init(target, key=key))
 
     @partial(jax.jit, inline=True)
     def step(data, state, index, key):
         target, engine = eqx.combine(data, static)
-        return engine.step(target, state, index, key=key)
+        state, info = engine.step(target, state, index, key=key)
+        return keep(layout, state), info
 
     index = jax.ShapeDtypeStruct((), np.int32)
     state = jax.eval_shape(init, data, key)
     state, info = jax.eval_shape(step, data, state, index, key)
     schedule = engine.schedule
     replicas = schedule.replicas
-    length = _buffer_steps(info, schedule, chunk_steps, replicas if vectorised else 1)
+    together = vectorised or layout is not None
+    lanes = layout.lanes if layout is not None else replicas if vectorised else 1
+    length = _buffer_steps(info, schedule, chunk_steps, lanes)
     shapes = _Shapes(init, step, lambda d: eqx.combine(d, static)[1], state, info, length)
     begin = time.perf_counter() - begin
-
-    def whence_chunk(data, state, key, replica, start, stop):
-        one = lambda state, replica: chunk(shapes, data, state, key, replica, start, stop)
+    every = partial(chunk, shapes)
+    if layout is not None:
+        every = spread(every, layout, vectorised)
+    elif vectorised:
         # `start` and `stop` are not mapped over: branches on the step index stay branches.
-        return jax.vmap(one)(state, replica) if vectorised else one(state, replica)
+        every = jax.vmap(every, in_axes=(None, 0, None, 0, None, None))
 
-    lead = (replicas,) if vectorised else ()
+    def whence_chunk(*args):
+        return every(*args)
+
+    lead = (replicas,) if together else ()
     empty = jax.tree.map(lambda s: placeholder((*lead, *s.shape), s.dtype), state)
-    number = np.arange(replicas, dtype=np.int32) if vectorised else np.int32(0)
-    program = compile_now(whence_chunk, data, empty, key, number, np.int32(0), np.int32(0))
-    program = program._replace(trace_seconds=program.trace_seconds + begin)
+    number = np.arange(replicas, dtype=np.int32) if together else np.int32(0)
+    args = (data, empty, key, number, np.int32(0), np.int32(0))
+    put = partial(place, layout) if layout is not None else lambda *args: args
+    program = compile_now(whence_chunk, *put(*args))
+    run = program.call
+    program = program._replace(
+        call=lambda *args: run(*put(*args)), trace_seconds=program.trace_seconds + begin
+    )
     return Plan(program, empty, info, length)
 
 
@@ -164,5 +177,5 @@ def to_state(array, like):
 
 def to_host(leaf):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return np.asarray(jr.key_data(leaf))
-    return np.asarray(leaf)
+        return to_host(jr.key_data(leaf))
+    return np.asarray(gathered(leaf))

@@ -10,7 +10,7 @@ import numpy as np
 from ._engine import AbstractEngine
 from ._infer import Job, Manner, fit
 from ._manifest import manifest
-from ._stored import open_run, read_run, stored_outcome
+from ._stored import open_run, read_run, stored_layout, stored_outcome
 from ._target import AbstractTarget
 
 MOST_Z = 5.0  # standard errors by which means may differ and still agree
@@ -92,15 +92,8 @@ def replay(
     outcome = stored_outcome(stored, target)
     assert outcome is not None  # `read_run` would have refused
     steps = min(outcome.total, int(outcome.steps.max()))
-    job = Job(
-        target,
-        stored.engine,
-        stored.key,
-        None,
-        steps,
-        None,
-        bool(stored.store.manifest["vectorised"]),
-    )
+    layout, vectorised = stored_layout(stored, target, None)
+    job = Job(target, stored.engine, stored.key, None, steps, None, vectorised, layout)
     now = fit(job, Manner(progress, False, None, threads))
     length = then.num_draws
     before = {n: np.asarray(v) for n, v in then.variables.items()}

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from ._engine import AbstractEngine
 from ._infer import Job, Manner, fit
 from ._posterior import Posterior
-from ._stored import open_run
+from ._stored import open_run, stored_layout
 from ._target import AbstractTarget
 from ._until import Until
 
@@ -19,6 +21,7 @@ def resume(
     throw: bool = True,
     chunk_steps: int | None = None,
     threads: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Posterior:
     """Go on with a run that `infer(..., store=folder)` began, in this or another process.
 
@@ -34,6 +37,7 @@ def resume(
         throw: As for `infer`.
         chunk_steps: As for `infer`; it does not change the draws.
         threads: As for `infer`.
+        mesh: Devices, if the run was begun with a mesh; by default one.
 
     Returns:
         The posterior of the whole run.
@@ -43,9 +47,10 @@ def resume(
             or precision are not those of the run.
     """
     stored = open_run(folder, target, engine)
+    layout = stored_layout(stored, target, mesh)
     content = stored.store.manifest
     until = None if content["complete"] or not content["until"] else Until(**content["until"])
-    return _go_on(stored, target, until, Manner(progress, throw, chunk_steps, threads))
+    return _go_on(stored, target, until, layout, Manner(progress, throw, chunk_steps, threads))
 
 
 def extend(
@@ -59,6 +64,7 @@ def extend(
     throw: bool = True,
     chunk_steps: int | None = None,
     threads: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Posterior:
     """Add draws to the end of a stored run.
 
@@ -75,6 +81,7 @@ def extend(
         throw: As for `infer`.
         chunk_steps: As for `infer`; it does not change the draws.
         threads: As for `infer`.
+        mesh: As for `resume`.
 
     Returns:
         The posterior of the whole run, earlier draws included.
@@ -93,17 +100,18 @@ def extend(
             f"The run in {folder} cannot be extended: {stored.engine.name} ends by itself. "
             "Start a longer run."
         )
+    layout = stored_layout(stored, target, mesh)
     content = stored.store.manifest
     content |= {"complete": False, "stopped": None, "until": until and vars(until)}
     content["steps"] += draws or 0
     stored.store.write_manifest()
-    return _go_on(stored, target, until, Manner(progress, throw, chunk_steps, threads))
+    return _go_on(stored, target, until, layout, Manner(progress, throw, chunk_steps, threads))
 
 
-def _go_on(stored, target, until, manner) -> Posterior:
+def _go_on(stored, target, until, layout, manner) -> Posterior:
     content = stored.store.manifest
-    steps, vectorised = int(content["steps"]), bool(content["vectorised"])
-    job = Job(target, stored.engine, stored.key, until, steps, stored.store, vectorised)
+    steps, (layout, vectorised) = int(content["steps"]), layout
+    job = Job(target, stored.engine, stored.key, until, steps, stored.store, vectorised, layout)
     posterior = fit(job, manner)
     posterior.stopped = content["stopped"]
     return posterior

@@ -6,14 +6,17 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ..storage import RunStore
 from ._check import check_values, require_target
 from ._collect import collect, judge
+from ._distributed import share
 from ._engine import AbstractEngine
 from ._fingerprint import fingerprint
 from ._loop import Outcome, read_chunks, restored
 from ._manifest import from_json, key_from, to_json
+from ._mesh import Layout, mesh as make_mesh, plan_layout
 from ._posterior import Posterior
 from ._program import shapes_of
 from ._target import AbstractTarget
@@ -63,6 +66,31 @@ def open_run(
     check_values(target)
     engine.validate(target)
     return Stored(store, engine, key_from(content))
+
+
+def stored_layout(
+    stored: Stored, target: AbstractTarget, mesh: Mesh | None
+) -> tuple[Layout | None, bool]:
+    """Return how a stored run goes on: what is divided, and whether chains are vmapped over.
+
+    Args:
+        stored: The run.
+        target: Its target.
+        mesh: What the user gave; None for one device if the run was begun with a mesh.
+
+    Raises:
+        ValueError: If the run was begun without a mesh and goes on with one.
+    """
+    begun = stored.store.manifest.get("mesh")
+    if begun is None:
+        if mesh is not None:
+            raise ValueError(
+                f"`mesh` must be left out: the run in {stored.store.folder} was begun without."
+            )
+        return None, bool(stored.store.manifest["vectorised"])
+    layout = plan_layout(make_mesh(chain=1) if mesh is None else mesh, target, stored.engine)
+    share(stored.store)
+    return layout, bool(begun["vectorised"])
 
 
 def read_run(

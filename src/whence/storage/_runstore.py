@@ -35,12 +35,14 @@ class RunStore:
     Attributes:
         folder: Where it is.
         manifest: What is run.
+        read_only: Whether writing does nothing, because another process does it.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         """Keep both; use `create` or `open`."""
         self.folder = folder
         self.manifest = manifest
+        self.read_only = False
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> "RunStore":
@@ -97,6 +99,8 @@ class RunStore:
         Raises:
             OSError: If it cannot be written; what was there before is unchanged.
         """
+        if self.read_only:
+            return
         content = json.dumps(self.manifest, indent=1).encode()
         try:
             replace_file(self.folder / _MANIFEST, content)
@@ -123,6 +127,8 @@ class RunStore:
         Raises:
             OSError: If the disk does not take it; what was there before is unchanged.
         """
+        if self.read_only:
+            return
         folder, stop = self._replica(replica), int(np.max(stops))
         try:
             folder.mkdir(exist_ok=True)
@@ -182,7 +188,7 @@ class RunStore:
             stop: Where its state stands; the steps from there on are made again.
         """
         for start, _, path in _chunk_files(self._replica(replica)):
-            if start >= stop:
+            if start >= stop and not self.read_only:
                 path.unlink()
 
     def num_bytes(self) -> int:

@@ -1,0 +1,101 @@
+"""Several processes, perhaps on several hosts, that run one program together.
+
+Every process runs the same Python, on the same data, with the same key, and gives its
+devices to one mesh. What they do between chunks must be the same too: they compute it from
+arrays that all of them have, or agree on it here. Process 0 alone writes files.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ..storage import RunStore
+
+
+def distributed(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    devices: int | None = None,
+) -> None:
+    """Make this process one of several; call it before anything else in JAX.
+
+    On a cluster that JAX knows (Slurm, Open MPI, Kubernetes, Cloud TPU) nothing need be
+    given. Afterwards `jax.devices()` are those of all processes, in the order of processes.
+
+    Args:
+        coordinator: Host and port of process 0, for example `"10.0.0.1:1234"`.
+        num_processes: How many there are.
+        process_id: Which one this is, from 0.
+        devices: CPU devices of this process; the same number in each. By default 1 (or
+            JAX_NUM_CPU_DEVICES in the environment).
+
+    Raises:
+        ValueError: If JAX has started already, or does not know the cluster.
+    """
+    if devices is not None and devices < 1:
+        raise ValueError(f"`devices` must be at least 1; got {devices}.")
+    try:
+        if devices is not None:
+            jax.config.update("jax_num_cpu_devices", devices)
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            "`whence.distributed` must be called once, before anything else in JAX (a key "
+            "counts), and outside a cluster that JAX knows it needs `coordinator`, "
+            f"`num_processes` and `process_id`. JAX says: {error}"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process writes files and talks."""
+    return jax.process_index() == 0
+
+
+def agree(halt: bool, size: int) -> tuple[bool, int]:
+    """Return whether any process wants to halt, and the size that process 0 has in mind."""
+    told = multihost_utils.process_allgather(np.array([int(halt), size]))
+    return bool(told[:, 0].any()), int(told[0, 1])
+
+
+def most(number: int) -> int:
+    """Return the largest number that any process gives."""
+    return int(np.max(multihost_utils.process_allgather(np.array(number))))
+
+
+def first(number: int | None) -> int | None:
+    """Return the number that process 0 gives; it is not negative."""
+    told = multihost_utils.broadcast_one_to_all(np.array(-1 if number is None else number))
+    return None if told < 0 else int(told)
+
+
+def create_shared(create: Callable[[], RunStore], folder: str | Path) -> RunStore:
+    """Return the store that process 0 creates in a folder that all processes see.
+
+    Raises:
+        RuntimeError: If process 0 could not; there, what it found.
+    """
+    if jax.process_count() == 1:
+        return create()
+    error = None
+    if is_first():
+        try:
+            create()
+        except Exception as caught:  # the others must not wait for ever
+            error = caught
+    if most(int(error is not None)):
+        raise error or RuntimeError("Process 0 could not create the store; see what it says.")
+    return share(RunStore.open(folder))
+
+
+def share(store: RunStore) -> RunStore:
+    """Let process 0 alone write to a store, from when all have opened it."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("whence store")
+        store.read_only = not is_first()
+    return store
