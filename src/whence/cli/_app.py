@@ -109,21 +109,41 @@ def fit(
             "--store", help="New folder to write the run to as it goes; see `whence resume`."
         ),
     ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option("--mesh", help="Devices, as chain=4,data=2: what they divide."),
+    ] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="This is one of several processes.")
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option("--coordinator", help="HOST:PORT of process 0.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", help="How many processes there are.")
+    ] = None,
+    process: Annotated[
+        int | None, typer.Option("--process", help="Which one this is, from 0.")
+    ] = None,
     float32: Float32 = False,
     debug: Debug = False,
 ) -> None:
     """Fit a target and write the posterior. Ctrl-C stops early and keeps the draws so far."""
     from ..core import enable_x64
+    from ._devices import prepare_devices
     from ._engines import build_engine, find_engine
-    from ._fit import run_fit, save_and_judge
+    from ._fit import is_silent, run_fit, save_and_judge
     from ._load import load_target
 
     enable_x64(not float32)
     configured = build_engine(find_engine(engine), settings or [])
     _check_out(out, overwrite)
     until = _until(ess, rhat, max_draws, max_seconds)
+    arranged = prepare_devices(mesh, distributed, coordinator, processes, process)
     loaded = load_target(target)
-    posterior = run_fit(loaded, configured, seed, until, store, target)
+    posterior = run_fit(loaded, configured, seed, until, store, target, arranged)
+    if distributed and is_silent():
+        return
     _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
 
 

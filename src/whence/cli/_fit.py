@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -20,6 +21,7 @@ def run_fit(
     until: Until | None = None,
     store: Path | None = None,
     spec: str | None = None,
+    mesh: Any = None,
 ) -> Posterior:
     """Run `infer` with a key made of a seed.
 
@@ -30,13 +32,23 @@ def run_fit(
         until: When to end.
         store: Folder to write the run to.
         spec: Where the target came from, `FILE.py:NAME`.
+        mesh: Devices.
     """
     import jax
 
     source = absolute_spec(spec) if spec else None
     key = jax.random.key(seed)
     with quiet():
-        return infer(target, engine, key=key, until=until, store=store, source=source)
+        return infer(
+            target, engine, key=key, until=until, store=store, source=source, mesh=mesh
+        )
+
+
+def is_silent() -> bool:
+    """Whether another process writes and prints."""
+    import jax
+
+    return jax.process_index() != 0
 
 
 @contextmanager

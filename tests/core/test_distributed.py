@@ -1,0 +1,146 @@
+"""Two processes that run one program together, on this machine."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import whence as wh
+
+HEAD = """
+    import sys, warnings
+    warnings.simplefilter("ignore")
+    import whence as wh
+    port, process, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    wh.enable_x64()
+    wh.distributed(f"localhost:{port}", 2, process, devices=2)
+    mesh = wh.mesh(chain=4)
+    import jax, numpy as np, numpyro.distributions as dist
+    class Schools(wh.Model):
+        mu: object = wh.latent(dist.Normal(0.0, 5.0))
+        tau: object = wh.latent(dist.HalfCauchy(5.0))
+        theta: object = wh.latent(lambda m: dist.Normal(m.mu, m.tau), shape=(8,),
+                                  noncentered=True)
+        def likelihood(self, sigma):
+            return dist.Normal(self.theta, sigma)
+    y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
+    sigma = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+    target, key = wh.condition(Schools(), y, sigma), jax.random.key(20261122)
+"""
+RUN = """
+    engine = wh.NUTS(chains=4, warmup=60, draws=40)
+    posterior = wh.infer(target, engine, key=key, mesh=mesh, store=f"{folder}/store")
+    longer = wh.extend(f"{folder}/store", target, draws=20, mesh=mesh)
+    assert np.array_equal(posterior["theta"], longer["theta"][:, :40])
+    try:
+        wh.infer(target, engine, key=key, mesh=mesh, store=f"{folder}/store")
+    except (ValueError, RuntimeError) as error:
+        refused = str(error)
+    rows = wh.infer(target, wh.BBVI(steps=100), key=key, mesh=wh.mesh(data=4))
+    np.savez(f"{folder}/{process}.npz", theta=longer["theta"], mu=rows["mu"],
+             complete=longer.complete, refused=refused)
+"""
+ALONE = """
+    import sys, warnings
+    warnings.simplefilter("ignore")
+    import whence as wh
+    folder = sys.argv[3]
+    wh.enable_x64()
+    mesh = wh.mesh(chain=4)
+"""
+FULL = """
+    engine = wh.NUTS(chains=4, warmup=60, draws=60)
+    full = wh.infer(target, engine, key=key, mesh=mesh)
+    rows = wh.infer(target, wh.BBVI(steps=100), key=key)
+    again = wh.resume(f"{folder}/store", target)
+    np.savez(f"{folder}/alone.npz", theta=full["theta"], again=again["theta"], mu=rows["mu"])
+"""
+LONG = """
+    engine = wh.NUTS(chains=4, warmup=50, draws=10**6)
+    store = f"{folder}/store"
+    posterior = wh.infer(target, engine, key=key, mesh=mesh, store=store, chunk_steps=25)
+    np.savez(f"{folder}/{process}.npz", theta=posterior["theta"], complete=posterior.complete)
+"""
+
+
+def _start(script, port, process, folder):
+    environment = os.environ | {"WHENCE_CACHE": "off"}
+    environment.pop("JAX_NUM_CPU_DEVICES", None)
+    script = textwrap.dedent(script)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(port), str(process), str(folder)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def _finish(*processes):
+    try:
+        for process in processes:
+            out, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, out[-5000:]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_two_processes_make_the_draws_of_one(tmp_path):
+    port = _free_port()
+    _finish(*(_start(HEAD + RUN, port, number, tmp_path) for number in (0, 1)))
+    rest = HEAD[HEAD.index("    import jax") :]
+    _finish(_start(ALONE + rest + FULL, 0, 0, tmp_path))
+    zero, one, alone = (np.load(tmp_path / f"{name}.npz") for name in (0, 1, "alone"))
+    assert zero["theta"].shape == (4, 60, 8)
+    assert zero["complete"]
+    assert one["complete"]
+    assert_array_equal(zero["theta"], one["theta"])
+    assert_array_equal(zero["theta"], alone["theta"])
+    assert_array_equal(zero["theta"], alone["again"])
+    assert_array_equal(zero["mu"], one["mu"])
+    np.testing.assert_allclose(zero["mu"], alone["mu"], rtol=1e-8)
+    assert "holds another run" in str(zero["refused"])
+    assert "Process 0" in str(one["refused"])
+
+
+@pytest.mark.slow
+def test_interrupt_of_one_process_ends_both_at_the_same_step(tmp_path):
+    port = _free_port()
+    processes = [_start(HEAD + LONG, port, number, tmp_path) for number in (0, 1)]
+    for _ in range(1200):
+        if len(list(tmp_path.glob("store/replica-*/*-*.npz"))) > 3:
+            break
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGINT)
+    _finish(*processes)
+    zero, one = (np.load(tmp_path / f"{name}.npz") for name in (0, 1))
+    assert not zero["complete"]
+    assert not one["complete"]
+    assert 0 < zero["theta"].shape[1] < 10**6
+    assert_array_equal(zero["theta"], one["theta"])
+
+
+def test_too_late_to_become_one_of_several():
+    jax.devices()  # JAX starts
+    with pytest.raises(ValueError, match="before anything else in JAX"):
+        wh.distributed("localhost:1", 2, 0)
+
+
+def test_devices_are_positive():
+    with pytest.raises(ValueError, match="`devices` must be at least 1; got 0"):
+        wh.distributed(devices=0)
