@@ -53,6 +53,7 @@ def _start(folder, out, *options):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_fit_as_one(folder):
     with socket.socket() as found:
         found.bind(("localhost", 0))

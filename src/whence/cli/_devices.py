@@ -36,7 +36,7 @@ def prepare_devices(
             raise UsageProblem(
                 "--coordinator, --processes and --process go with --distributed."
             )
-        return None if sizes is None else mesh(**sizes)
+        return None if sizes is None else _mesh(sizes)
     if sizes is None:
         raise UsageProblem("--distributed needs --mesh: what the devices are to divide.")
     devices = None
@@ -45,7 +45,11 @@ def prepare_devices(
         if rest or not devices:
             raise UsageProblem(f"--processes {processes} must divide the mesh {text}.")
     distributed(coordinator, processes, process, devices=devices)
-    return mesh(**sizes)
+    return _mesh(sizes)
+
+
+def _mesh(sizes: dict[str, int]) -> Any:
+    return mesh(**{axis: sizes.get(axis) for axis in ("chain", "data", "particle")})
 
 
 def parse_mesh(text: str) -> dict[str, int]:
