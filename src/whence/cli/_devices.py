@@ -49,7 +49,9 @@ def prepare_devices(
 
 
 def _mesh(sizes: dict[str, int]) -> Any:
-    return mesh(**{axis: sizes.get(axis) for axis in ("chain", "data", "particle")})
+    return mesh(
+        chain=sizes.get("chain"), data=sizes.get("data"), particle=sizes.get("particle")
+    )
 
 
 def parse_mesh(text: str) -> dict[str, int]:
