@@ -86,7 +86,8 @@ def infer(
     engine.validate(target)
     layout = None if mesh is None else plan_layout(mesh, target, engine)
     if vectorised is None:
-        vectorised = engine.schedule.replicas > 1 and jax.default_backend() != "cpu"
+        platform = jax.default_backend() if layout is None else layout.platform
+        vectorised = engine.schedule.replicas > 1 and platform != "cpu"
     opened = None
     if store is not None:
         more = {

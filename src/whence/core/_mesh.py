@@ -109,6 +109,11 @@ class Layout(NamedTuple):
         """Replicas on one device."""
         return 1 if self.replicas == 1 else self.replicas // self.mesh.shape["chain"]
 
+    @property
+    def platform(self) -> str:
+        """`"cpu"`, `"gpu"` or `"tpu"`."""
+        return self.mesh.devices.flat[0].platform
+
     def described(self, vectorised: bool) -> dict[str, Any]:
         """Return what a manifest says of it."""
         return {"axes": dict(self.mesh.shape), "vectorised": vectorised}
@@ -149,6 +154,8 @@ def plan_layout(mesh: Mesh, target: AbstractTarget, engine: AbstractEngine) -> L
     Raises:
         ValueError: If the mesh does not suit them.
     """
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"`mesh` must be one that `whence.mesh` makes; got {mesh!r}.")
     mesh = _with_all_axes(mesh)
     _check_processes(mesh)
     replicas = engine.schedule.replicas
