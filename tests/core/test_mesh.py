@@ -166,11 +166,12 @@ def test_mesh_of_one_device_changes_nothing():
 @pytest.mark.parametrize(
     ("target", "engine"),
     [
-        (SCHOOLS, wh.NUTS(chains=8, warmup=100, draws=60)),
+        (COUNTS, wh.NUTS(chains=4, warmup=60, draws=60)),
+        pytest.param(SCHOOLS, wh.NUTS(chains=8, warmup=100, draws=60), marks=pytest.mark.slow),
         pytest.param(LINE, wh.NUTS(chains=4, warmup=60, draws=60), marks=pytest.mark.slow),
         (LINE, wh.SGLD(chains=4, steps=200, warmup=50, batch_size=20)),
     ],
-    ids=["schools", "line", "sgld"],
+    ids=["counts", "schools", "line", "sgld"],
 )
 def test_meshes_agree_to_the_last_bit(target, engine):
     one = wh.infer(target, engine, key=KEY, mesh=wh.mesh(chain=2))
@@ -304,6 +305,7 @@ def test_particles_are_divided():
 
 
 @four
+@pytest.mark.slow
 def test_coupled_chains_on_devices():
     engine = wh.ChEES(chains=16, warmup=300, draws=200)
     _check_counts(wh.infer(COUNTS, engine, key=KEY, mesh=wh.mesh(chain=4)))
