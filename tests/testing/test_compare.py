@@ -77,7 +77,7 @@ def test_chains_that_disagree_fail():
         compare_moments({"x": draws}, {"x": (0.5, 1.3)}).check(min_ess=0.0)
 
 
-@pytest.mark.parametrize("value", [np.nan, 1.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
 def test_constant_or_missing_draws_fail(value):
     draws = {"x": np.full((2, 100), value)}
     with pytest.raises(AssertionError):

@@ -9,11 +9,24 @@ from jaxtyping import PyTree
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of a pytree by path; a bare array is called `x`."""
-    return {
-        keystr(path, simple=True, separator=".") or "x": leaf
-        for path, leaf in tree_leaves_with_path(tree)
-    }
+    """Return the leaves of a pytree by path; a bare array is called `x`.
+
+    Args:
+        tree: Any pytree.
+
+    Raises:
+        ValueError: If two leaves would have one name, as `{"a": {"b": 1.0}, "a.b": 2.0}`.
+    """
+    named = {}
+    for path, leaf in tree_leaves_with_path(tree):
+        name = keystr(path, simple=True, separator=".") or "x"
+        if name in named:
+            raise ValueError(
+                f"Names of a pytree must be distinct, but two leaves are called {name!r}: "
+                "avoid dots in keys."
+            )
+        named[name] = leaf
+    return named
 
 
 def unravel(flat: Any, like: PyTree) -> PyTree:
@@ -33,7 +46,7 @@ def unravel(flat: Any, like: PyTree) -> PyTree:
     ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])
     parts = np.split(flat, ends[:-1], axis=-1) if leaves else []
     shaped = [
-        part.reshape(*flat.shape[:-1], *leaf.shape).astype(leaf.dtype, copy=False)
+        part.reshape((*flat.shape[:-1], *leaf.shape)).astype(leaf.dtype, copy=False)
         for part, leaf in zip(parts, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, shaped)

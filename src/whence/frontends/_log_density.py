@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from numpyro.distributions.constraints import Constraint, real
 
 from ..core import AbstractTarget
+from ..core._tree import named_leaves
 from ._bijection import bijection, log_det
 
 
@@ -90,6 +91,7 @@ def from_log_density(
         raise ValueError(f"`fn` must be a function of a draw; got {fn!r}.")
     fn = jax.tree.map(lambda x: jnp.asarray(x) if eqx.is_array(x) else x, fn)
     paths, structure = tree_flatten_with_path(example)
+    named_leaves(example)  # raises
     if not paths:
         raise ValueError(f"`example` must have at least one array; got {example!r}.")
     leaves = tuple(_floating(path, leaf) for path, leaf in paths)

@@ -8,6 +8,7 @@ from ._compare import (
 )
 from ._conformance_engine import check_engine as check_engine, check_truth as check_truth
 from ._conformance_model import check_model as check_model
+from ._conformance_target import check_target as check_target
 from ._data_targets import (
     ConjugateRegression as ConjugateRegression,
     GaussianMean as GaussianMean,

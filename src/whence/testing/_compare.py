@@ -160,6 +160,8 @@ def estimate(draws: Array, log_weights: Array | None = None) -> Estimate:
     from arviz_stats.base import array_stats
 
     stats: Any = array_stats  # its annotations know no scalars
+    if not np.isfinite(draws).all():
+        return Estimate(np.nan, np.nan, np.nan, np.nan, 0.0, np.nan)
     if np.ptp(draws) == 0:  # a chain that never moved knows nothing
         return Estimate(float(draws.flat[0]), 0.0, 0.0, 0.0, 0.0, np.nan)
     return Estimate(

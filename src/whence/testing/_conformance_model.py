@@ -13,6 +13,7 @@ from jaxtyping import Array
 from ..core._condition import ModelTarget, condition
 from ..core._model import Model, named_latents
 from ..core._sites import Prior, Site, walk
+from ..core._target import AbstractDescribedTarget
 from ..core._types import Position, PRNGKey
 from ._require import require, require_close
 
@@ -60,7 +61,7 @@ def check_model(
     check_prior_draws(target, prior_draws, key=key_prior)
 
 
-def check_parts(target: ModelTarget, position: Position) -> None:
+def check_parts(target: AbstractDescribedTarget, position: Position) -> None:
     """The log density is the log prior plus the log likelihood."""
     whole, prior, rows = _log_parts(target, position)
     whole, prior, data = float(whole), float(prior), float(np.sum(rows))
@@ -129,7 +130,9 @@ def _coordinates(value: Array, site: Site) -> Array:
     return value[..., rows, cols].ravel()
 
 
-def check_gradient(target: ModelTarget, position: Position, *, key: PRNGKey) -> None:
+def check_gradient(
+    target: AbstractDescribedTarget, position: Position, *, key: PRNGKey
+) -> None:
     """The gradient is that of central differences along a random direction."""
     flat, unravel = ravel_pytree(position)
     value, gradient = _value_and_gradient(target, position)
