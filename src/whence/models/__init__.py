@@ -1,0 +1,1 @@
+"""Families of models with exact or special-purpose inference, one package each."""

@@ -1,0 +1,112 @@
+"""Checks of arguments whose values are known, that is, outside compiled code.
+
+Inside `jax.jit` and `jax.vmap` values are not known and go unchecked.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+# What users give: numbers, arrays, or lists of them.
+Numbers = ArrayLike | Sequence[Any]
+
+
+def known(value: Any) -> np.ndarray | None:
+    """Return a value as a NumPy array, or None inside compiled code."""
+    return None if isinstance(value, Tracer) else np.asarray(value)
+
+
+def _first(values: np.ndarray, bad: Any) -> Any:
+    return values[bad].flat[0] if values.ndim else values[()]
+
+
+def require_finite(name: str, value: Any) -> None:
+    """Raise unless every element is finite."""
+    values = known(value)
+    if values is not None and not (finite := np.isfinite(values)).all():
+        raise ValueError(f"`{name}` must be finite; got {_first(values, ~finite)}.")
+
+
+def require_positive(name: str, value: Any) -> None:
+    """Raise unless every element is positive and finite."""
+    values = known(value)
+    if values is not None and not (good := (values > 0) & np.isfinite(values)).all():
+        raise ValueError(f"`{name}` must be positive and finite; got {_first(values, ~good)}.")
+
+
+def require_within(name: str, value: Any, low: float, high: float) -> None:
+    """Raise unless every element is in the closed interval."""
+    values = known(value)
+    if values is not None and not (good := (values >= low) & (values <= high)).all():
+        raise ValueError(
+            f"`{name}` must be between {low:g} and {high:g}; got {_first(values, ~good)}."
+        )
+
+
+def require_arm(arm: Any, arms: int) -> None:
+    """Raise unless every element is the index of an arm."""
+    if not jnp.issubdtype(jnp.asarray(arm).dtype, jnp.integer):
+        raise ValueError(f"`arm` must be an integer; got {jnp.asarray(arm).dtype}.")
+    values = known(arm)
+    if values is not None and not (good := (values >= 0) & (values < arms)).all():
+        raise ValueError(
+            f"`arm` must be from 0 to {arms - 1}, as there are {arms} arms; "
+            f"got {_first(values, ~good)}."
+        )
+
+
+def require_count(name: str, value: Any, least: int) -> None:
+    """Raise unless the value is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}; got {value!r}.")
+
+
+def per_arm(arms: int | None, **values: Any) -> tuple[Float[Array, "arm *batch"], ...]:
+    """Broadcast parameters to one shape `(arm, *batch)` and one floating-point type.
+
+    Args:
+        arms: Number of arms; None if an array among the values tells.
+        **values: Parameters by name: scalars, or arrays with axis 0 for the arms.
+
+    Raises:
+        ValueError: If shapes do not match, or nothing tells the number of arms.
+    """
+    arrays = {name: jnp.asarray(value) for name, value in values.items()}
+    ndim = max(array.ndim for array in arrays.values())
+    if arms is None and ndim == 0:
+        raise ValueError("`arms` must be given if every parameter is a scalar; got None.")
+    if arms is not None:
+        require_count("arms", arms, 1)
+    # Axes after the first are batch axes: a vector of arms gets them at the end.
+    padded = {
+        name: array.reshape(array.shape + (1,) * (ndim - array.ndim))
+        for name, array in arrays.items()
+    }
+    lead = () if arms is None else (arms,) + (1,) * (max(ndim, 1) - 1)
+    try:
+        shape = jnp.broadcast_shapes(lead, *(array.shape for array in padded.values()))
+    except ValueError:
+        shape = None
+    if shape is None or (arms is not None and shape[0] != arms):
+        got = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        want = "one" if arms is None else f"{arms} arms, one"
+        raise ValueError(
+            f"Parameters must be scalars or arrays of {want} length along axis 0; got {got}."
+        )
+    dtype = jnp.result_type(*arrays.values(), 0.0)
+    return tuple(jnp.broadcast_to(array.astype(dtype), shape) for array in padded.values())
+
+
+def one_hot(arm: Any, arms: int) -> jax.Array:
+    """Return a mask of shape `(arm, *batch)`, true at the chosen arm.
+
+    Masks are used in place of gathers and scatters, which are slow when vectorised.
+    """
+    arm = jnp.asarray(arm)
+    return jnp.arange(arms).reshape((arms,) + (1,) * arm.ndim) == arm

@@ -1,0 +1,148 @@
+"""Second moments of the units of one layer, for blocks of inputs and their pixels."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+
+class Moments(eqx.Module):
+    """Kernel and tangent kernel at one layer, for one kind of pair.
+
+    Axes: first the inputs (one axis for an input with itself, two for pairs of inputs),
+    then the pixels: none for vectors, `spatial` axes where both members of a pair are at the
+    same pixel, twice as many where `pairs`.
+    """
+
+    nngp: Array
+    ntk: Array | None  # None where it is not wanted
+    spatial: int = eqx.field(static=True)
+    pairs: bool = eqx.field(static=True)
+
+
+class State(eqx.Module):
+    """What a layer maps: pairs of inputs, and each input with itself.
+
+    Variances of single inputs are carried, never read off the pairs: there they would be
+    known to rounding only, and the arc cosine turns a relative error e into sqrt(e).
+    """
+
+    cross: Moments  # rows, columns
+    left: Moments  # rows
+    right: Moments  # columns
+    left_pairs: Moments | None  # rows, over pairs of pixels; only where pooling needs it
+    right_pairs: Moments | None
+
+
+def inputs_state(x1: Array, x2: Array, *, pairs: bool, ntk: bool) -> State:
+    """Return the moments of raw inputs, averages of products over channels.
+
+    Args:
+        x1: Inputs, shape `(rows, *spatial, channels)`.
+        x2: Inputs, shape `(columns, *spatial, channels)`.
+        pairs: Whether pairs of different pixels are wanted.
+        ntk: Whether the tangent kernel is wanted; of raw inputs it is zero.
+    """
+    spatial = x1.ndim - 2
+    pairs = pairs and spatial > 0
+    p, q = "uvw"[:spatial], "xyz"[:spatial] if pairs else "uvw"[:spatial]
+    product = p + (q if pairs else "")
+
+    def moments(equation, a, b, is_pairs):
+        # The default precision of a GPU's matrix product has 10 bits; kernels need all.
+        value = jnp.einsum(equation, a, b, precision="highest") / a.shape[-1]
+        return Moments(value, jnp.zeros_like(value) if ntk else None, spatial, is_pairs)
+
+    def own(x):
+        return moments(f"m{p}c,m{p}c->m{p}", x, x, False)
+
+    def own_pairs(x):
+        return moments(f"m{p}c,m{q}c->m{product}", x, x, True) if pairs else None
+
+    cross = moments(f"m{p}c,n{q}c->mn{product}", x1, x2, pairs)
+    return State(cross, own(x1), own(x2), own_pairs(x1), own_pairs(x2))
+
+
+def map_moments(function: Callable[[Moments], Moments], state: State) -> State:
+    """Apply a linear map to every kind of pair.
+
+    Args:
+        function: The map.
+        state: What it is applied to.
+    """
+    return jax.tree.map(function, state, is_leaf=lambda x: isinstance(x, Moments))
+
+
+def affine(moments: Moments, weight_variance: Array, bias_variance: Array) -> Moments:
+    """Apply a layer of Gaussian weights and biases in NTK parameterisation.
+
+    Args:
+        moments: Of what the layer reads.
+        weight_variance: Scalar, at least 0.
+        bias_variance: Scalar, at least 0.
+
+    References:
+        Jacot, Gabriel, Hongler (2018), Neural tangent kernel, arXiv:1806.07572, theorem 1.
+    """
+    weight = weight_variance.astype(moments.nngp.dtype)
+    nngp = bias_variance.astype(moments.nngp.dtype) + weight * moments.nngp
+    ntk = None if moments.ntk is None else nngp + weight * moments.ntk
+    return Moments(nngp, ntk, moments.spatial, moments.pairs)
+
+
+def with_arrays(moments: Moments, function: Callable[[Array], Array]) -> Moments:
+    """Apply a linear map of arrays to both kernels.
+
+    Args:
+        moments: What it is applied to.
+        function: The map, keeping the axes of pixels.
+    """
+    ntk = None if moments.ntk is None else function(moments.ntk)
+    return Moments(function(moments.nngp), ntk, moments.spatial, moments.pairs)
+
+
+def pool(moments: Moments, *, diagonal: bool) -> Moments:
+    """Average over pixels, or over pairs of pixels; the result is of vectors.
+
+    Args:
+        moments: With axes of pixels.
+        diagonal: Whether only pairs of a pixel with itself count.
+    """
+    count = moments.spatial * (2 if moments.pairs else 1)
+
+    def average(x: Array) -> Array:
+        batch = x.shape[: x.ndim - count]
+        if moments.pairs and diagonal:
+            x = jnp.diagonal(flat_pairs(x, moments.spatial), axis1=-2, axis2=-1)
+        return x.reshape(*batch, -1).mean(axis=-1)
+
+    ntk = None if moments.ntk is None else average(moments.ntk)
+    return Moments(average(moments.nngp), ntk, 0, False)
+
+
+def flat_pairs(x: Array, spatial: int) -> Array:
+    """Return `x` with pairs of pixels as a square matrix in the last two axes.
+
+    Args:
+        x: Last `2 * spatial` axes are the pixels of the pair.
+        spatial: Number of axes of a pixel.
+    """
+    shape = x.shape[x.ndim - 2 * spatial : x.ndim - spatial]
+    size = 1
+    for length in shape:
+        size *= length
+    return x.reshape(*x.shape[: x.ndim - 2 * spatial], size, size)
+
+
+def pixel_diagonal(shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Return where both members of a pair are the same pixel.
+
+    Args:
+        shape: Of an image, without channels.
+    """
+    size = 1
+    for length in shape:
+        size *= length
+    return jnp.eye(size, dtype=bool).reshape(*shape, *shape)
