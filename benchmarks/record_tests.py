@@ -1,0 +1,57 @@
+"""Checks of `record.py` that are tests of the suite, run in a process of their own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from record_checks import Cell, Scale
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_cases(arguments: list[str], **environment: str) -> dict[str, str]:
+    """Run pytest; return `"passed"`, `"failed"` or `"skipped"` by name of the test."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", *arguments, "-q", "-n", "0"]
+        command.append(f"--junitxml={report}")
+        variables = os.environ | environment
+        subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, check=False)
+        cases = ElementTree.parse(report).iter("testcase")
+        return {case.get("name", "?"): outcome(case) for case in cases}
+
+
+def outcome(case: ElementTree.Element) -> str:
+    children = {child.tag for child in case}
+    if children & {"failure", "error"}:
+        return "failed"
+    return "skipped" if "skipped" in children else "passed"
+
+
+def sigkill(scale: Scale) -> Cell:
+    """Processes killed at random moments, resumed, and compared bit for bit."""
+    engines = 3  # each gets as many kills, rounded up
+    kills = engines * -(-scale.kills // engines)
+    arguments = ["tests/core/test_resume.py", "-k", "sigkill"]
+    cases = pytest_cases(arguments, WHENCE_KILLS=str(scale.kills))
+    is_right = list(cases.values()) == ["passed"]
+    figures = {"kills": kills, "engines": engines}
+    return Cell("right" if is_right else "wrong", f"{kills} kills", figures)
+
+
+def mutations(scale: Scale) -> Cell:
+    """Bugs planted in the package: how many does its own suite catch?"""
+    path = "tests/testing/test_mutations.py"
+    if not (ROOT / path).exists():
+        return Cell("none", "", detail="not written yet")
+    cases = pytest_cases([path])
+    missed = [name for name, result in cases.items() if result != "passed"]
+    figures = {"cases": cases, "caught": len(cases) - len(missed), "planted": len(cases)}
+    text = f"{figures['caught']} of {figures['planted']}"
+    return Cell("wrong" if missed or not cases else "right", text, figures, "; ".join(missed))
+
+
+ALONE = {"sigkill": sigkill, "mutations": mutations}
