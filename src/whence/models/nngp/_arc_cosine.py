@@ -15,6 +15,13 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
+def _squared_root(q1: Array, q2: Array, c: Array) -> Array:
+    """Return q1 q2 - c^2, and 0 where it is rounding: inputs that coincide have no angle."""
+    product = q1 * q2
+    square = product - c**2
+    return jnp.where(square > 8 * jnp.finfo(product.dtype).eps * product, square, 0)
+
+
 @jax.custom_jvp
 def arc_cosine(q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
     """Return `(R - a c, a)` with R = sqrt(q1 q2 - c^2) and a = atan2(R, c).
@@ -29,7 +36,7 @@ def arc_cosine(q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
     References:
         Cho, Saul (2009), Advances in Neural Information Processing Systems 22.
     """
-    root = jnp.sqrt(jnp.maximum(q1 * q2 - c**2, 0))
+    root = jnp.sqrt(_squared_root(q1, q2, c))
     angle = jnp.arctan2(root, c)
     return root - angle * c, angle
 
@@ -41,7 +48,7 @@ def arc_cosine(q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
 def _arc_cosine_jvp(primals, tangents):
     q1, q2, c = primals
     dq1, dq2, dc = tangents
-    root = safe_sqrt(q1 * q2 - c**2)
+    root = safe_sqrt(_squared_root(q1, q2, c))
     excess, angle = arc_cosine(q1, q2, c)
     log1 = dq1 / jnp.where(q1 > 0, q1, 1)
     log2 = dq2 / jnp.where(q2 > 0, q2, 1)

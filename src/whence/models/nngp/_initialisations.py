@@ -101,7 +101,7 @@ class Sparse(AbstractInitialisation):
 
 
 def _orthonormal(rows: int, columns: int, key: PRNGKey) -> Array:
-    """Return a uniform point of the Stiefel manifold, Mezzadri (2007), arXiv:math-ph/0609050."""
+    """Return a uniform matrix of orthonormal columns (Mezzadri 2007, arXiv:math-ph/0609050)."""
     q, r = jnp.linalg.qr(jr.normal(key, (rows, columns)))
     return q * jnp.where(jnp.diagonal(r) < 0, -1, 1)
 

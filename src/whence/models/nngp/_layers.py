@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import abc
+from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
 from ...core._types import PRNGKey
-from ._activations import AbstractActivation
-from ._apply import activate, average_windows
-from ._moments import Moments, State, affine, map_moments, pool, with_arrays
+from ._layer import AbstractLayer
+from ._moments import Moments, State, affine, average_windows, map_moments, pool, with_arrays
 from ._network import Average, Chain, Linear, Plan, Ravel, Shape, Skip, linear
-
-
-class AbstractLayer(eqx.Module):
-    """A layer of infinitely many units."""
-
-    @abc.abstractmethod
-    def moments(self, state: State) -> State:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs.
-        """
-
-    @abc.abstractmethod
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[eqx.Module, Shape]:
-        """Make the finite twin with random weights.
-
-        Args:
-            shape: Of one example that it reads.
-            plan: Width and initialisation.
-            key: Random key.
-        """
 
 
 def _variance(name: str, value) -> Array:
@@ -57,7 +35,9 @@ class Dense(AbstractLayer):
     bias_variance: Float[Array, ""]
 
     def __init__(
-        self, weight_variance: float | int | Array = 1.0, bias_variance: float | int | Array = 0.0
+        self,
+        weight_variance: float | int | Array = 1.0,
+        bias_variance: float | int | Array = 0.0,
     ):
         self.weight_variance = _variance("weight_variance", weight_variance)
         self.bias_variance = _variance("bias_variance", bias_variance)
@@ -73,9 +53,7 @@ class Dense(AbstractLayer):
                 f"`Dense` reads vectors; got {state.cross.spatial} axes of pixels. "
                 "Put `Flatten()` or `GlobalAveragePooling()` before it."
             )
-        return map_moments(
-            lambda m: affine(m, self.weight_variance, self.bias_variance), state
-        )
+        return map_moments(lambda m: affine(m, self.weight_variance, self.bias_variance), state)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Linear, Shape]:
         """Make the finite twin with random weights.
@@ -90,9 +68,7 @@ class Dense(AbstractLayer):
                 f"`Dense` reads vectors; got pixels of shape {shape.spatial}. "
                 "Put `Flatten()` or `GlobalAveragePooling()` before it."
             )
-        return linear(
-            shape, plan, (self.weight_variance, self.bias_variance), (), (), key=key
-        )
+        return linear(shape, plan, (self.weight_variance, self.bias_variance), (), (), key=key)
 
 
 class Conv(AbstractLayer):
@@ -126,7 +102,9 @@ class Conv(AbstractLayer):
         self.weight_variance = _variance("weight_variance", weight_variance)
         self.bias_variance = _variance("bias_variance", bias_variance)
         if len(self.stride) != len(window):
-            raise ValueError(f"`stride` must be as long as `window`, {len(window)}; got {stride}.")
+            raise ValueError(
+                f"`stride` must be as long as `window`, {len(window)}; got {stride}."
+            )
         if not window or min(*window, *self.stride, 1) < 1:
             raise ValueError(
                 f"`window` and `stride` must be at least 1; got {window}, {self.stride}."
@@ -168,30 +146,6 @@ class Conv(AbstractLayer):
             )
 
 
-class Nonlinear(AbstractLayer):
-    """An activation as a layer."""
-
-    activation: AbstractActivation
-
-    def moments(self, state: State) -> State:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs.
-        """
-        return activate(self.activation, state)
-
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[eqx.Module, Shape]:
-        """Return the activation, which is its own finite twin.
-
-        Args:
-            shape: Of one example that it reads.
-            plan: Not used.
-            key: Not used.
-        """
-        return self.activation, shape
-
-
 class Flatten(AbstractLayer):
     """All pixels in one vector; the kernel averages pairs of the same pixel."""
 
@@ -222,6 +176,8 @@ class Flatten(AbstractLayer):
 
 class GlobalAveragePooling(AbstractLayer):
     """The average over pixels; its kernel needs all pairs of pixels, in memory and time."""
+
+    needs_pixel_pairs: ClassVar[bool] = True
 
     def moments(self, state: State) -> State:
         """Map second moments of what the layer reads to those of what it gives.
@@ -265,7 +221,7 @@ class Residual(AbstractLayer):
                 f"pooling); it maps moments of shape {state.cross.nngp.shape} to "
                 f"{new.cross.nngp.shape}."
             )
-        return jax_add(state, new)
+        return jax.tree.map(jnp.add, state, new)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Skip, Shape]:
         """Make the finite twin with random weights.
@@ -285,22 +241,19 @@ class Residual(AbstractLayer):
         return Skip(branch), new
 
 
-def jax_add(a: State, b: State) -> State:
-    """Add the moments of independent summands.
+class Serial(AbstractLayer):
+    """Layers in turn.
 
     Args:
-        a: Of one.
-        b: Of the other.
+        *layers: At least one.
     """
-    import jax
-
-    return jax.tree.map(jnp.add, a, b)
-
-
-class Sequence(AbstractLayer):
-    """Layers in turn; `Serial` makes it."""
 
     layers: tuple[AbstractLayer, ...]
+
+    def __init__(self, *layers: AbstractLayer):
+        if not layers:
+            raise ValueError("`layers` must hold at least one layer; got none.")
+        self.layers = layers
 
     def moments(self, state: State) -> State:
         """Map second moments of what the layer reads to those of what it gives.

@@ -146,3 +146,40 @@ def pixel_diagonal(shape: tuple[int, ...]) -> Bool[Array, "..."]:
     for length in shape:
         size *= length
     return jnp.eye(size, dtype=bool).reshape(*shape, *shape)
+
+
+def average_windows(
+    x: Array, window: tuple[int, ...], stride: tuple[int, ...], *, pairs: bool
+) -> Array:
+    """Average over the window of a convolution, zero outside of the image.
+
+    Both members of a pair move together. The zeros count in the average, as they do in the
+    fan-in of the network.
+
+    Args:
+        x: Pixels last: `len(window)` axes, or twice as many.
+        window: Pixels along each axis.
+        stride: Steps along each axis.
+        pairs: Whether the last axes are those of two pixels.
+    """
+    spatial = len(window)
+    first = x.ndim - spatial * (2 if pairs else 1)
+    for i, (length, step) in enumerate(zip(window, stride)):
+        axes = (first + i, first + spatial + i) if pairs else (first + i,)
+        size = x.shape[axes[0]]
+        count = -(-size // step)
+        # "SAME" padding: as little as gives every stride its window, less of it before.
+        padding = max((count - 1) * step + length - size, 0)
+        widths = [(0, 0)] * x.ndim
+        for axis in axes:
+            widths[axis] = (padding // 2, padding - padding // 2)
+        padded = jnp.pad(x, widths)
+        total = 0
+        for offset in range(length):
+            shifted = padded
+            for axis in axes:
+                stop = offset + (count - 1) * step + 1
+                shifted = jax.lax.slice_in_dim(shifted, offset, stop, step, axis)
+            total = total + shifted
+        x = jnp.asarray(total) / length
+    return x

@@ -11,8 +11,9 @@ from jaxtyping import Array
 
 from ._moments import State, inputs_state
 
-# Entries of a tile (times pairs of pixels). Vectors: about the size of a core's cache.
-VECTOR_TILE, IMAGE_TILE = 2**17, 2**22
+# Entries of a tile, times pixels. Of 2**14 to 2**20 the first was fastest for vectors (three
+# layers of ReLU, 2000 inputs, one core): half the time of the plain recursion.
+VECTOR_TILE, IMAGE_TILE = 2**14, 2**22
 
 
 class Kernels(NamedTuple):
