@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ._atomic import replace_file
 from ._encoding import check_schema, decoded, encoded
+from ._seal import check_sealed, seal_of
 
 if TYPE_CHECKING:
     import xarray
@@ -40,6 +41,10 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
     # disk), it keeps broken handles and may take the process down at exit.
     buffer = io.BytesIO()
     encoded(tree).to_netcdf(buffer, engine="h5netcdf")
+    with buffer.getbuffer() as content:
+        seal = seal_of(content)
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(seal)
     try:
         with buffer.getbuffer() as content:
             replace_file(path, content)
@@ -58,13 +63,15 @@ def load_netcdf(path: str | os.PathLike[str]) -> "xarray.DataTree":
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a file of this library, or one of a newer version of it.
+        ValueError: If it is not a file of this library, one of a newer version of it, or
+            damaged.
     """
     import xarray
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be an existing file; {path} is not one.")
+    check_sealed(path)
     try:
         with xarray.open_datatree(path, engine="h5netcdf") as tree:
             check_schema(tree.attrs, path)

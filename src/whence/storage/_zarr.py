@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._encoding import check_schema, decoded, encoded
+from ._seal import check_folder, seal_folder
 
 if TYPE_CHECKING:
     import xarray
@@ -50,6 +51,7 @@ def save_zarr(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
     try:
         with _quiet():
             encoded(tree).to_zarr(scratch / "new", zarr_format=2, consolidated=True)
+        seal_folder(scratch / "new")
         if path.exists():
             os.replace(path, scratch / "old")
         os.replace(scratch / "new", path)
@@ -71,7 +73,7 @@ def load_zarr(path: str | os.PathLike[str]) -> "xarray.DataTree":
     Raises:
         FileNotFoundError: If there is no such folder.
         ImportError: If zarr is not installed.
-        ValueError: If it is none of this library, or one of a newer version of it.
+        ValueError: If it is none of this library, one of a newer version of it, or damaged.
     """
     import xarray
 
@@ -79,6 +81,7 @@ def load_zarr(path: str | os.PathLike[str]) -> "xarray.DataTree":
     if not path.is_dir():
         raise FileNotFoundError(f"`path` must be an existing zarr folder; {path} is not one.")
     _require_zarr()
+    check_folder(path)
     try:
         with _quiet(), xarray.open_datatree(path, engine="zarr") as tree:
             check_schema(tree.attrs, path)
