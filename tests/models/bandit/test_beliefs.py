@@ -39,13 +39,13 @@ def test_vector_worked_by_hand():
 def test_normal_gamma_against_a_grid():
     x = REWARDS[ARMS == 0]
     post = _prior().update_batch(ARMS, REWARDS)
-    mu, log_precision = np.meshgrid(np.linspace(-8, 9, 800), np.linspace(-7, 4.5, 400))
+    mu, log_precision = np.meshgrid(np.linspace(-8, 9, 400), np.linspace(-7, 4.5, 400))
     precision = np.exp(log_precision)
     log_joint = stats.gamma.logpdf(precision, 2.5, scale=1 / 0.8) + log_precision
     log_joint += stats.norm.logpdf(mu, 0.3, 1 / np.sqrt(1.5 * precision))
     for value in x:
         log_joint += stats.norm.logpdf(value, mu, 1 / np.sqrt(precision))
-    cell = (17 / 799) * (11.5 / 399)
+    cell = (17 / 399) * (11.5 / 399)
     evidence = logsumexp(log_joint) + np.log(cell)
     weights = np.exp(log_joint - evidence) * cell
     mean = np.sum(weights * mu)

@@ -82,7 +82,7 @@ class AbstractBelief(eqx.Module):
         """Shape of the batch of problems."""
         return jax.tree.leaves(self)[0].shape[1:]
 
-    def expand(self, batch: tuple[int, ...]) -> "AbstractBelief":
+    def expand[Belief](self: Belief, batch: tuple[int, ...]) -> Belief:
         """Return the same belief for a batch of problems.
 
         Args:

@@ -110,5 +110,9 @@ class BetaBernoulli(AbstractBelief):
 
 def _require_binary(name, value) -> None:
     values = known(value)
-    if values is not None and not (good := (values == 0) | (values == 1)).all():
-        raise ValueError(f"`{name}` must be 0 or 1; got {np.atleast_1d(values)[np.atleast_1d(~good)][0]}.")
+    if values is None:
+        return
+    bad = np.atleast_1d(values)
+    bad = bad[(bad != 0) & (bad != 1)]
+    if bad.size:
+        raise ValueError(f"`{name}` must be 0 or 1; got {bad[0]}.")

@@ -99,7 +99,7 @@ class LinearGaussian(eqx.Module):
         Raises:
             ValueError: If shapes do not match or a value is not finite.
         """
-        x, y = self._checked(features, rewards, jnp.shape(rewards)[:1])
+        x, y = self._checked(features, rewards, jnp.asarray(rewards).shape[:1])
         # cov_N = (cov^-1 + x'x)^-1 by way of the Cholesky factor L of cov, as
         # L (I + L'x'xL)^-1 L', which needs no inverse of cov.
         root = jnp.linalg.cholesky(self.cov)
@@ -125,7 +125,7 @@ class LinearGaussian(eqx.Module):
             rewards: Their rewards, shape `(data,)`.
         """
         post = self.update_batch(features, rewards)
-        num = jnp.shape(rewards)[0]
+        num = jnp.asarray(rewards).shape[0]
         log_det = jnp.linalg.slogdet(post.cov)[1] - jnp.linalg.slogdet(self.cov)[1]
         return (
             gammaln(post.alpha)

@@ -79,7 +79,8 @@ def fit_normal_gamma(rewards: Sequence[Numbers]) -> tuple[float, ...]:
     squares = np.array([((x - x.mean()) ** 2).sum() for x in scaled])
 
     def loss(params):
-        return -_log_evidence(params[0], *np.exp(params[1:]), count, mean, squares)
+        kappa, alpha, beta = np.exp(params[1:])
+        return -_log_evidence(params[0], kappa, alpha, beta, count, mean, squares)
 
     start = np.array([0.0, 0.0, np.log(2.0), 0.0])
     found = minimize(loss, start, method="L-BFGS-B", bounds=[(None, None), *[_BOUNDS] * 3])

@@ -1,0 +1,159 @@
+"""What a policy is, decisions in batches, and states in files."""
+
+import abc
+import io
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Int
+
+from ...core._tree import named_leaves
+from ...core._types import PRNGKey
+from ...storage._atomic import replace_file
+from ._checks import Numbers, require_count
+
+Arm = Int[Array, "*batch"]
+
+
+class AbstractPolicy(eqx.Module):
+    """A rule that chooses an arm given the rewards so far: pure functions on a state.
+
+    A policy is a configuration and never changes; what it has learned is in the state,
+    a pytree of arrays with axis 0 for the arms and the axes of a batch of problems after it.
+    `act` and `update` can be compiled, vectorised and used in `jax.lax.scan`. Values are
+    checked where they are known, that is, outside of these.
+    """
+
+    arms: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def init(self, batch: tuple[int, ...] = ()) -> Any:
+        """Return the state before the first round.
+
+        Args:
+            batch: Shape of a batch of independent problems.
+        """
+
+    @abc.abstractmethod
+    def act(self, state: Any, *, key: PRNGKey) -> Arm:
+        """Return the index of the arm to pull, shape `(*batch,)`.
+
+        Args:
+            state: From `init` or `update`.
+            key: For the choice; policies that leave nothing to chance do not use it.
+        """
+
+    @abc.abstractmethod
+    def update(self, state: Any, arm: Numbers, reward: Numbers) -> Any:
+        """Return the state after a reward.
+
+        Args:
+            state: From `init` or `update`.
+            arm: The arm that was pulled, shape `(*batch,)`.
+            reward: What it gave, shape `(*batch,)`.
+
+        Raises:
+            ValueError: If the arm does not exist or the reward is impossible.
+        """
+
+
+def act_many(
+    policy: AbstractPolicy, state: Any, num: int, *, key: PRNGKey
+) -> Int[Array, "num *batch"]:
+    """Choose arms for several decisions that must be made before the next reward.
+
+    Each is made as if it were the only one, with its own key. A policy that draws from a
+    belief spreads them over the arms that may be best; one that leaves nothing to chance
+    chooses the same arm `num` times.
+
+    Args:
+        policy: The policy.
+        state: Its state.
+        num: Number of decisions.
+        key: Split once per decision.
+
+    Returns:
+        Indices of arms, shape `(num, *batch)`.
+
+    Raises:
+        ValueError: If `num` is not a positive integer.
+    """
+    require_count("num", num, 1)
+    return jax.vmap(lambda k: policy.act(state, key=k))(jr.split(key, num))
+
+
+def update_many(policy: AbstractPolicy, state: Any, arms: Numbers, rewards: Numbers) -> Any:
+    """Return the state after several rewards, in the order given.
+
+    Args:
+        policy: The policy.
+        state: Its state.
+        arms: The arms that were pulled, shape `(num, *batch)`.
+        rewards: What they gave, shape `(num, *batch)`.
+
+    Raises:
+        ValueError: If there are not as many rewards as arms, an arm does not exist, or a
+            reward is impossible.
+    """
+    arms, rewards = jnp.asarray(arms), jnp.asarray(rewards)
+    if arms.ndim < 1 or arms.shape != rewards.shape:
+        raise ValueError(
+            f"`arms` and `rewards` must have one shape (num, ...); got {arms.shape} and "
+            f"{rewards.shape}."
+        )
+    for arm, reward in zip(arms, rewards, strict=True):
+        state = policy.update(state, arm, reward)
+    return state
+
+
+def save_state(state: Any, path: str | Path) -> None:
+    """Write a policy's state, or a belief, to an npz file, without pickle, whole or not at all.
+
+    Args:
+        state: A pytree of arrays.
+        path: The file; what was there is replaced.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {n: np.asarray(leaf) for n, leaf in named_leaves(state).items()}
+    np.savez(buffer, **arrays)
+    replace_file(Path(path), buffer.getvalue())
+
+
+def load_state[State](path: str | Path, like: State) -> State:
+    """Read what `save_state` wrote.
+
+    Args:
+        path: The file.
+        like: A state of the same policy, for example `policy.init()`.
+
+    Returns:
+        The state, equal to the saved one bit for bit.
+
+    Raises:
+        ValueError: If the file holds something else than a state like `like`.
+        OSError: If it cannot be read.
+    """
+    with np.load(Path(path), allow_pickle=False) as file:
+        stored = {name: file[name] for name in file.files}
+    want = named_leaves(like)
+    for name in sorted(set(want) | set(stored)):
+        got = stored.get(name)
+        leaf = want.get(name)
+        described = [
+            "nothing" if x is None else f"{x.dtype} of shape {x.shape}" for x in (leaf, got)
+        ]
+        if described[0] != described[1]:
+            raise ValueError(
+                f"`like` must be a state like the one in {path}: `{name}` is {described[0]}, "
+                f"in the file {described[1]}."
+            )
+    leaves = [jnp.asarray(stored[name]) for name in want]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -1,0 +1,107 @@
+"""Policies played against environments, many instances at a time."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
+
+from ...core._types import PRNGKey
+from ._checks import one_hot, require_count
+from ._environment import AbstractEnvironment
+from ._policy import AbstractPolicy
+from ._regret import PolicyRun, Simulation
+
+_CHECKPOINTS = 100
+
+
+def simulate(
+    policies: Mapping[str, AbstractPolicy],
+    environment: AbstractEnvironment,
+    *,
+    horizon: int,
+    key: PRNGKey,
+    common_random_numbers: bool = True,
+) -> Simulation:
+    """Play each policy on all instances of an environment.
+
+    One compiled program per policy plays all instances at once and keeps the regret at a
+    hundred checkpoints.
+
+    Args:
+        policies: Policies by name.
+        environment: Instances of the problem.
+        horizon: Number of rounds.
+        key: For rewards and policies.
+        common_random_numbers: Whether all policies get the same rewards: the n-th pull of
+            an arm gives what was drawn for it beforehand, so that differences between
+            policies have a smaller standard error. Takes memory for `horizon` rewards per
+            arm and instance. Otherwise rewards are drawn when needed.
+
+    Returns:
+        A `Simulation`, by name of the policy.
+
+    Raises:
+        ValueError: If there is no policy, a policy is for another number of arms than the
+            environment has, or the horizon is shorter than that number.
+    """
+    if not policies:
+        raise ValueError("`policies` must have at least one policy; got none.")
+    for name, policy in policies.items():
+        if policy.arms != environment.arms:
+            raise ValueError(
+                f"Policy {name!r} must be for the {environment.arms} arms of the environment; "
+                f"it is for {policy.arms}."
+            )
+    require_count("horizon", horizon, environment.arms)
+    key_rewards, key_policy = jr.split(key)
+    tape = _tape(environment, horizon, key_rewards) if common_random_numbers else None
+    edges = np.unique(np.linspace(0, horizon, _CHECKPOINTS + 1).round().astype(int))
+    runs = {}
+    for name, policy in policies.items():
+        regret, pulls = _play(policy, environment, tape, jnp.asarray(edges), key_policy)
+        runs[name] = PolicyRun(edges[1:], np.asarray(regret), np.asarray(pulls))
+    return Simulation(runs)
+
+
+@eqx.filter_jit
+def _tape(environment, horizon, key) -> Float[Array, "pull arm instance"]:
+    return environment.sample((horizon,), key=key)
+
+
+@eqx.filter_jit
+def _play(policy, environment, tape, edges, key) -> tuple[Array, Array]:
+    """Return regret at the checkpoints, `(checkpoint, instance)`, and pulls of each arm."""
+    means = environment.means
+    arms, instances = means.shape
+    gaps = jnp.max(means, 0) - means
+
+    def one_round(t, carry):
+        state, pulls, regret = carry
+        key_act, key_reward = jr.split(jr.fold_in(key, t))
+        arm = policy.act(state, key=key_act)
+        hit = one_hot(arm, arms)
+        if tape is None:
+            reward = environment.pull(arm, key=key_reward)
+        else:
+            pull = jnp.sum(jnp.where(hit, pulls, 0), 0)
+            reward = tape[pull, arm, jnp.arange(instances)]
+        regret = regret + jnp.sum(jnp.where(hit, gaps, 0), 0)
+        return policy.update(state, arm, reward), pulls + hit, regret
+
+    def until_checkpoint(carry, edge):
+        carry = jax.lax.fori_loop(edge[0], edge[1], one_round, carry)
+        return carry, carry[2]
+
+    start: Any = (
+        policy.init((instances,)),
+        jnp.zeros((arms, instances), jnp.int32),
+        jnp.zeros(instances, means.dtype),
+    )
+    pairs = jnp.stack([edges[:-1], edges[1:]], 1)
+    (_, pulls, _), regret = jax.lax.scan(until_checkpoint, start, pairs)
+    return regret, pulls
