@@ -65,7 +65,14 @@ def _stop_after(monkeypatch, calls):
     monkeypatch.setattr(_Worker, "advance", counted)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+# The conformance suite stops and resumes every engine of ours once more.
+OFTEN = ("nuts", "sgld", "bbvi", "smc", "numpyro", "blackjax")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in ENGINES],
+)
 def test_resumed_equals_uninterrupted(name, target, tmp_path):
     """Stopped during warm-up and again during sampling, for every engine."""
     engine, key = ENGINES[name], jr.key(11)

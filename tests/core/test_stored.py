@@ -46,7 +46,9 @@ def _same(a, b):
 # -- extend ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["nuts", "sgld", "chees"])
+@pytest.mark.parametrize(
+    "name", ["nuts", "sgld", pytest.param("chees", marks=pytest.mark.slow)]
+)
 def test_extended_equals_longer_from_the_start(name, target, tmp_path):
     make = {
         "nuts": lambda draws: wh.NUTS(chains=2, warmup=60, draws=draws),
@@ -375,6 +377,7 @@ def test_replay_tells_rounding_from_error(target, tmp_path):
     assert _compare(one.variables, short, True, {}).tier == "different"
 
 
+@pytest.mark.slow
 def test_replay_after_extending_and_of_particles(target, tmp_path):
     wh.infer(target, NUTS, key=KEY, store=tmp_path / "a")
     wh.extend(tmp_path / "a", target, draws=20)
