@@ -28,7 +28,7 @@ class Rates(wh.AbstractTarget):
     jacobian: bool = eqx.field(static=True)
 
     def __init__(self, *, jacobian: bool):
-        right = LogGamma((1.0, 4.0))
+        right = LogGamma((2.0, 4.0))  # without it Gamma(1) and Gamma(3)
         self.shape, self.truth, self.jacobian = right.shape, right.truth, jacobian
 
     def init(self, *, key):
