@@ -63,7 +63,8 @@ Carlo standard errors; and the smallest effective sample size. Targets: a correl
 (5 dimensions, condition number 100); a conjugate linear regression with unknown noise; the
 logarithms of two Gamma variables; Neal's funnel in 5 dimensions with scale 1. All these are
 known exactly. posteriordb: against reference draws, the errors of both sides combined;
-{posteriordb}
+{posteriordb} `TemperedSMC`, whose particles depend on one another: averages of {repeats}
+runs, with the errors that their scatter shows.
 
 Where "off by" is said, the engine is approximate and a systematic error is forgiven before
 z is taken; the figure is the largest error that was found, in standard deviations of the
@@ -93,12 +94,13 @@ stopping rule. *Compiles once*: a second fit to other data of the same shapes tr
 LIMITS = """
 ## Known limits
 
-- **Several modes.** No chain of this table moves between modes that are far apart, and
-  `ChEES`, whose chains share what they learn, has looked well on averages while chains were
-  stuck. R-hat over many chains shows it; `TemperedSMC` represents the modes that its first
-  particles found. No target of this page has several modes.
+- **Several modes.** Chains do not move between modes that are far apart, and those of
+  `ChEES`, which share what they learn, can be stuck while averages look well; R-hat over the
+  many chains shows it. `TemperedSMC` represents the modes that its first particles found. No
+  exact target of this page has several modes.
 - **Funnels.** Neal's funnel with scale 3 is beyond every sampler here that has one step size
-  for all places; the table's has scale 1. A test of the suite holds that the failure is seen.
+  for all places; the table's has scale 1. A test of the suite holds that `NUTS` is seen to
+  fail there.
 - **Unadjusted samplers.** `SGLD` and `MCLMC(adjusted=False)` are biased by an amount that the
   step size rules, and no R-hat shows it. A row of this page holds for its step size only:
   run again with half of it.
@@ -106,8 +108,8 @@ LIMITS = """
   latents correlate; a full-rank Gaussian is wrong where the posterior is none. Pareto k-hat
   in `diagnose` tells.
 - **Evidence.** The estimate of `TemperedSMC` is biased by a part of order one over the number
-  of particles, since temperatures and moves adapt to the particles; its stated error does not
-  include that.
+  of particles, since temperatures and moves adapt to the particles. The table has 2048; with
+  few the bias can exceed the stated error.
 - **What these tests cannot see.** Errors much smaller than the Monte Carlo error of the run,
   and errors of a model that the simulator shares.
 """
@@ -135,6 +137,7 @@ def page(results: Results, rows: list[Any]) -> str:
         "replicates": scale["replicates"],
         "iterations": first.get("geweke", MISSING)["figures"].get("iterations", "?"),
         "runs": 3 * scale["runs"],
+        "repeats": scale["runs"],
         "posteriordb": f"{default} posteriors for the default engine, for the others {few}.",
     }
     parts = [INTRODUCTION, verdict(results), measured(results), RULES.format(**numbers)]
@@ -142,7 +145,7 @@ def page(results: Results, rows: list[Any]) -> str:
     for name, checks in TABLES.items():
         parts += [heads[name].format(**numbers), table(results, rows, checks)]
         parts.append(reasons(results, rows, checks))
-    parts += [processes(results), failures(results), LIMITS, configurations(rows)]
+    parts += [processes(results), failures(results, rows), LIMITS, configurations(rows)]
     return "\n".join(part.strip("\n") + "\n" for part in parts if part)
 
 
@@ -170,11 +173,13 @@ def measured(results: Results) -> str:
     dates = sorted(cell["date"][:10] for _, _, cell in cells)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     versions = ", ".join(f"{name} {v}" for name, v in m["versions"].items())
+    # By the date of their first cell.
+    commits = dict.fromkeys(c["commit"] for *_, c in sorted(cells, key=lambda x: x[2]["date"]))
     minutes = sum(cell["seconds"] for _, _, cell in cells) / 60
     return (
         f"Measured on {when} on {m['cores']} cores of {m['cpu']} ({m['system']}), float64, in "
-        f"{minutes:.0f} minutes of CPU time; Python {m['python']}, {versions}; commit "
-        f"`{m['commit']}`."
+        f"{minutes:.0f} minutes of CPU time; Python {m['python']}, {versions}; commits "
+        f"{', '.join(f'`{c}`' for c in commits)}."
     )
 
 
@@ -237,26 +242,37 @@ def processes(results: Results) -> str:
 
 
 def bugs(cell: Results) -> str:
-    cases = cell["figures"].get("cases", {})
+    """Which planted bugs are caught."""
+    found = cell["figures"].get("bugs", {})
+    says = lambda is_right: "yes" if is_right else "**no**"
     lines = [
         "## Planted bugs\n",
-        "Would the checks notice if something were wrong? Bugs planted one at a time, such as "
-        "are easily made, and what the package's own checks made of them: "
-        f"{cell['figures'].get('caught', 0)} of {len(cases)} tests of "
-        "`tests/testing/test_mutations.py` pass, each of which demands that a bug is caught or "
-        "that the unharmed engine is not accused.\n",
+        "Would the checks notice if something were wrong? Bugs that libraries had or that "
+        "are easily made (folklore), planted one at a time in small engines and models. Each "
+        "must be caught by a check of the package, and the same engine or model without the "
+        "bug must pass: "
+        f"{cell['figures'].get('caught', 0)} of {len(found)} do both "
+        "(`tests/testing/test_mutations.py`).\n",
+        "| bug | seen in | caught | right version passes |",
+        "| --- | --- | --- | --- |",
     ]
-    return "\n".join(lines + [f"- {name}: {result}" for name, result in cases.items()]) + "\n"
+    lines += [
+        f"| {bug} | {f['source']} | {says(f['caught'])} | {says(f['passes'])} |"
+        for bug, f in found.items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def failures(results: Results) -> str:
+def failures(results: Results, rows: list[Any]) -> str:
     """Every failed cell in words."""
+    remarks = {(row.name, check): text for row in rows for check, text in row.remarks.items()}
     lines = []
     for row, check, cell in cells_of(results):
         if cell["verdict"] in ("wrong", "error", "expected"):
             how = "as expected" if cell["verdict"] == "expected" else "fails"
             where = f"{row}, {TITLES.get(check, check)}" if row else check
-            lines.append(f"- {where} ({how}): {shortened(cell['detail'])}.")
+            remark = f" {remarks[row, check]}" if (row, check) in remarks else ""
+            lines.append(f"- {where} ({how}): {shortened(cell['detail'])}.{remark}")
     return "## Failures in words\n\n" + "\n".join(lines) if lines else ""
 
 

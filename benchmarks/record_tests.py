@@ -1,5 +1,6 @@
 """Checks of `record.py` that are tests of the suite, run in a process of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -43,15 +44,36 @@ def sigkill(scale: Scale) -> Cell:
 
 
 def mutations(scale: Scale) -> Cell:
-    """Bugs planted in the package: how many does its own suite catch?"""
+    """Bugs of other libraries, planted: how many are caught, with the right version passed?"""
     path = "tests/testing/test_mutations.py"
     if not (ROOT / path).exists():
         return Cell("none", "", detail="not written yet")
     cases = pytest_cases([path])
-    missed = [name for name, result in cases.items() if result != "passed"]
-    figures = {"cases": cases, "caught": len(cases) - len(missed), "planted": len(cases)}
-    text = f"{figures['caught']} of {figures['planted']}"
-    return Cell("wrong" if missed or not cases else "right", text, figures, "; ".join(missed))
+    sources = planted()
+    passed = lambda test, bug: cases.get(f"{test}[{bug}]") == "passed"
+    bugs = {
+        bug: {
+            "source": source,
+            "caught": passed("test_the_mutant_is_caught", bug),
+            "passes": passed("test_the_correct_version_passes", bug),
+        }
+        for bug, source in sources.items()
+    }
+    missed = [bug for bug, found in bugs.items() if not (found["caught"] and found["passes"])]
+    figures = {"bugs": bugs, "caught": len(bugs) - len(missed)}
+    text = f"{figures['caught']} of {len(bugs)}"
+    return Cell("wrong" if missed or not bugs else "right", text, figures, "; ".join(missed))
+
+
+def planted() -> dict[str, str]:
+    """Where each bug was seen, by its name."""
+    code = (
+        "import json, sys; sys.path.insert(0, 'tests/testing'); from _mutants import MUTANTS; "
+        "print(json.dumps({name: bug.source for name, bug in MUTANTS.items()}))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 ALONE = {"sigkill": sigkill, "mutations": mutations}
