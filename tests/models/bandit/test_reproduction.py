@@ -163,6 +163,8 @@ def test_growth_with_rounds_and_arms(arms, horizon, mean, error):
     _assert_mean(run, mean, error)
 
 
+# The reference has no standard errors for UCB1 and Honda-Takemura here; those are guesses from
+# the rows that have them.
 ROBUST = {
     "bernoulli": [
         (VarTS(NormalGamma(0.5, 1.98, 6.93, 0.985, arms=10)), 42.5, 0.4),

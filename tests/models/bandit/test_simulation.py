@@ -17,7 +17,6 @@ from whence.models.bandit import (
     KnownVarianceTS,
     NormalGamma,
     PolicyRun,
-    UCB1Tuned,
     UniformArms,
     VarTS,
     bayes_regret_bound,
@@ -37,7 +36,9 @@ def _environments():
     }
 
 
-@pytest.mark.parametrize("name", ["gaussian", "bernoulli", "beta", "uniform"])
+@pytest.mark.parametrize(
+    "name", ["gaussian", "bernoulli", "uniform", pytest.param("beta", marks=pytest.mark.slow)]
+)
 def test_rewards_have_the_moments_they_say(name):
     environment, variance = _environments()[name]
     assert (environment.arms, environment.instances) == (3, 4)
@@ -109,7 +110,12 @@ def test_common_random_numbers():
 
 @pytest.mark.parametrize(
     ("arms", "alpha", "exact"),
-    [(10, 4.0, 0.897758), (10, 2.0, 1.535819), (2, 4.0, 0.318098), (2, 2.0, 0.520651)],
+    [
+        (10, 4.0, 0.897758),
+        (10, 2.0, 1.535819),
+        pytest.param(2, 4.0, 0.318098, marks=pytest.mark.slow),
+        pytest.param(2, 2.0, 0.520651, marks=pytest.mark.slow),
+    ],
 )
 def test_regret_of_the_first_round_is_exact(arms, alpha, exact):
     """The expected maximum of t variables, by quadrature: nothing is known in round one."""
@@ -176,7 +182,7 @@ def test_bounds_have_their_reference_values():
         assert_allclose(bayes_regret_bound(prior, horizon=2_000), bound, atol=0.1)
 
 
-@pytest.mark.parametrize("arms", [2, 5])
+@pytest.mark.parametrize("arms", [5, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kappa", "alpha", "beta"), [(1, 4, 1), (0.1, 1.5, 2), (10, 3, 0.1)])
 def test_bounds_are_above_regret(arms, kappa, alpha, beta):
     prior = NormalGamma(0.0, kappa, alpha, beta, arms=arms)
@@ -236,11 +242,10 @@ def test_float32_and_the_table():
     prior = NormalGamma(0 * one, one, 4 * one, one, arms=3)
     environment = sample_instances(prior, instances=100, key=jr.key(0))
     assert environment.loc.dtype == np.float32
-    policies = {"VarTS": VarTS(prior), "Tuned": UCB1Tuned(3)}
-    runs = simulate(policies, environment, horizon=150, key=jr.key(1))
+    runs = simulate({"VarTS": VarTS(prior)}, environment, horizon=150, key=jr.key(1))
     assert runs["VarTS"].regret.dtype == np.float32
     table = str(runs).splitlines()
-    assert len(table) == 3
+    assert len(table) == 2
     assert table[1].split()[0] == "VarTS"
     assert_allclose(float(table[1].split()[1]), runs["VarTS"].final.mean(), rtol=1e-3)
 

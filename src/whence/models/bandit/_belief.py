@@ -87,7 +87,18 @@ class AbstractBelief(eqx.Module):
 
         Args:
             batch: Shape of the batch; that of the belief must broadcast to it.
+
+        Raises:
+            ValueError: If it does not.
         """
+        has = jax.tree.leaves(self)[0].shape[1:]
+        if len(has) > len(batch) or any(
+            n not in (1, m) for n, m in zip(has[::-1], batch[::-1])
+        ):
+            raise ValueError(
+                f"`batch` must be a shape to which that of the belief, {has}, broadcasts; "
+                f"got {batch}."
+            )
 
         def leaf(x):
             x = x.reshape(x.shape[:1] + (1,) * (len(batch) - x.ndim + 1) + x.shape[1:])

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr
-from scipy.stats import t as student
 
 from ._checks import require_count
 from ._known_variance import KnownVariance
@@ -80,6 +79,8 @@ def _known(variance, noise, horizon) -> float:
 
 
 def _unknown(kappa, alpha, expected, horizon) -> float:
+    from scipy.stats import t as student  # slow to import
+
     each = expected * (1 / kappa + np.log1p((horizon - 1) / kappa))
     total = np.sqrt(horizon * each.sum())
     nu, scale = 2 * alpha, np.sqrt(expected / kappa)
