@@ -129,7 +129,7 @@ def test_regret_of_the_first_round_is_exact(arms, alpha, exact):
 
 def test_one_arm_has_no_regret():
     prior = NormalGamma(0.0, 1.0, 4.0, 1.0, arms=1)
-    environment = sample_instances(prior, instances=5, key=jr.key(0))
+    environment = GaussianArms(np.ones((1, 5)), np.ones((1, 5)))
     run = simulate({"VarTS": VarTS(prior)}, environment, horizon=20, key=jr.key(1))["VarTS"]
     assert_array_equal(run.regret, 0)
     assert_array_equal(run.pulls, 20)
@@ -240,7 +240,8 @@ def test_summaries():
 def test_float32_and_the_table():
     one = np.float32(1)
     prior = NormalGamma(0 * one, one, 4 * one, one, arms=3)
-    environment = sample_instances(prior, instances=100, key=jr.key(0))
+    loc = np.random.default_rng(0).normal(size=(3, 100)).astype(np.float32)
+    environment = GaussianArms(loc, np.ones_like(loc))
     assert environment.loc.dtype == np.float32
     runs = simulate({"VarTS": VarTS(prior)}, environment, horizon=150, key=jr.key(1))
     assert runs["VarTS"].regret.dtype == np.float32
