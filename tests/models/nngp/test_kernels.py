@@ -166,7 +166,7 @@ def _loop_average(k, window, stride):
     return new / np.prod(window)
 
 
-@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("pool", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_convolutions_against_loops(pool):
     x = np.random.default_rng(3).normal(size=(3, 5, 4, 2))
     windows = [((3, 3), (1, 1)), ((3, 2), (2, 1))]
@@ -249,6 +249,9 @@ WRONG = {
     "keep the number of pixels": lambda: Serial(
         Residual(Conv((3, 3), (2, 2))), Flatten()
     ).kernel(IMAGES),
+    "ReLU. must read Gaussian": lambda: Serial(
+        Dense(), Erf(), Residual(Dense()), ReLU()
+    ).kernel(ROWS),
     "weight_variance. must be": lambda: Dense(-1.0),
     "stride. must be as long": lambda: Conv((3, 3), (1,)),
     "window. and .stride. must": lambda: Conv((3, 0)),

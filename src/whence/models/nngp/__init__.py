@@ -17,6 +17,24 @@ from ._initialisations import (
     Orthogonal as Orthogonal,
     Sparse as Sparse,
 )
+from ._law import (
+    AbstractDensityLaw as AbstractDensityLaw,
+    AbstractLaw as AbstractLaw,
+    ScalePosterior as ScalePosterior,
+)
+from ._laws import (
+    GIG as GIG,
+    BurrXII as BurrXII,
+    Draws as Draws,
+    FromDistribution as FromDistribution,
+    HalfCauchy as HalfCauchy,
+    importance_nodes as importance_nodes,
+)
+from ._laws_closed import (
+    InverseGamma as InverseGamma,
+    Jeffreys as Jeffreys,
+    PointMass as PointMass,
+)
 from ._layer import AbstractLayer as AbstractLayer
 from ._layers import (
     Conv as Conv,
@@ -25,5 +43,11 @@ from ._layers import (
     GlobalAveragePooling as GlobalAveragePooling,
     Residual as Residual,
     Serial as Serial,
+)
+from ._process import Conditioned as Conditioned, ScaleMixture as ScaleMixture
+from ._quadrature import Nodes as Nodes
+from ._scale_mixture import (
+    NormalScaleMixture as NormalScaleMixture,
+    ScaleMixtureMarginals as ScaleMixtureMarginals,
 )
 from ._tiles import Kernels as Kernels

@@ -49,12 +49,18 @@ class AbstractActivation(AbstractLayer):
         Args:
             state: Moments of all pairs.
         """
+        if not state.gaussian:
+            raise ValueError(
+                f"`{type(self).__name__}` must read Gaussian units: put a `Dense` or `Conv` "
+                "before it. Inputs, what an activation or `Flatten` gave, and a `Residual` "
+                "around them are not Gaussian, and their kernel is not known."
+            )
         q1, q2 = state.left.nngp, state.right.nngp
         left, right = self._own(state.left), self._own(state.right)
         cross = self._cross(state.cross, q1[:, None], q2[None])
         left_pairs = self._own_pairs(state.left_pairs, q1, left)
         right_pairs = self._own_pairs(state.right_pairs, q2, right)
-        return State(cross, left, right, left_pairs, right_pairs)
+        return State(cross, left, right, left_pairs, right_pairs, False)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[eqx.Module, Shape]:
         """Return the activation, which is its own finite twin.

@@ -13,7 +13,16 @@ from jaxtyping import Array, Float
 
 from ...core._types import PRNGKey
 from ._layer import AbstractLayer
-from ._moments import Moments, State, affine, average_windows, map_moments, pool, with_arrays
+from ._moments import (
+    Moments,
+    State,
+    affine,
+    as_gaussian,
+    average_windows,
+    map_moments,
+    pool,
+    with_arrays,
+)
 from ._network import Average, Chain, Linear, Plan, Ravel, Shape, Skip, linear
 
 
@@ -53,7 +62,8 @@ class Dense(AbstractLayer):
                 f"`Dense` reads vectors; got {state.cross.spatial} axes of pixels. "
                 "Put `Flatten()` or `GlobalAveragePooling()` before it."
             )
-        return map_moments(lambda m: affine(m, self.weight_variance, self.bias_variance), state)
+        new = map_moments(lambda m: affine(m, self.weight_variance, self.bias_variance), state)
+        return as_gaussian(new, True)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Linear, Shape]:
         """Make the finite twin with random weights.
@@ -124,7 +134,7 @@ class Conv(AbstractLayer):
             )
             return affine(m, self.weight_variance, self.bias_variance)
 
-        return map_moments(one, state)
+        return as_gaussian(map_moments(one, state), True)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Linear, Shape]:
         """Make the finite twin with random weights.
@@ -160,7 +170,7 @@ class Flatten(AbstractLayer):
         cross, left, right = (
             pool(m, diagonal=True) for m in (state.cross, state.left, state.right)
         )
-        return State(cross, left, right, None, None)
+        return State(cross, left, right, None, None, False)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Ravel, Shape]:
         """Make the finite twin.
@@ -190,7 +200,7 @@ class GlobalAveragePooling(AbstractLayer):
         cross, left, right = (
             pool(m, diagonal=False) for m in (state.cross, state.left_pairs, state.right_pairs)
         )
-        return State(cross, left, right, None, None)
+        return State(cross, left, right, None, None, state.gaussian)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Average, Shape]:
         """Make the finite twin.
@@ -221,7 +231,9 @@ class Residual(AbstractLayer):
                 f"pooling); it maps moments of shape {state.cross.nngp.shape} to "
                 f"{new.cross.nngp.shape}."
             )
-        return jax.tree.map(jnp.add, state, new)
+        both = state.gaussian and new.gaussian
+        # The flag is part of the tree's structure, which must be one for the sum.
+        return jax.tree.map(jnp.add, as_gaussian(state, both), as_gaussian(new, both))
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Skip, Shape]:
         """Make the finite twin with random weights.

@@ -34,6 +34,9 @@ class State(eqx.Module):
     right: Moments  # columns
     left_pairs: Moments | None  # rows, over pairs of pixels; only where pooling needs it
     right_pairs: Moments | None
+    # Whether units are Gaussian and alike. Activations need it: the sum of a Gaussian unit
+    # and of what an activation gave has other moments than its kernel says.
+    gaussian: bool = eqx.field(static=True)
 
 
 def inputs_state(x1: Array, x2: Array, *, pairs: bool, ntk: bool) -> State:
@@ -62,7 +65,7 @@ def inputs_state(x1: Array, x2: Array, *, pairs: bool, ntk: bool) -> State:
         return moments(f"m{p}c,m{q}c->m{product}", x, x, True) if pairs else None
 
     cross = moments(f"m{p}c,n{q}c->mn{product}", x1, x2, pairs)
-    return State(cross, own(x1), own(x2), own_pairs(x1), own_pairs(x2))
+    return State(cross, own(x1), own(x2), own_pairs(x1), own_pairs(x2), False)
 
 
 def map_moments(function: Callable[[Moments], Moments], state: State) -> State:
@@ -90,6 +93,17 @@ def affine(moments: Moments, weight_variance: Array, bias_variance: Array) -> Mo
     nngp = bias_variance.astype(moments.nngp.dtype) + weight * moments.nngp
     ntk = None if moments.ntk is None else nngp + weight * moments.ntk
     return Moments(nngp, ntk, moments.spatial, moments.pairs)
+
+
+def as_gaussian(state: State, gaussian: bool) -> State:
+    """Return a state with the flag set.
+
+    Args:
+        state: Moments of all pairs.
+        gaussian: Whether units are Gaussian and alike.
+    """
+    parts = state.cross, state.left, state.right, state.left_pairs, state.right_pairs
+    return State(*parts, gaussian)
 
 
 def with_arrays(moments: Moments, function: Callable[[Array], Array]) -> Moments:

@@ -1,0 +1,186 @@
+"""Laws of the scale with closed forms: inverse gamma, Jeffreys, a point."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.scipy.special import gammaln
+from jaxtyping import Array, Float
+
+from ...core._types import Scalar
+from ._law import AbstractLaw
+from ._quadrature import log_likelihood
+
+Number = float | int | Array
+
+
+def positive(name: str, value: Number) -> Array:
+    """Return a parameter as an array; what is known to be no positive number is refused.
+
+    Args:
+        name: Of the parameter.
+        value: Of the parameter.
+
+    Raises:
+        ValueError: If it is not finite and above 0.
+    """
+    if isinstance(value, float | int) and not (np.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be finite and above 0; got {value}.")
+    return jnp.asarray(value, float) if isinstance(value, int) else jnp.asarray(value)
+
+
+class InverseGamma(AbstractLaw):
+    """Density proportional to `v^(-shape - 1) exp(-scale / v)`: the process is Student's t.
+
+    With `2 shape` degrees of freedom and scale matrix `scale / shape` times the kernel.
+
+    Args:
+        shape: Half the degrees of freedom; the mean of v exists above 1.
+        scale: Of v (numpyro's `rate`); the mean is `scale / (shape - 1)`.
+    """
+
+    shape: Float[Array, ""]
+    scale: Float[Array, ""]
+
+    def __init__(self, shape: Number, scale: Number):
+        self.shape, self.scale = positive("shape", shape), positive("scale", scale)
+
+    def _updated(self, size, quadratic):
+        return self.shape + size / 2, self.scale + quadratic / 2
+
+    def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
+        """Return the log of the integral of `p(v) v^(-n/2) exp(-q / (2 v))`.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        shape, scale = self._updated(size, quadratic)
+        # Differences of like terms: with a shape of 1e6 each term alone is near 1e7.
+        log_ratio = jnp.log1p(quadratic / (2 * self.scale))
+        gammas = gammaln(shape) - gammaln(self.shape)
+        return gammas - size / 2 * jnp.log(self.scale) - shape * log_ratio
+
+    def posterior(self, size: int, quadratic: Scalar) -> dist.InverseGamma:
+        """Return the law of v given observations, inverse gamma too.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        return dist.InverseGamma(*self._updated(size, quadratic))
+
+    def mixture(
+        self, size: int, quadratic: Scalar, loc: Array, scale_tril: Array
+    ) -> dist.MultivariateStudentT:
+        """Return `N(loc, v L L')` mixed over the posterior of v.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+            loc: Shape `(dim,)`.
+            scale_tril: L, shape `(dim, dim)`.
+        """
+        shape, scale = self._updated(size, quadratic)
+        return dist.MultivariateStudentT(2 * shape, loc, jnp.sqrt(scale / shape) * scale_tril)
+
+    def tail(self) -> Scalar:
+        """Return the order below which moments of v exist before any observation."""
+        return self.shape
+
+
+class Jeffreys(AbstractLaw):
+    """`1 / v`, improper: no parameter; needs an observation other than zero.
+
+    The evidence is defined up to a constant factor, the same for all data.
+    """
+
+    def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
+        """Return the log of the integral of `v^(-n/2 - 1) exp(-q / (2 v))`.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        return gammaln(size / 2) - size / 2 * jnp.log(quadratic / 2)
+
+    def posterior(self, size: int, quadratic: Scalar) -> dist.InverseGamma:
+        """Return the law of v given observations, inverse gamma.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        _check_observed(size)
+        return dist.InverseGamma(size / 2, quadratic / 2)
+
+    def mixture(
+        self, size: int, quadratic: Scalar, loc: Array, scale_tril: Array
+    ) -> dist.MultivariateStudentT:
+        """Return `N(loc, v L L')` mixed over the posterior of v: n degrees of freedom.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+            loc: Shape `(dim,)`.
+            scale_tril: L, shape `(dim, dim)`.
+        """
+        _check_observed(size)
+        factor = jnp.sqrt(quadratic / size)
+        return dist.MultivariateStudentT(float(size), loc, factor * scale_tril)
+
+    def tail(self) -> Scalar:
+        """Return 0: before any observation no moment exists."""
+        return jnp.zeros(())
+
+
+def _check_observed(size: int) -> None:
+    if size < 1:
+        raise ValueError("`Jeffreys()` is improper: it needs at least 1 observation; got 0.")
+
+
+class PointMass(AbstractLaw):
+    """A known scale: the Gaussian process itself.
+
+    Args:
+        value: v.
+    """
+
+    value: Float[Array, ""]
+
+    def __init__(self, value: Number = 1.0):
+        self.value = positive("value", value)
+
+    def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
+        """Return `-n/2 log v - q / (2 v)`.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        return log_likelihood(jnp.log(self.value), size, quadratic)
+
+    def posterior(self, size: int, quadratic: Scalar) -> dist.Delta:
+        """Return the point.
+
+        Args:
+            size: Not used.
+            quadratic: Not used.
+        """
+        return dist.Delta(self.value)
+
+    def mixture(
+        self, size: int, quadratic: Scalar, loc: Array, scale_tril: Array
+    ) -> dist.MultivariateNormal:
+        """Return `N(loc, v L L')`.
+
+        Args:
+            size: Not used.
+            quadratic: Not used.
+            loc: Shape `(dim,)`.
+            scale_tril: L, shape `(dim, dim)`.
+        """
+        return dist.MultivariateNormal(loc, scale_tril=jnp.sqrt(self.value) * scale_tril)
+
+    def tail(self) -> Scalar:
+        """Return infinity: all moments exist."""
+        return jnp.asarray(jnp.inf)

@@ -1,0 +1,241 @@
+"""A network's Gaussian process mixed over one scale, before and after observations."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.core import Tracer
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from ...core._types import AnyArray, Scalar
+from ._factor import cholesky, whitened_covariance
+from ._law import AbstractLaw
+from ._laws import FromDistribution
+from ._laws_closed import Number
+from ._layer import AbstractLayer
+from ._remarks import remarks_on
+
+
+class ScaleMixture(eqx.Module):
+    """`f | v ~ GP(0, v K)` and `y | f, v ~ N(f, v noise)`, with v of any law.
+
+    The limit of wide networks whose last layer has a random variance v, shared by all inputs
+    and all outputs. Because it is shared, an outlier widens every prediction: this is not
+    robust regression. Its tails are heavy where observations are few, as degrees of freedom
+    grow with them.
+
+    Args:
+        network: Description; its readout should have variance 1, which v multiplies.
+        scale: Law of v, or a numpyro distribution on the positive numbers.
+        noise: Variance of the noise as a multiple of v, at least 0.
+
+    References:
+        Lee, Yun, Yang, Lee (2022), Scale mixtures of neural network Gaussian processes,
+        arXiv:2107.01408.
+    """
+
+    network: AbstractLayer
+    scale: AbstractLaw
+    noise: Float[Array, ""]
+
+    def __init__(
+        self,
+        network: AbstractLayer,
+        scale: AbstractLaw | dist.Distribution,
+        noise: Number = 0.0,
+    ):
+        if isinstance(noise, float | int) and not 0 <= noise < float("inf"):
+            raise ValueError(f"`noise` must be finite and at least 0; got {noise}.")
+        self.network = network
+        self.scale = FromDistribution(scale) if isinstance(scale, dist.Distribution) else scale
+        self.noise = jnp.asarray(noise, float) if isinstance(noise, int) else jnp.asarray(noise)
+
+    def condition(self, x: AnyArray, y: AnyArray) -> Conditioned:
+        """Return the process given observations.
+
+        Args:
+            x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
+            y: Observations, shape `(rows,)`, or `(rows, outputs)` which share v.
+
+        Raises:
+            ValueError: If shapes do not fit, numbers are not finite, or the covariance is
+                not positive definite even with 1e-4 of its mean diagonal added.
+        """
+        x, y = jnp.asarray(x), _check_targets(x, y)
+        covariance = self._with_noise(self.network.nngp(x))
+        tril, jitter = cholesky(covariance)
+        y = y.astype(tril.dtype)
+        white = solve_triangular(tril, y.reshape(len(y), -1), lower=True)
+        return Conditioned(self, x, y, tril, white, jitter)
+
+    def log_evidence(self, x: AnyArray, y: AnyArray) -> Scalar:
+        """Return `log p(y)`, to differentiate by variances, noise and parameters of the law.
+
+        As `condition(x, y).log_evidence` without its checks, and NaN where the covariance
+        is not positive definite. Raising it over both parameters of an inverse gamma law on
+        one data set is degenerate: it has no maximum short of a known scale.
+
+        Args:
+            x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
+            y: Observations, shape `(rows,)` or `(rows, outputs)`.
+        """
+        x, y = jnp.asarray(x), _check_targets(x, y)
+        tril = jnp.linalg.cholesky(self._with_noise(self.network.nngp(x)))
+        y = y.astype(tril.dtype)
+        white = solve_triangular(tril, y.reshape(len(y), -1), lower=True)
+        return Conditioned(self, x, y, tril, white, 0.0).log_evidence
+
+    def prior(self, x: AnyArray, *, noisy: bool = False) -> dist.Distribution:
+        """Return the law of the function before observations, shape `(rows,)`.
+
+        Args:
+            x: Inputs.
+            noisy: Whether of observations and not of the function.
+        """
+        covariance = self.network.nngp(x)
+        tril, _ = cholesky(self._with_noise(covariance) if noisy else covariance)
+        zero = jnp.zeros((), tril.dtype)
+        return self.scale.mixture(0, zero, jnp.zeros(len(tril), tril.dtype), tril)
+
+    def _with_noise(self, covariance: Array) -> Array:
+        noise = self.noise.astype(covariance.dtype)
+        return covariance + noise * jnp.eye(len(covariance), dtype=covariance.dtype)
+
+
+class Conditioned(eqx.Module):
+    """A `ScaleMixture` given observations; `condition` adds more of them.
+
+    Attributes:
+        process: What was conditioned.
+        x: Inputs.
+        y: Observations, shape `(rows,)` or `(rows, outputs)`.
+        tril: Factor L of the covariance A for v = 1, noise and jitter included.
+        white: `L^-1 y`, shape `(rows, outputs)`.
+        jitter: What had to be added to the diagonal of A; 0 usually.
+    """
+
+    process: ScaleMixture
+    x: Array
+    y: Array
+    tril: Float[Array, "rows rows"]
+    white: Float[Array, "rows outputs"]
+    jitter: float = eqx.field(static=True)
+
+    @property
+    def size(self) -> int:
+        """Number of observations, rows times outputs."""
+        return self.white.size
+
+    @property
+    def quadratic(self) -> Scalar:
+        """Whitened sum of squares, the trace of `y' A^-1 y`."""
+        return jnp.sum(self.white**2)
+
+    @property
+    def log_det(self) -> Scalar:
+        """Log determinant of the covariance of all observations for v = 1."""
+        return 2 * self.white.shape[1] * jnp.sum(jnp.log(jnp.diagonal(self.tril)))
+
+    @property
+    def log_evidence(self) -> Scalar:
+        """Log density of the observations, in nats."""
+        integral = self.process.scale.log_integral(self.size, self.quadratic)
+        return integral - (self.size * jnp.log(2 * jnp.pi) + self.log_det) / 2
+
+    @property
+    def scale(self) -> dist.Distribution:
+        """Posterior of v."""
+        return self.process.scale.posterior(self.size, self.quadratic)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know before trusting it, in words; empty if nothing."""
+        order = self.process.scale.tail() + self.size / 2
+        return remarks_on(self.x, self.jitter, float(order))
+
+    def moments(self, x: AnyArray) -> tuple[Array, Array]:
+        """Return location `(points, outputs)` and covariance of the function for v = 1.
+
+        Args:
+            x: Inputs at which to predict.
+        """
+        network = self.process.network
+        covariance = network.nngp(x)
+        read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
+        return read.T @ self.white, covariance - read.T @ read
+
+    def latent(self, x: AnyArray) -> dist.Distribution:
+        """Return the law of the function at new inputs, without noise.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            A distribution of shape `(points,)`; with several outputs `(outputs * points,)`,
+            the points of the first output first. Jointly, as all share v.
+        """
+        return self._predict(x, jnp.zeros(()))
+
+    def observation(self, x: AnyArray) -> dist.Distribution:
+        """Return the law of new observations, noise included.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            As `latent`.
+        """
+        return self._predict(x, self.process.noise)
+
+    def _predict(self, x: AnyArray, noise: Array) -> dist.Distribution:
+        loc, covariance = self.moments(x)
+        outputs = loc.shape[1]
+        tril = whitened_covariance(covariance, noise, self.process.network.diagonal(x).nngp)
+        if outputs > 1:
+            tril = jnp.kron(jnp.eye(outputs, dtype=tril.dtype), tril)
+        law = self.process.scale
+        return law.mixture(self.size, self.quadratic, loc.T.reshape(-1), tril)
+
+    def condition(self, x: AnyArray, y: AnyArray) -> Conditioned:
+        """Return the process given more observations, by rows added to the factor.
+
+        Args:
+            x: New inputs.
+            y: New observations, with as many outputs as before.
+
+        Raises:
+            ValueError: As `ScaleMixture.condition`, or if the outputs differ in number.
+        """
+        x, y = jnp.asarray(x), _check_targets(x, y)
+        if y.shape[1:] != self.y.shape[1:]:
+            raise ValueError(
+                f"`y` must have the outputs of the earlier ones, shape {self.y.shape[1:]} "
+                f"per row; got {y.shape[1:]}."
+            )
+        network, y = self.process.network, y.astype(self.tril.dtype)
+        read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
+        own = self.process._with_noise(network.nngp(x))
+        own = own + self.jitter * jnp.eye(len(own), dtype=own.dtype)
+        corner, jitter = cholesky(own - read.T @ read)
+        above = jnp.zeros((len(self.tril), len(own)), own.dtype)
+        tril = jnp.block([[self.tril, above], [read.T, corner]])
+        residual = y.reshape(len(y), -1) - read.T @ self.white
+        white = jnp.concatenate([self.white, solve_triangular(corner, residual, lower=True)])
+        whole_x, whole_y = jnp.concatenate([self.x, x]), jnp.concatenate([self.y, y])
+        return Conditioned(
+            self.process, whole_x, whole_y, tril, white, max(self.jitter, jitter)
+        )
+
+
+def _check_targets(x: AnyArray, y: AnyArray) -> Array:
+    if y.ndim not in (1, 2) or y.shape[0] != x.shape[0] or 0 in y.shape:
+        raise ValueError(
+            "`y` must have shape (rows,) or (rows, outputs) with a row for each of the "
+            f"{x.shape[0]} rows of `x`; got {y.shape}."
+        )
+    if not isinstance(y, Tracer) and not np.all(np.isfinite(np.asarray(y))):
+        raise ValueError(f"`y` must be finite; {np.sum(~np.isfinite(np.asarray(y)))} are not.")
+    return jnp.asarray(y)

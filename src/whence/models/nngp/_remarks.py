@@ -1,0 +1,39 @@
+"""What to know of data and of a posterior before trusting it, in words."""
+
+import numpy as np
+
+from ...core._types import AnyArray
+
+
+def remarks_on(x: AnyArray, jitter: float, order: float) -> tuple[str, ...]:
+    """Return remarks on data, jitter and moments that do not exist.
+
+    Args:
+        x: Inputs, rows first.
+        jitter: What was added to the diagonal of the covariance.
+        order: Moments of the scale of an order below it exist.
+    """
+    rows = np.asarray(x).reshape(len(x), -1)
+    said = []
+    repeated = len(rows) - len(np.unique(rows, axis=0))
+    if repeated:
+        said.append(
+            f"{repeated} of {len(rows)} rows of `x` repeat another: without `noise` the "
+            "covariance is singular."
+        )
+    constant = np.flatnonzero(np.ptp(rows, axis=0) == 0) if len(rows) > 1 else np.array([])
+    if len(constant):
+        named = ", ".join(str(int(i)) for i in constant[:10])
+        said.append(
+            f"Columns of `x` that never vary ({len(constant)}: {named}) act as a bias only."
+        )
+    if jitter > 0:
+        said.append(
+            f"A jitter of {jitter:.2g} was added to the covariance: noise that you did not ask "
+            "for, a part of the evidence and of predictions."
+        )
+    if order <= 0.5:
+        said.append("Predictions have no mean (NaN) and no variance: use quantiles.")
+    elif order <= 1:
+        said.append("Predictions have a mean but infinite variance: use quantiles.")
+    return tuple(said)
