@@ -43,7 +43,7 @@ def _second_moments(net, x, width, law, num, key):
         values = jax.vmap(made)(x)
         return values @ values.T / 64
 
-    draws = np.asarray(jax.vmap(one)(jr.split(key, num)))
+    draws = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(jr.split(key, num)))
     return draws.mean(0), draws.std(0) / np.sqrt(num)
 
 
