@@ -20,7 +20,7 @@ class HondaTakemura(AbstractPolicy):
 
     Attributes:
         arms: Number of arms.
-        a: Power of the prior, at most 1: the smaller, the more it explores.
+        a: Power of the prior: the smaller, the more it explores.
 
     References:
         Honda and Takemura (2014), "Optimality of Thompson sampling for Gaussian bandits

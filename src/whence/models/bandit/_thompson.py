@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ...core._types import PRNGKey
 from ._belief import AbstractBelief
 from ._beta_bernoulli import BetaBernoulli
-from ._checks import Numbers
+from ._checks import Numbers, require_positive
 from ._known_variance import KnownVariance
 from ._normal_gamma import NormalGamma
 from ._policy import AbstractPolicy, Arm
@@ -130,4 +130,6 @@ class GaussianTS(AbstractThompson):
         Raises:
             ValueError: If `variance` or `kappa` is not positive, or `arms` below 1.
         """
+        require_positive("variance", variance)
+        require_positive("kappa", kappa)
         self.prior = KnownVariance(mu, variance / kappa, variance, arms=arms)
