@@ -102,7 +102,7 @@ def test_batch_axes_are_problems_of_their_own(name):
         _assert_same(jax.tree.map(lambda x: x[i], vmapped), alone, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", BELIEFS)
+@pytest.mark.parametrize("name", ["normal_gamma", "known_variance"])
 def test_float32_stays(name):  # the other tests are in float64
     prior = jax.tree.map(lambda x: x.astype(np.float32), BELIEFS[name][0])
     post = jax.jit(lambda p: p.update(1, 1.0))(prior)
@@ -148,7 +148,7 @@ def test_t_quantiles(degrees, rtol):
     degrees, tail = np.meshgrid(
         degrees + np.array([0, 1.9, 5, 37, 3_997]), [0.3, 0.1, 0.01, 1e-4]
     )
-    got = t_upper_quantile(jnp.asarray(tail), jnp.asarray(degrees))
+    got = jax.jit(t_upper_quantile)(jnp.asarray(tail), jnp.asarray(degrees))
     assert_allclose(got, stats.t.isf(tail, degrees), rtol=rtol)
 
 
