@@ -163,6 +163,17 @@ def test_known_scale_is_the_limit():
     assert_allclose(near.latent(NEW).log_prob(VALUE), at.latent(NEW).log_prob(VALUE), atol=2e-4)
 
 
+@pytest.mark.parametrize("shape", [0.7, 99.0, 101.0, 1e6])
+def test_evidence_keeps_its_digits(shape):
+    """Four observations: the ratio of gammas is `shape (shape + 1)`, each alone near 1e7."""
+    scale = 1.2 * shape
+    truth = np.log(shape) + np.log1p(shape) - 2 * np.log(scale)
+    truth -= (shape + 2) * np.log1p(2.0 / scale)
+    for dtype, rtol in ((np.float64, 1e-11), (np.float32, 1e-4)):
+        law = InverseGamma(jnp.asarray(shape, dtype), jnp.asarray(scale, dtype))
+        assert_allclose(law.log_integral(4, jnp.asarray(4.0, dtype)), truth, rtol=rtol)
+
+
 def test_jeffreys_predicts_by_students_t():
     given = _given(Jeffreys())
     loc, covariance = given.moments(NEW)
