@@ -74,6 +74,7 @@ def test_all_fits_failing_is_said(key):
     assert "all fits failed" in str(calibration)
 
 
+@pytest.mark.slow
 def test_nuts_on_a_skewed_posterior(key):
     engine = wh.NUTS(chains=2, warmup=200, draws=300)
     calibration = wh.sbc(planted.scale_target(), engine, key=key, simulations=100)
@@ -97,6 +98,7 @@ def test_everything_is_compiled_once(key):
     assert _cache.traces - before == 3
 
 
+@pytest.mark.slow
 def test_many_data_sets_in_one_program(key):
     _cache.clear_programs()
     before = _cache.traces
@@ -200,6 +202,7 @@ def test_a_numpyro_model_with_a_factor_is_refused(key):
         wh.sbc(wh.from_numpyro(model, jnp.zeros(())), wh.NUTS(), key=key)
 
 
+@pytest.mark.slow
 def test_several_observed_variables_counts_and_test_quantities(key):
     class Model(wh.Model):
         rate: jax.Array = wh.latent(dist.Gamma(2.0, 1.0))

@@ -244,6 +244,7 @@ def test_mesh_made_by_hand():
     [pytest.param({"data": 4}, marks=pytest.mark.slow), {"chain": 2, "data": 2}],
     ids=str,
 )
+@pytest.mark.slow
 def test_rows_on_devices_give_the_posterior(sizes):
     engine = wh.NUTS(chains=4, warmup=300, draws=500)
     _check_counts(wh.infer(COUNTS, engine, key=KEY, mesh=wh.mesh(**sizes)))
@@ -261,6 +262,7 @@ def test_rows_on_devices_when_latents_are_as_many():
 
 
 @four
+@pytest.mark.slow
 def test_rows_on_devices_differ_by_rounding_alone():
     """Where rounding is not amplified, as it is by a sampler's accept or reject."""
     engine = wh.BBVI(steps=300)

@@ -119,7 +119,7 @@ def test_until_most_draws(target):
 
 
 def test_until_the_clock(target, tmp_path):
-    until, engine = wh.Until(ess=1e9, max_seconds=2.0), wh.NUTS(chains=2, warmup=10, draws=50)
+    until, engine = wh.Until(ess=1e9, max_seconds=0.7), wh.NUTS(chains=2, warmup=10, draws=50)
     wh.infer(target, engine, key=KEY, chunk_steps=50)  # compiled before the clock runs
     begin = time.perf_counter()
     with pytest.warns(wh.InferenceWarning, match="goal of `until`"):

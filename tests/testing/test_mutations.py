@@ -19,6 +19,9 @@ SLOW = {
     "hmc: sign of the force",
     "langevin: half of the noise",
     "smc: moves on the prior",
+    "smc: sign of the weights",
+    "smc: weights forgotten",
+    "front end: observed site sampled, by moments",
 }
 CASES = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MUTANTS]
 

@@ -102,7 +102,7 @@ def test_leaky_relu_is_its_integral(slope):
         assert_allclose(value, low + high, rtol=1e-8)
 
 
-@pytest.mark.parametrize("activation", [*ALL, Activation(jnp.tanh, 128)], ids=repr)
+@pytest.mark.parametrize("activation", [*ALL, Activation(jnp.tanh, 128)])
 def test_kdot_is_the_derivative_of_k(activation):
     q1, q2, c, h = jnp.array(1.3), jnp.array(0.7), jnp.array(0.4), 1e-5
     up, down = (activation.pair(q1, q2, c + s * h)[0] for s in (1, -1))

@@ -65,6 +65,7 @@ def test_channels_go_to_the_limit(key, last):
     assert np.all(np.abs(mean - net.nngp(x)) < 4.5 * error + float(net.nngp(x).max()) / 16)
 
 
+@pytest.mark.slow
 def test_the_tangent_kernel_is_that_of_the_gradients(key):
     @jax.jit
     @jax.vmap
