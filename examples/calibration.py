@@ -10,6 +10,7 @@ writes the picture to FILE (default: `sbc.png`).
 """
 
 import sys
+from pathlib import Path
 
 import jax
 import matplotlib
@@ -34,7 +35,7 @@ class Line(wh.Model):
         return dist.Normal(self.a + self.b * x, self.sigma)
 
 
-def main(path: str) -> None:
+def main(folder: Path) -> None:
     """Calibrate both engines, print what was found, and draw it."""
     target = wh.condition(Line(), np.ones(20), np.linspace(1.0, 2.0, 20))
     engines = {
@@ -50,8 +51,8 @@ def main(path: str) -> None:
         calibration.plot(axes=row)
         row[0].set_ylabel(f"{name}\nECDF minus uniform", fontsize=9)
     figure.supxlabel("rank of the truth among posterior draws, as a fraction", fontsize=9)
-    figure.savefig(path, dpi=150)
+    figure.savefig(folder / "sbc.png", dpi=150)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "sbc.png")
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."))
