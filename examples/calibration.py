@@ -4,9 +4,9 @@ A straight line is fitted to twenty points, a hundred times over, to data simula
 model: by NUTS, and by variational inference with a mean field, which cannot say that
 intercept and slope are correlated.
 
-    python examples/calibration.py [FILE]
+    python examples/calibration.py [FOLDER]
 
-writes the picture to FILE (default: `sbc.png`).
+writes the picture `sbc.png` there (default: here).
 """
 
 import sys
