@@ -53,11 +53,11 @@ def check_folder(folder: Path) -> None:
         return
     try:
         sums = dict(json.loads((folder / _LIST).read_text()))
-    except ValueError as error:
-        raise ValueError(_damaged(folder / _LIST)) from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(_damaged(folder, _LIST)) from error
     for name, wanted in sums.items():
         if not (folder / name).is_file() or _sum(folder / name) != wanted:
-            raise ValueError(_damaged(folder / name))
+            raise ValueError(_damaged(folder, name))
 
 
 def _sum(path: Path) -> str:
@@ -65,5 +65,7 @@ def _sum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(path: Path) -> str:
-    return f"{path} is damaged or was changed by another program; restore it from a backup."
+def _damaged(path: Path, part: str = "") -> str:
+    # The name of a part comes from a list that may be damaged itself: it is only quoted.
+    what = f"{path} ({part!r} in it)" if part else str(path)
+    return f"{what} is damaged or was changed by another program; restore it from a backup."
