@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..studies import names
 from ._errors import INTERRUPTED, UsageProblem, one_paragraph
 
 IMPORT_SECONDS = time.process_time()  # CPU time since the process began
@@ -256,6 +257,31 @@ def engines(debug: Debug = False) -> None:
     from ._engines import print_engines
 
     print_engines(shutil.get_terminal_size().columns)
+
+
+@app.command()
+@one_paragraph
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(names())}.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder; by default whence-NAME.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder with data that are not bundled.")
+    ] = None,
+    size: Annotated[str, typer.Option("--size", help="small (minutes) or full.")] = "small",
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Repeat a paper's experiment: tables and figures into a folder."""
+    from ..studies import Request, carry_out, study
+
+    found = study(name)
+    folder = out or Path(f"whence-{name}")
+    tables = carry_out(found, Request(folder, data, size, seed, typer.echo))
+    for table in tables:
+        typer.echo(f"\n{table.markdown()}")
+    typer.echo(f"\nWritten to {folder}.")
 
 
 def _exit_if(condition: bool, code: int = 1) -> None:
