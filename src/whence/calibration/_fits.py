@@ -1,7 +1,6 @@
 """A fit for each simulated data set: independent draws of every quantity, or a failure."""
 
 import math
-import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..core._engine import AbstractEngine, Sample
 from ..core._infer import InferenceError, InferenceWarning, infer
+from ..core._loop import cores
 from ..core._posterior import Posterior
 from ..core._target import AbstractDescribedTarget
 from ..core._types import PRNGKey
@@ -93,7 +93,7 @@ def fit_all(
         first = next((i for i in numbers if usable[i]), 0)
         done = {first: one(first)}  # compiles what the threads then share
         _check_enough(done[first], task.least)
-        pool = ThreadPoolExecutor(_cores(), thread_name_prefix="whence-sbc")
+        pool = ThreadPoolExecutor(cores(), thread_name_prefix="whence-sbc")
         try:
             futures = {i: pool.submit(one, i) for i in numbers if i != first}
             pending = set(futures.values())
@@ -230,10 +230,3 @@ def _weight_ess(posterior: Posterior) -> float:
 
 def _failed(message: str) -> Fit:
     return Fit({}, np.nan, 0, message)
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1

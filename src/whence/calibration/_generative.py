@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..core._cache import compiled
-from ..core._check import require_target
-from ..core._engine import AbstractEngine
+from ..core._check import require_engine, require_key, require_target
 from ..core._target import AbstractDescribedTarget
 from ..core._types import Draw, PRNGKey
 
@@ -45,12 +44,8 @@ def check_arguments(target: Any, engine: Any, key: Any, alpha: float) -> Any:
             "(`sample_prior`, `predict`, `with_data`), as targets of `whence.condition` and "
             f"`whence.from_numpyro` are; got {type(target).__name__}."
         )
-    if not isinstance(engine, AbstractEngine):
-        raise ValueError(f"`engine` must be a whence engine, as `NUTS()`; got {engine!r}.")
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(
-            f"`key` must be a typed key, as `jax.random.key(0)` makes; got {key!r}."
-        )
+    require_engine(engine)
+    require_key(key)
     if not 0 < alpha < 1:
         raise ValueError(f"`alpha` must lie between 0 and 1; got {alpha}.")
     engine.validate(target)

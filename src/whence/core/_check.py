@@ -12,6 +12,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._cache import compiled
 from ._condition import ModelTarget
+from ._engine import AbstractEngine
 from ._model import constrain_with_terms
 from ._target import AbstractTarget
 from ._types import PRNGKey
@@ -190,6 +191,26 @@ def _describe(target) -> tuple[str, ...]:
     rows = target.num_data
     lines.append(f"data: {rows} rows" if rows is not None else "data: no row structure")
     return tuple(lines)
+
+
+def require_engine(engine: Any) -> None:
+    """Raise `ValueError` unless this is an instance of an engine."""
+    if isinstance(engine, type) and issubclass(engine, AbstractEngine):
+        raise ValueError(
+            f"`engine` must be an instance: write `{engine.__name__}()`, with parentheses."
+        )
+    if not isinstance(engine, AbstractEngine):
+        raise ValueError(f"`engine` must be a whence engine, as `NUTS()`; got {engine!r}.")
+
+
+def require_key(key: Any) -> None:
+    """Raise `ValueError` unless this is a single typed key."""
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"`key` must be a typed key, as `jax.random.key(0)` makes; got {key!r}."
+        )
+    if key.shape != ():
+        raise ValueError(f"`key` must be a single key; got shape {key.shape}.")
 
 
 def check_positions(target: AbstractTarget, engine: str) -> None:

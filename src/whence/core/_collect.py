@@ -42,7 +42,7 @@ def judge(
         InferenceError: If there are no draws; if all replicas failed and `throw` is set.
         KeyboardInterrupt: If the run was interrupted before there were any draws.
     """
-    good = [_is(result, RESULTS.successful) for result in outcome.results]
+    good = _succeeded(outcome)
     messages = {}
     for i, (result, ok) in enumerate(zip(outcome.results, good)):
         if not ok:
@@ -106,9 +106,13 @@ def so_far(
     outcome: Outcome, engine: AbstractEngine, target: AbstractTarget, key: PRNGKey
 ) -> Sample | None:
     """Return the draws so far of the replicas that have any and did not fail."""
-    good = [_is(result, RESULTS.successful) for result in outcome.results]
+    good = _succeeded(outcome)
     keep = [int(i) for i in np.flatnonzero(_has_draws(outcome, engine) & good)]
     return collect(outcome, engine, target, keep, key) if keep else None
+
+
+def _succeeded(outcome: Outcome) -> list[bool]:
+    return [_is(result, RESULTS.successful) for result in outcome.results]
 
 
 def _has_draws(outcome: Outcome, engine: AbstractEngine) -> np.ndarray:

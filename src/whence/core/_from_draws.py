@@ -1,6 +1,5 @@
 """Draws made elsewhere, checked and put into the form of our own."""
 
-import importlib.metadata
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from ._check import require_target
 from ._condition import ModelTarget
 from ._engine import Sample
 from ._fingerprint import fingerprint
+from ._manifest import versions
 from ._model import named_latents, unconstrain_values
 from ._over_draws import map_draws, variables
 from ._target import AbstractTarget
@@ -62,7 +62,7 @@ def _manifest(target: AbstractTarget, engine: str) -> dict[str, Any]:
         "engine": engine,
         "external": True,
         "x64": bool(jax.config.read("jax_enable_x64")),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: versions()[name] for name in packages},
         "data_sha256": fingerprint(target),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..storage import RunStore
-from ._check import check_values, require_target
+from ._check import check_values, require_engine, require_key, require_target
 from ._collect import collect, judge, so_far
 from ._distributed import create_shared, is_first
 from ._engine import AbstractEngine
@@ -219,18 +218,8 @@ def _check_until(until, engine):
 
 def _check_arguments(target, engine, key, chunk_steps, threads):
     require_target(target)
-    if isinstance(engine, type) and issubclass(engine, AbstractEngine):
-        raise ValueError(
-            f"`engine` must be an instance: write `{engine.__name__}()`, with parentheses."
-        )
-    if not isinstance(engine, AbstractEngine):
-        raise ValueError(f"`engine` must be a whence engine, as `NUTS()`; got {engine!r}.")
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(
-            f"`key` must be a typed key, as `jax.random.key(0)` makes; got {key!r}."
-        )
-    if key.shape != ():
-        raise ValueError(f"`key` must be a single key; got shape {key.shape}.")
+    require_engine(engine)
+    require_key(key)
     for name, value in {"chunk_steps": chunk_steps, "threads": threads}.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1; got {value}.")

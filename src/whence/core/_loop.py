@@ -308,7 +308,7 @@ def _drive(workers, total, on_progress, threads, deadline) -> Ending:
     """Run all workers up to step `total`; return what ended it."""
     halt = threading.Event()
     if threads is None:
-        threads = min(len(workers), _cores())
+        threads = min(len(workers), cores())
     pool = ThreadPoolExecutor(max_workers=max(threads, 1), thread_name_prefix="whence")
     ending: Ending = "finished"
     pending = {pool.submit(worker.run, total, halt) for worker in workers}
@@ -343,7 +343,8 @@ def _patience(on_progress, deadline) -> float | None:
     return left if longest is None else min(left, longest)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:

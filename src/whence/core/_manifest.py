@@ -32,14 +32,14 @@ def manifest(target: AbstractTarget, engine: AbstractEngine, key: PRNGKey) -> di
         "x64": bool(jax.config.jax_enable_x64),
         "backend": jax.default_backend(),
         "python": sys.version.split()[0],
-        "versions": dict(_versions()),
+        "versions": dict(versions()),
         "data_sha256": fingerprint(target),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Return versions of packages; looking them up would cost each refit milliseconds."""
     packages = ("whence", "jax", "jaxlib", "equinox", "numpyro", "blackjax", "numpy")
     return {name: importlib.metadata.version(name) for name in packages}

@@ -10,7 +10,7 @@ import numpy as np
 from ._engine import AbstractEngine
 from ._infer import Job, Manner, fit
 from ._manifest import manifest
-from ._stored import open_run, read_run, stored_layout, stored_outcome
+from ._stored import open_run, posterior_of, stored_layout, stored_outcome
 from ._target import AbstractTarget
 
 MOST_Z = 5.0  # standard errors by which means may differ and still agree
@@ -87,10 +87,9 @@ def replay(
     Raises:
         ValueError: For what `resume` refuses; if there are no draws yet.
     """
-    then = read_run(folder, target, engine=engine)
     stored = open_run(folder, target, engine)
     outcome = stored_outcome(stored, target)
-    assert outcome is not None  # `read_run` would have refused
+    then = posterior_of(stored, outcome, target)
     steps = min(outcome.total, int(outcome.steps.max()))
     layout, vectorised = stored_layout(stored, target, None)
     job = Job(target, stored.engine, stored.key, None, steps, None, vectorised, layout)

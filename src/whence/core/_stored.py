@@ -1,6 +1,6 @@
 """A run on disk: opened and checked, and read without running anything."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,14 +114,26 @@ def read_run(
         ValueError: As for `resume`; if there are no draws yet; if `thin` does not apply.
     """
     stored = open_run(folder, target, engine)
-    store, engine, key = stored
     if thin < 1:
         raise ValueError(f"`thin` must be at least 1; got {thin}.")
+    engine = stored.engine
     if thin > 1 and not engine.schedule.extendable:
         raise ValueError(f"`thin` does not apply to {engine.name}: its draws come at the end.")
-    outcome = stored_outcome(stored, target)
-    if outcome is None:
-        raise ValueError(f"The run in {folder} has no draws yet; go on with `whence.resume`.")
+    return posterior_of(stored, stored_outcome(stored, target), target, thin=thin)
+
+
+def posterior_of(
+    stored: Stored, outcome: Outcome, target: AbstractTarget, *, thin: int = 1
+) -> Posterior:
+    """Return the posterior of a stored run, to be read when it is asked for its draws.
+
+    Args:
+        stored: The run.
+        outcome: Where it stands.
+        target: Its target.
+        thin: Keep every so manyeth draw.
+    """
+    store, engine, key = stored
     verdict = judge(outcome, engine, target, key, throw=False)
     return Posterior(
         target,
@@ -134,10 +146,19 @@ def read_run(
     )
 
 
-def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome | None:
-    """Return where a stored run stands; None if there is no draw in it."""
+def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome:
+    """Return where a stored run stands.
+
+    Args:
+        stored: The run.
+        target: Its target.
+
+    Raises:
+        ValueError: If there is no draw in it.
+    """
     store, engine, key = stored
     schedule = engine.schedule
+    nothing = f"The run in {store.folder} has no draws yet; go on with `whence.resume`."
     empty, info = shapes_of(target, engine, key)
     together = bool(store.manifest["vectorised"])
     found = {}
@@ -146,7 +167,7 @@ def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome | None:
         if state is not None:
             found[number] = state
     if not found:
-        return None
+        raise ValueError(nothing)
     lanes = (schedule.replicas,) if together else ()
     if together:
         stops, leaves = found[0]
@@ -155,17 +176,18 @@ def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome | None:
         steps = np.array([int(stops) for stops, _ in found.values()])
         leaves = [np.stack(parts) for parts in zip(*(leaves for _, leaves in found.values()))]
     if schedule.steps > schedule.warmup and steps.max() <= schedule.warmup:
-        return None
+        raise ValueError(nothing)
     numbers = list(found)
     content = store.manifest
     open_end = content["until"] and not content["complete"]
     total = int(steps.max() if open_end else content["steps"])
 
+    joined = cache(lambda: read_chunks(store, 0, info, lanes, int(steps.max())))
+
     def read(i):
         if not together:
             return read_chunks(store, numbers[i], info, (), int(steps[i]))
-        joined = read_chunks(store, 0, info, lanes, int(steps.max()))
-        return jax.tree.map(lambda x: x[i, : steps[i]], joined)
+        return jax.tree.map(lambda x: x[i, : steps[i]], joined())
 
     results = jax.vmap(engine.result)(restored(empty, leaves))
     return Outcome(
