@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._activation import AbstractActivation
-from ._arc_cosine import arc_cosine, safe_sqrt
+from ._arc_cosine import arc_cosine, arcsine_angle, safe_sqrt
 
 
 class LeakyReLU(AbstractActivation):
@@ -89,7 +89,7 @@ class Erf(AbstractActivation):
             c: Covariance.
         """
         root = jnp.sqrt((1 + 2 * q1) * (1 + 2 * q2) - 4 * c**2)
-        return 2 / np.pi * jnp.arctan2(2 * c, root), 4 / (np.pi * root)
+        return 2 / np.pi * arcsine_angle(2 * c, root), 4 / (np.pi * root)
 
     def single(self, q: Array) -> tuple[Array, Array]:
         """Return `(k, kdot)` of a unit with itself.
@@ -98,7 +98,7 @@ class Erf(AbstractActivation):
             q: Variance.
         """
         root = jnp.sqrt(1 + 4 * q)
-        return 2 / np.pi * jnp.arctan2(2 * q, root), 4 / (np.pi * root)
+        return 2 / np.pi * arcsine_angle(2 * q, root), 4 / (np.pi * root)
 
 
 class GELU(AbstractActivation):
@@ -134,7 +134,7 @@ class GELU(AbstractActivation):
 
     def _value(self, plain, shifted, gap, c):
         root = jnp.sqrt(gap)
-        angle = jnp.arctan2(c, root)
+        angle = arcsine_angle(c, root)
         k = c / 4 + (c * angle + (c**2 + plain * gap) / (shifted * root)) / (2 * np.pi)
         slope = (1 / gap + (1 - plain) / shifted + 1) * c / (2 * np.pi * root)
         return k, 0.25 + angle / (2 * np.pi) + slope

@@ -2,7 +2,69 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
+
+# atan(sqrt(z)) / sqrt(z) on 0 <= z <= tan(pi/8)^2, lowest power first: interpolated at the
+# Chebyshev nodes in 40 digits. Errors are below the rounding of either precision, as they
+# shrink 25 times with each term.
+_FEW = (
+    *(0.9999999993712282, -0.33333306893048514, 0.19998183041083206),
+    *(-0.14239532669648974, 0.10569828806414448, -0.06026305227658459),
+)
+_MANY = (
+    *(1.0, -0.3333333333333312, 0.19999999999940893, -0.14285714279250245),
+    *(0.11111110744919658, -0.09090896809064027, 0.07692045330902225, -0.06662951813629191),
+    *(0.05846878297330872, -0.05035102456601552, 0.03796525745386593, -0.017805397205419446),
+)
+
+
+@jax.custom_jvp
+def half_plane_angle(y: Array, x: Array) -> Array:
+    """Return `arctan2(y, x)` for y at least 0, to 3 units in the last place.
+
+    Of additions and multiplications only, which XLA puts in vector registers: on CPUs its
+    own arctan2 is a library call for every number, and takes 10 to 30 times as long.
+
+    Args:
+        y: At least 0.
+        x: Any sign.
+    """
+    y, x = jnp.broadcast_arrays(y, x)
+    dtype = jnp.promote_types(y.dtype, jnp.float32)
+    low, high = jnp.minimum(y, jnp.abs(x)), jnp.maximum(y, jnp.abs(x))
+    # atan(t) = pi/4 + atan((t - 1) / (t + 1)): one division for either half of the octant.
+    upper = low > np.tan(np.pi / 8) * high
+    below = jnp.where(upper, low + high, jnp.where(high > 0, high, 1))
+    t = jnp.where(upper, low - high, low) / below
+    square = t * t
+    series = jnp.zeros_like(square)
+    for coefficient in reversed(_MANY if dtype == jnp.float64 else _FEW):
+        series = series * square + coefficient
+    angle = t * series + jnp.where(upper, np.pi / 4, 0).astype(t.dtype)
+    angle = jnp.where(y > jnp.abs(x), np.pi / 2 - angle, angle)
+    return jnp.where(x < 0, np.pi - angle, angle)
+
+
+@half_plane_angle.defjvp
+def _half_plane_angle_jvp(primals, tangents):
+    (y, x), (dy, dx) = primals, tangents
+    square = x**2 + y**2
+    slope = (x * dy - y * dx) / jnp.where(square > 0, square, 1)
+    return half_plane_angle(y, x), slope
+
+
+def arcsine_angle(y: Array, x: Array) -> Array:
+    """Return `arctan2(y, x)` for x at least 0.
+
+    Args:
+        y: Any sign.
+        x: At least 0.
+    """
+    # Odd in y, so that small angles keep their relative accuracy.
+    return jnp.where(y < 0, -1, 1).astype(y.dtype) * half_plane_angle(
+        jnp.where(y < 0, -y, y), x
+    )
 
 
 def safe_sqrt(x: Array) -> Array:
@@ -26,7 +88,7 @@ def _squared_root(q1: Array, q2: Array, c: Array) -> Array:
 def arc_cosine(q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
     """Return `(R - a c, a)` with R = sqrt(q1 q2 - c^2) and a = atan2(R, c).
 
-    The angle by atan2 and not by arccos, which loses half the digits near zero.
+    The angle by the arc tangent and not by arccos, which loses half the digits near zero.
 
     Args:
         q1: Variance of the first unit.
@@ -37,7 +99,7 @@ def arc_cosine(q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
         Cho, Saul (2009), Advances in Neural Information Processing Systems 22.
     """
     root = jnp.sqrt(_squared_root(q1, q2, c))
-    angle = jnp.arctan2(root, c)
+    angle = half_plane_angle(root, c)
     return root - angle * c, angle
 
 
