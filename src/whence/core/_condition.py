@@ -174,7 +174,7 @@ class ModelTarget(AbstractDescribedTarget):
         return dict(value) if isinstance(value, Mapping) else {self.name: value}
 
     def predict(self, draw, inputs, *, key):
-        """Return data drawn given `draw`, broadcast to the shape of the observed data."""
+        """Return data drawn given `draw` alone, in the shape of the observed data."""
         drawn = draw.predict(*(self.inputs if inputs is None else inputs), key=key)
         drawn = dict(drawn) if isinstance(drawn, Mapping) else {self.name: drawn}
         if inputs is not None:
@@ -183,6 +183,14 @@ class ModelTarget(AbstractDescribedTarget):
         observed = self.observed_data
         short = any(jnp.shape(v) != jnp.shape(observed[n]) for n, v in drawn.items())
         return self._predict_like(draw, observed, key) if short else drawn
+
+    def predict_given(self, draw, inputs, *, key):
+        """Return new data drawn given `draw` and the observed data."""
+        if type(draw).predict_given is Model.predict_given:
+            return self.predict(draw, inputs, key=key)
+        new = self.inputs if inputs is None else inputs
+        drawn = draw.predict_given(self.y, self.inputs, new, key=key)
+        return dict(drawn) if isinstance(drawn, Mapping) else {self.name: drawn}
 
     def _predict_like(self, draw, observed, key):
         likelihood = draw.likelihood(*self.inputs)

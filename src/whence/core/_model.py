@@ -103,6 +103,24 @@ class Model(eqx.Module):
             return {n: d.sample(k) for (n, d), k in zip(likelihood.items(), keys)}
         return likelihood.sample(key)
 
+    def predict_given(self, y: Any, inputs: tuple, new_inputs: tuple, *, key: PRNGKey) -> Any:
+        """Draw new data given this draw and the observed data; `Posterior.predict` asks.
+
+        Data are most often independent given a draw, and this is `predict`. A model in
+        which they are not (a Gaussian process, a time series) writes it.
+
+        Args:
+            y: What `condition` got: an array, or a dict of arrays.
+            inputs: The inputs that belong to `y`.
+            new_inputs: Those of the data to draw; the same again for predictive checks.
+            key: A typed key.
+
+        Returns:
+            As `predict`.
+        """
+        del y, inputs
+        return self.predict(*new_inputs, key=key)
+
 
 def sites(model: Model) -> tuple[Site, ...]:
     """Return what is known of the latents without giving them values.

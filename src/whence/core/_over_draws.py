@@ -4,7 +4,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array
 
-from ._target import AbstractDescribedTarget
+from ._target import AbstractDescribedTarget, PredictsGivenData
 from ._tree import named_leaves
 
 
@@ -45,4 +45,5 @@ def predict(target, batched, inputs):
     """Draw observed variables; `batched` is a position and the data of a key."""
     position, key = batched
     draw = target.constrain(position)
-    return target.predict(draw, inputs, key=jr.wrap_key_data(key))
+    method = target.predict_given if isinstance(target, PredictsGivenData) else target.predict
+    return method(draw, inputs, key=jr.wrap_key_data(key))

@@ -171,6 +171,9 @@ class Posterior:
     def predict(self, *inputs: Any, key: PRNGKey) -> Any:
         """Draw from the posterior predictive distribution, one data set per draw.
 
+        Data that are dependent given a draw, as in a Gaussian process, are drawn given the
+        observed ones too.
+
         Args:
             *inputs: New inputs of `likelihood`; by default those of the fit.
             key: A typed key.
@@ -233,6 +236,8 @@ class Posterior:
 
         extra = self.sample.extra
         smc = {n: extra[n] for n in ("temperature", "ess", "acceptance_rate") if n in extra}
+        shape = ("objectives", "converged", "curvatures", "axes", "slopes", "declines")
+        point = {n: extra[n] for n in shape if n in extra}
         return diagnose(
             self.variables,
             self.stats,
@@ -244,6 +249,7 @@ class Posterior:
             log_weights_is=extra.get("log_weights_is"),
             elbo=extra.get("elbo"),
             smc=smc or None,
+            point=point if "objectives" in point else None,
             failed=self.failed,
             incomplete=not self.complete,
             method=self.sample.method,

@@ -8,7 +8,7 @@ A target is a pytree: its data are leaves, so that a compiled loop serves new da
 
 import abc
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 from jaxtyping import Array, Float, Int
@@ -87,8 +87,23 @@ class AbstractDescribedTarget(AbstractDataTarget):
 
     @abc.abstractmethod
     def predict(self, draw: Draw, inputs: tuple | None, *, key: PRNGKey) -> dict[str, Array]:
-        """Return one data set drawn given one draw, at new inputs or (None) the old ones."""
+        """Return one data set drawn given one draw, at new inputs or (None) the old ones.
+
+        Given the draw alone, not the observed data: prior predictive draws and calibration
+        are made of it.
+        """
 
     @abc.abstractmethod
     def sample_prior(self, *, key: PRNGKey) -> Draw:
         """Return one draw from the prior."""
+
+
+@runtime_checkable
+class PredictsGivenData(Protocol):
+    """A described target whose data need not be independent given a draw."""
+
+    def predict_given(
+        self, draw: Draw, inputs: tuple | None, *, key: PRNGKey
+    ) -> dict[str, Array]:
+        """As `predict`, given the observed data too: posterior predictive draws."""
+        ...

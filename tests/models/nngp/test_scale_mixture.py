@@ -25,6 +25,7 @@ from whence.models.nngp import (
     PointMass,
     ScaleMixture,
     Serial,
+    StudentT,
     importance_nodes,
 )
 
@@ -80,6 +81,63 @@ def test_golden_burr():
     assert_allclose(posterior.expectation(lambda v: 1 / v), 0.318116825341, atol=1e-10)
     assert_allclose(posterior.expectation(jnp.log), 1.285907921686, atol=1e-10)
     assert_allclose(given.latent(NEW).log_prob(VALUE), -3.0437462397, atol=1e-9)
+
+
+def test_golden_point_mass():
+    assert_allclose(_given(PointMass(0.7)).log_evidence, -14.7074366, atol=1e-7)
+
+
+@pytest.mark.parametrize("law", [IG, BURR, HalfCauchy(1.5), Jeffreys(), PointMass(0.7)])
+def test_marginals_are_those_of_the_joint(law):
+    given = _given(law)
+    for joint, each in (
+        (given.latent(NEW), given.latent_marginals(NEW)),
+        (given.observation(NEW), given.observation_marginals(NEW)),
+    ):
+        assert each.batch_shape == (2,)
+        assert_allclose(each.mean, joint.mean)
+        assert_allclose(each.variance, joint.variance)
+        low = each.icdf(np.array([0.05, 0.5]))
+        assert_allclose(each.cdf(low), [0.05, 0.5], atol=1e-8)
+    several = _given(law, y=np.stack([Y, -Y], 1)).latent_marginals(NEW)
+    assert several.batch_shape == (2, 2)
+    assert_allclose(several.mean[:, 0], -several.mean[:, 1])
+
+
+@pytest.mark.parametrize("df", [0.5, 1.0, 3.3, 40.0, 1e6])
+def test_quantiles_of_students_t(df):
+    q = np.array([0.0, 1e-12, 1e-4, 0.3, 0.5, 0.5 + 1e-9, 0.999, 1.0])
+    ours, scipy = StudentT(df, 0.0, 2.0), stats.t(df, 0, 2)
+    # At 1e6 degrees of freedom the far tail of the incomplete beta function is good to 1e-5.
+    assert_allclose(ours.icdf(q), scipy.ppf(q), rtol=1e-6)
+    z = np.array([-1e4, -3.0, -1e-6, 0.0, 0.4, 7.0, 1e6])
+    assert_allclose(ours.cdf(z), scipy.cdf(z), rtol=1e-10)
+
+
+@pytest.mark.parametrize("law", [IG, BURR, HalfCauchy(1.5), PointMass(0.7)])
+def test_conflict_is_a_p_value(law):
+    # Of data from the prior the p-value is uniform: by the law of q given v.
+    key = jr.key(3)
+    quadratic = np.asarray(
+        _prior_scales(law, key) * jr.chisquare(jr.key(4), 3.0, shape=(4000,))
+    )
+    above = np.asarray(jax.vmap(lambda q: law.exceedance(3, q))(quadratic))
+    assert stats.kstest(above, "uniform").pvalue > 1e-4
+    given = _given(law)
+    above = law.exceedance(3, given.quadratic)
+    assert_allclose(given.conflict, 2 * min(above, 1 - above))
+    assert _given(law, y=1e4 * Y).conflict < 0.02
+    assert np.isnan(_given(Jeffreys()).conflict)
+
+
+def _prior_scales(law, key):
+    if law is IG:
+        return 1.5 / jr.gamma(key, 2.5, (4000,))
+    if law is BURR:
+        return jnp.sqrt(1 / jr.uniform(key, (4000,)) - 1)
+    if isinstance(law, HalfCauchy):
+        return (1.5 * jr.cauchy(key, (4000,))) ** 2
+    return jnp.full(4000, 0.7)
 
 
 def test_evidence_is_that_of_students_t():
@@ -180,7 +238,7 @@ def test_jeffreys_predicts_by_students_t():
     t = stats.multivariate_t(loc[:, 0], given.quadratic / 3 * covariance, df=3)
     assert_allclose(given.latent(NEW).log_prob(VALUE), t.logpdf(VALUE), rtol=1e-9)
     with pytest.raises(ValueError, match="improper"):
-        ScaleMixture(NET, Jeffreys()).prior(X)
+        ScaleMixture(NET, Jeffreys()).prior(X).sample(jr.key(0))
 
 
 def test_scaling_observations_scales_predictions():

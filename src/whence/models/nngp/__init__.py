@@ -17,6 +17,7 @@ from ._initialisations import (
     Orthogonal as Orthogonal,
     Sparse as Sparse,
 )
+from ._joint import Joint as Joint
 from ._law import (
     AbstractDensityLaw as AbstractDensityLaw,
     AbstractLaw as AbstractLaw,
@@ -46,8 +47,10 @@ from ._layers import (
 )
 from ._process import Conditioned as Conditioned, ScaleMixture as ScaleMixture
 from ._quadrature import Nodes as Nodes
+from ._regression import Regression as Regression
 from ._scale_mixture import (
     NormalScaleMixture as NormalScaleMixture,
     ScaleMixtureMarginals as ScaleMixtureMarginals,
 )
+from ._student import StudentT as StudentT
 from ._tiles import Kernels as Kernels

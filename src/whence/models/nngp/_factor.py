@@ -1,7 +1,11 @@
 """Cholesky factors, with jitter where rounding needs it, and said so."""
 
+import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
+
+from ...core._types import Scalar
 
 # Relative to the mean of the diagonal. Beyond the last the model would be another one.
 JITTERS = (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
@@ -17,7 +21,7 @@ def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim
         ValueError: If it is not positive definite with any of the jitters.
     """
     typical = float(jnp.mean(jnp.diagonal(covariance)))
-    smallest = 10 * float(jnp.finfo(covariance.dtype).eps)
+    smallest = _smallest(covariance.dtype)
     for relative in JITTERS:
         if 0 < relative < smallest:
             continue
@@ -25,15 +29,54 @@ def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim
         factor = jnp.linalg.cholesky(
             covariance + jitter * jnp.eye(len(covariance)).astype(covariance.dtype)
         )
-        # What is left of a variance after those before it; NaN compares false.
-        left = jnp.diagonal(factor) ** 2
-        if bool(jnp.all(left > smallest * jnp.diagonal(covariance))):
+        if bool(_is_definite(factor, covariance)):
             return factor, jitter
     raise ValueError(
         "`covariance` of the data must be positive definite; it is not, even with a jitter of "
         f"{JITTERS[-1]} times its mean diagonal, {typical:.3g}, in {covariance.dtype}. Drop "
         "rows of `x` that are equal, raise `noise`, or use float64."
     )
+
+
+def _smallest(dtype) -> float:
+    return 10 * float(jnp.finfo(dtype).eps)
+
+
+def _is_definite(factor: Array, covariance: Array) -> Array:
+    # What is left of a variance after those before it; NaN compares false.
+    left = jnp.diagonal(factor) ** 2
+    return jnp.all(left > _smallest(covariance.dtype) * jnp.diagonal(covariance))
+
+
+@jax.custom_jvp
+def factor_or_penalty(
+    covariance: Float[Array, "dim dim"],
+) -> tuple[Float[Array, "dim dim"], Scalar]:
+    """Return the lower factor and 0, or the identity and minus infinity.
+
+    The second where the covariance is not positive definite. For log densities in compiled
+    code: no jitter, which would make them jump, no NaN, and derivatives that are finite.
+
+    Args:
+        covariance: Symmetric.
+    """
+    factor = jnp.linalg.cholesky(covariance)
+    definite = _is_definite(factor, covariance)
+    eye = jnp.eye(len(covariance), dtype=covariance.dtype)
+    penalty = jnp.where(definite, 0.0, -jnp.inf).astype(covariance.dtype)
+    return jnp.where(definite, factor, eye), penalty
+
+
+@factor_or_penalty.defjvp
+def _factor_or_penalty_jvp(primals, tangents):
+    # dL = L P(L^-1 dA L^-T), with P the lower triangle, its diagonal halved.
+    (covariance,), (change,) = primals, tangents
+    factor, penalty = factor_or_penalty(covariance)
+    half = solve_triangular(factor, change, lower=True)
+    white = solve_triangular(factor, half.T, lower=True)
+    lower = jnp.tril(white) - jnp.diag(jnp.diagonal(white)) / 2
+    slope = jnp.where(penalty < 0, 0.0, factor @ lower)
+    return (factor, penalty), (slope, jnp.zeros_like(penalty))
 
 
 def whitened_covariance(

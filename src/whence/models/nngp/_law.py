@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpyro.distributions as dist
+from jax.scipy.special import gammaincc
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
 from ...core._types import Scalar
 from ._quadrature import Nodes, log_likelihood, quadrature
-from ._scale_mixture import NormalScaleMixture
+from ._scale_mixture import NormalScaleMixture, ScaleMixtureMarginals
 
 
 class AbstractLaw(eqx.Module):
@@ -59,6 +60,28 @@ class AbstractLaw(eqx.Module):
             quadratic: q, their whitened sum of squares.
             loc: Shape `(dim,)`.
             scale_tril: L, shape `(dim, dim)`.
+        """
+
+    @abc.abstractmethod
+    def marginals(
+        self, size: int, quadratic: Scalar, loc: Array, scale: Array
+    ) -> dist.Distribution:
+        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+            loc: Any shape.
+            scale: Standard deviations for v = 1, of that shape.
+        """
+
+    @abc.abstractmethod
+    def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
+        """Return the probability, before the observations, of a larger sum of squares.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
         """
 
     @abc.abstractmethod
@@ -120,6 +143,31 @@ class AbstractDensityLaw(AbstractLaw):
         nodes = self.nodes(size, quadratic)
         tail = self.tail() + size / 2
         return NormalScaleMixture(loc, scale_tril, nodes.log_scales, nodes.log_weights, tail)
+
+    def marginals(
+        self, size: int, quadratic: Scalar, loc: Array, scale: Array
+    ) -> ScaleMixtureMarginals:
+        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+            loc: Any shape.
+            scale: Standard deviations for v = 1, of that shape.
+        """
+        nodes = self.nodes(size, quadratic)
+        tail = self.tail() + size / 2
+        return ScaleMixtureMarginals(loc, scale, nodes.log_scales, nodes.log_weights, tail)
+
+    def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
+        """Return the probability, before the observations, of a larger sum of squares.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        before = self.nodes(0, jnp.zeros_like(quadratic))
+        return before.expectation(lambda v: gammaincc(size / 2, quadratic / (2 * v)))
 
 
 @eqx.filter_jit

@@ -4,13 +4,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.scipy.special import gammaincc
 from jaxtyping import Array, Float
 
 from ...core._types import PRNGKey, Scalar
 from ._law import AbstractDensityLaw, AbstractLaw
-from ._laws_closed import Number, positive
 from ._quadrature import Nodes, importance, log_likelihood, quadrature
-from ._scale_mixture import NormalScaleMixture
+from ._scale_mixture import NormalScaleMixture, ScaleMixtureMarginals
+from ._unknown import Number, Parameter, parameter
 
 
 class BurrXII(AbstractDensityLaw):
@@ -21,11 +22,11 @@ class BurrXII(AbstractDensityLaw):
         d: Second shape.
     """
 
-    c: Float[Array, ""]
-    d: Float[Array, ""]
+    c: Parameter
+    d: Parameter
 
     def __init__(self, c: Number, d: Number):
-        self.c, self.d = positive("c", c), positive("d", d)
+        self.c, self.d = parameter("c", c), parameter("d", d)
 
     def log_density(self, scale: Array) -> Array:
         """Return the log density of v, in nats.
@@ -49,10 +50,10 @@ class HalfCauchy(AbstractDensityLaw):
         scale: Median of the root of v.
     """
 
-    scale: Float[Array, ""]
+    scale: Parameter
 
     def __init__(self, scale: Number):
-        self.scale = positive("scale", scale)
+        self.scale = parameter("scale", scale)
 
     def log_density(self, scale: Array) -> Array:
         """Return the log density of v, in nats.
@@ -81,13 +82,13 @@ class GIG(AbstractDensityLaw):
         psi: Positive; keeps v from infinity.
     """
 
-    order: Float[Array, ""]
-    chi: Float[Array, ""]
-    psi: Float[Array, ""]
+    order: Parameter
+    chi: Parameter
+    psi: Parameter
 
     def __init__(self, order: Number, chi: Number, psi: Number):
-        self.order = jnp.asarray(order, float) if isinstance(order, int) else jnp.asarray(order)
-        self.chi, self.psi = positive("chi", chi), positive("psi", psi)
+        self.order = parameter("order", order, real=True)
+        self.chi, self.psi = parameter("chi", chi), parameter("psi", psi)
 
     def _kernel(self, scale: Array) -> Array:
         body = (self.chi / scale + self.psi * scale) / 2
@@ -121,7 +122,9 @@ class FromDistribution(AbstractDensityLaw):
     distribution: dist.Distribution
     order: Float[Array, ""]
 
-    def __init__(self, distribution: dist.Distribution, order: Number = float("inf")):
+    def __init__(
+        self, distribution: dist.Distribution, order: float | int | Array = float("inf")
+    ):
         if distribution.batch_shape or distribution.event_shape:
             raise ValueError(
                 "`distribution` must be of one number; got batch shape "
@@ -200,6 +203,29 @@ class Draws(AbstractLaw):
         """
         nodes = self.nodes(size, quadratic)
         return NormalScaleMixture(loc, scale_tril, nodes.log_scales, nodes.log_weights)
+
+    def marginals(
+        self, size: int, quadratic: Scalar, loc: Array, scale: Array
+    ) -> ScaleMixtureMarginals:
+        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+            loc: Any shape.
+            scale: Standard deviations for v = 1, of that shape.
+        """
+        nodes = self.nodes(size, quadratic)
+        return ScaleMixtureMarginals(loc, scale, nodes.log_scales, nodes.log_weights)
+
+    def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
+        """Return the probability, before the observations, of a larger sum of squares.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        return jnp.mean(gammaincc(size / 2, quadratic / (2 * self.values)))
 
     def tail(self) -> Scalar:
         """Return infinity: draws are finitely many."""

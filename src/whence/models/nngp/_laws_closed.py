@@ -1,31 +1,15 @@
 """Laws of the scale with closed forms: inverse gamma, Jeffreys, a point."""
 
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
-from jax.scipy.special import gammaln
-from jaxtyping import Array, Float
+from jax.scipy.special import betainc, gammaincc, gammaln
+from jaxtyping import Array
 
 from ...core._types import Scalar
 from ._law import AbstractLaw
 from ._quadrature import log_likelihood
-
-Number = float | int | Array
-
-
-def positive(name: str, value: Number) -> Array:
-    """Return a parameter as an array; what is known to be no positive number is refused.
-
-    Args:
-        name: Of the parameter.
-        value: Of the parameter.
-
-    Raises:
-        ValueError: If it is not finite and above 0.
-    """
-    if isinstance(value, float | int) and not (np.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be finite and above 0; got {value}.")
-    return jnp.asarray(value, float) if isinstance(value, int) else jnp.asarray(value)
+from ._student import StudentT
+from ._unknown import Number, Parameter, parameter
 
 
 def _log_gamma_ratio(start: Array, step: float) -> Array:
@@ -54,11 +38,11 @@ class InverseGamma(AbstractLaw):
         scale: Of v (numpyro's `rate`); the mean is `scale / (shape - 1)`.
     """
 
-    shape: Float[Array, ""]
-    scale: Float[Array, ""]
+    shape: Parameter
+    scale: Parameter
 
     def __init__(self, shape: Number, scale: Number):
-        self.shape, self.scale = positive("shape", shape), positive("scale", scale)
+        self.shape, self.scale = parameter("shape", shape), parameter("scale", scale)
 
     def _updated(self, size, quadratic):
         return self.shape + size / 2, self.scale + quadratic / 2
@@ -98,6 +82,28 @@ class InverseGamma(AbstractLaw):
         """
         shape, scale = self._updated(size, quadratic)
         return dist.MultivariateStudentT(2 * shape, loc, jnp.sqrt(scale / shape) * scale_tril)
+
+    def marginals(self, size: int, quadratic: Scalar, loc: Array, scale: Array) -> StudentT:
+        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+            loc: Any shape.
+            scale: Standard deviations for v = 1, of that shape.
+        """
+        shape, rate = self._updated(size, quadratic)
+        return StudentT(2 * shape, loc, jnp.sqrt(rate / shape) * scale)
+
+    def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
+        """Return the probability, before the observations, of a larger sum of squares.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        # (q / n) (shape / scale) has the F distribution with n and 2 shape degrees of freedom.
+        return betainc(self.shape, size / 2, self.scale / (self.scale + quadratic / 2))
 
     def tail(self) -> Scalar:
         """Return the order below which moments of v exist before any observation."""
@@ -144,6 +150,27 @@ class Jeffreys(AbstractLaw):
         factor = jnp.sqrt(quadratic / size)
         return dist.MultivariateStudentT(float(size), loc, factor * scale_tril)
 
+    def marginals(self, size: int, quadratic: Scalar, loc: Array, scale: Array) -> StudentT:
+        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+            loc: Any shape.
+            scale: Standard deviations for v = 1, of that shape.
+        """
+        _check_observed(size)
+        return StudentT(float(size), loc, jnp.sqrt(quadratic / size) * scale)
+
+    def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
+        """Return NaN: an improper law says nothing before the observations.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        return jnp.full_like(quadratic, jnp.nan)
+
     def tail(self) -> Scalar:
         """Return 0: before any observation no moment exists."""
         return jnp.zeros(())
@@ -161,10 +188,10 @@ class PointMass(AbstractLaw):
         value: v.
     """
 
-    value: Float[Array, ""]
+    value: Parameter
 
     def __init__(self, value: Number = 1.0):
-        self.value = positive("value", value)
+        self.value = parameter("value", value)
 
     def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
         """Return `-n/2 log v - q / (2 v)`.
@@ -196,6 +223,26 @@ class PointMass(AbstractLaw):
             scale_tril: L, shape `(dim, dim)`.
         """
         return dist.MultivariateNormal(loc, scale_tril=jnp.sqrt(self.value) * scale_tril)
+
+    def marginals(self, size: int, quadratic: Scalar, loc: Array, scale: Array) -> dist.Normal:
+        """Return `N(loc, v scale^2)`.
+
+        Args:
+            size: Not used.
+            quadratic: Not used.
+            loc: Any shape.
+            scale: Standard deviations for v = 1, of that shape.
+        """
+        return dist.Normal(loc, jnp.sqrt(self.value) * scale)
+
+    def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
+        """Return the probability, before the observations, of a larger sum of squares.
+
+        Args:
+            size: n, number of observations.
+            quadratic: q, their whitened sum of squares.
+        """
+        return gammaincc(size / 2, quadratic / (2 * self.value))
 
     def tail(self) -> Scalar:
         """Return infinity: all moments exist."""

@@ -15,6 +15,7 @@ from ._initialisations import AbstractInitialisation, Independent
 from ._moments import State, inputs_state
 from ._network import Plan, Shape
 from ._tiles import Kernels, tiled
+from ._unknown import require_values
 
 
 class AbstractLayer(eqx.Module):
@@ -114,6 +115,7 @@ class AbstractLayer(eqx.Module):
         Raises:
             ValueError: If the shape does not fit the description, or a number is below 1.
         """
+        require_values(self, "A finite network")
         for name, value in (("width", width), ("outputs", outputs)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
@@ -130,6 +132,8 @@ class AbstractLayer(eqx.Module):
 
 @eqx.filter_jit
 def _kernel(layer: AbstractLayer, x1: Array, x2: Array | None, *, ntk: bool):
+    require_values(layer, "A kernel")
+
     def moments(state: State) -> State:
         return _vectors(layer.moments(state))
 
@@ -138,6 +142,8 @@ def _kernel(layer: AbstractLayer, x1: Array, x2: Array | None, *, ntk: bool):
 
 @eqx.filter_jit
 def _diagonal(layer: AbstractLayer, x: Array) -> Kernels:
+    require_values(layer, "A kernel")
+
     def one(row: Array) -> Kernels:
         state = inputs_state(row[None], row[None], pairs=_needs_pairs(layer), ntk=True)
         own = _vectors(layer.moments(state)).left

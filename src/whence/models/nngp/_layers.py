@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
 
 from ...core._types import PRNGKey
 from ._layer import AbstractLayer
@@ -24,32 +23,29 @@ from ._moments import (
     with_arrays,
 )
 from ._network import Average, Chain, Linear, Plan, Ravel, Shape, Skip, linear
-
-
-def _variance(name: str, value) -> Array:
-    if isinstance(value, int | float) and not (np.isfinite(value) and value >= 0):
-        raise ValueError(f"`{name}` must be finite and at least 0; got {value}.")
-    return jnp.asarray(value, float) if isinstance(value, int) else jnp.asarray(value)
+from ._unknown import Number, Parameter, parameter
 
 
 class Dense(AbstractLayer):
     """A dense layer. Variances are scalars, leaves to differentiate by and to sample.
+
+    A variance may be a numpyro distribution: its prior, for `Regression`.
 
     Args:
         weight_variance: Of the weights; divided by the fan-in in the network.
         bias_variance: Of the biases.
     """
 
-    weight_variance: Float[Array, ""]
-    bias_variance: Float[Array, ""]
+    weight_variance: Parameter
+    bias_variance: Parameter
 
     def __init__(
         self,
-        weight_variance: float | int | Array = 1.0,
-        bias_variance: float | int | Array = 0.0,
+        weight_variance: Number = 1.0,
+        bias_variance: Number = 0.0,
     ):
-        self.weight_variance = _variance("weight_variance", weight_variance)
-        self.bias_variance = _variance("bias_variance", bias_variance)
+        self.weight_variance = parameter("weight_variance", weight_variance, zero=True)
+        self.bias_variance = parameter("bias_variance", bias_variance, zero=True)
 
     def moments(self, state: State) -> State:
         """Map second moments of what the layer reads to those of what it gives.
@@ -97,20 +93,20 @@ class Conv(AbstractLayer):
 
     window: tuple[int, ...] = eqx.field(static=True)
     stride: tuple[int, ...] = eqx.field(static=True)
-    weight_variance: Float[Array, ""]
-    bias_variance: Float[Array, ""]
+    weight_variance: Parameter
+    bias_variance: Parameter
 
     def __init__(
         self,
         window: tuple[int, ...] = (3, 3),
         stride: tuple[int, ...] | None = None,
-        weight_variance: float | int | Array = 1.0,
-        bias_variance: float | int | Array = 0.0,
+        weight_variance: Number = 1.0,
+        bias_variance: Number = 0.0,
     ):
         self.window = window
         self.stride = (1,) * len(window) if stride is None else stride
-        self.weight_variance = _variance("weight_variance", weight_variance)
-        self.bias_variance = _variance("bias_variance", bias_variance)
+        self.weight_variance = parameter("weight_variance", weight_variance, zero=True)
+        self.bias_variance = parameter("bias_variance", bias_variance, zero=True)
         if len(self.stride) != len(window):
             raise ValueError(
                 f"`stride` must be as long as `window`, {len(window)}; got {stride}."

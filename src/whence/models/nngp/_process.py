@@ -11,12 +11,13 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from ...core._types import AnyArray, Scalar
-from ._factor import cholesky, whitened_covariance
+from ._factor import cholesky, factor_or_penalty, whitened_covariance
+from ._joint import Joint
 from ._law import AbstractLaw
 from ._laws import FromDistribution
-from ._laws_closed import Number
 from ._layer import AbstractLayer
 from ._remarks import remarks_on
+from ._unknown import require_values
 
 
 class ScaleMixture(eqx.Module):
@@ -45,8 +46,9 @@ class ScaleMixture(eqx.Module):
         self,
         network: AbstractLayer,
         scale: AbstractLaw | dist.Distribution,
-        noise: Number = 0.0,
+        noise: float | int | Array = 0.0,
     ):
+        require_values({"network": network, "scale": scale, "noise": noise}, "`ScaleMixture`")
         if isinstance(noise, float | int) and not 0 <= noise < float("inf"):
             raise ValueError(f"`noise` must be finite and at least 0; got {noise}.")
         self.network = network
@@ -60,13 +62,15 @@ class ScaleMixture(eqx.Module):
             x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
             y: Observations, shape `(rows,)`, or `(rows, outputs)` which share v.
 
+        Inside compiled code nothing is added to the covariance, and what follows is NaN
+        where it is not positive definite.
+
         Raises:
             ValueError: If shapes do not fit, numbers are not finite, or the covariance is
                 not positive definite even with 1e-4 of its mean diagonal added.
         """
         x, y = jnp.asarray(x), _check_targets(x, y)
-        covariance = self._with_noise(self.network.nngp(x))
-        tril, jitter = cholesky(covariance)
+        tril, jitter = _factor(self._with_noise(self.network.nngp(x)))
         y = y.astype(tril.dtype)
         white = solve_triangular(tril, y.reshape(len(y), -1), lower=True)
         return Conditioned(self, x, y, tril, white, jitter)
@@ -74,31 +78,37 @@ class ScaleMixture(eqx.Module):
     def log_evidence(self, x: AnyArray, y: AnyArray) -> Scalar:
         """Return `log p(y)`, to differentiate by variances, noise and parameters of the law.
 
-        As `condition(x, y).log_evidence` without its checks, and NaN where the covariance
-        is not positive definite. Raising it over both parameters of an inverse gamma law on
-        one data set is degenerate: it has no maximum short of a known scale.
+        As `condition(x, y).log_evidence`, but without jitter, and minus infinity where the
+        covariance is not positive definite. Raising it over both parameters of an inverse
+        gamma law on one data set is degenerate: it has no maximum short of a known scale.
 
         Args:
             x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
             y: Observations, shape `(rows,)` or `(rows, outputs)`.
         """
-        x, y = jnp.asarray(x), _check_targets(x, y)
-        tril = jnp.linalg.cholesky(self._with_noise(self.network.nngp(x)))
-        y = y.astype(tril.dtype)
-        white = solve_triangular(tril, y.reshape(len(y), -1), lower=True)
-        return Conditioned(self, x, y, tril, white, 0.0).log_evidence
+        y = _check_targets(x, y)
+        outputs = None if y.ndim == 1 else y.shape[1]
+        return self.prior(x, noisy=True, outputs=outputs).log_prob(y)
 
-    def prior(self, x: AnyArray, *, noisy: bool = False) -> dist.Distribution:
+    def prior(self, x: AnyArray, *, noisy: bool = False, outputs: int | None = None) -> Joint:
         """Return the law of the function before observations, shape `(rows,)`.
+
+        With `noisy` it is a likelihood: its density is exact, and minus infinity (with a
+        derivative of zero) where the covariance is not positive definite. Without, rounding
+        is added to the diagonal, as the covariance of a smooth function is singular to it.
 
         Args:
             x: Inputs.
             noisy: Whether of observations and not of the function.
+            outputs: Number of outputs, which share v: the shape is `(rows, outputs)`.
         """
         covariance = self.network.nngp(x)
-        tril, _ = cholesky(self._with_noise(covariance) if noisy else covariance)
-        zero = jnp.zeros((), tril.dtype)
-        return self.scale.mixture(0, zero, jnp.zeros(len(tril), tril.dtype), tril)
+        if noisy:
+            tril, penalty = factor_or_penalty(self._with_noise(covariance))
+        else:
+            tril = whitened_covariance(covariance, jnp.zeros(()), jnp.diagonal(covariance))
+            penalty = jnp.zeros((), tril.dtype)
+        return Joint(self.scale, tril, penalty, outputs)
 
     def _with_noise(self, covariance: Array) -> Array:
         noise = self.noise.astype(covariance.dtype)
@@ -122,7 +132,7 @@ class Conditioned(eqx.Module):
     y: Array
     tril: Float[Array, "rows rows"]
     white: Float[Array, "rows outputs"]
-    jitter: float = eqx.field(static=True)
+    jitter: Float[Array, ""]
 
     @property
     def size(self) -> int:
@@ -151,10 +161,24 @@ class Conditioned(eqx.Module):
         return self.process.scale.posterior(self.size, self.quadratic)
 
     @property
+    def conflict(self) -> Scalar:
+        """Two-sided p-value of the observations' size under the law of the scale.
+
+        Near zero the law of v expects far larger or far smaller observations than came; NaN
+        for an improper law, which expects nothing.
+
+        References:
+            Evans and Moshonov (2006), Checking for prior-data conflict,
+            doi:10.1214/06-BA129.
+        """
+        above = self.process.scale.exceedance(self.size, self.quadratic)
+        return 2 * jnp.minimum(above, 1 - above)
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What to know before trusting it, in words; empty if nothing."""
         order = self.process.scale.tail() + self.size / 2
-        return remarks_on(self.x, self.jitter, float(order))
+        return remarks_on(self.x, float(self.jitter), float(order))
 
     def moments(self, x: AnyArray) -> tuple[Array, Array]:
         """Return location `(points, outputs)` and covariance of the function for v = 1.
@@ -190,6 +214,43 @@ class Conditioned(eqx.Module):
         """
         return self._predict(x, self.process.noise)
 
+    def latent_marginals(self, x: AnyArray) -> dist.Distribution:
+        """Return the law of the function at each new input by itself, for intervals.
+
+        Its memory grows with the points and not with their square.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            A distribution of batch shape `(points,)`, or `(points, outputs)`.
+        """
+        return self._predict_each(x, jnp.zeros(()))
+
+    def observation_marginals(self, x: AnyArray) -> dist.Distribution:
+        """Return the law of each new observation by itself, noise included.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            As `latent_marginals`.
+        """
+        return self._predict_each(x, self.process.noise)
+
+    def _predict_each(self, x: AnyArray, noise: Array) -> dist.Distribution:
+        network = self.process.network
+        before = network.diagonal(x).nngp
+        read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
+        # What is observed without noise is known, up to rounding of either sign.
+        left = jnp.maximum(before - jnp.sum(read**2, axis=0), jnp.finfo(before.dtype).eps)
+        deviations = jnp.sqrt(left + noise.astype(before.dtype))[:, None]
+        loc = read.T @ self.white
+        shape = (len(before), *self.y.shape[1:])
+        scale = jnp.broadcast_to(deviations, loc.shape).reshape(shape)
+        law = self.process.scale
+        return law.marginals(self.size, self.quadratic, loc.reshape(shape), scale)
+
     def _predict(self, x: AnyArray, noise: Array) -> dist.Distribution:
         loc, covariance = self.moments(x)
         outputs = loc.shape[1]
@@ -219,15 +280,23 @@ class Conditioned(eqx.Module):
         read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
         own = self.process._with_noise(network.nngp(x))
         own = own + self.jitter * jnp.eye(len(own), dtype=own.dtype)
-        corner, jitter = cholesky(own - read.T @ read)
+        corner, jitter = _factor(own - read.T @ read)
         above = jnp.zeros((len(self.tril), len(own)), own.dtype)
         tril = jnp.block([[self.tril, above], [read.T, corner]])
         residual = y.reshape(len(y), -1) - read.T @ self.white
         white = jnp.concatenate([self.white, solve_triangular(corner, residual, lower=True)])
         whole_x, whole_y = jnp.concatenate([self.x, x]), jnp.concatenate([self.y, y])
-        return Conditioned(
-            self.process, whole_x, whole_y, tril, white, max(self.jitter, jitter)
-        )
+        jitter = jnp.maximum(self.jitter, jitter)
+        return Conditioned(self.process, whole_x, whole_y, tril, white, jitter)
+
+
+def _factor(covariance: Array) -> tuple[Array, Array]:
+    """Return the factor and the jitter; in compiled code none, and NaN where it fails."""
+    if not isinstance(covariance, Tracer):
+        tril, jitter = cholesky(covariance)
+        return tril, jnp.asarray(jitter, tril.dtype)
+    tril, penalty = factor_or_penalty(covariance)
+    return jnp.where(penalty < 0, jnp.nan, tril), jnp.zeros((), tril.dtype)
 
 
 def _check_targets(x: AnyArray, y: AnyArray) -> Array:

@@ -1,0 +1,122 @@
+"""Parameters that are not known: a prior where a number could stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
+from jaxtyping import Array, Float
+
+
+class Unknown(eqx.Module):
+    """A parameter that has a prior and no value; `Regression` makes a latent of it."""
+
+    prior: dist.Distribution
+
+    def __jax_array__(self):
+        """Say what is wrong where a number is wanted."""
+        raise ValueError(
+            f"A parameter has a prior ({type(self.prior).__name__}) and no value. `Regression` "
+            "makes a latent of it; kernels and laws themselves need numbers."
+        )
+
+
+if TYPE_CHECKING:
+    # Whatever computes does so with values in place of all that is unknown.
+    Parameter = Array
+else:
+    Parameter = Float[Array, ""] | Unknown
+
+Number = float | int | Array | dist.Distribution
+
+
+def parameter(name: str, value: Number, *, zero: bool = False, real: bool = False) -> Any:
+    """Return a parameter as an array, or as unknown if it is a prior.
+
+    Args:
+        name: Of the parameter.
+        value: A number, or a numpyro distribution of one.
+        zero: Whether zero is allowed.
+        real: Whether negative numbers are allowed.
+
+    Raises:
+        ValueError: If it is known not to be a number as asked for, or a prior of others.
+    """
+    rule = "finite" if real else ("finite and at least 0" if zero else "finite and above 0")
+    if isinstance(value, dist.Distribution):
+        return Unknown(_check_prior(name, value, real))
+    if isinstance(value, float | int):
+        inside = real or value > 0 or (zero and value == 0)
+        if not (np.isfinite(value) and inside):
+            raise ValueError(f"`{name}` must be {rule}; got {value}.")
+    return jnp.asarray(value, float) if isinstance(value, int) else jnp.asarray(value)
+
+
+def _check_prior(name: str, prior: dist.Distribution, real: bool) -> dist.Distribution:
+    if prior.batch_shape or prior.event_shape:
+        raise ValueError(
+            f"The prior of `{name}` must be of one number; got batch shape "
+            f"{prior.batch_shape} and event shape {prior.event_shape}."
+        )
+    support: Any = prior.support
+    if not real and bool(support(jnp.asarray(-1e-3))):
+        raise ValueError(
+            f"The prior of `{name}` must be on the positive numbers, as `LogNormal` or "
+            f"`HalfNormal` are; got {type(prior).__name__} on {support!r}."
+        )
+    # A Python float would be part of the program: another prior, another compilation.
+    return jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, float) else v, prior)
+
+
+def _is_unknown(value: Any) -> bool:
+    return isinstance(value, Unknown)
+
+
+def unknowns(tree: Any) -> dict[str, Unknown]:
+    """Return what is unknown in a description, by path.
+
+    Args:
+        tree: Any pytree.
+    """
+    leaves = tree_leaves_with_path(tree, is_leaf=_is_unknown)
+    return {_name(path): leaf for path, leaf in leaves if _is_unknown(leaf)}
+
+
+def with_values[T](tree: T, values: Mapping[str, Any]) -> T:
+    """Return a description with values in place of what is unknown.
+
+    Args:
+        tree: Any pytree.
+        values: By path.
+    """
+    put = lambda path, leaf: values[_name(path)] if _is_unknown(leaf) else leaf
+    return tree_map_with_path(put, tree, is_leaf=_is_unknown)
+
+
+def require_values(tree: Any, what: str) -> None:
+    """Raise if anything is unknown.
+
+    Args:
+        tree: Any pytree.
+        what: What needs values, for the message.
+
+    Raises:
+        ValueError: Naming the first parameter without a value.
+    """
+    missing = unknowns(tree)
+    if missing:
+        first, unknown = next(iter(missing.items()))
+        raise ValueError(
+            f"{what} needs numbers; `{first}` has a prior ({type(unknown.prior).__name__}) "
+            "and no value. `Regression` makes a latent of it, and its draws have values."
+        )
+
+
+def _name(path) -> str:
+    return keystr(path, simple=True, separator=".")
