@@ -1,6 +1,9 @@
 """Every engine of the package keeps the contract that `check_engine` states."""
 
+import jax.numpy as jnp
+import numpyro.distributions as dist
 import pytest
+from numpyro.distributions import constraints
 
 import whence as wh
 from whence.testing import Gaussian, LogGamma, check_engine
@@ -29,6 +32,24 @@ SLOW = pytest.mark.slow
 )
 def test_engine(make, key):
     check_engine(make(), key=key)
+
+
+def test_point_estimate(key):
+    # A point has no moments to be held to: a target that knows none.
+    density = lambda x: dist.Gamma(3.0, 2.0).log_prob(x["a"]).sum() - (x["b"] - x["a"][0]) ** 2
+    example, support = {"a": jnp.ones(2), "b": jnp.ones(())}, {"a": constraints.positive}
+    check_engine(wh.MAP(), wh.from_log_density(density, example, support), key=key)
+
+
+@SLOW
+def test_laplace_approximation(key):
+    engine = wh.MAP(objective="unconstrained", draws=4_000)
+    check_engine(engine, Gaussian(3, condition_number=10.0, correlated=True), key=key)
+    # At the mode of the logarithm of Gamma(1) the curvature is 1: the exponential has
+    # standard deviation sqrt(e^2 - e) = 2.16 where the truth is 1.
+    check_engine(engine, LogGamma(), key=key, bias=1.25)
+    with pytest.raises(AssertionError, match=r"gamma\[1\]: sd"):
+        check_engine(engine, LogGamma(), key=key, bias=0.36)
 
 
 @SLOW

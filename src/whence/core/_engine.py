@@ -78,7 +78,8 @@ class Sample(eqx.Module):
         extra: Further results of the engine (for example a fitted family, an ELBO trace),
             by name.
         method: What the draws are, for `diagnose`: `"mcmc"`, `"unadjusted"`,
-            `"variational"`, `"smc"` or `"exact"`; None lets it tell by what is there.
+            `"variational"`, `"smc"`, `"exact"` or `"point"`; None lets it tell by what is
+            there.
         target_acceptance: Acceptance rate that the step size was adapted to, or None.
     """
 

@@ -236,8 +236,6 @@ class Posterior:
 
         extra = self.sample.extra
         smc = {n: extra[n] for n in ("temperature", "ess", "acceptance_rate") if n in extra}
-        shape = ("objectives", "converged", "curvatures", "axes", "slopes", "declines")
-        point = {n: extra[n] for n in shape if n in extra}
         return diagnose(
             self.variables,
             self.stats,
@@ -249,7 +247,7 @@ class Posterior:
             log_weights_is=extra.get("log_weights_is"),
             elbo=extra.get("elbo"),
             smc=smc or None,
-            point=point if "objectives" in point else None,
+            point=extra if "objectives" in extra else None,
             failed=self.failed,
             incomplete=not self.complete,
             method=self.sample.method,

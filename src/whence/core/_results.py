@@ -25,6 +25,12 @@ class RESULTS(eqx.Enumeration):
         "The engine reached its largest number of steps before it was done. "
         "Allow more steps, or look at its statistics for what holds it back."
     )
+    unbounded = (
+        "The objective rose right up to where it is no longer finite: it is unbounded, or its "
+        "maximum lies on the edge of the support. Common causes are a scale that can go to "
+        "zero (a mixture component on one data point, a hierarchical scale) and a prior that "
+        "is infinite at an end; give the scale a prior that keeps it from zero, or sample."
+    )
 
 
 class InferenceError(RuntimeError):

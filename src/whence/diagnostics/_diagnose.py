@@ -10,11 +10,12 @@ from ._chains import check_chains
 from ._data import Draws
 from ._hamiltonian import check_hamiltonian
 from ._particles import check_smc, check_weights
+from ._point import check_point
 from ._report import Finding, Report, make_report
 from ._values import check_values
 from ._variational import check_variational
 
-METHODS = ("mcmc", "unadjusted", "variational", "smc", "exact")
+METHODS = ("mcmc", "unadjusted", "variational", "smc", "exact", "point")
 _UNADJUSTED = re.compile(r"SG[A-Z]*(LD|HMC|NHT|MCMC)|\bULA\b|Unadjusted")
 _EXACT = re.compile(r"Exact|Conjugate")
 
@@ -32,6 +33,7 @@ def diagnose(
     log_weights_is: Any = None,
     elbo: Any = None,
     smc: Mapping[str, Any] | None = None,
+    point: Mapping[str, Any] | None = None,
     max_tree_depth: int | None = None,
     target_acceptance: float | None = None,
     failed: Sequence[object] = (),
@@ -51,10 +53,11 @@ def diagnose(
         engine: Name of the engine, for the title and to infer `method`.
         method: `"mcmc"`; `"unadjusted"` (a Markov chain without a Metropolis step, such
             as SGLD); `"variational"` (independent draws from a fitted family); `"smc"`
-            (weighted particles); `"exact"` (independent draws from the posterior). None
-            infers it: `"smc"` if `log_weights` or a temperature is given, `"variational"`
-            if `elbo` or `log_weights_is` is, `"unadjusted"` or `"exact"` by the name of
-            the engine, `"mcmc"` otherwise.
+            (weighted particles); `"exact"` (independent draws from the posterior);
+            `"point"` (a maximum, without uncertainty). None infers it: `"smc"` if
+            `log_weights` or a temperature is given, `"variational"` if `elbo` or
+            `log_weights_is` is, `"unadjusted"` or `"exact"` by the name of the engine,
+            `"mcmc"` otherwise.
         unconstrained: Positions on the unconstrained space, `(chain, draw, ...)` by name
             or one array; used to say where divergences lie and whether chains move.
         dims: Names of the axes of a variable, by variable, without chain and draw.
@@ -66,6 +69,8 @@ def diagnose(
             is better.
         smc: History by stage, arrays `(stage,)`, of any of `temperature`, `ess` (number
             of effective particles before resampling) and `acceptance_rate`.
+        point: Of a maximum: `objectives` and `converged` by start, best first, and the
+            shape of the objective there; see `check_point`.
         max_tree_depth: Limit of NUTS, if `stats` has no `reached_max_treedepth`.
         target_acceptance: Acceptance rate the step size was adapted to.
         failed: Chains that were dropped: strings that say what happened, or numbers.
@@ -96,6 +101,8 @@ def diagnose(
         findings.append(_unadjusted())
     if method == "variational":
         add(check_variational(elbo, log_weights_is))
+    if point:
+        add(check_point(point, draws, alone=method == "point"))
     if log_weights is not None:
         add(check_weights(log_weights))
     if method == "smc":
@@ -116,6 +123,8 @@ def _infer_method(engine, log_weights, log_weights_is, elbo, smc) -> str:
 
 def _size(draws: Draws, method: str) -> str:
     total = draws.num_chains * draws.num_draws
+    if method == "point":
+        return "a maximum"
     if method == "smc":
         return f"{total} particles"
     if method in ("variational", "exact"):
@@ -173,6 +182,8 @@ def _praise(numbers: Mapping[str, float]) -> str:
             f"at least {numbers['min_ess_bulk']:.0f} effective draws in the bulk and "
             f"{numbers['min_ess_tail']:.0f} in the tails"
         )
+    if numbers.get("starts_agreed", 0) > 1:
+        facts.append(f"{numbers['starts_agreed']:.0f} starts agree on the maximum")
     if numbers.get("divergences") == 0:
         facts.append("no divergences")
     if np.isfinite(numbers.get("weight_ess", np.nan)):

@@ -13,6 +13,7 @@ from numpyro.distributions.constraints import Constraint, real
 
 from ..core import AbstractTarget
 from ..core._tree import named_leaves
+from ..core._types import Scalar
 from ._bijection import bijection, log_det
 
 
@@ -42,11 +43,15 @@ class LogDensityTarget(AbstractTarget):
     def log_density(self, position):
         """Return `fn` of the draw plus the log-Jacobian of `constrain`, in nats."""
         draw = self.constrain(position)
+        return jnp.asarray(self.fn(draw)) + self._log_det(position, draw)
+
+    def log_jacobian(self, position: PyTree) -> Scalar:
+        """Return the log-determinant of `constrain`."""
+        return self._log_det(position, self.constrain(position))
+
+    def _log_det(self, position, draw):
         points, values = map(self.structure.flatten_up_to, (position, draw))
-        density = jnp.asarray(self.fn(draw))
-        for bijector, point, value in zip(self._bijections(), points, values):
-            density += log_det(bijector, point, value)
-        return density
+        return jnp.asarray(sum(map(log_det, self._bijections(), points, values)))
 
     def constrain(self, position):
         """Return the draw at a position."""

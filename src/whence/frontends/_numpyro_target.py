@@ -13,7 +13,7 @@ from numpyro.distributions import biject_to
 
 from ..core import AbstractDescribedTarget, compiled
 from ..core._latent import Coords
-from ..core._types import PRNGKey
+from ..core._types import PRNGKey, Scalar
 from ._arguments import constant_data, has_arrays
 from ._axes import name_axes
 from ._bijection import log_det
@@ -76,6 +76,10 @@ class NumpyroTarget(AbstractDescribedTarget):
             density = marginal(self._summed, self._latents(trace), data=True)
             return density + self._log_det(trace, position)
         return self._log_prior(trace, position) + self._log_likelihood(trace)
+
+    def log_jacobian(self, position: dict[str, Array]) -> Scalar:
+        """Return the log-determinant of the way from a position to the latents."""
+        return self._log_det(self._trace(position), position)
 
     def constrain(self, position):
         """Return latent and deterministic sites by name."""

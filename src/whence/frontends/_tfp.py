@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ..core import AbstractDescribedTarget
 from ..core._check_data import check_data
 from ..core._latent import Coords
-from ..core._types import PRNGKey
+from ..core._types import PRNGKey, Scalar
 from ._axes import name_axes
 from ._joint import (
     JointStructure,
@@ -74,6 +74,14 @@ class TFPTarget(AbstractDescribedTarget):
         """Return log prior plus log likelihood, in nats, Jacobian included."""
         parts = self._at(position)
         return self._log_prior(parts, position) + self._log_likelihood(parts)
+
+    def log_jacobian(self, position: dict[str, Array]) -> Scalar:
+        """Return the log-determinant of the way from a position to the latents."""
+        parts, total = self._at(position), jnp.zeros((), jnp.result_type(float))
+        with quietly():
+            for site in self.sites:
+                total += log_det(parts[site.name][0], position[site.name])
+        return total
 
     def constrain(self, position):
         """Return latent and deterministic components by name."""

@@ -1,0 +1,156 @@
+"""Checks of a point estimate: do the starts agree, and is it a maximum?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ._data import Draws
+from ._names import listing
+from ._report import Finding
+
+AGREE = 0.01  # nats; maxima closer than this are taken for the same
+LEAST_DECLINE = 0.05  # of what the curvature promises
+SHAPE = ("curvatures", "axes", "slopes", "declines")
+
+
+def check_point(
+    point: Mapping[str, Any], draws: Draws, *, alone: bool
+) -> tuple[list[Finding], dict[str, float]]:
+    """Judge the best of several maxima by the others and by the shape around it.
+
+    Args:
+        point: Of all starts, best first: `objectives` and `converged`; of the best one, if
+            known, `curvatures`, `axes`, `slopes` and `declines`, as engine `MAP` makes them.
+        draws: The point.
+        alone: Whether there is nothing but the point.
+    """
+    objectives = np.asarray(point["objectives"], float)
+    findings = [_no_uncertainty()] if alone else []
+    findings.append(_starts(objectives))
+    agreed = _agreed(objectives)
+    numbers = {"objective": float(objectives[0]), "starts_agreed": float(agreed)}
+    left = 0.0
+    if "declines" in point:
+        curvatures, axes, slopes, declines = (np.asarray(point[n], float) for n in SHAPE)
+        findings.append(_maximum(curvatures, axes, declines, draws))
+        left = _left(curvatures, slopes, declines)
+        numbers |= {"condition": _condition(curvatures), "newton_gain": left}
+    else:
+        findings.append(_not_looked())
+    return findings + _stationary(left, bool(np.asarray(point["converged"])[0])), numbers
+
+
+def _no_uncertainty() -> Finding:
+    return Finding(
+        "point",
+        "note",
+        "This is one point, a maximum: it carries no uncertainty, and predictions from it "
+        "have that of the data alone",
+        remedy="Use an engine that draws, such as NUTS, if uncertainty matters.",
+    )
+
+
+def _agreed(objectives: np.ndarray) -> int:
+    return int(np.sum(objectives >= objectives[0] - AGREE))
+
+
+def _starts(objectives: np.ndarray) -> Finding:
+    agreed, total = _agreed(objectives), len(objectives)
+    more = "Use more starts, for example twice as many, and see whether the maximum stays."
+    if total == 1:
+        message = "One start: there is nothing to tell a local maximum from the highest one"
+        return Finding("starts", "note", message, 1.0, remedy=more)
+    if agreed == total:
+        message = f"All {total} starts agree on this maximum to {AGREE} nats"
+        return Finding("starts", "ok", message, float(agreed))
+    below = objectives[0] - objectives[agreed]
+    message = (
+        f"{agreed} of {total} starts found this maximum; the next one is {below:.3g} nats lower"
+    )
+    if agreed > 1:
+        remedy = "Nothing, if that is expected: there are several maxima. " + more
+        return Finding("starts", "note", message, float(agreed), remedy=remedy)
+    return Finding("starts", "warning", message, float(agreed), 2.0, remedy=more)
+
+
+def _left(curvatures: np.ndarray, slopes: np.ndarray, declines: np.ndarray) -> float:
+    """Return what a Newton step promises, in nats, along directions that are no flat ones."""
+    steep = declines >= LEAST_DECLINE
+    sizes = np.maximum(np.abs(curvatures), np.finfo(float).tiny)
+    return float(np.sum((slopes**2 / (2 * sizes))[steep]))
+
+
+def _stationary(left: float, converged: bool) -> list[Finding]:
+    if converged and left <= AGREE:
+        return []
+    return [
+        Finding(
+            "gradient",
+            "warning",
+            f"The gradient is not zero: by it a step would gain {left:.2g} nats. The search "
+            "ended at a kink of the objective, at the limit of its rounding, or was stopped",
+            value=left,
+            threshold=AGREE,
+            remedy="At a kink (absolute values, ReLU) the point may be right, but not what is "
+            "made of the curvature; else use float64, or resume the run.",
+        )
+    ]
+
+
+def _maximum(
+    curvatures: np.ndarray, axes: np.ndarray, declines: np.ndarray, draws: Draws
+) -> Finding:
+    worst = int(np.argmin(np.nan_to_num(declines, nan=-np.inf)))
+    least = float(declines[worst])
+    if least >= LEAST_DECLINE:
+        message = (
+            "It is a maximum, and the objective falls along every direction; condition number "
+            f"of its Hessian {_condition(curvatures):.2g}"
+        )
+        return Finding("maximum", "ok", message, least, LEAST_DECLINE)
+    flat = np.flatnonzero(~(declines >= LEAST_DECLINE))
+    where = _concerned(axes[:, flat], draws)
+    message = (
+        f"Along {_number(len(flat))} the objective does not fall as it does at a maximum: it "
+        "is flat, or still rises towards infinity or the edge of a support. What is given for "
+        f"{listing(where)} is where the search stopped"
+    )
+    return Finding(
+        "maximum",
+        "warning",
+        message,
+        least,
+        LEAST_DECLINE,
+        remedy="Fix one of these, give them a prior, or integrate over them (NUTS).",
+        where=tuple(where),
+    )
+
+
+def _not_looked() -> Finding:
+    return Finding(
+        "maximum",
+        "note",
+        "There are too many latents to make the Hessian: whether this is a maximum, and how "
+        "sharp it is, was not looked at",
+    )
+
+
+def _number(count: int) -> str:
+    return "one direction" if count == 1 else f"{count} directions"
+
+
+def _condition(curvatures: np.ndarray) -> float:
+    sizes = np.abs(curvatures)
+    return float(sizes.max() / sizes.min()) if sizes.min() > 0 else float("inf")
+
+
+def _concerned(axes: np.ndarray, draws: Draws) -> list[str]:
+    """Return the entries of the position that take part in some directions, most first."""
+    share = np.sqrt(np.sum(axes**2, axis=1))
+    names = []
+    for name, value in (draws.unconstrained or draws.variables).items():
+        shape = value.shape[2:]
+        names += [draws.name(name, shape, i) for i in range(int(np.prod(shape)))]
+    order = np.argsort(-share, kind="stable")
+    return [names[i] for i in order if share[i] > 0.3 * share.max()]

@@ -1,0 +1,300 @@
+"""The maximum of a posterior density or of a likelihood, from many starts."""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
+
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._results import RESULTS, InferenceError
+from ...core._target import AbstractTarget
+from ...core._tree import unravel
+from ...core._types import PRNGKey, Scalar
+from ._lbfgs import Memory, search
+from ._objective import check_objective, evaluate
+from ._shape import LARGEST, Shape, shape_at
+
+START_TRIES = 100  # initial points tried before a start gives up
+MAX_WALLS = 5  # line searches in a row that end where nothing is finite any more
+
+
+class MAPState(eqx.Module):
+    """What the next step needs. Losses are minus the objective, in nats.
+
+    Attributes:
+        point: The position, flat.
+        loss: There; infinite before the first step.
+        gradient: Of the loss.
+        direction: Where the next step goes.
+        memory: Of the quasi-Newton method.
+        gain: What the next step promises, in nats: `gradient' H^-1 gradient / 2`.
+        fresh: Whether the direction is that of steepest descent.
+        walls: Line searches in a row that ended where nothing is finite any more.
+        stuck: Whether no step along any direction known was of use.
+        converged: Whether the gain is below the tolerance.
+        count: Steps made.
+    """
+
+    point: Float[Array, " dim"]
+    loss: Scalar
+    gradient: Float[Array, " dim"]
+    direction: Float[Array, " dim"]
+    memory: Memory
+    gain: Scalar
+    fresh: Bool[Array, ""]
+    walls: Int[Array, ""]
+    stuck: Bool[Array, ""]
+    converged: Bool[Array, ""]
+    count: Int[Array, ""]
+
+
+class MAP(AbstractEngine):
+    """The point of highest posterior density, or of highest likelihood, from many starts.
+
+    One point and no draws: it carries no uncertainty, and `Posterior.diagnose` says so,
+    with how many starts agreed on it and whether it is a maximum at all. `stats` hold
+    `objective` and `lp`. `extra` holds, best start first, `points` (all starts' ends, flat
+    positions), `objectives`, `gains`, `converged` and `steps`; and, up to 500 latents,
+    `curvatures`, `axes`, `slopes` and `declines` of the objective around the best one.
+
+    - `objective="posterior"`: the density of the values that the model speaks of, without
+      the Jacobian of the way to unconstrained space. It depends on the parameterisation: the
+      highest density of a standard deviation is elsewhere than that of its logarithm. It
+      does not depend on `noncentered`, nor on bijections.
+    - `objective="likelihood"`: the likelihood alone, priors ignored but for their supports.
+      It depends on no parameterisation. Where the latents are the hyper-parameters of a
+      model whose likelihood is an evidence, this is type-II maximum likelihood.
+    - `objective="unconstrained"`: the density that engines sample, of positions. With
+      `draws` a Gaussian with its curvature is drawn from: the Laplace approximation.
+
+    Each start is a run of L-BFGS in unconstrained coordinates. It has converged when the
+    next step promises less than `tolerance` and no entry of the gradient is above its square
+    root, or when it promises less than rounding. One that rises until nothing is finite any
+    more is dropped, with a message; so is one that needs more than `steps`.
+
+    Attributes:
+        starts: Independent starts; the best one counts.
+        steps: Most steps of one start.
+        objective: `"posterior"`, `"likelihood"` or `"unconstrained"`.
+        tolerance: In nats.
+        memory: Steps that the quasi-Newton method remembers.
+        draws: Draws from the Laplace approximation; 0 for the point alone.
+
+    References:
+        Liu, Nocedal (1989), On the limited memory BFGS method for large scale optimization,
+        doi:10.1007/BF01589116.
+        Lewis, Overton (2013), Nonsmooth optimization via quasi-Newton methods,
+        doi:10.1007/s10107-012-0514-2.
+    """
+
+    starts: int = 8
+    steps: int = 5_000
+    objective: str = "posterior"
+    tolerance: float = 1e-12
+    memory: int = 10
+    draws: int = 0
+
+    def __check_init__(self):
+        for name, least in (("starts", 1), ("steps", 1), ("memory", 1), ("draws", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"`{name}` must be at least {least}; got {getattr(self, name)}."
+                )
+        if not 0 < self.tolerance < float("inf"):
+            raise ValueError(f"`tolerance` must be positive and finite; got {self.tolerance}.")
+        if self.draws and self.objective != "unconstrained":
+            raise ValueError(
+                "`draws` are of a Gaussian in unconstrained space, around the maximum there: "
+                f"they need `objective='unconstrained'`; got {self.objective!r}."
+            )
+
+    @property
+    def name(self) -> str:
+        """`"MAP"`."""
+        return "MAP"
+
+    @property
+    def schedule(self) -> Schedule:
+        """One replica for each start, one step for each of L-BFGS."""
+        return Schedule(self.starts, 0, self.steps)
+
+    def validate(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` unless the target has the objective, and latents.
+
+        Args:
+            target: The target density.
+        """
+        check_objective(self.objective, target)
+        size = _example(target)[0].size
+        if size == 0:
+            raise ValueError("`target` must have at least one latent variable; it has none.")
+        if self.draws and size > LARGEST:
+            raise ValueError(
+                f"`draws` need the Hessian, which is made for up to {LARGEST} latents; got "
+                f"{size}."
+            )
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> MAPState:
+        """Return a point at which the objective is finite."""
+
+        def draw(tries):
+            point = ravel_pytree(target.init(key=jr.fold_in(key, tries)))[0]
+            return point, jnp.isfinite(self._loss(target, point))
+
+        def again(carry):
+            tries, _, finite = carry
+            return ~finite & (tries < START_TRIES)
+
+        def body(carry):
+            return carry[0] + 1, *draw(carry[0])
+
+        example = _example(target)[0]
+        first = jnp.zeros((), jnp.int32), example, jnp.asarray(False)
+        _, point, _ = jax.lax.while_loop(again, body, first)
+        zero, no = jnp.zeros_like(point), jnp.asarray(False)
+        count, infinite = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, point.dtype)
+        memory = Memory.empty(self.memory, point)
+        return MAPState(
+            point, infinite, zero, zero, memory, infinite, ~no, count, no, no, count
+        )
+
+    def step(
+        self, target: AbstractTarget, state: MAPState, index: Array, *, key: PRNGKey
+    ) -> tuple[MAPState, Info]:
+        """Make one line search; the first one only looks at where it is."""
+        function = jax.value_and_grad(partial(self._loss, target))
+        found = search(function, state.point, state.loss, state.gradient, state.direction)
+        point = state.point + found.length * state.direction
+        first, moved = state.count == 0, found.length > 0
+        memory = state.memory.with_step(point - state.point, found.gradient - state.gradient)
+        # After a line search in vain the memory is no good: try without it, then give up.
+        empty = Memory.empty(self.memory, point)
+        direction = memory.direction(found.gradient)
+        gain = -(direction @ found.gradient) / 2
+        fresh = first | ~moved | ~(gain > 0)
+        memory = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), empty, memory)
+        direction = jnp.where(fresh, empty.direction(found.gradient), direction)
+        gain = jnp.where(fresh, -(direction @ found.gradient) / 2, gain)
+        stuck = ~moved & (state.fresh | first)
+        largest = jnp.max(jnp.abs(found.gradient))
+        converged = (gain <= self.tolerance) & (largest <= self.tolerance**0.5)
+        # What is left to gain is less than rounding: at a sharp maximum the gradient's own
+        # rounding is above the tolerance, and at a kink there is always a gradient.
+        rounding = jnp.finfo(point.dtype).eps * (1 + jnp.abs(found.value))
+        converged |= gain <= rounding / 10
+        new = MAPState(
+            point,
+            found.value,
+            found.gradient,
+            direction,
+            memory,
+            gain,
+            fresh,
+            jnp.where(found.at_wall, state.walls + 1, 0).astype(jnp.int32),
+            stuck,
+            (moved & converged) | (stuck & ~first & (state.gain <= 1e3 * rounding)),
+            state.count + 1,
+        )
+        stats: dict[str, Any] = {"objective": -new.loss, "gain": new.gain}
+        return new, Info(None, stats | {"evaluations": found.evaluations})
+
+    def done(self, state: MAPState) -> Bool[Array, ""]:
+        """Whether nothing is left to gain, or no way to gain it."""
+        return state.converged | state.stuck | (state.walls >= MAX_WALLS)
+
+    def result(self, state: MAPState) -> RESULTS:
+        """Whether the start came to a rest."""
+        ended = self.done(state) | (state.count < self.steps)
+        where = RESULTS.where
+        result = where(ended, RESULTS.successful, RESULTS.max_steps)
+        result = where(state.walls >= MAX_WALLS, RESULTS.unbounded, result)
+        hopeless = state.stuck & ~jnp.isfinite(state.loss)
+        return where(hopeless, RESULTS.nonfinite_start, result)
+
+    def posterior(
+        self, target: AbstractTarget, state: MAPState, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        """Return the best of the starts, and how it compares with the others."""
+        if trace.sampling is None:
+            raise ValueError("The run ended before its first step; there is no point.")
+        losses = np.asarray(state.loss)
+        order = np.argsort(losses, kind="stable")
+        point = jnp.asarray(state.point[order[0]])
+        extra: dict[str, Any] = {
+            "points": np.asarray(state.point)[order],
+            "objectives": -losses[order],
+            "gains": np.asarray(state.gain)[order],
+            "converged": np.asarray(state.converged)[order],
+            "steps": np.asarray(state.count)[order],
+        }
+        shape = None
+        if point.size <= LARGEST:
+            shape = _shape(target, self.objective, point)
+            names = "curvatures", "axes", "slopes", "declines"
+            extra |= {n: np.asarray(getattr(shape, n)) for n in names}
+        if self.draws:
+            assert shape is not None
+            return self._laplace(target, point, shape, extra, key)
+        like = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+        log_density = _log_density(target, point)
+        stats = {
+            "lp": np.asarray(log_density)[None, None],
+            "objective": extra["objectives"][:1][None],
+        }
+        positions = unravel(np.asarray(point)[None, None], like)
+        return Sample(positions, stats, extra=extra, method="point")
+
+    def _laplace(self, target, point, shape, extra, key) -> Sample:
+        if not shape.curvatures[0] > 0:
+            raise InferenceError(
+                "The Hessian at the best point is not negative definite (its largest "
+                f"eigenvalue is {-float(shape.curvatures[0]):.3g}): there is no Gaussian "
+                "with its curvature. Use `draws=0` and read `diagnose`, or another engine."
+            )
+        drawn = _draw_laplace(target, point, shape, self.draws, key)
+        positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
+        extra |= {"log_weights_is": log_weights}
+        stats = {"lp": log_density}
+        return Sample(positions, stats, extra=extra, method="variational")
+
+    def _loss(self, target: AbstractTarget, point: Float[Array, " dim"]) -> Scalar:
+        return -evaluate(self.objective, target, _example(target)[1](point))
+
+
+def _example(target: AbstractTarget) -> tuple[Float[Array, " dim"], Any]:
+    """A flat position of zeros, and the function that gives it its form."""
+    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+
+
+@eqx.filter_jit
+def _log_density(target, point):
+    return target.log_density(_example(target)[1](point))
+
+
+@eqx.filter_jit
+def _shape(target, objective: str, point) -> Shape:
+    form = _example(target)[1]
+    return shape_at(lambda x: evaluate(objective, target, form(x)), point)
+
+
+@eqx.filter_jit
+def _draw_laplace(target, point, shape: Shape, num_draws: int, key):
+    """Positions, log densities and log importance ratios of the Gaussian approximation."""
+    form = _example(target)[1]
+    deviations = 1 / jnp.sqrt(shape.curvatures)
+
+    def one(noise):
+        position = form(point + shape.axes @ (deviations * noise))
+        log_density = target.log_density(position)
+        normal = jax.scipy.stats.norm.logpdf(noise).sum() - jnp.sum(jnp.log(deviations))
+        return position, log_density, log_density - normal
+
+    noise = jr.normal(key, (num_draws, point.size), point.dtype)
+    return jax.lax.map(one, noise, batch_size=min(num_draws, 100))

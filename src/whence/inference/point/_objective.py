@@ -1,0 +1,58 @@
+"""What a point estimate maximises, as a function of a position."""
+
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+
+from ...core._condition import ModelTarget
+from ...core._model import constrain
+from ...core._target import AbstractDataTarget, AbstractTarget
+from ...core._types import Position, Scalar
+
+Objective = Literal["posterior", "likelihood", "unconstrained"]
+
+
+def check_objective(objective: str, target: AbstractTarget) -> None:
+    """Raise `ValueError` if the objective is unknown, or the target cannot give it.
+
+    Args:
+        objective: Its name.
+        target: The target density.
+    """
+    known = get_args(Objective)
+    if objective not in known:
+        raise ValueError(f"`objective` must be one of {', '.join(known)}; got {objective!r}.")
+    if objective == "likelihood" and not isinstance(target, AbstractDataTarget):
+        raise ValueError(
+            "`objective='likelihood'` needs a target that tells prior and likelihood apart, "
+            f"such as one made by `whence.condition`; got {type(target).__name__}."
+        )
+    is_known = isinstance(target, ModelTarget) or hasattr(target, "log_jacobian")
+    if objective == "posterior" and not is_known:
+        raise ValueError(
+            "`objective='posterior'` needs a target that knows the log-Jacobian of its "
+            f"`constrain`, by a method `log_jacobian(position)`; {type(target).__name__} has "
+            "none. Give it one, or maximise the density of positions: "
+            "`objective='unconstrained'`."
+        )
+
+
+def evaluate(objective: str, target: AbstractTarget, position: Position) -> Scalar:
+    """Return the objective at a position, in nats.
+
+    Args:
+        objective: Its name.
+        target: The target density.
+        position: A point in unconstrained space.
+    """
+    if objective == "unconstrained":
+        return jnp.asarray(target.log_density(position))
+    if objective == "likelihood":
+        assert isinstance(target, AbstractDataTarget)
+        return jnp.sum(jnp.asarray(target.log_likelihood(position)))
+    if isinstance(target, ModelTarget):
+        draw = target.constrain(position)
+        # The prior density of a model whose latents are all given is that of their values.
+        log_prior = constrain(draw, {})[1]
+        return log_prior + jnp.sum(jnp.asarray(target.log_likelihood(position)))
+    return target.log_density(position) - target.log_jacobian(position)  # pyright: ignore
