@@ -45,7 +45,7 @@ from .frontends import (
 from .inference.hmc import HMC as HMC, MCLMC as MCLMC, NUTS as NUTS, ChEES as ChEES
 from .inference.point import MAP as MAP
 from .inference.sgmcmc import SGLD as SGLD
-from .inference.smc import TemperedSMC as TemperedSMC
+from .inference.smc import DataTemperedSMC as DataTemperedSMC, TemperedSMC as TemperedSMC
 from .inference.variational import BBVI as BBVI, FullRank as FullRank, MeanField as MeanField
 
 __version__ = importlib.metadata.version("whence")

@@ -8,12 +8,14 @@ from ._distributed import distributed as distributed
 from ._dtype import enable_x64 as enable_x64
 from ._engine import (
     AbstractEngine as AbstractEngine,
+    AbstractOnlineEngine as AbstractOnlineEngine,
     Info as Info,
     Sample as Sample,
     Schedule as Schedule,
     Trace as Trace,
     never as never,
 )
+from ._growing import GrowingTarget as GrowingTarget, rows_so_far as rows_so_far
 from ._infer import (
     InferenceError as InferenceError,
     InferenceWarning as InferenceWarning,

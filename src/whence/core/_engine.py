@@ -156,6 +156,28 @@ class AbstractEngine(eqx.Module):
         """
 
 
+class AbstractOnlineEngine(AbstractEngine):
+    """An engine that can go on for ever while data come in, and be asked for a draw.
+
+    `step` may be given another target than the last time, with more rows of data
+    (`whence.core.GrowingTarget`): the state must hold nothing that the data decide.
+    """
+
+    @abc.abstractmethod
+    def validate_online(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` if this engine cannot follow `target` while its data grow."""
+
+    @abc.abstractmethod
+    def draw(self, target: AbstractTarget, state: PyTree, *, key: PRNGKey) -> Position:
+        """Return one draw as of this state; traced, like `step`.
+
+        Args:
+            target: The target density.
+            state: Of one replica, as returned by `step`.
+            key: For the draw; an engine whose state is one draw does not use it.
+        """
+
+
 def never() -> Bool[Array, ""]:
     """`done` for an engine that runs all its steps."""
     return jnp.asarray(False)

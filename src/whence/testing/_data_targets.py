@@ -71,6 +71,11 @@ class GaussianMean(AbstractDataTarget):
         """Uniform on (-2, 2)."""
         return jr.uniform(key, self.y.shape[1:], self.y.dtype, -2.0, 2.0)
 
+    def sample_prior_position(self, key: PRNGKey) -> Float[Array, " dim"]:
+        """A draw from the prior."""
+        noise = jr.normal(key, self.y.shape[1:], self.y.dtype)
+        return self.prior_mean + self.prior_sd * noise
+
     def log_prior(self, position: Float[Array, " dim"]) -> Scalar:
         """Log density of the prior."""
         return norm.logpdf(position, self.prior_mean, self.prior_sd).sum()
@@ -185,6 +190,17 @@ class ConjugateRegression(AbstractDataTarget):
         return {
             "beta": jr.uniform(key_beta, self.x.shape[1:], dtype, -2.0, 2.0),
             "log_variance": jr.uniform(key_variance, (), dtype, -2.0, 2.0),
+        }
+
+    def sample_prior_position(self, key: PRNGKey) -> dict[str, Array]:
+        """A draw from the prior."""
+        key_beta, key_variance = jr.split(key)
+        dtype = self.y.dtype
+        variance = self.rate / jr.gamma(key_variance, self.shape, (), dtype)
+        noise = jr.normal(key_beta, self.x.shape[1:], dtype)
+        return {
+            "beta": self.prior_sd * jnp.sqrt(variance) * noise,
+            "log_variance": jnp.log(variance),
         }
 
     def log_prior(self, position: dict[str, Array]) -> Scalar:

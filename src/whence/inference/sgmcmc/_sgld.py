@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...core._data import Epoch, log_density_estimate
-from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._rows import check_rows
 from ...core._target import AbstractTarget
@@ -51,7 +51,7 @@ class _Update(eqx.Module):
     grad_norm: Scalar
 
 
-class SGLD(AbstractEngine):
+class SGLD(AbstractOnlineEngine):
     """Langevin dynamics with the gradient of a minibatch and no accept-reject step.
 
     An update is `x + h G g + sqrt(2 h G) noise`, with `g` an estimate of the gradient of
@@ -150,6 +150,24 @@ class SGLD(AbstractEngine):
         self._gradient.batches(target)
         self._step_size(target)
         check_rows(target, self.batch_size)
+
+    def validate_online(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` as `validate` does.
+
+        Args:
+            target: The target density.
+        """
+        self.validate(target)
+
+    def draw(self, target: AbstractTarget, state: SGLDState, *, key: PRNGKey) -> Position:
+        """Return the present position, the same until the next step.
+
+        Args:
+            target: The target density.
+            state: As left by `init` or the last `step`.
+            key: Not used.
+        """
+        return state.position
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> SGLDState:
         """Start from the first of some random points where the log density is finite."""

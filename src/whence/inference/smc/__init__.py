@@ -1,5 +1,6 @@
 """Sequential Monte Carlo: one particle driver, and the engines that run on it."""
 
+from ._data_tempered import DataTemperedSMC as DataTemperedSMC
 from ._driver import (
     AbstractFeynmanKac as AbstractFeynmanKac,
     Cloud as Cloud,

@@ -15,14 +15,11 @@ from ...core._types import PRNGKey, Scalar
 from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh
 from ._kernels import KERNELS, AbstractKernel, Particles
 from ._moves import MoveStats, move_particles
+from ._options import METRICS, is_dense, require, require_names
 from ._path import PATHS, Reference, choose_path, draw_initial, log_terms, unflatten
 from ._resampling import SCHEMES
 from ._weights import conditional_ess_fraction, equal_log_weights, wide_dtype
 
-METRICS = ("auto", "dense", "diagonal")
-# A dense factor costs d^2 a particle and move, and needs many particles a dimension.
-_MAX_DENSE = 100
-_PARTICLES_PER_DIMENSION = 10
 # Tempering has stalled when a step is below 1e-6 *and* below 1% of the temperature: from
 # a vague prior the first temperatures may be 1e-12, but then they grow by factors.
 _SMALLEST_DELTA = 1e-6
@@ -172,20 +169,15 @@ class TemperedSMC(AbstractEngine):
     max_steps: int = 200
 
     def __check_init__(self) -> None:
-        _check(self.particles >= 2, "particles", "at least 2", self.particles)
-        _check(0.0 < self.ess < 1.0, "ess", "between 0 and 1, both excluded", self.ess)
-        _check(0.0 <= self.threshold <= 1.0, "threshold", "between 0 and 1", self.threshold)
-        _check(self.moves is None or self.moves >= 1, "moves", "at least 1 or None", self.moves)
-        _check(self.max_moves >= 1, "max_moves", "at least 1", self.max_moves)
-        _check(self.max_steps >= 2, "max_steps", "at least 2", self.max_steps)
-        for argument, names in (
-            ("kernel", KERNELS),
-            ("resampling", SCHEMES),
-            ("metric", METRICS),
-            ("path", PATHS),
-        ):
-            value = getattr(self, argument)
-            _check(value in names, argument, f"one of {', '.join(names)}", repr(value))
+        require(self.particles >= 2, "particles", "at least 2", self.particles)
+        require(0.0 < self.ess < 1.0, "ess", "between 0 and 1, both excluded", self.ess)
+        require(0.0 <= self.threshold <= 1.0, "threshold", "between 0 and 1", self.threshold)
+        require(
+            self.moves is None or self.moves >= 1, "moves", "at least 1 or None", self.moves
+        )
+        require(self.max_moves >= 1, "max_moves", "at least 1", self.max_moves)
+        require(self.max_steps >= 2, "max_steps", "at least 2", self.max_steps)
+        require_names(self, kernel=KERNELS, resampling=SCHEMES, metric=METRICS, path=PATHS)
 
     @property
     def name(self) -> str:
@@ -202,9 +194,7 @@ class TemperedSMC(AbstractEngine):
 
     def dense(self, dim: int) -> bool:
         """Return whether moves are whitened by the whole covariance in `dim` dimensions."""
-        if self.metric == "auto":
-            return dim <= _MAX_DENSE and _PARTICLES_PER_DIMENSION * dim <= self.particles
-        return self.metric == "dense"
+        return is_dense(self.metric, dim, self.particles)
 
     def validate(self, target: AbstractTarget) -> None:
         choose_path(target, self.path)
@@ -321,8 +311,3 @@ def _table(trace: Trace) -> dict[str, Any]:
     table: dict[str, Any] = {name: stats[name][1:] for name in moved}
     table |= {name: stats[name][:-1] for name in reached}
     return table | {"num_nonfinite_start": int(stats["num_nonfinite"][0])}
-
-
-def _check(condition: bool, argument: str, rule: str, value: Any) -> None:
-    if not condition:
-        raise ValueError(f"`{argument}` must be {rule}; got {value}.")

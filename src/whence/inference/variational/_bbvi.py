@@ -11,13 +11,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...core._data import Epoch, Minibatches, log_density_estimate, minibatches
-from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._rows import check_rows
 from ...core._target import AbstractTarget
-from ...core._types import PRNGKey, Scalar
+from ...core._tree import named_leaves
+from ...core._types import Position, PRNGKey, Scalar
 from ._estimator import AbstractEstimator, PathDerivative
-from ._family import AbstractFamily, MeanField
+from ._family import AbstractFamily, Layout, MeanField
 
 MAX_STARTS = 20  # initial locations tried before a fit gives up
 MAX_FAILURES = 20  # updates in a row without a finite gradient before it gives up
@@ -44,7 +45,7 @@ class BBVIState(eqx.Module):
     failures: Int[Array, ""]
 
 
-class BBVI(AbstractEngine):
+class BBVI(AbstractOnlineEngine):
     """Fit a family `q` to the target by maximising the ELBO, `E_q[log p - log q]`.
 
     The draws are independent draws from the fitted family, equally weighted; they are draws
@@ -55,7 +56,8 @@ class BBVI(AbstractEngine):
     parameters) and `num_nonfinite` (updates left out for want of a finite gradient).
 
     Attributes:
-        family: `MeanField()` or `FullRank()`.
+        family: `MeanField()`, `FullRank()`, or one that speaks of latents by name:
+            `Factors(...)`, `ScaleMixtureFamily(...)`.
         steps: Updates of the parameters.
         samples: Draws of noise per update.
         learning_rate: Of Adam; constant for the first half, then falling exponentially to a
@@ -129,18 +131,51 @@ class BBVI(AbstractEngine):
             target: The target density.
 
         Raises:
-            ValueError: If `batch_size` is more than the target's rows, or it has none.
+            ValueError: If `batch_size` is more than the target's rows, or it has none, or
+                if the family names a latent that is not there.
         """
+        self._family(target)
         self._batches(target)
         check_rows(target, self.batch_size)
 
+    def validate_online(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` as `validate` does, or if learning would come to an end.
+
+        Args:
+            target: The target density.
+
+        Raises:
+            ValueError: If there is no `optimizer`.
+        """
+        if self.optimizer is None:
+            raise ValueError(
+                "`optimizer` must be given where data go on coming, such as "
+                "`optax.adam(0.01)`: by default the learning rate falls to a thousandth within "
+                f"the {self.steps} updates of `steps`. Got None."
+            )
+        self.validate(target)
+
+    def draw(self, target: AbstractTarget, state: BBVIState, *, key: PRNGKey) -> Position:
+        """Return a draw from the family as it is fitted by now.
+
+        Args:
+            target: The target density.
+            state: As left by the last `step`.
+            key: For the draw.
+        """
+        location, unravel = _flat_zeros(target)
+        family = self._family(target)
+        noise = jax.tree.map(lambda x: x[0], family.noise(location, 1, key=key))
+        return unravel(family.transform(state.params, noise))
+
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> BBVIState:
         """Return a placeholder of the right form; step 0 finds the location."""
-        params = self.family.init(_flat_zeros(target)[0])
+        family = self._family(target)
+        params = family.init(_flat_zeros(target)[0])
         zero = jnp.zeros((), jnp.int32)
         epoch = self._batches(target).init()
         return BBVIState(
-            params, self._optimizer().init(self.family.no_step(params)), epoch, zero, zero, zero
+            params, self._optimizer().init(family.no_step(params)), epoch, zero, zero, zero
         )
 
     def step(
@@ -197,7 +232,8 @@ class BBVI(AbstractEngine):
         tail = elbo[:, -max(1, elbo.shape[1] // 10) :].mean(1)
         best = int(np.argmax(np.nan_to_num(tail, nan=-np.inf)))
         params = jax.tree.map(lambda x: jnp.asarray(x[best]), state.params)
-        drawn = _draw(self.family, params, target, self.draws, key)
+        family = self._family(target)
+        drawn = _draw(family, params, target, self.draws, key)
         positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
         return Sample(
             positions,
@@ -207,14 +243,16 @@ class BBVI(AbstractEngine):
                 "elbo_final": float(log_weights.mean()),
                 "elbo_final_error": float(log_weights.std() / np.sqrt(self.draws)),
                 "log_weights_is": log_weights,
-                "family": jax.tree.map(np.asarray, self.family.describe(params)),
+                "family": jax.tree.map(np.asarray, family.describe(params)),
                 "num_nonfinite": int(state.num_nonfinite[best]),
             },
         )
 
     def _start(self, target: AbstractTarget, state: BBVIState, key: PRNGKey) -> BBVIState:
         location, _ = ravel_pytree(target.init(key=key))
-        return eqx.tree_at(lambda s: s.params, state, self.family.init(location))
+        return eqx.tree_at(
+            lambda s: s.params, state, self._family(target).init(location)
+        )
 
     def _update(
         self,
@@ -227,13 +265,14 @@ class BBVI(AbstractEngine):
         """Make one update, unless its gradient is not finite, and add up the ELBO."""
         state, total = now
         key_noise, key_batch = jr.split(key)
-        location, unravel = _flat_zeros(target)
-        noise = jr.normal(key_noise, (self.samples, location.size), location.dtype)
+        location, _ = _flat_zeros(target)
+        family = self._family(target)
+        noise = family.noise(location, self.samples, key=key_noise)
         rows, epoch = self._batches(target).next(state.epoch, counter, key=key_batch)
         log_weights, gradient = self.estimator.estimate(
-            self.family,
+            family,
             state.params,
-            jax.value_and_grad(lambda x: log_density_estimate(target, unravel(x), rows)),
+            lambda positions: _log_densities(family, target, positions, rows),
             noise,
         )
         elbo = log_weights.mean()
@@ -241,7 +280,7 @@ class BBVI(AbstractEngine):
         finite = jnp.isfinite(elbo) & jnp.all(jnp.isfinite(flat))
         descent = jax.tree.map(jnp.negative, gradient)
         updates, optimizer = self._optimizer().update(descent, state.optimizer)
-        params = self.family.move(state.params, updates)
+        params = family.move(state.params, updates)
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, optimizer),
@@ -256,6 +295,9 @@ class BBVI(AbstractEngine):
             jnp.where(finite, 0, state.failures + 1),
         )
         return new, total + jnp.where(finite, elbo, 0)
+
+    def _family(self, target: AbstractTarget) -> AbstractFamily:
+        return self.family.bind(_layout(target))
 
     def _batches(self, target: AbstractTarget) -> Minibatches:
         return minibatches(target, self.batch_size, self.batching)
@@ -281,16 +323,44 @@ def _flat_zeros(target: AbstractTarget) -> tuple[Float[Array, " dim"], Any]:
     return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
 
+def _layout(target: AbstractTarget) -> Layout:
+    """Names and sizes of the parts of a flat position."""
+    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+    return tuple((name, leaf.size) for name, leaf in named_leaves(shapes).items())
+
+
+def _log_densities(family, target, positions, rows):
+    """Log densities at flat positions; of what they share there is one copy."""
+    _, unravel = _flat_zeros(target)
+    leaves, treedef = jax.tree.flatten(unravel(positions[0]))
+    shared = family.shared(_layout(target))
+
+    def one(flat):
+        own = jax.tree.leaves(unravel(flat))
+        parts = [first if same else x for first, x, same in zip(leaves, own, shared)]
+        return log_density_estimate(target, jax.tree.unflatten(treedef, parts), rows)
+
+    return jax.vmap(one)(positions)
+
+
 @eqx.filter_jit
 def _draw(family, params, target, num_draws, key):
     """Positions, log densities and log importance ratios of draws from a fitted family."""
     location, unravel = _flat_zeros(target)
-    noise = jr.normal(key, (num_draws, location.size), location.dtype)
+    size = min(num_draws, 100)  # in batches, because all draws times all data may not fit
 
-    def one(noise):
-        position = unravel(family.transform(params, noise))
-        log_density = target.log_density(position)
-        return position, log_density, log_density - family.log_prob(params, noise)
+    def batch(noise):
+        flat = jax.vmap(lambda n: family.transform(params, n))(noise)
+        log_density = _log_densities(family, target, flat, None)
+        log_prob = jax.vmap(lambda n: family.log_prob(params, n))(noise)
+        return jax.vmap(unravel)(flat), log_density, log_density - log_prob
 
-    # In batches, because all draws times all data may not fit.
-    return jax.lax.map(one, noise, batch_size=min(num_draws, 100))
+    noise = family.noise(location, num_draws, key=key)
+    whole = num_draws // size * size
+    cut = lambda x: x[:whole].reshape(-1, size, *x.shape[1:])
+    drawn = jax.lax.map(batch, jax.tree.map(cut, noise))
+    drawn = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), drawn)
+    if whole == num_draws:
+        return drawn
+    rest = batch(jax.tree.map(lambda x: x[whole:], noise))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, rest)

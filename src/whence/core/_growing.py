@@ -1,0 +1,73 @@
+"""Data that come row by row, in arrays of fixed shape, so that nothing compiles anew."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ._target import AbstractDataTarget, AbstractTarget
+from ._types import Draw, Position, PRNGKey, Scalar
+
+
+class GrowingTarget(AbstractDataTarget):
+    """A target of which only the first rows of data count, the others not yet.
+
+    Rows that are not filled must hold values that the likelihood accepts; their likelihood
+    is computed and counts zero.
+
+    Attributes:
+        target: The target with all its rows.
+        filled: Number of rows that count.
+    """
+
+    target: AbstractDataTarget
+    filled: Int[Array, ""]
+
+    @property
+    def num_data(self) -> int | None:
+        """Number of rows there is room for: a batch of rows stands for this many."""
+        return self.target.num_data
+
+    def init(self, *, key: PRNGKey) -> Position:
+        """Return a random initial position."""
+        return self.target.init(key=key)
+
+    def constrain(self, position: Position) -> Draw:
+        """Map a position to the space the user speaks of."""
+        return self.target.constrain(position)
+
+    def log_prior(self, position: Position) -> Scalar:
+        """Return the log prior density, in nats."""
+        return self.target.log_prior(position)
+
+    def log_likelihood(
+        self, position: Position, rows: Int[Array, " batch"] | None = None
+    ) -> Float[Array, "..."]:
+        """Return the log likelihood by row: zero for those that are not filled."""
+        each = self.target.log_likelihood(position, rows)
+        numbers = jnp.arange(self.num_data) if rows is None else rows
+        return jnp.where(numbers < self.filled, each, jnp.zeros_like(each))
+
+    def log_density(self, position: Position) -> Scalar:
+        """Return log prior plus the log likelihood of the rows that count, in nats."""
+        return self.log_prior(position) + self.log_likelihood(position).sum()
+
+    def sample_prior_position(self, key: PRNGKey) -> Position:
+        """Return one draw from the prior, in unconstrained space."""
+        target: Any = self.target
+        if not hasattr(target, "sample_prior_position"):
+            raise NotImplementedError(f"{type(target).__name__} cannot draw from its prior.")
+        return target.sample_prior_position(key=key)
+
+
+def rows_so_far(target: AbstractTarget) -> Int[Array, ""]:
+    """Return how many rows of data there are by now.
+
+    Args:
+        target: A target with data rows.
+    """
+    if isinstance(target, GrowingTarget):
+        return target.filled
+    assert isinstance(target, AbstractDataTarget)
+    assert target.num_data is not None
+    return jnp.asarray(target.num_data, jnp.int32)

@@ -1,0 +1,377 @@
+"""Sequential Monte Carlo along the data: one row after another, from prior to posterior."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
+from ...core._growing import rows_so_far
+from ...core._results import RESULTS
+from ...core._rows import check_rows
+from ...core._target import AbstractDataTarget, AbstractTarget
+from ...core._types import Position, PRNGKey, Scalar
+from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh
+from ._kernels import KERNELS, AbstractKernel, LogTerms, Particles
+from ._moves import MoveStats, move_particles
+from ._options import METRICS, is_dense, require, require_names
+from ._path import choose_path, draw_initial, unflatten
+from ._resampling import SCHEMES
+from ._weights import effective_sample_size, equal_log_weights, normalise, wide_dtype
+
+
+class Arriving(eqx.Module):
+    """Particles, and what the rows that come in now mean to each.
+
+    Attributes:
+        points: Positions with the log prior (`log_base`) and the log likelihood of all
+            rows taken in (`log_tilt`).
+        gain: Log likelihood of the rows that come in, in nats; `-inf` where not finite.
+    """
+
+    points: Particles
+    gain: Float[Array, " particle"]
+
+    @property
+    def x(self) -> Float[Array, "particle dim"]:
+        """Flat positions."""
+        return self.points.x
+
+
+class Taken(NamedTuple):
+    """What the particles share along the data; flags tell how the run stands."""
+
+    rows: Int[Array, ""]  # that the weights know of
+    missing: Bool[Array, ""]  # whether there are more
+    uneven: Bool[Array, ""]  # whether the next step resamples, and therefore moves
+    settled: Scalar  # relative variance of the evidence up to the last resampling
+    variance: Scalar  # and up to now, if moves made the particles independent
+    log_scale: Scalar
+    moves: MoveStats
+    num_steps: Array
+    finished: Bool[Array, ""]
+    nonfinite: Bool[Array, ""]
+
+
+class Intake(AbstractFeynmanKac):
+    """The Feynman-Kac model of one run: the potential is the likelihood of the next rows.
+
+    Mutation comes after resampling and before the next rows: it moves particles under the
+    posterior of the rows taken in, but only if there are copies to be told apart. The first
+    mutation only evaluates the prior at the initial particles.
+    """
+
+    engine: "DataTemperedSMC"
+    target: AbstractDataTarget
+
+    def initial(self, *, key: PRNGKey) -> tuple[Arriving, Taken]:
+        x, _ = draw_initial(self.target, "prior", self.engine.particles, key=key)
+        zeros = jnp.zeros((x.shape[0],), wide_dtype())
+        no, none = jnp.asarray(False), jnp.asarray(0, jnp.int32)
+        first_scale = self.engine.proposal.first_scale(x.shape[1])
+        control = Taken(
+            rows=none,
+            missing=no,
+            uneven=no,
+            settled=jnp.zeros((), wide_dtype()),
+            variance=jnp.zeros((), wide_dtype()),
+            log_scale=jnp.log(jnp.asarray(first_scale, wide_dtype())),
+            moves=_no_moves(),
+            num_steps=none,
+            finished=no,
+            nonfinite=no,
+        )
+        return Arriving(Particles(x, zeros, zeros), zeros), control
+
+    def mutate(
+        self,
+        particles: Arriving,
+        log_weights: Float[Array, " particle"],
+        control: Taken,
+        *,
+        key: PRNGKey,
+    ) -> tuple[Arriving, Taken]:
+        is_first = control.num_steps == 0
+        move = lambda: move_particles(
+            self.engine.proposal,
+            self.log_terms(control.rows),
+            particles.points,
+            log_weights,
+            jnp.where(is_first, 0.0, 1.0).astype(wide_dtype()),
+            control.log_scale,
+            dense=self.engine.dense(particles.x.shape[1]),
+            moves=self.engine.moves,
+            max_moves=self.engine.max_moves,
+            key=key,
+        )
+        stay = lambda: (particles.points, control.log_scale, _no_moves())
+        points, log_scale, stats = jax.lax.cond(is_first | control.uneven, move, stay)
+        gain = self._gain(points.x, control.rows)
+        gain = jnp.where(jnp.isfinite(gain) & (points.log_tilt > -jnp.inf), gain, -jnp.inf)
+        points = Particles(points.x, points.log_base, points.log_tilt + gain)
+        return Arriving(points, gain), control._replace(log_scale=log_scale, moves=stats)
+
+    def log_potential(
+        self, particles: Arriving, log_weights: Float[Array, " particle"], control: Taken
+    ) -> tuple[Float[Array, " particle"], Taken]:
+        have = rows_so_far(self.target)
+        rows = jnp.minimum(control.rows + self.engine.rows, have)
+        finished = control.rows >= have
+        alive = (log_weights > -jnp.inf) & (particles.gain > -jnp.inf)
+        # Where the run must end, weights stay as they are.
+        nonfinite = ~finished & ~jnp.any(alive)
+        gain = jnp.where(finished | nonfinite, 0.0, particles.gain)
+        ess = effective_sample_size(normalise(log_weights + gain)[0])
+        uneven = ess <= self.engine.threshold * self.engine.particles
+        # Between two resamplings this is importance sampling with one set of particles.
+        variance = control.settled + 1 / ess - 1 / self.engine.particles
+        return gain, control._replace(
+            rows=rows,
+            missing=rows < have,
+            uneven=uneven,
+            settled=jnp.where(uneven, variance, control.settled),
+            variance=variance,
+            num_steps=control.num_steps + 1,
+            finished=finished,
+            nonfinite=control.nonfinite | nonfinite,
+        )
+
+    def log_terms(self, rows: Int[Array, ""]) -> LogTerms:
+        """Return log prior, and log likelihood of the first rows, of one flat position."""
+
+        def terms(x: Float[Array, " dim"]) -> tuple[Scalar, Scalar]:
+            position = unflatten(self.target, x)
+            each = self.target.log_likelihood(position)
+            taken = jnp.arange(each.shape[0]) < rows
+            total = jnp.sum(jnp.where(taken, each, 0.0), dtype=wide_dtype())
+            return self.target.log_prior(position).astype(wide_dtype()), total
+
+        return terms
+
+    def _gain(
+        self, x: Float[Array, "particle dim"], rows: Int[Array, ""]
+    ) -> Float[Array, " particle"]:
+        numbers = rows + jnp.arange(self.engine.rows, dtype=jnp.int32)
+        have = rows_so_far(self.target)
+        numbers_in = jnp.minimum(numbers, jnp.maximum(have - 1, 0))
+
+        def gain(x):
+            each = self.target.log_likelihood(unflatten(self.target, x), numbers_in)
+            return jnp.sum(jnp.where(numbers < have, each, 0.0), dtype=wide_dtype())
+
+        return jax.vmap(gain)(x)
+
+
+class DataTemperedSMC(AbstractOnlineEngine):
+    """Sequential Monte Carlo along the data, with an estimate of the evidence.
+
+    Particles are drawn from the prior and weighted by the likelihood of one row of data
+    after another. When their weights have grown uneven they are resampled, and moved under
+    the posterior of the rows taken in so far. Since that is sooner or later a good part of
+    all rows, moves become rare. So every posterior on the way is a by-product, and so is the
+    probability of every row given those before it (`extra["log_evidence_increment"]`), whose
+    product is the evidence. New rows can be taken in as they come: see
+    `whence.models.bandit.ModelTS`.
+
+    The draws are weighted. A first row that the prior finds very surprising leaves few
+    particles, and the error of the evidence says so: `TemperedSMC` has no such first step.
+    Rows are taken in the order they have; where that is an order by size or by group, shuffle
+    them. A move costs the likelihood of all rows, however few were taken in.
+
+    Attributes:
+        particles: Number of particles, at least 2.
+        rows: Rows taken in by a step.
+        threshold: Resample and move when the effective sample size is at most this fraction
+            of the particles.
+        moves: Moves of every particle after resampling; None goes on until they have mixed.
+        kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient.
+        resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`.
+        metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves;
+            `"auto"` is dense up to 100 dimensions if there are 10 particles to each.
+        max_moves: Most moves in a row if `moves` is None.
+        max_steps: Most steps: `ceil(data / rows)`, and one to move the last particles.
+
+    References:
+        Chopin (2002), "A sequential particle filter method for static models",
+        doi:10.1093/biomet/89.3.539.
+    """
+
+    particles: int = 2048
+    rows: int = 1
+    threshold: float = 0.5
+    moves: int | None = None
+    kernel: str = "hmc"
+    resampling: str = "systematic"
+    metric: str = "auto"
+    max_moves: int = 100
+    max_steps: int = 100_000
+
+    def __check_init__(self) -> None:
+        require(self.particles >= 2, "particles", "at least 2", self.particles)
+        require(self.rows >= 1, "rows", "at least 1", self.rows)
+        require(0.0 <= self.threshold <= 1.0, "threshold", "between 0 and 1", self.threshold)
+        require(
+            self.moves is None or self.moves >= 1, "moves", "at least 1 or None", self.moves
+        )
+        require(self.max_moves >= 1, "max_moves", "at least 1", self.max_moves)
+        require(self.max_steps >= 2, "max_steps", "at least 2", self.max_steps)
+        require_names(self, kernel=KERNELS, resampling=SCHEMES, metric=METRICS)
+
+    @property
+    def name(self) -> str:
+        return "DataTemperedSMC"
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(replicas=1, warmup=0, steps=self.max_steps)
+
+    @property
+    def proposal(self) -> AbstractKernel:
+        """The kernel by which particles move."""
+        return KERNELS[self.kernel]()
+
+    def dense(self, dim: int) -> bool:
+        """Return whether moves are whitened by the whole covariance in `dim` dimensions."""
+        return is_dense(self.metric, dim, self.particles)
+
+    def validate(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` unless the target has a prior to draw from, and rows of data.
+
+        Args:
+            target: The target density.
+
+        Raises:
+            ValueError: If it has none, or `max_steps` is too small for its rows.
+        """
+        self.validate_online(target)
+        assert isinstance(target, AbstractDataTarget)
+        assert target.num_data is not None
+        needed = -(-target.num_data // self.rows) + 1
+        if needed > self.max_steps:
+            raise ValueError(
+                f"`max_steps` must be at least {needed} for {target.num_data} rows of data, "
+                f"{self.rows} a step; got {self.max_steps}."
+            )
+
+    def validate_online(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` unless the target has a prior to draw from, and rows of data.
+
+        Args:
+            target: The target density.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        has_rows = isinstance(target, AbstractDataTarget) and target.num_data is not None
+        if not has_rows or choose_path(target, "auto") != "prior":
+            raise ValueError(
+                "DataTemperedSMC needs a target with a prior that can be drawn from and a "
+                f"likelihood that is a product over data rows; got a {type(target).__name__} "
+                f"{'with an improper prior' if has_rows else 'without rows'}. Use TemperedSMC."
+            )
+        check_rows(target, self.rows)
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
+        return start(_intake(self, target), key=key)
+
+    def step(
+        self, target: AbstractTarget, state: Cloud, index: Array, *, key: PRNGKey
+    ) -> tuple[Cloud, Info]:
+        before: Taken = state.control
+        resampler = Resampler(self.resampling, self.threshold)
+        state, did = advance(_intake(self, target), state, resampler, key=key)
+        after: Taken = state.control
+        # What the driver has added up step by step is for particles that move every step.
+        state = eqx.tree_at(lambda cloud: cloud.mixing_variance, state, after.variance)
+        stats: dict[str, Any] = {
+            "rows": after.rows,
+            "ess": did.ess,
+            "log_evidence_increment": did.log_evidence_increment,
+            "resampled": did.resampled,
+            "unique_ancestors": state.num_founders,
+            "acceptance_rate": after.moves.acceptance_rate,
+            "num_moves": after.moves.num_moves,
+            "num_evaluations": after.moves.num_evaluations,
+            "scale": jnp.exp(before.log_scale),
+        }
+        return state, Info(position=None, stats=stats)
+
+    def done(self, state: Cloud) -> Bool[Array, ""]:
+        control: Taken = state.control
+        return control.finished | control.nonfinite
+
+    def result(self, state: Cloud) -> RESULTS:
+        control: Taken = state.control
+        exhausted = control.missing & (control.num_steps >= self.max_steps)
+        result = RESULTS.where(exhausted, RESULTS.max_steps, RESULTS.successful)
+        return RESULTS.where(control.nonfinite, RESULTS.nonfinite_start, result)
+
+    def draw(self, target: AbstractTarget, state: Cloud, *, key: PRNGKey) -> Position:
+        """Return one particle, by weight.
+
+        Args:
+            target: The target density.
+            state: As left by `init` or the last `step`.
+            key: For the choice.
+        """
+        chosen = jr.categorical(key, state.log_weights)
+        return unflatten(target, state.particles.x[chosen])
+
+    def posterior(
+        self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        cloud: Cloud = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], state)
+        whole = _finish(_intake(self, target), cloud)
+        points: Particles = whole.particles.points
+        return Sample(
+            positions=jax.vmap(jax.vmap(lambda x: unflatten(target, x)))(points.x[None]),
+            stats={"lp": (points.log_base + points.log_tilt)[None]},
+            log_weights=whole.log_weights[None],
+            log_evidence=float(whole.log_evidence.value),
+            log_evidence_error=float(jnp.sqrt(whole.evidence_variance)),
+            extra=_table(trace),
+        )
+
+
+def _intake(engine: DataTemperedSMC, target: AbstractTarget) -> Intake:
+    assert isinstance(target, AbstractDataTarget)  # as `validate` has made sure
+    return Intake(engine, target)
+
+
+def _no_moves() -> MoveStats:
+    none = jnp.asarray(0, jnp.int32)
+    return MoveStats(jnp.zeros((), wide_dtype()), none, none)
+
+
+@eqx.filter_jit
+def _finish(intake: Intake, cloud: Cloud) -> Cloud:
+    """Take in what rows are left, of a run that ended early, by importance sampling."""
+    points: Particles = cloud.particles.points
+    _, total = jax.vmap(intake.log_terms(rows_so_far(intake.target)))(points.x)
+    rest = jnp.where(cloud.control.missing, total - points.log_tilt, 0.0)
+    rest = jnp.where(jnp.isfinite(rest), rest, -jnp.inf)
+    finished, increment = weigh(cloud, rest)
+    # With nothing alive there is no evidence, and no particle is better than another.
+    equal = equal_log_weights(cloud.log_weights.shape[0])
+    log_weights = jnp.where(jnp.isfinite(increment), finished.log_weights, equal)
+    log_tilt = jnp.where(cloud.control.missing, total, points.log_tilt)
+    return eqx.tree_at(
+        lambda c: (c.log_weights, c.particles.points.log_tilt),
+        finished,
+        (log_weights, log_tilt),
+    )
+
+
+def _table(trace: Trace) -> dict[str, Any]:
+    """Turn statistics by step into those by step that took rows in, and those by move."""
+    if trace.sampling is None:
+        return {}
+    stats = {name: np.asarray(value)[0] for name, value in trace.sampling.stats.items()}
+    took = np.diff(stats["rows"], prepend=0) > 0
+    moved = stats["num_moves"] > 0
+    by_move = ("acceptance_rate", "num_moves", "num_evaluations", "scale")
+    return {name: value[moved if name in by_move else took] for name, value in stats.items()}

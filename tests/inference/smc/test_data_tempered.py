@@ -1,0 +1,220 @@
+"""SMC along the data: evidence, moments, every posterior on the way, failures."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax.scipy.stats import norm
+from numpy.testing import assert_allclose
+from scipy import stats
+from smc_targets import Conjugate, OneDimension, final_state
+
+import whence as wh
+from whence import DataTemperedSMC
+from whence.core import GrowingTarget
+from whence.core._engine import Trace
+from whence.testing import check_engine
+
+CONJUGATE = Conjugate.simulate(2)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Log evidence, its error, and the mean, of many runs of an engine."""
+
+    def one(engine, key):
+        cloud = final_state(engine, CONJUGATE, key)
+        points = getattr(cloud.particles, "points", cloud.particles)
+        mean = jnp.exp(cloud.log_weights) @ points.x
+        return cloud.log_evidence.value, cloud.evidence_variance, mean
+
+    @eqx.filter_jit
+    def many(engine, keys):
+        return jax.lax.map(lambda key: one(engine, key), keys)
+
+    return lambda engine, num, key: map(np.asarray, many(engine, jr.split(key, num)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"rows": 7}, marks=pytest.mark.slow),
+        pytest.param({"kernel": "rwm", "threshold": 0.8}, marks=pytest.mark.slow),
+    ],
+)
+def test_evidence_over_many_runs(runs, options, key):
+    engine = DataTemperedSMC(particles=1_000, **options)
+    log_evidence, variance, mean = runs(engine, 100, key)
+    ratio = np.exp(log_evidence - CONJUGATE.log_evidence)
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / np.sqrt(100)
+    # What one run says of its error is what many runs show: their number leaves 7%, the
+    # estimate itself about a quarter.
+    assert 0.6 < np.sqrt(variance.mean()) / log_evidence.std() < 1.6
+    error = mean.std(0) / np.sqrt(100)
+    assert (error < 0.1 * CONJUGATE.sd).all()
+    assert (abs(mean.mean(0) - CONJUGATE.mean) < 4.5 * error).all()
+
+
+@pytest.mark.slow
+def test_evidence_against_tempering_of_the_whole_likelihood(runs, key):
+    a, _, _ = runs(DataTemperedSMC(particles=1_000), 60, key)
+    b, _, _ = runs(wh.TemperedSMC(particles=1_000), 60, jr.fold_in(key, 1))
+    gap = np.exp(a - a.max()).mean() / np.exp(b - a.max()).mean()
+    assert abs(np.log(gap)) < 4.5 * np.hypot(a.std(), b.std()) / np.sqrt(60)
+
+
+class Counts(wh.Model):
+    rate: jax.Array = wh.latent(dist.Gamma(2.0, 1.0))
+
+    def likelihood(self):
+        return dist.Poisson(self.rate)
+
+
+COUNTS = np.array([0, 2, 1])  # few, so that the posterior, Gamma(5, 4), is skewed
+
+
+def test_a_skewed_posterior_and_those_before_it(key):
+    target = wh.condition(Counts(), COUNTS)
+    engine = DataTemperedSMC(particles=4_000, kernel="rwm", threshold=0.8)
+    posterior = wh.infer(target, engine, key=key)
+    rate = np.asarray(posterior["rate"][0])
+    weights = np.exp(np.asarray(posterior.log_weights[0]))
+    exact = stats.gamma(5.0, scale=1 / 4.0)
+    for values, want in (
+        (rate, exact.mean()),
+        (rate**2, exact.moment(2)),
+        ((rate < exact.ppf(0.05)) * 1.0, 0.05),
+    ):
+        mean = weights @ values
+        error = np.sqrt(weights @ (values - mean) ** 2 * (weights**2).sum() * 2.0)
+        assert abs(mean - want) < 4.5 * error
+    # Each row given those before it is negative binomial.
+    shape, inverse = 2.0 + np.array([0, 0, 2]), 1.0 + np.arange(3)
+    want = stats.nbinom.logpmf(COUNTS, shape, inverse / (inverse + 1))
+    got = posterior.sample.extra["log_evidence_increment"]
+    assert_allclose(got, want, atol=0.1)
+    assert abs(posterior.log_evidence - want.sum()) < 4.5 * posterior.log_evidence_error
+    assert posterior.log_evidence_error < 0.05
+
+
+def test_report_adds_up(key):
+    sample = wh.infer(CONJUGATE, DataTemperedSMC(particles=500, rows=3), key=key).sample
+    table = sample.extra
+    assert_allclose(table["rows"], [3, 6, 9, 12, 15, 18, 20])
+    assert_allclose(table["log_evidence_increment"].sum(), sample.log_evidence, rtol=1e-12)
+    assert len(table["acceptance_rate"]) == table["resampled"].sum() + (table["ess"][-1] <= 250)
+    assert (table["num_moves"] > 0).all()
+    assert_allclose(np.exp(sample.log_weights).sum(), 1.0)
+    lp = jax.vmap(CONJUGATE.log_density)({"x": jnp.asarray(sample.positions["x"][0])})
+    assert_allclose(sample.stats["lp"][0], lp, rtol=1e-10)
+
+
+def test_rows_that_come_later_are_the_same_as_rows_that_are_there(key):
+    engine = DataTemperedSMC(particles=200, kernel="rwm", moves=3)
+    step = jax.jit(lambda t, s, i: engine.step(t, s, i, key=jr.fold_in(key, i))[0])
+    whole = GrowingTarget(CONJUGATE, jnp.asarray(20, jnp.int32))
+    at_once = later = jax.jit(engine.init)(whole, key=key)
+    for i in range(20):
+        at_once = step(whole, at_once, jnp.asarray(i, jnp.int32))
+        growing = GrowingTarget(CONJUGATE, jnp.asarray(i + 1, jnp.int32))
+        later = step(growing, later, jnp.asarray(i, jnp.int32))
+    assert int(later.control.rows) == 20
+    assert_allclose(at_once.particles.x, later.particles.x, rtol=1e-10)
+    assert_allclose(at_once.log_weights, later.log_weights, rtol=1e-8)
+    # A step without a new row changes no weight; what it may do is resample and move.
+    still = step(growing, later, jnp.asarray(20, jnp.int32))
+    assert_allclose(still.log_evidence.value, later.log_evidence.value, rtol=1e-14)
+    assert bool(engine.done(still))
+    draws = jax.vmap(lambda k: engine.draw(whole, still, key=k))(jr.split(key, 4_000))
+    weights = np.exp(still.log_weights)
+    mean = weights @ np.asarray(still.particles.x)
+    error = np.asarray(draws["x"]).std(0) / np.sqrt(4_000)
+    assert (abs(draws["x"].mean(0) - mean) < 4.5 * error).all()
+
+
+def test_a_run_that_ends_early_takes_in_the_rest_by_importance_sampling(key):
+    engine = DataTemperedSMC(particles=4_000, kernel="rwm")
+    step = jax.jit(lambda s, i: engine.step(CONJUGATE, s, i, key=jr.fold_in(key, i))[0])
+    state = jax.jit(lambda k: engine.init(CONJUGATE, key=k))(key)
+    for i in range(12):
+        state = step(state, jnp.asarray(i, jnp.int32))
+    stacked = jax.tree.map(lambda x: x[None], state)
+    sample = engine.posterior(CONJUGATE, stacked, Trace(None, None), key=key)
+    off = sample.log_evidence - CONJUGATE.log_evidence
+    assert abs(off) < 4.5 * sample.log_evidence_error
+    weights = np.exp(sample.log_weights[0])
+    mean = weights @ sample.positions["x"][0]
+    error = CONJUGATE.sd * np.sqrt((weights**2).sum() * 2.0)
+    assert (abs(mean - CONJUGATE.mean) < 4.5 * error).all()
+    position = jax.tree.map(lambda x: x[0, 7], sample.positions)
+    assert_allclose(sample.stats["lp"][0, 7], CONJUGATE.log_density(position))
+
+
+@pytest.mark.slow
+def test_conformance(key):
+    check_engine(DataTemperedSMC(particles=4_096), key=key)
+
+
+def test_particles_keep_the_dtype_of_the_target(key):
+    target = Conjugate.simulate(2, jnp.float32)
+    engine = DataTemperedSMC(particles=1_000, kernel="rwm")
+    sample = wh.infer(target, engine, key=key).sample
+    assert sample.positions["x"].dtype == np.float32
+    assert sample.log_weights.dtype == np.float64
+    off = sample.log_evidence - target.log_evidence
+    assert abs(off) < 4.5 * sample.log_evidence_error
+
+
+class Impossible(wh.Model):
+    """The second row is impossible for every draw."""
+
+    x: jax.Array = wh.latent(dist.Normal(0.0, 1.0))
+
+    def log_likelihood(self, y):
+        return jnp.where(y > 5.0, jnp.nan, norm.logpdf(y, self.x, 1.0))
+
+
+def test_a_row_that_no_particle_allows_is_a_failure(key):
+    target = wh.condition(Impossible(), np.array([0.5, 9.0, 0.1]))
+    with pytest.raises(wh.InferenceError, match="not finite"):
+        wh.infer(target, DataTemperedSMC(particles=50, kernel="rwm"), key=key)
+
+
+class Walk(wh.Model):
+    """Rows depend on each other."""
+
+    x: jax.Array = wh.latent(dist.Normal(0.0, 1.0))
+
+    def log_likelihood(self, y):
+        before = jnp.concatenate([jnp.zeros(1), y[:-1]])
+        return norm.logpdf(y, self.x * before, 1.0)
+
+
+REFUSED = {
+    "without rows": lambda: DataTemperedSMC().validate(OneDimension(norm.logpdf)),
+    "product over data rows, but": lambda: DataTemperedSMC().validate(
+        wh.condition(Walk(), np.arange(4.0))
+    ),
+    "`max_steps` must be at least 21 for 20 rows": lambda: DataTemperedSMC(
+        max_steps=20
+    ).validate(CONJUGATE),
+    "`particles` must be at least 2; got 1": lambda: DataTemperedSMC(particles=1),
+    "`rows` must be at least 1; got 0": lambda: DataTemperedSMC(rows=0),
+    "`threshold` must be between 0 and 1; got 1.5": lambda: DataTemperedSMC(threshold=1.5),
+    "`moves` must be at least 1 or None; got 0": lambda: DataTemperedSMC(moves=0),
+    "`kernel` must be one of hmc, rwm; got 'nuts'": lambda: DataTemperedSMC(kernel="nuts"),
+    "`metric` must be one of": lambda: DataTemperedSMC(metric="sparse"),
+    "`resampling` must be one of": lambda: DataTemperedSMC(resampling="best"),
+    "`max_steps` must be at least 2": lambda: DataTemperedSMC(max_steps=1),
+}
+
+
+@pytest.mark.parametrize("rule", REFUSED)
+def test_what_it_cannot_do_is_refused(rule):
+    with pytest.raises(ValueError) as error:
+        REFUSED[rule]()
+    assert rule in str(error.value)
