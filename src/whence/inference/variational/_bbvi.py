@@ -250,9 +250,7 @@ class BBVI(AbstractOnlineEngine):
 
     def _start(self, target: AbstractTarget, state: BBVIState, key: PRNGKey) -> BBVIState:
         location, _ = ravel_pytree(target.init(key=key))
-        return eqx.tree_at(
-            lambda s: s.params, state, self._family(target).init(location)
-        )
+        return eqx.tree_at(lambda s: s.params, state, self._family(target).init(location))
 
     def _update(
         self,

@@ -2,7 +2,8 @@
 
 With positions `z_m = t(params, noise_m)`, both estimators pull a force on the positions
 back through `t`. They differ in the force, and agree in expectation. Only values and
-gradients of the log density enter, so that one compiled copy of it serves any of them.
+gradients of the log density at all positions together enter, so that one compiled copy of
+it serves any of them, and what positions share is computed once.
 """
 
 import abc
@@ -10,11 +11,12 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._family import AbstractFamily
+from ._family import AbstractFamily, Noise
 
-Gradient = Callable[..., tuple[Array, Array]]
+LogDensities = Callable[[Float[Array, "sample dim"]], Float[Array, " sample"]]
 
 
 class AbstractEstimator(eqx.Module):
@@ -25,17 +27,16 @@ class AbstractEstimator(eqx.Module):
         self,
         family: AbstractFamily,
         params: PyTree,
-        log_density_and_grad: Gradient,
-        noise: Float[Array, "sample dim"],
+        log_densities: LogDensities,
+        noise: Noise,
     ) -> tuple[Float[Array, " sample"], PyTree]:
         """Return `log p - log q` of each draw in nats, and the gradient of the ELBO.
 
         Args:
             family: The family.
             params: Its parameters.
-            log_density_and_grad: Value and gradient of the target's log density at a flat
-                position.
-            noise: Standard normal.
+            log_densities: The target's log densities at flat positions, one per draw.
+            noise: From the family, with a leading axis `sample`.
         """
 
 
@@ -54,13 +55,11 @@ class PathDerivative(AbstractEstimator):
         self,
         family: AbstractFamily,
         params: PyTree,
-        log_density_and_grad: Gradient,
-        noise: Float[Array, "sample dim"],
+        log_densities: LogDensities,
+        noise: Noise,
     ) -> tuple[Float[Array, " sample"], PyTree]:
         """Pull back the gradient of `log p` less the score of `q`."""
-        log_weights, gradient, pull_back = _evaluate(
-            family, params, log_density_and_grad, noise
-        )
+        log_weights, gradient, pull_back = _evaluate(family, params, log_densities, noise)
         force = gradient - jax.vmap(lambda n: family.score(params, n))(noise)
         return log_weights, pull_back(force)
 
@@ -77,20 +76,18 @@ class ClosedFormEntropy(AbstractEstimator):
         self,
         family: AbstractFamily,
         params: PyTree,
-        log_density_and_grad: Gradient,
-        noise: Float[Array, "sample dim"],
+        log_densities: LogDensities,
+        noise: Noise,
     ) -> tuple[Float[Array, " sample"], PyTree]:
         """Pull back the gradient of `log p`, and add that of the entropy."""
-        log_weights, gradient, pull_back = _evaluate(
-            family, params, log_density_and_grad, noise
-        )
+        log_weights, gradient, pull_back = _evaluate(family, params, log_densities, noise)
         entropy = jax.grad(lambda step: family.entropy(family.move(params, step)))(
             family.no_step(params)
         )
         return log_weights, jax.tree.map(lambda a, b: a + b, pull_back(gradient), entropy)
 
 
-def _evaluate(family, params, log_density_and_grad, noise):
+def _evaluate(family, params, log_densities, noise):
     """Log weights, gradients of the log density, and the mean pull-back of forces."""
 
     def positions_after(step):
@@ -98,7 +95,9 @@ def _evaluate(family, params, log_density_and_grad, noise):
         return jax.vmap(lambda n: family.transform(moved, n))(noise)
 
     positions, pull_back = jax.vjp(positions_after, family.no_step(params))
-    log_density, gradient = jax.vmap(log_density_and_grad)(positions)
+    log_density, back = jax.vjp(log_densities, positions)
+    # Of a coordinate that positions share, one of them has the gradient of all.
+    (gradient,) = back(jnp.ones_like(log_density))
     log_prob = jax.vmap(lambda n: family.log_prob(params, n))(noise)
-    mean = lambda force: pull_back(force / noise.shape[0])[0]
+    mean = lambda force: pull_back(force / len(positions))[0]
     return log_density - log_prob, gradient, mean

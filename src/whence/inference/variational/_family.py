@@ -1,4 +1,4 @@
-"""Gaussian families: maps from standard normal noise to positions, and their densities.
+"""Families: maps from noise to positions, and their densities; Gaussian ones.
 
 A family is a configuration; its parameters are a pytree of arrays made by `init`. The
 optimiser does not see them: it makes steps, in coordinates in which steps of one size suit
@@ -13,21 +13,43 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
-from ...core._types import Scalar
+from ...core._types import PRNGKey, Scalar
 
 Vector = Float[Array, " dim"]
+Noise = PyTree  # of one draw; of several with a leading axis
+Layout = tuple[tuple[str, int], ...]  # names and sizes of the parts of a flat position
 _HALF_LOG_2PI = 0.9189385332046727
 
 
 class AbstractFamily(eqx.Module):
-    """Distributions of `transform(params, noise)` with standard normal noise.
+    """Distributions of `transform(params, noise)`, the noise of a law without parameters.
 
     Densities are functions of the noise behind a position, so that a family need not be
     inverted. Gradient estimators use `transform`, `score` and `entropy`; a family without
     closed-form entropy can do without the last.
     """
+
+    @abc.abstractmethod
+    def bind(self, layout: Layout) -> "AbstractFamily":
+        """Return the family for positions of this form; one that knows names looks them up.
+
+        Args:
+            layout: Names and sizes of the parts of a flat position, in their order.
+
+        Raises:
+            ValueError: If a name is not there.
+        """
+
+    @abc.abstractmethod
+    def shared(self, layout: Layout) -> tuple[bool, ...]:
+        """Return which parts are the same whatever the noise: they are computed with once."""
+
+    @abc.abstractmethod
+    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
+        """Draw noise for `num` positions like `like`; its leaves have that leading axis."""
 
     @abc.abstractmethod
     def init(self, location: Vector) -> PyTree:
@@ -42,15 +64,15 @@ class AbstractFamily(eqx.Module):
         """Return the parameters after a step of the optimiser."""
 
     @abc.abstractmethod
-    def transform(self, params: PyTree, noise: Vector) -> Vector:
+    def transform(self, params: PyTree, noise: Noise) -> Vector:
         """Return the position made of `noise`."""
 
     @abc.abstractmethod
-    def log_prob(self, params: PyTree, noise: Vector) -> Scalar:
+    def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
         """Return the log density at `transform(params, noise)`, in nats."""
 
     @abc.abstractmethod
-    def score(self, params: PyTree, noise: Vector) -> Vector:
+    def score(self, params: PyTree, noise: Noise) -> Vector:
         """Return the gradient of the log density by position, at `transform(params, noise)`."""
 
     @abc.abstractmethod
@@ -62,7 +84,15 @@ class AbstractFamily(eqx.Module):
         """Return the parameters as a person thinks of them, by name."""
 
 
-class MeanField(AbstractFamily):
+class AbstractGaussian(AbstractFamily):
+    """A Gaussian family: its noise is standard normal and shifts of it do not change it."""
+
+    @abc.abstractmethod
+    def location(self, params: PyTree) -> Vector:
+        """Return the mean, flat."""
+
+
+class MeanField(AbstractGaussian):
     """Gaussians with a diagonal covariance: `location + exp(log_scale) * noise`.
 
     Attributes:
@@ -73,6 +103,22 @@ class MeanField(AbstractFamily):
 
     def __check_init__(self):
         _check_scale(self.initial_scale)
+
+    def bind(self, layout: Layout) -> "MeanField":
+        """Itself: names do not matter."""
+        return self
+
+    def shared(self, layout: Layout) -> tuple[bool, ...]:
+        """None."""
+        return (False,) * len(layout)
+
+    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
+        """Standard normal."""
+        return jr.normal(key, (num, like.size), like.dtype)
+
+    def location(self, params: dict[str, Array]) -> Vector:
+        """The mean."""
+        return params["loc"]
 
     def init(self, location: Vector) -> dict[str, Array]:
         """Return a narrow Gaussian around `location`."""
@@ -111,7 +157,7 @@ class MeanField(AbstractFamily):
         return {"loc": params["loc"], "scale": jnp.exp(params["log_scale"])}
 
 
-class FullRank(AbstractFamily):
+class FullRank(AbstractGaussian):
     """Gaussians with any covariance, by its Cholesky factor `L`: `location + L noise`.
 
     `L = diag(exp(log_scale)) (I + lower)` with a strictly lower-triangular `lower`: an
@@ -126,6 +172,22 @@ class FullRank(AbstractFamily):
 
     def __check_init__(self):
         _check_scale(self.initial_scale)
+
+    def bind(self, layout: Layout) -> "FullRank":
+        """Itself: names do not matter."""
+        return self
+
+    def shared(self, layout: Layout) -> tuple[bool, ...]:
+        """None."""
+        return (False,) * len(layout)
+
+    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
+        """Standard normal."""
+        return jr.normal(key, (num, like.size), like.dtype)
+
+    def location(self, params: dict[str, Array]) -> Vector:
+        """The mean."""
+        return params["loc"]
 
     def init(self, location: Vector) -> dict[str, Array]:
         """Return a narrow Gaussian around `location`."""

@@ -1,0 +1,277 @@
+"""Families made of families: a product over latents, equal blocks, and single points."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, PyTree
+
+from ...core._types import PRNGKey, Scalar
+from ._family import (
+    AbstractFamily,
+    AbstractGaussian,
+    FullRank,
+    Layout,
+    MeanField,
+    Noise,
+    Vector,
+)
+
+
+class Point(AbstractFamily):
+    """One point without spread: its latents are optimised together with the rest.
+
+    The ELBO is then a function of them: their log density counts, on unconstrained space, an
+    entropy does not. With a flat prior this is type-II maximum likelihood, approximately.
+    """
+
+    def bind(self, layout: Layout) -> "Point":
+        """Itself: names do not matter."""
+        return self
+
+    def shared(self, layout: Layout) -> tuple[bool, ...]:
+        """All parts."""
+        return (True,) * len(layout)
+
+    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
+        """Nothing."""
+        return jnp.zeros((num, 0), like.dtype)
+
+    def init(self, location: Vector) -> dict[str, Array]:
+        """The point."""
+        return {"loc": location}
+
+    def no_step(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Zeros."""
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def move(self, params: dict[str, Array], step: dict[str, Array]) -> dict[str, Array]:
+        """Shift."""
+        return {"loc": params["loc"] + step["loc"]}
+
+    def transform(self, params: dict[str, Array], noise: Noise) -> Vector:
+        """The point."""
+        return params["loc"]
+
+    def log_prob(self, params: dict[str, Array], noise: Noise) -> Scalar:
+        """Zero."""
+        return jnp.zeros((), params["loc"].dtype)
+
+    def score(self, params: dict[str, Array], noise: Noise) -> Vector:
+        """Zeros."""
+        return jnp.zeros_like(params["loc"])
+
+    def entropy(self, params: dict[str, Array]) -> Scalar:
+        """Zero: it does not depend on where the point is."""
+        return jnp.zeros((), params["loc"].dtype)
+
+    def describe(self, params: dict[str, Array]) -> dict[str, Array]:
+        """The point."""
+        return {"loc": params["loc"]}
+
+
+class Factors(AbstractFamily):
+    """A product of families over latents that are named, and `rest` for all others.
+
+    For example `Factors({"inducing": Point(), "network.*": Point()}, ScaleMixture("v"))`.
+
+    Args:
+        factors: A family for each name or pattern (`*`, `?`, `[...]`) of names of latents; all
+            that match it share one member. The first pattern that matches counts.
+        rest: Family of the latents that match none.
+        places: Set by `bind`.
+    """
+
+    factors: tuple[tuple[str, AbstractFamily], ...]
+    rest: AbstractFamily
+    places: tuple[tuple[tuple[int, int], ...], ...]  # per factor, where its parts are
+
+    def __init__(
+        self,
+        factors: Mapping[str, AbstractFamily] | tuple = (),
+        rest: AbstractFamily = MeanField(),  # noqa: B008, immutable
+        places: tuple = (),
+    ):
+        self.factors = tuple((name, family) for name, family in dict(factors).items())
+        for name, family in self.factors:
+            if not isinstance(family, AbstractFamily):
+                raise ValueError(f"`factors[{name!r}]` must be a family; got {family!r}.")
+        self.rest, self.places = rest, tuple(places)
+
+    @property
+    def _families(self) -> tuple[AbstractFamily, ...]:
+        return (*(family for _, family in self.factors), self.rest)
+
+    def bind(self, layout: Layout) -> "Factors":
+        """Find the parts of each factor."""
+        owners = [self._owner(name) for name, _ in layout]
+        for number, (pattern, _) in enumerate(self.factors):
+            if number not in owners:
+                known = ", ".join(name for name, _ in layout)
+                raise ValueError(
+                    f"`factors` must name latents of the target ({known}); got {pattern!r}."
+                )
+        places: list[list] = [[] for _ in self._families]
+        layouts: list[list] = [[] for _ in self._families]
+        start = 0
+        for owner, (name, size) in zip(owners, layout):
+            places[owner].append((start, start + size))
+            layouts[owner].append((name, size))
+            start += size
+        *bound, rest = (
+            family.bind(tuple(own)) if own else family
+            for family, own in zip(self._families, layouts)
+        )
+        names = (name for name, _ in self.factors)
+        return Factors(dict(zip(names, bound)), rest, tuple(map(tuple, places)))
+
+    def _owner(self, name: str) -> int:
+        matches = (fnmatchcase(name, pattern) for pattern, _ in self.factors)
+        return next((i for i, match in enumerate(matches) if match), len(self.factors))
+
+    def shared(self, layout: Layout) -> tuple[bool, ...]:
+        """Parts that their factors share."""
+        owners = [self._owner(name) for name, _ in layout]
+        found = [False] * len(layout)
+        for number, family in enumerate(self._families):
+            mine = [i for i, owner in enumerate(owners) if owner == number]
+            for i, same in zip(mine, family.shared(tuple(layout[i] for i in mine))):
+                found[i] = same
+        return tuple(found)
+
+    def _split(self, vector: Vector) -> list[Vector]:
+        empty = vector[:0]
+        return [
+            jnp.concatenate([empty, *(vector[start:stop] for start, stop in place)])
+            for place in self.places
+        ]
+
+    def _join(self, vectors: list[Vector]) -> Vector:
+        parts = {}
+        for vector, place in zip(vectors, self.places):
+            used = 0
+            for start, stop in place:
+                parts[start] = vector[used : used + stop - start]
+                used += stop - start
+        return jnp.concatenate([parts[start] for start in sorted(parts)])
+
+    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
+        """Of each factor."""
+        keys = jr.split(key, len(self._families))
+        parts = zip(self._families, self._split(like), keys)
+        return tuple(family.noise(part, num, key=k) for family, part, k in parts)
+
+    def init(self, location: Vector) -> PyTree:
+        """Of each factor."""
+        return tuple(f.init(part) for f, part in zip(self._families, self._split(location)))
+
+    def no_step(self, params: PyTree) -> PyTree:
+        """Of each factor."""
+        return tuple(f.no_step(p) for f, p in zip(self._families, params))
+
+    def move(self, params: PyTree, step: PyTree) -> PyTree:
+        """Of each factor."""
+        return tuple(f.move(p, s) for f, p, s in zip(self._families, params, step))
+
+    def transform(self, params: PyTree, noise: Noise) -> Vector:
+        """Positions of all factors, in their places."""
+        return self._join([f.transform(p, n) for f, p, n in zip(self._families, params, noise)])
+
+    def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
+        """Sum over factors."""
+        parts = zip(self._families, params, noise)
+        return jnp.sum(jnp.stack([f.log_prob(p, n) for f, p, n in parts]))
+
+    def score(self, params: PyTree, noise: Noise) -> Vector:
+        """Of all factors, in their places."""
+        return self._join([f.score(p, n) for f, p, n in zip(self._families, params, noise)])
+
+    def entropy(self, params: PyTree) -> Scalar:
+        """Sum over factors."""
+        return jnp.sum(jnp.stack([f.entropy(p) for f, p in zip(self._families, params)]))
+
+    def describe(self, params: PyTree) -> dict[str, Array]:
+        """Of each factor, after its name or `rest`."""
+        names = [name for name, _ in self.factors] + ["rest"]
+        return {
+            f"{name}: {what}": value
+            for name, family, own in zip(names, self._families, params)
+            for what, value in family.describe(own).items()
+        }
+
+
+class Blocks(AbstractGaussian):
+    """Independent members of one Gaussian family for equal blocks of coordinates.
+
+    With `FullRank()` the covariance is block diagonal: for latents of shape
+    `(classes, points)` and `blocks=classes`, one matrix per class.
+
+    Attributes:
+        blocks: Number of blocks; they follow each other in a flat position.
+        family: Family of each.
+    """
+
+    blocks: int = eqx.field(static=True)
+    family: AbstractGaussian = FullRank()
+
+    def __check_init__(self):
+        if self.blocks < 1:
+            raise ValueError(f"`blocks` must be at least 1; got {self.blocks}.")
+
+    def bind(self, layout: Layout) -> "Blocks":
+        """Itself, if the blocks are equal."""
+        total = sum(size for _, size in layout)
+        if total % self.blocks:
+            raise ValueError(
+                f"`blocks` must divide the {total} coordinates of the latents "
+                f"({', '.join(name for name, _ in layout)}); got {self.blocks}."
+            )
+        return self
+
+    def shared(self, layout: Layout) -> tuple[bool, ...]:
+        """None."""
+        return (False,) * len(layout)
+
+    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
+        """Standard normal."""
+        return jr.normal(key, (num, self.blocks, like.size // self.blocks), like.dtype)
+
+    def location(self, params: PyTree) -> Vector:
+        """The means of all blocks."""
+        return jax.vmap(self.family.location)(params).ravel()
+
+    def init(self, location: Vector) -> PyTree:
+        """Narrow members around the parts of `location`."""
+        return jax.vmap(self.family.init)(location.reshape(self.blocks, -1))
+
+    def no_step(self, params: PyTree) -> PyTree:
+        """Zeros."""
+        return jax.vmap(self.family.no_step)(params)
+
+    def move(self, params: PyTree, step: PyTree) -> PyTree:
+        """Each block by itself."""
+        return jax.vmap(self.family.move)(params, step)
+
+    def transform(self, params: PyTree, noise: Noise) -> Vector:
+        """Each block by itself."""
+        return jax.vmap(self.family.transform)(params, noise).ravel()
+
+    def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
+        """Sum over blocks."""
+        return jax.vmap(self.family.log_prob)(params, noise).sum()
+
+    def score(self, params: PyTree, noise: Noise) -> Vector:
+        """Each block by itself."""
+        return jax.vmap(self.family.score)(params, noise).ravel()
+
+    def entropy(self, params: PyTree) -> Scalar:
+        """Sum over blocks."""
+        return jax.vmap(self.family.entropy)(params).sum()
+
+    def describe(self, params: PyTree) -> dict[str, Any]:
+        """As the family's, with a leading axis of blocks."""
+        return jax.vmap(self.family.describe)(params)
