@@ -46,6 +46,14 @@ from .inference.hmc import HMC as HMC, MCLMC as MCLMC, NUTS as NUTS, ChEES as Ch
 from .inference.point import MAP as MAP
 from .inference.sgmcmc import SGLD as SGLD
 from .inference.smc import DataTemperedSMC as DataTemperedSMC, TemperedSMC as TemperedSMC
-from .inference.variational import BBVI as BBVI, FullRank as FullRank, MeanField as MeanField
+from .inference.variational import (
+    BBVI as BBVI,
+    Blocks as Blocks,
+    Factors as Factors,
+    FullRank as FullRank,
+    MeanField as MeanField,
+    Point as Point,
+    ScaleMixtureFamily as ScaleMixtureFamily,
+)
 
 __version__ = importlib.metadata.version("whence")
