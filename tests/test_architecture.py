@@ -25,7 +25,7 @@ ALLOWED = {
     "frontends": {"core", *LEAVES},
     "calibration": {"core", *LEAVES},
     "testing": {"core", "inference", "models", "frontends", "calibration", *LEAVES},
-    "studies": {"core", "inference", "models", "frontends", "calibration", *LEAVES},
+    "studies": {"core", "inference", "models", "frontends", "calibration", "testing", *LEAVES},
     "cli": {
         *("core", "inference", "models", "frontends", "calibration", "testing", "studies"),
         *LEAVES,

@@ -274,8 +274,10 @@ def study(
     debug: Debug = False,
 ) -> None:
     """Repeat a paper's experiment: tables and figures into a folder."""
+    from ..core import enable_x64
     from ..studies import Request, carry_out, study
 
+    enable_x64(True)
     found = study(name)
     folder = out or Path(f"whence-{name}")
     tables = carry_out(found, Request(folder, data, size, seed, typer.echo))

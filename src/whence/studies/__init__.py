@@ -13,7 +13,9 @@ from ._study import (
     carry_out as carry_out,
 )
 
-_MODULES: dict[str, str] = {}
+_MODULES: dict[str, str] = {
+    "smnngp": "_smnngp",
+}
 
 
 def names() -> tuple[str, ...]:

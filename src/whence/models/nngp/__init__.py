@@ -10,6 +10,11 @@ from ._activations import (
     ReLU as ReLU,
     Sin as Sin,
 )
+from ._class_probabilities import (
+    class_log_probs as class_log_probs,
+    stratified_rows as stratified_rows,
+)
+from ._classification import Classification as Classification
 from ._initialisations import (
     AbstractInitialisation as AbstractInitialisation,
     Independent as Independent,
@@ -18,6 +23,11 @@ from ._initialisations import (
     Sparse as Sparse,
 )
 from ._joint import Joint as Joint
+from ._large import (
+    LargeConditioned as LargeConditioned,
+    LargeMoments as LargeMoments,
+    condition_large as condition_large,
+)
 from ._law import (
     AbstractDensityLaw as AbstractDensityLaw,
     AbstractLaw as AbstractLaw,
@@ -53,4 +63,5 @@ from ._scale_mixture import (
     ScaleMixtureMarginals as ScaleMixtureMarginals,
 )
 from ._student import StudentT as StudentT
+from ._softmax import SoftmaxLabels as SoftmaxLabels
 from ._tiles import Kernels as Kernels

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -115,6 +118,22 @@ class ScaleMixture(eqx.Module):
         return covariance + noise * jnp.eye(len(covariance), dtype=covariance.dtype)
 
 
+class LeaveOneOut(NamedTuple):
+    """Each row of observations given all the others.
+
+    Attributes:
+        log_density: Of a row, all its outputs jointly, in nats, shape `(rows,)`.
+        loc: Location of its predictive law, as `y`.
+        deviation: Scale of that law for v = 1, shape `(rows,)`.
+        quadratic: Whitened sum of squares of the others, shape `(rows,)`.
+    """
+
+    log_density: Array
+    loc: Array
+    deviation: Array
+    quadratic: Array
+
+
 class Conditioned(eqx.Module):
     """A `ScaleMixture` given observations; `condition` adds more of them.
 
@@ -173,6 +192,35 @@ class Conditioned(eqx.Module):
         """
         above = self.process.scale.exceedance(self.size, self.quadratic)
         return 2 * jnp.minimum(above, 1 - above)
+
+    @property
+    def leave_one_out(self) -> LeaveOneOut:
+        """Predictive densities of each row given all the others, without a fit of any.
+
+        The scale, too, is known from the others only: of `q` the row's share is taken off.
+
+        Raises:
+            ValueError: If there is one row only.
+
+        References:
+            Sundararajan, Keerthi (2001), Predictive approaches for choosing
+            hyperparameters in Gaussian processes, doi:10.1162/08997660151134343, for
+            Gaussian processes.
+        """
+        rows, outputs = self.white.shape
+        if rows < 2:
+            raise ValueError("Leaving one row out needs at least 2 rows; got 1.")
+        root = solve_triangular(self.tril, jnp.eye(rows, dtype=self.tril.dtype), lower=True)
+        precision = jnp.sum(root**2, axis=0)  # diagonal of the inverse of A
+        residual = (root.T @ self.white) / precision[:, None]
+        rest = self.quadratic - jnp.sum(residual**2, axis=1) * precision
+        rest = jnp.maximum(rest, 0)  # rounding
+        law = self.process.scale
+        before = jax.vmap(lambda q: law.log_integral(self.size - outputs, q))(rest)
+        constant = outputs / 2 * (jnp.log(2 * jnp.pi) - jnp.log(precision))
+        density = law.log_integral(self.size, self.quadratic) - before - constant
+        loc = self.y - residual.reshape(self.y.shape)
+        return LeaveOneOut(density, loc, 1 / jnp.sqrt(precision), rest)
 
     @property
     def remarks(self) -> tuple[str, ...]:
