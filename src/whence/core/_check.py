@@ -26,11 +26,13 @@ class CheckReport:
         problems: One sentence for each thing that is wrong; empty if nothing is.
         latents: Lines that describe the latents.
         log_density: Log density at the starting points tried, in nats.
+        remarks: What the model says to know before any fit; nothing is wrong.
     """
 
     problems: tuple[str, ...]
     latents: tuple[str, ...]
     log_density: np.ndarray
+    remarks: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -45,6 +47,7 @@ class CheckReport:
         if finite:
             low, high = np.nanmin(self.log_density), np.nanmax(self.log_density)
             lines[-1] += f" (from {low:.4g} to {high:.4g} nats)"
+        lines += [f"remark: {text}" for text in self.remarks]
         lines += [f"problem: {text}" for text in self.problems] or ["no problems found"]
         return "\n".join(lines)
 
@@ -81,10 +84,14 @@ def check(
     problems += _mixed_precision(target)
     problems += _bad_priors(terms)
     problems += _bad_rows(pointwise)
+    problems += _explained(target, pointwise, jr.split(key, points))
     problems += _bad_gradients(gradient, np.isfinite(density))
     if not np.isfinite(density).all() and not problems:
         problems.append("The log density is not finite at some of the starting points.")
-    return CheckReport(tuple(problems), _describe(target), density)
+    remarks = ()
+    if isinstance(target, ModelTarget):
+        remarks = tuple(target.model.review(target.y, *target.inputs))
+    return CheckReport(tuple(problems), _describe(target), density, remarks)
 
 
 def require_target(target: Any) -> None:
@@ -161,6 +168,19 @@ def _bad_rows(pointwise) -> list[str]:
             "negative number."
         )
     return problems
+
+
+def _explained(target, pointwise, keys) -> list[str]:
+    """Return what the model says of the first starting point without a finite likelihood."""
+    if not isinstance(target, ModelTarget) or not pointwise:
+        return []
+    finite = [np.isfinite(v.reshape(len(v), -1)).all(axis=1) for v in pointwise.values()]
+    bad = np.flatnonzero(~np.all(finite, axis=0))
+    if not len(bad):
+        return []
+    draw = target.constrain(target.init(key=keys[bad[0]]))
+    said = draw.explain(target.y, *target.inputs)
+    return [said] if said else []
 
 
 def _bad_gradients(gradient, finite) -> list[str]:

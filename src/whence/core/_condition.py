@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from ._model import (
     start,
     unconstrain,
 )
+from ._results import InferenceWarning
 from ._sites import Site
 from ._target import AbstractDescribedTarget
 from ._types import PRNGKey
@@ -173,6 +175,13 @@ class ModelTarget(AbstractDescribedTarget):
         value = draw.log_likelihood(self.y, *self.inputs)
         return dict(value) if isinstance(value, Mapping) else {self.name: value}
 
+    def pointwise_given_rest(self, draw):
+        """Return the log density of each datum given all others, by observed variable."""
+        value = draw.log_density_given_rest(self.y, *self.inputs)
+        if value is None:
+            return self.pointwise(draw)
+        return dict(value) if isinstance(value, Mapping) else {self.name: value}
+
     def predict(self, draw, inputs, *, key):
         """Return data drawn given `draw` alone, in the shape of the observed data."""
         drawn = draw.predict(*(self.inputs if inputs is None else inputs), key=key)
@@ -225,6 +234,9 @@ def condition(
 
     Raises:
         ValueError: If the model's priors do not fit together, or data and likelihood do not.
+
+    Warns:
+        InferenceWarning: Of what the model's `review` says.
     """
     if not isinstance(model, Model):
         raise ValueError(f"`model` must be an instance of a `whence.Model`; got {model!r}.")
@@ -239,7 +251,10 @@ def condition(
             f"Observed variable and latent must not share a name; got {sorted(clash)[0]!r}."
         )
     target = ModelTarget(model, y, inputs, found, name, None, _data_dims(model, y, name, dims))
-    return dataclasses.replace(target, rows=check_likelihood(target))
+    target = dataclasses.replace(target, rows=check_likelihood(target))
+    for remark in model.review(y, *inputs):
+        warnings.warn(remark, InferenceWarning, stacklevel=2)
+    return target
 
 
 def _data_dims(model, y, name, dims):

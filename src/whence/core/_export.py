@@ -11,6 +11,7 @@ import numpy as np
 
 from ._cache import compiled
 from ._engine import Sample
+from ._over_draws import pointwise
 from ._target import AbstractDescribedTarget
 
 if TYPE_CHECKING:
@@ -150,9 +151,12 @@ def _refuse_large(shapes, draws: int, automatic: bool, name: str) -> None:
 def _log_likelihood(posterior, key, prior_draws, automatic):
     target = _described(posterior)
     position = jax.tree.map(lambda x: x[0, 0], posterior.sample.positions)
-    shapes = jax.eval_shape(lambda p: target.pointwise(target.constrain(p)), position)
+    shapes = jax.eval_shape(lambda p: pointwise(target, p), position)
     if not any(leaf.shape for leaf in jax.tree.leaves(shapes)):
-        raise _NotApplicable("the log likelihood is not pointwise.")
+        raise _NotApplicable(
+            "the log likelihood is one number for all data, not pointwise. For data that are "
+            "dependent given a draw, a model's `log_density_given_rest` says what LOO needs."
+        )
     total = posterior.num_chains * posterior.num_draws
     _refuse_large(shapes, total, automatic, "log_likelihood")
     return posterior.log_likelihood()

@@ -60,6 +60,49 @@ class Model(eqx.Module):
             likelihood: What `likelihood` returned; only its shapes are known.
         """
 
+    def review(self, y: Any, *inputs: Any) -> tuple[str, ...]:
+        """Return what to know of this model with these data before any fit, in words.
+
+        `condition` warns of it and `check` lists it. Raise `ValueError` where there can be
+        no posterior. Latents have no values yet.
+
+        Args:
+            y: What `condition` got: an array, or a dict of arrays.
+            *inputs: As `likelihood` takes.
+        """
+        del y, inputs
+        return ()
+
+    def explain(self, y: Any, *inputs: Any) -> str:
+        """Say why the log likelihood of this draw is not finite; `check` asks.
+
+        Args:
+            y: What `condition` got: an array, or a dict of arrays.
+            *inputs: As `likelihood` takes.
+
+        Returns:
+            A sentence or two; empty if the model has no better words than `check`.
+        """
+        del y, inputs
+        return ""
+
+    def log_density_given_rest(self, y: Any, *inputs: Any) -> Any:
+        """Return the log density of each datum given all others and this draw, in nats.
+
+        For leave-one-out cross-validation of data that are dependent given a draw, whose
+        `log_likelihood` is one number. None if the model cannot say.
+
+        Args:
+            y: What `condition` got: an array, or a dict of arrays.
+            *inputs: As `likelihood` takes.
+
+        References:
+            Bürkner, Gabry and Vehtari (2021), Efficient leave-one-out cross-validation for
+            Bayesian non-factorized normal and Student-t models,
+            doi:10.1007/s00180-020-01045-4.
+        """
+        del y, inputs
+
     def sample_prior[M: "Model"](self: M, key: PRNGKey) -> M:
         """Return this model with latents drawn from their priors.
 

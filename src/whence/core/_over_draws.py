@@ -4,7 +4,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array
 
-from ._target import AbstractDescribedTarget, PredictsGivenData
+from ._target import AbstractDescribedTarget, DependentData
 from ._tree import named_leaves
 
 
@@ -38,12 +38,15 @@ def apply(target, position, function):
 
 def pointwise(target, position):
     """Return the pointwise log likelihood, in nats, by observed variable."""
-    return target.pointwise(target.constrain(position))
+    draw = target.constrain(position)
+    if isinstance(target, DependentData):
+        return target.pointwise_given_rest(draw)
+    return target.pointwise(draw)
 
 
 def predict(target, batched, inputs):
     """Draw observed variables; `batched` is a position and the data of a key."""
     position, key = batched
     draw = target.constrain(position)
-    method = target.predict_given if isinstance(target, PredictsGivenData) else target.predict
+    method = target.predict_given if isinstance(target, DependentData) else target.predict
     return method(draw, inputs, key=jr.wrap_key_data(key))

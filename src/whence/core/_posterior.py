@@ -190,7 +190,11 @@ class Posterior:
         return drawn[names[0]] if len(names) == 1 else drawn
 
     def log_likelihood(self) -> dict[str, np.ndarray]:
-        """Return the pointwise log likelihood of every draw, by observed variable, in nats."""
+        """Return the pointwise log likelihood of every draw, by observed variable, in nats.
+
+        Where data are dependent given a draw: of each datum given all others, if the model
+        can say. Leave-one-out cross-validation needs these.
+        """
         self._described_target("log_likelihood")
         return self._over_draws(pointwise, self.sample.positions)
 

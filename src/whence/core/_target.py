@@ -99,11 +99,15 @@ class AbstractDescribedTarget(AbstractDataTarget):
 
 
 @runtime_checkable
-class PredictsGivenData(Protocol):
+class DependentData(Protocol):
     """A described target whose data need not be independent given a draw."""
 
     def predict_given(
         self, draw: Draw, inputs: tuple | None, *, key: PRNGKey
     ) -> dict[str, Array]:
         """As `predict`, given the observed data too: posterior predictive draws."""
+        ...
+
+    def pointwise_given_rest(self, draw: Draw) -> dict[str, Array]:
+        """As `pointwise`, of each datum given all others: for leave-one-out."""
         ...

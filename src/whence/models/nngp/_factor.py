@@ -38,6 +38,30 @@ def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim
     )
 
 
+def explain_factor(covariance: Float[Array, "dim dim"], noise: Array) -> str:
+    """Say why a covariance has no factor without jitter; empty if it has one.
+
+    Args:
+        covariance: Symmetric, noise included.
+        noise: What is on its diagonal.
+    """
+    if not bool(jnp.all(jnp.isfinite(covariance))):
+        return "The kernel overflows: scale the inputs, or use `whence.enable_x64()`."
+    try:
+        jitter = cholesky(covariance)[1]
+    except ValueError as error:
+        return str(error)
+    if jitter == 0:
+        return ""
+    return (
+        f"The covariance of the data is not positive definite with noise {float(noise):.3g}, a "
+        f"multiple of the scale, in {covariance.dtype}; it would be with {jitter:.2g} more on "
+        "its diagonal. Log densities add no jitter, which would make them jump: give "
+        "`noise` a number or a prior that keeps it from zero, drop rows of `x` that are "
+        "nearly equal, or use `whence.enable_x64()`."
+    )
+
+
 def _smallest(dtype) -> float:
     return 10 * float(jnp.finfo(dtype).eps)
 

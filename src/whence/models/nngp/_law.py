@@ -142,7 +142,10 @@ class AbstractDensityLaw(AbstractLaw):
         """
         nodes = self.nodes(size, quadratic)
         tail = self.tail() + size / 2
-        return NormalScaleMixture(loc, scale_tril, nodes.log_scales, nodes.log_weights, tail)
+        posterior = ScalePosterior(self, size, quadratic)
+        return NormalScaleMixture(
+            loc, scale_tril, nodes.log_scales, nodes.log_weights, tail, posterior
+        )
 
     def marginals(
         self, size: int, quadratic: Scalar, loc: Array, scale: Array
@@ -213,6 +216,18 @@ class ScalePosterior(dist.Distribution):
             function: Of an array of scales, elementwise.
         """
         return self.law.nodes(self.size, self.quadratic).expectation(function)
+
+    def log_ratio(self, size: int, quadratic: Array) -> Array:
+        """Return the log of the mean of `v^(-m/2) exp(-r / (2 v))`.
+
+        Args:
+            size: m, number of further observations.
+            quadratic: r, their whitened sum of squares, any shape.
+        """
+        law, more = self.law, jnp.asarray(quadratic)
+        with_them = jax.vmap(lambda r: law.log_integral(self.size + size, self.quadratic + r))
+        before = law.log_integral(self.size, self.quadratic)
+        return with_them(more.reshape(-1)).reshape(more.shape) - before
 
     def sample(self, key: Any, sample_shape=()):
         """Draw by the inverse of the distribution function, tabulated at 1025 points.

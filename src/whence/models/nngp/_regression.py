@@ -7,18 +7,23 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jaxtyping import Array
 
 from ...core._latent import UNDRAWN, Coords, Latent, latents
 from ...core._model import Model, sites
 from ...core._types import AnyArray, PRNGKey
+from ._degenerate import degeneracies
+from ._factor import explain_factor
 from ._joint import Joint
 from ._law import AbstractLaw
 from ._laws import FromDistribution
 from ._layer import AbstractLayer
 from ._process import Conditioned, ScaleMixture
-from ._unknown import Number, Parameter, parameter, unknowns, with_values
+from ._remarks import remarks_on_inputs, repeated_rows
+from ._unknown import Number, Parameter, Unknown, parameter, unknowns, with_values
 
 
 def _specs(model: Regression) -> dict[str, Latent]:
@@ -124,5 +129,68 @@ class Regression(Model):
             new_inputs: Where to predict.
             key: A typed key.
         """
-        drawn = self.given(y, *inputs).observation(*new_inputs).sample(key)
+        drawn = jnp.asarray(self.given(y, *inputs).observation(*new_inputs).sample(key))
         return drawn if self.outputs is None else jnp.stack(jnp.split(drawn, self.outputs), -1)
+
+    def log_density_given_rest(self, y: AnyArray, x: AnyArray) -> Array:
+        """Return the log density of each row of `y` given all others, exactly.
+
+        Args:
+            y: Observed data.
+            x: Their inputs.
+        """
+        return self.given(y, x).leave_one_out.log_density
+
+    def check_observed(self, y: Any, likelihood: Any) -> None:
+        """Refuse data that are not numbers, one for each row of the inputs (and output).
+
+        Args:
+            y: What `condition` got.
+            likelihood: What `likelihood` returned; only its shapes are known.
+        """
+        if isinstance(y, Mapping):
+            return
+        got, want = jnp.shape(y), tuple(likelihood.shape())
+        if got != want:
+            hint = ""
+            if len(got) == 2 and self.outputs is None and got[0] == want[0]:
+                hint = f" For several outputs say so: `Regression(..., outputs={got[1]})`."
+            raise ValueError(
+                f"`y` must have shape {want}, one number for each row of the inputs"
+                f"{' and output' * (self.outputs is not None)}; got {got}.{hint}"
+            )
+        if not jnp.issubdtype(y.dtype, jnp.floating):
+            raise ValueError(
+                f"`y` must be floating-point numbers; got {y.dtype}. Labels are no numbers to "
+                "regress on: classify them. If these are measurements, pass `y.astype(float)`."
+            )
+        if not isinstance(y, Tracer) and not np.all(np.isfinite(np.asarray(y))):
+            raise ValueError(f"`y` must be finite; {np.sum(~np.isfinite(y))} are not.")
+
+    def review(self, y: Any, *inputs: Any) -> tuple[str, ...]:
+        """Refuse what has no posterior; return what to know of data and priors, in words.
+
+        Args:
+            y: Observed data.
+            *inputs: Their inputs.
+        """
+        said, (x,) = degeneracies(self.description), inputs
+        if isinstance(x, Tracer):
+            return said
+        noiseless = not isinstance(self.noise, Unknown | Tracer) and float(self.noise) == 0
+        if noiseless and (repeated := repeated_rows(x)):
+            raise ValueError(
+                f"`noise` must be above 0, a number or a prior, where rows of the inputs "
+                f"repeat each other; got 0, and {repeated} of {len(x)} rows that do."
+            )
+        return (*said, *remarks_on_inputs(x))
+
+    def explain(self, y: Any, *inputs: Any) -> str:
+        """Say why the log density of data under this draw is not finite.
+
+        Args:
+            y: Observed data.
+            *inputs: Their inputs.
+        """
+        process, (x,) = self.process(), inputs
+        return explain_factor(process._with_noise(process.network.nngp(x)), process.noise)

@@ -13,20 +13,14 @@ def remarks_on(x: AnyArray, jitter: float, order: float) -> tuple[str, ...]:
         jitter: What was added to the diagonal of the covariance.
         order: Moments of the scale of an order below it exist.
     """
-    rows = np.asarray(x).reshape(len(x), -1)
     said = []
-    repeated = len(rows) - len(np.unique(rows, axis=0))
+    repeated = repeated_rows(x)
     if repeated:
         said.append(
-            f"{repeated} of {len(rows)} rows of `x` repeat another: without `noise` the "
+            f"{repeated} of {len(x)} rows of `x` repeat another: without `noise` the "
             "covariance is singular."
         )
-    constant = np.flatnonzero(np.ptp(rows, axis=0) == 0) if len(rows) > 1 else np.array([])
-    if len(constant):
-        named = ", ".join(str(int(i)) for i in constant[:10])
-        said.append(
-            f"Columns of `x` that never vary ({len(constant)}: {named}) act as a bias only."
-        )
+    said += remarks_on_inputs(x)
     if jitter > 0:
         said.append(
             f"A jitter of {jitter:.2g} was added to the covariance: noise that you did not ask "
@@ -37,3 +31,27 @@ def remarks_on(x: AnyArray, jitter: float, order: float) -> tuple[str, ...]:
     elif order <= 1:
         said.append("Predictions have a mean but infinite variance: use quantiles.")
     return tuple(said)
+
+
+def repeated_rows(x: AnyArray) -> int:
+    """Return how many rows are equal to an earlier one.
+
+    Args:
+        x: Inputs, rows first.
+    """
+    rows = np.asarray(x).reshape(len(x), -1)
+    return len(rows) - len(np.unique(rows, axis=0))
+
+
+def remarks_on_inputs(x: AnyArray) -> tuple[str, ...]:
+    """Return remarks on columns that say nothing.
+
+    Args:
+        x: Inputs, rows first.
+    """
+    rows = np.asarray(x).reshape(len(x), -1)
+    constant = np.flatnonzero(np.ptp(rows, axis=0) == 0) if len(rows) > 1 else np.array([])
+    if not len(constant):
+        return ()
+    named = ", ".join(str(int(i)) for i in constant[:10])
+    return (f"Columns of `x` that never vary ({len(constant)}: {named}) act as a bias only.",)

@@ -23,6 +23,8 @@ class NormalScaleMixture(dist.Distribution):
         log_scales: log v of the nodes.
         log_weights: Of the nodes, in nats; they are normalised.
         tail: Moments of v of an order below it exist.
+        posterior: Law of v that the nodes stand for, a `ScalePosterior`. With it the density
+            is exact: many entries say more of v than nodes spread for it can follow.
     """
 
     arg_constraints = {
@@ -33,10 +35,20 @@ class NormalScaleMixture(dist.Distribution):
         "tail": constraints.positive,
     }
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
+    pytree_data_fields = ("posterior",)
 
     def __init__(
-        self, loc, scale_tril, log_scales, log_weights, tail=jnp.inf, *, validate_args=None
+        self,
+        loc,
+        scale_tril,
+        log_scales,
+        log_weights,
+        tail=jnp.inf,
+        posterior=None,
+        *,
+        validate_args=None,
     ):
+        self.posterior = posterior
         self.loc, self.scale_tril = loc, scale_tril
         self.log_scales = log_scales
         self.log_weights = jax.nn.log_softmax(log_weights)
@@ -56,6 +68,9 @@ class NormalScaleMixture(dist.Distribution):
         distance = jnp.sum(white**2, axis=0).reshape(jnp.shape(value)[:-1])
         dim = self.loc.shape[-1]
         log_det = jnp.sum(jnp.log(jnp.diagonal(self.scale_tril)))
+        if self.posterior is not None:
+            constant = dim / 2 * jnp.log(2 * jnp.pi) + log_det
+            return self.posterior.log_ratio(dim, distance) - constant
         normal = -dim / 2 * (jnp.log(2 * jnp.pi) + self.log_scales) - log_det
         exponent = distance[..., None] / 2 * jnp.exp(-self.log_scales)
         return logsumexp(self.log_weights + normal - exponent, axis=-1)

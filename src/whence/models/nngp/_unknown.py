@@ -55,7 +55,7 @@ def parameter(name: str, value: Number, *, zero: bool = False, real: bool = Fals
         inside = real or value > 0 or (zero and value == 0)
         if not (np.isfinite(value) and inside):
             raise ValueError(f"`{name}` must be {rule}; got {value}.")
-    return jnp.asarray(value, float) if isinstance(value, int) else jnp.asarray(value)
+    return jnp.asarray(value, float) if isinstance(value, float | int) else jnp.asarray(value)
 
 
 def _check_prior(name: str, prior: dist.Distribution, real: bool) -> dist.Distribution:
@@ -65,13 +65,15 @@ def _check_prior(name: str, prior: dist.Distribution, real: bool) -> dist.Distri
             f"{prior.batch_shape} and event shape {prior.event_shape}."
         )
     support: Any = prior.support
-    if not real and bool(support(jnp.asarray(-1e-3))):
+    with jax.ensure_compile_time_eval():
+        negative = not real and bool(support(jnp.asarray(-1e-3)))
+    if negative:
         raise ValueError(
             f"The prior of `{name}` must be on the positive numbers, as `LogNormal` or "
             f"`HalfNormal` are; got {type(prior).__name__} on {support!r}."
         )
     # A Python float would be part of the program: another prior, another compilation.
-    return jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, float) else v, prior)
+    return jax.tree.map(lambda v: jnp.asarray(v, float) if isinstance(v, float) else v, prior)
 
 
 def _is_unknown(value: Any) -> bool:
