@@ -5,8 +5,33 @@ A belief is a pytree of arrays with axis 0 for the arms; a policy is `init`, `ac
 """
 
 from ._belief import AbstractBelief as AbstractBelief
+from ._best_arm import (
+    Decision as Decision,
+    TopTwoTS as TopTwoTS,
+    decide as decide,
+    probability_best as probability_best,
+)
 from ._beta_bernoulli import BetaBernoulli as BetaBernoulli
 from ._bounds import bayes_regret_bound as bayes_regret_bound
+from ._combinatorial_environment import ContextualCombinatorial as ContextualCombinatorial
+from ._combinatorial_policy import (
+    C2UCB as C2UCB,
+    VAC2UCB as VAC2UCB,
+    AbstractCombinatorialPolicy as AbstractCombinatorialPolicy,
+    CombinatorialTS as CombinatorialTS,
+    TopK as TopK,
+)
+from ._contextual_environment import (
+    AbstractContextualEnvironment as AbstractContextualEnvironment,
+    ContextualLinear as ContextualLinear,
+    own_coefficients as own_coefficients,
+)
+from ._contextual_policy import (
+    AbstractContextualPolicy as AbstractContextualPolicy,
+    LinearBayesUCB as LinearBayesUCB,
+    LinearTS as LinearTS,
+    LinUCB as LinUCB,
+)
 from ._counts import ArmStatistics as ArmStatistics
 from ._environment import (
     AbstractEnvironment as AbstractEnvironment,
@@ -36,7 +61,15 @@ from ._policy import (
     update_many as update_many,
 )
 from ._regret import Estimate as Estimate, PolicyRun as PolicyRun, Simulation as Simulation
+from ._replay import (
+    Evaluation as Evaluation,
+    LoggedData as LoggedData,
+    inverse_propensity as inverse_propensity,
+    replay as replay,
+)
+from ._ridge import LinearState as LinearState, RidgeState as RidgeState
 from ._simulate import simulate as simulate
+from ._simulate_contextual import simulate_contextual as simulate_contextual
 from ._thompson import (
     BernoulliTS as BernoulliTS,
     GaussianTS as GaussianTS,

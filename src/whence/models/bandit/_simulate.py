@@ -1,6 +1,6 @@
 """Policies played against environments, many instances at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -60,12 +60,42 @@ def simulate(
     require_count("horizon", horizon, environment.arms)
     key_rewards, key_policy = jr.split(key)
     tape = _tape(environment, horizon, key_rewards) if common_random_numbers else None
-    edges = np.unique(np.linspace(0, horizon, _CHECKPOINTS + 1).round().astype(int))
+    edges = checkpoints(horizon)
     runs = {}
     for name, policy in policies.items():
         regret, pulls = _play(policy, environment, tape, jnp.asarray(edges), key_policy)
         runs[name] = PolicyRun(edges[1:], np.asarray(regret), np.asarray(pulls))
     return Simulation(runs)
+
+
+def checkpoints(horizon: int) -> np.ndarray:
+    """Return 0 and the numbers of rounds at which regret is kept.
+
+    Args:
+        horizon: Number of rounds.
+    """
+    return np.unique(np.linspace(0, horizon, _CHECKPOINTS + 1).round().astype(int))
+
+
+def play_to_checkpoints(
+    one_round: Callable[[Any, Any], Any], start: tuple, edges: Array
+) -> tuple[tuple, Array]:
+    """Play rounds, keeping the last entry of what they carry at the checkpoints.
+
+    Args:
+        one_round: Function of the number of the round, from 0, and the carry.
+        start: The carry before the first round.
+        edges: From `checkpoints`.
+
+    Returns:
+        The carry after the last round, and its last entry at each checkpoint.
+    """
+
+    def until_checkpoint(carry, edge):
+        carry = jax.lax.fori_loop(edge[0], edge[1], one_round, carry)
+        return carry, carry[-1]
+
+    return jax.lax.scan(until_checkpoint, start, jnp.stack([edges[:-1], edges[1:]], 1))
 
 
 @eqx.filter_jit
@@ -93,15 +123,10 @@ def _play(policy, environment, tape, edges, key) -> tuple[Array, Array]:
         regret = regret + jnp.sum(jnp.where(hit, gaps, 0), 0)
         return policy.update(state, arm, reward), pulls + hit, regret
 
-    def until_checkpoint(carry, edge):
-        carry = jax.lax.fori_loop(edge[0], edge[1], one_round, carry)
-        return carry, carry[2]
-
-    start: Any = (
+    start = (
         policy.init((instances,)),
         jnp.zeros((arms, instances), jnp.int32),
         jnp.zeros(instances, means.dtype),
     )
-    pairs = jnp.stack([edges[:-1], edges[1:]], 1)
-    (_, pulls, _), regret = jax.lax.scan(until_checkpoint, start, pairs)
+    (_, pulls, _), regret = play_to_checkpoints(one_round, start, edges)
     return regret, pulls

@@ -1,0 +1,405 @@
+"""Policies that choose several actions at once and see a reward of each."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ...core._types import PRNGKey
+from ._checks import (
+    Numbers,
+    require_arm,
+    require_count,
+    require_positive,
+    require_within,
+)
+from ._linear import LinearGaussian
+from ._ridge import (
+    LinearState,
+    RidgeState,
+    checked_actions,
+    checked_reward,
+    start_linear,
+    start_ridge,
+)
+
+Chosen = Int[Array, "position *batch"]
+# From a value of each action to the indices of those chosen: (action,) to (position,).
+Oracle = Callable[[Array], Array]
+
+
+class TopK(eqx.Module):
+    """The oracle that chooses the actions with the highest values, the highest first.
+
+    Attributes:
+        size: How many.
+    """
+
+    size: int
+
+    def __check_init__(self):
+        require_count("size", self.size, 1)
+
+    def __call__(self, values: Float[Array, " action"]) -> Int[Array, " position"]:
+        """Return the indices of the actions with the highest values.
+
+        Args:
+            values: Value of each action.
+
+        Raises:
+            ValueError: If there are fewer actions than are to be chosen.
+        """
+        if values.shape[0] < self.size:
+            raise ValueError(
+                f"`size` must be at most the number of actions, {values.shape[0]}; "
+                f"got {self.size}."
+            )
+        return jax.lax.top_k(values, self.size)[1]
+
+
+class AbstractCombinatorialPolicy(eqx.Module):
+    """A rule that chooses a set of actions by their features: pure functions on a state.
+
+    It gives each action a value, and an oracle chooses the set that is best for these
+    values.
+    """
+
+    features: eqx.AbstractVar[int]  # number of features of an action
+    oracle: eqx.AbstractVar[Oracle]
+
+    @abc.abstractmethod
+    def init(self, batch: tuple[int, ...] = ()) -> Any:
+        """Return the state before the first round.
+
+        Args:
+            batch: Shape of a batch of independent problems.
+        """
+
+    @abc.abstractmethod
+    def values(
+        self, state: Any, features: Numbers, *, key: PRNGKey
+    ) -> Float[Array, "action *batch"]:
+        """Return what each action is worth to the oracle.
+
+        Args:
+            state: From `init` or `update`.
+            features: Features of each action, shape `(action, feature, *batch)`.
+            key: For policies that draw.
+        """
+
+    @abc.abstractmethod
+    def update(
+        self, state: Any, features: Numbers, rewards: Numbers, observed: Numbers | None = None
+    ) -> Any:
+        """Return the state after the rewards of one round.
+
+        Args:
+            state: From `init` or `update`.
+            features: Features of the actions chosen, shape `(position, feature, *batch)`.
+            rewards: What they gave, shape `(position, *batch)`.
+            observed: Which rewards were seen, shape `(position, *batch)`; by default all.
+                The others are not used, but must be finite.
+
+        Raises:
+            ValueError: If shapes do not match or a value is not possible.
+        """
+
+    def act(self, state: Any, features: Numbers, *, key: PRNGKey) -> Chosen:
+        """Return the indices of the actions chosen, shape `(position, *batch)`.
+
+        Args:
+            state: From `init` or `update`.
+            features: Features of each action, shape `(action, feature, *batch)`.
+            key: For the choice; policies that leave nothing to chance do not use it.
+
+        Raises:
+            ValueError: If the shape is another, a value is not finite, or the oracle
+                returns something else than indices.
+        """
+        return apply_oracle(self.oracle, self.values(state, features, key=key))
+
+
+class C2UCB(AbstractCombinatorialPolicy):
+    """Upper confidence bounds by ridge regression, for rewards from 0 to 1 (C2-UCB-T).
+
+    An action is worth `clip(features @ w + rho |features|, 0, 1)`, in the norm of the fit's
+    standard error. Every reward that was seen has the same weight in the fit.
+
+    Attributes:
+        features: Number of features of an action.
+        oracle: Chooses a set given the values of the actions, for example `TopK(5)`.
+        rho: Width of the bounds. Theory asks for `sqrt(ridge) |w|` plus a term that grows
+            with the number of features; 0.1 to 1 does better.
+        ridge: Weight of the squared coefficients.
+
+    References:
+        Liu et al. (2023), algorithm 1, "Contextual combinatorial bandits with
+        probabilistically triggered arms", ICML, arXiv:2303.17110.
+    """
+
+    features: int
+    oracle: Oracle
+    rho: float | int = 0.5
+    ridge: float | int = 1.0
+
+    def __check_init__(self):
+        _check_widths(self)
+
+    def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
+        """Return coefficients of zero, for a batch of problems.
+
+        Args:
+            batch: Shape of the batch.
+        """
+        return start_ridge(self.features, self.ridge, batch)
+
+    def values(
+        self, state: RidgeState, features: Numbers, *, key: PRNGKey
+    ) -> Float[Array, "action *batch"]:
+        """Return the upper bounds.
+
+        Args:
+            state: The fit.
+            features: Features of each action, shape `(action, feature, *batch)`.
+            key: Not used: nothing is left to chance.
+        """
+        return _bounds(state, checked_actions(state, features), self.rho)[1]
+
+    def update(
+        self,
+        state: RidgeState,
+        features: Numbers,
+        rewards: Numbers,
+        observed: Numbers | None = None,
+    ) -> RidgeState:
+        """Return the fit after the rewards of one round.
+
+        Args:
+            state: The fit.
+            features: Features of the actions chosen, shape `(position, feature, *batch)`.
+            rewards: What they gave, from 0 to 1, shape `(position, *batch)`.
+            observed: Which rewards were seen; by default all.
+
+        Raises:
+            ValueError: If shapes do not match, or a reward is not from 0 to 1.
+        """
+        require_within("rewards", rewards, 0.0, 1.0)
+        x, y, seen = _checked_round(state, features, rewards, observed)
+        return _learn_all(state, x, y, seen, jnp.ones_like(y))[0]
+
+
+class VAC2UCB(AbstractCombinatorialPolicy):
+    """`C2UCB` that weighs each reward by how much it may vary, for rewards from 0 to 1.
+
+    A reward with mean `m` has a variance of at most `m (1 - m)`. The largest that this can
+    be between the bounds of `m`, `clip(features @ w -+ 2 rho |features|, 0, 1)`, is taken for
+    the reward's variance in a weighted ridge regression. So actions that nearly always
+    fail, or nearly always succeed, teach more.
+
+    Attributes:
+        features: Number of features of an action.
+        oracle: Chooses a set given the values of the actions, for example `TopK(5)`.
+        rho: Half the width of the bounds; 0.1 to 1 does well.
+        ridge: Weight of the squared coefficients.
+        floor: Least variance, below which no weight grows.
+
+    References:
+        Liu et al. (2023), algorithm 2, "Contextual combinatorial bandits with
+        probabilistically triggered arms", ICML, arXiv:2303.17110.
+    """
+
+    features: int
+    oracle: Oracle
+    rho: float | int = 0.5
+    ridge: float | int = 1.0
+    floor: float | int = 1e-3
+
+    def __check_init__(self):
+        _check_widths(self)
+        require_positive("floor", self.floor)
+
+    def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
+        """Return coefficients of zero, for a batch of problems.
+
+        Args:
+            batch: Shape of the batch.
+        """
+        return start_ridge(self.features, self.ridge, batch)
+
+    def values(
+        self, state: RidgeState, features: Numbers, *, key: PRNGKey
+    ) -> Float[Array, "action *batch"]:
+        """Return the upper bounds.
+
+        Args:
+            state: The fit.
+            features: Features of each action, shape `(action, feature, *batch)`.
+            key: Not used: nothing is left to chance.
+        """
+        return _bounds(state, checked_actions(state, features), 2 * self.rho)[1]
+
+    def optimistic_variance(
+        self, state: RidgeState, features: Numbers
+    ) -> Float[Array, "action *batch"]:
+        """Return the largest variance that a reward of each action may have.
+
+        Args:
+            state: The fit.
+            features: Features of each action, shape `(action, feature, *batch)`.
+        """
+        low, high = _bounds(state, checked_actions(state, features), 2 * self.rho)
+        # The mean between the bounds that is closest to 1/2.
+        mean = jnp.clip(0.5, low, high)
+        return jnp.maximum(mean * (1 - mean), self.floor)
+
+    def update(
+        self,
+        state: RidgeState,
+        features: Numbers,
+        rewards: Numbers,
+        observed: Numbers | None = None,
+    ) -> RidgeState:
+        """Return the fit after the rewards of one round, with weights from before them.
+
+        Args:
+            state: The fit.
+            features: Features of the actions chosen, shape `(position, feature, *batch)`.
+            rewards: What they gave, from 0 to 1, shape `(position, *batch)`.
+            observed: Which rewards were seen; by default all.
+
+        Raises:
+            ValueError: If shapes do not match, or a reward is not from 0 to 1.
+        """
+        require_within("rewards", rewards, 0.0, 1.0)
+        x, y, seen = _checked_round(state, features, rewards, observed)
+        return _learn_all(state, x, y, seen, self.optimistic_variance(state, x))[0]
+
+
+class CombinatorialTS(AbstractCombinatorialPolicy):
+    """Thompson sampling of sets of actions: the best set under a draw of the coefficients.
+
+    Rewards are taken for Gaussian with a common variance, which is learned.
+
+    Attributes:
+        prior: Belief in coefficients and noise variance before the first reward.
+        oracle: Chooses a set given the values of the actions, for example `TopK(5)`.
+
+    References:
+        Wen, Kveton and Ashkan (2015), "Efficient learning in large-scale combinatorial
+        semi-bandits", ICML.
+    """
+
+    prior: LinearGaussian
+    oracle: Oracle
+
+    @property
+    def features(self) -> int:
+        """Number of features of an action."""
+        return len(self.prior.mu)
+
+    def init(self, batch: tuple[int, ...] = ()) -> LinearState:
+        """Return the prior, for a batch of problems.
+
+        Args:
+            batch: Shape of the batch.
+        """
+        return start_linear(self.prior, batch)
+
+    def values(
+        self, state: LinearState, features: Numbers, *, key: PRNGKey
+    ) -> Float[Array, "action *batch"]:
+        """Return the mean rewards under a draw of the coefficients.
+
+        Args:
+            state: The belief.
+            features: Features of each action, shape `(action, feature, *batch)`.
+            key: For one draw per problem.
+        """
+        x = checked_actions(state.fit, features)
+        return jnp.einsum("af...,f...->a...", x, state.sample(key=key))
+
+    def update(
+        self,
+        state: LinearState,
+        features: Numbers,
+        rewards: Numbers,
+        observed: Numbers | None = None,
+    ) -> LinearState:
+        """Return the belief after the rewards of one round.
+
+        Args:
+            state: The belief.
+            features: Features of the actions chosen, shape `(position, feature, *batch)`.
+            rewards: What they gave, shape `(position, *batch)`.
+            observed: Which rewards were seen; by default all.
+
+        Raises:
+            ValueError: If shapes do not match or a value is not finite.
+        """
+        x, y, seen = _checked_round(state.fit, features, rewards, observed)
+        fit, squared = _learn_all(state.fit, x, y, seen, jnp.ones_like(y))
+        count = jnp.sum(seen, 0).astype(y.dtype)
+        return LinearState(fit, state.alpha + count / 2, state.beta + squared / 2)
+
+
+def apply_oracle(oracle: Oracle, values: Float[Array, "action *batch"]) -> Chosen:
+    """Return the indices that an oracle chooses, for every problem of a batch.
+
+    Args:
+        oracle: From the values of one problem's actions to indices.
+        values: Values of the actions.
+
+    Raises:
+        ValueError: If the oracle returns something else than a vector of indices.
+    """
+    one = jax.eval_shape(oracle, jax.ShapeDtypeStruct(values.shape[:1], values.dtype))
+    if len(getattr(one, "shape", ())) != 1 or not jnp.issubdtype(one.dtype, jnp.integer):
+        raise ValueError(f"`oracle` must return a vector of indices; it returns {one}.")
+    flat = values.reshape(values.shape[0], -1)
+    chosen = jax.vmap(oracle, in_axes=1, out_axes=1)(flat)
+    chosen = chosen.reshape(one.shape[0], *values.shape[1:])
+    require_arm(chosen, values.shape[0])
+    return chosen
+
+
+def _check_widths(policy) -> None:
+    require_count("features", policy.features, 1)
+    require_positive("rho", policy.rho)
+    require_positive("ridge", policy.ridge)
+
+
+def _bounds(state, x, width) -> tuple[Array, Array]:
+    mean, scale = state.predict(x)
+    return jnp.clip(mean - width * scale, 0, 1), jnp.clip(mean + width * scale, 0, 1)
+
+
+def _checked_round(
+    fit, features, rewards, observed
+) -> tuple[Array, Array, Bool[Array, "position *batch"]]:
+    lead = jnp.asarray(rewards).shape[:1]
+    x, y = checked_reward(fit, features, rewards, lead or (0,))
+    seen = jnp.ones(y.shape, bool) if observed is None else jnp.asarray(observed)
+    if seen.shape != y.shape or seen.dtype != bool:
+        raise ValueError(
+            f"`observed` must be true or false for each of the rewards, {y.shape}; got "
+            f"{seen.dtype} of shape {seen.shape}."
+        )
+    return x, y, seen
+
+
+def _learn_all(fit, x, y, seen, variance) -> tuple[RidgeState, Array]:
+    """Return the fit after the rewards that were seen, and the sum of squared errors."""
+
+    def one(carry, row):
+        fit, total = carry
+        x, y, seen, variance = row
+        new, squared = fit.learn(x, y, variance)
+        fit = jax.tree.map(lambda a, b: jnp.where(seen, a, b), new, fit)
+        return (fit, total + jnp.where(seen, squared, 0)), None
+
+    start = (fit, jnp.zeros(fit.batch_shape, fit.mu.dtype))
+    return jax.lax.scan(one, start, (x, y, seen, variance))[0]
