@@ -13,13 +13,15 @@ from ._best_arm import (
 )
 from ._beta_bernoulli import BetaBernoulli as BetaBernoulli
 from ._bounds import bayes_regret_bound as bayes_regret_bound
+from ._combinatorial import (
+    AbstractCombinatorialPolicy as AbstractCombinatorialPolicy,
+    TopK as TopK,
+)
 from ._combinatorial_environment import ContextualCombinatorial as ContextualCombinatorial
 from ._combinatorial_policy import (
     C2UCB as C2UCB,
     VAC2UCB as VAC2UCB,
-    AbstractCombinatorialPolicy as AbstractCombinatorialPolicy,
     CombinatorialTS as CombinatorialTS,
-    TopK as TopK,
 )
 from ._contextual_environment import (
     AbstractContextualEnvironment as AbstractContextualEnvironment,
@@ -33,7 +35,6 @@ from ._contextual_policy import (
     LinUCB as LinUCB,
 )
 from ._counts import ArmStatistics as ArmStatistics
-from ._engine_belief import ModelState as ModelState, ModelTS as ModelTS
 from ._environment import (
     AbstractEnvironment as AbstractEnvironment,
     BernoulliArms as BernoulliArms,

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from ...core._types import PRNGKey
 from ._checks import Numbers, one_hot
-from ._combinatorial_policy import AbstractCombinatorialPolicy, apply_oracle
+from ._combinatorial import AbstractCombinatorialPolicy, apply_oracle
 from ._contextual_environment import (
     AbstractContextualEnvironment,
     Contexts,
