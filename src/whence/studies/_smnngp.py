@@ -84,6 +84,8 @@ def _few_rows(request: Request, sets: dict, *, repeats: int) -> Table:
             axes.plot(sizes, [g[i] for _, g, _ in points], "o-", label="Gaussian")
             axes.plot(sizes, [t[i] for _, _, t in points], "o-", label="Student's t")
             axes.set(xscale="log", ylabel=label)
+            axes.set_xticks(sizes, [str(n) for n in sizes])
+            axes.minorticks_off()
         column[0].set_title(name)
         column[1].axhline(0.95, color="0.6", linewidth=1)
         column[1].set_xlabel("rows to learn from")
