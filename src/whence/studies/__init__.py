@@ -14,6 +14,7 @@ from ._study import (
 )
 
 _MODULES: dict[str, str] = {
+    "varts": "_varts",
     "smnngp": "_smnngp",
 }
 

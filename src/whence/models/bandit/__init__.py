@@ -4,6 +4,7 @@ A belief is a pytree of arrays with axis 0 for the arms; a policy is `init`, `ac
 `update`, pure functions on such a state.
 """
 
+from ._asymptotic import regret_slope as regret_slope
 from ._belief import AbstractBelief as AbstractBelief
 from ._best_arm import (
     Decision as Decision,

@@ -1,0 +1,221 @@
+"""Variance-adaptive Thompson sampling: regret by problem, policy, horizon and arms.
+
+After Saha and Kveton (2024), "Only pay for what is uncertain: variance-adaptive Thompson
+sampling", ICLR, whose figures are not tabulated; the protocol here is complete by itself.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.random as jr
+import numpy as np
+
+from ..models import bandit
+from ..models.bandit import PolicyRun, Simulation
+from ._study import Request, Study, Table
+from ._varts_figures import draw_growth, draw_regret
+from ._varts_problems import (
+    ARM_COUNTS,
+    ARMS,
+    HORIZON,
+    HORIZONS,
+    Problem,
+    Reference,
+    learning,
+    own_prior,
+    problems,
+)
+
+REFERENCE_INSTANCES = 2_000
+
+
+class Plan(NamedTuple):
+    """How large a study is.
+
+    Attributes:
+        instances: Instances of each problem.
+        horizon: Rounds of each problem.
+        problems: Names of the problems.
+        horizons: Horizons of the growth with rounds.
+        arms: Numbers of arms of the growth with these.
+    """
+
+    instances: int
+    horizon: int = HORIZON
+    problems: Sequence[str] = ("p1", "p2", "p4", "bernoulli", "beta", "uniform")
+    horizons: Sequence[int] = tuple(HORIZONS)
+    arms: Sequence[int] = (2, 5, 10, 20, 50)
+
+
+PLANS = {"small": Plan(200), "full": Plan(2_000)}
+COLUMNS = ("mean", "median", "95% quantile", "reference", "z")
+
+
+def play(problem: Problem, plan: Plan, key: Any) -> Simulation:
+    """Play all policies of a problem on the same instances and rewards.
+
+    Args:
+        problem: The problem.
+        plan: Numbers of instances and rounds.
+        key: For instances, rewards and policies.
+    """
+    key_instances, key_play = jr.split(key)
+    instances = problem.instances(plan.instances, key_instances)
+    policies = {name: make(instances) for name, make in problem.policies.items()}
+    return bandit.simulate(policies, instances, horizon=plan.horizon, key=key_play)
+
+
+def grow(arms: int, horizon: int, plan: Plan, key: Any) -> PolicyRun:
+    """Play `VarTS` with its own prior, expected variance 1/3.
+
+    Args:
+        arms: Number of arms.
+        horizon: Number of rounds.
+        plan: Number of instances.
+        key: For instances, rewards and policy.
+    """
+    prior = own_prior(4.0, arms)
+    key_instances, key_play = jr.split(key)
+    instances = bandit.sample_instances(prior, instances=plan.instances, key=key_instances)
+    return bandit.simulate(
+        {"VarTS": learning(prior)},
+        instances,
+        horizon=horizon,
+        key=key_play,
+        common_random_numbers=False,
+    )["VarTS"]
+
+
+def z_mean(run: PolicyRun, reference: Reference) -> float:
+    """Return the difference of mean regrets in standard errors of both.
+
+    Where that of the reference was not kept, it is taken from the spread of this run and the
+    number of instances of the reference.
+
+    Args:
+        run: What the policy did.
+        reference: What it was found to do.
+    """
+    spread = run.final.std(ddof=1)
+    theirs = reference.error
+    if theirs is None:
+        theirs = spread / np.sqrt(REFERENCE_INSTANCES)
+    mine = spread / np.sqrt(len(run.final))
+    return float((run.final.mean() - reference.mean) / np.hypot(mine, theirs))
+
+
+def z_median(run: PolicyRun, reference: Reference) -> float:
+    """Return the difference of medians in standard errors of both, beyond rounding.
+
+    The standard error of a median is a half of the distance between the order statistics
+    one standard error to either side.
+
+    Args:
+        run: What the policy did.
+        reference: What it was found to do, median included.
+    """
+    assert reference.median is not None
+    error = 0.0
+    for num in (len(run.final), REFERENCE_INSTANCES):
+        step = 0.5 / np.sqrt(num)
+        low, high = np.quantile(run.final, (0.5 - step, 0.5 + step))
+        error = np.hypot(error, (high - low) / 2)
+    gap = np.median(run.final) - reference.median
+    return float(np.sign(gap) * max(abs(gap) - 0.5, 0) / error)
+
+
+def _entries(run: PolicyRun, reference: Reference | None) -> list[str]:
+    """Return the columns of one run."""
+    estimate = run.bayes_regret()
+    median, high = run.quantiles()[:, -1]
+    row = [f"{estimate.mean[-1]:.1f} ± {estimate.standard_error[-1]:.1f}"]
+    row += [f"{median:.1f}", f"{high:.0f}"]
+    if reference is None:
+        return [*row, "", ""]
+    theirs = f"{reference.mean:g}"
+    theirs += f" ± {reference.error:g}" if reference.error is not None else ""
+    z = f"{z_mean(run, reference):+.1f}"
+    if reference.median is not None:
+        theirs += f", median {reference.median:g}"
+        z += f", median {z_median(run, reference):+.1f}"
+    return [*row, theirs, z]
+
+
+class Results(NamedTuple):
+    """What was played.
+
+    Attributes:
+        problems: All policies, by name of the problem.
+        horizons: `VarTS`, by number of rounds.
+        arms: `VarTS`, by number of arms.
+    """
+
+    problems: dict[str, Simulation]
+    horizons: dict[int, PolicyRun]
+    arms: dict[int, PolicyRun]
+
+
+def play_all(plan: Plan, key: Any, say: Callable[[str], None]) -> Results:
+    """Play all problems, horizons and numbers of arms.
+
+    Args:
+        plan: How large.
+        key: For everything.
+        say: Called with what is played next.
+    """
+    results = Results({}, {}, {})
+    every = problems()
+    for number, name in enumerate(plan.problems):
+        say(every[name].title)
+        results.problems[name] = play(every[name], plan, jr.fold_in(key, number))
+    for number, horizon in enumerate(plan.horizons):
+        say(f"VarTS, {horizon} rounds")
+        results.horizons[horizon] = grow(ARMS, horizon, plan, jr.fold_in(key, 100 + number))
+    for number, arms in enumerate(plan.arms):
+        say(f"VarTS, {arms} arms")
+        results.arms[arms] = grow(arms, plan.horizon, plan, jr.fold_in(key, 200 + number))
+    return results
+
+
+def report(results: Results, plan: Plan, out: Path) -> list[Table]:
+    """Draw the figures and return the tables.
+
+    Args:
+        results: What was played.
+        plan: How large.
+        out: Folder for the figures.
+    """
+    every, tables = problems(), []
+    # References are for one number of rounds.
+    known = lambda references: references if plan.horizon == HORIZON else {}
+    for name, runs in results.problems.items():
+        references = known(every[name].references)
+        title = f"{every[name].title}: regret after {plan.horizon} rounds, "
+        rows = [[policy, *_entries(r, references.get(policy))] for policy, r in runs.items()]
+        title += f"{plan.instances} instances"
+        tables.append(Table(name, title, ("policy", *COLUMNS), rows))
+    rows = [[f"{n}", *_entries(r, HORIZONS.get(n))] for n, r in results.horizons.items()]
+    title = f"Regret of VarTS by number of rounds, {ARMS} arms, {plan.instances} instances"
+    tables.append(Table("horizons", title, ("rounds", *COLUMNS), rows))
+    references = known(ARM_COUNTS)
+    rows = [[f"{k}", *_entries(r, references.get(k))] for k, r in results.arms.items()]
+    title = f"Regret of VarTS by number of arms, {plan.horizon} rounds"
+    title += f", {plan.instances} instances"
+    tables.append(Table("arms", title, ("arms", *COLUMNS), rows))
+    draw_regret(out / "regret.png", {n: (every[n], r) for n, r in results.problems.items()})
+    draw_growth(out / "growth.png", results.horizons, results.arms, plan.horizon)
+    return tables
+
+
+def run(request: Request) -> list[Table]:
+    """Play everything, draw the figures and return the tables.
+
+    Args:
+        request: What was asked for.
+    """
+    plan = PLANS[request.size]
+    return report(play_all(plan, jr.key(request.seed), request.say), plan, request.out)
+
+
+STUDY = Study("varts", "Regret of variance-adaptive Thompson sampling and its rivals", run)
