@@ -36,6 +36,7 @@ from ._contextual_policy import (
     LinUCB as LinUCB,
 )
 from ._counts import ArmStatistics as ArmStatistics
+from ._engine_belief import ModelState as ModelState, ModelTS as ModelTS
 from ._environment import (
     AbstractEnvironment as AbstractEnvironment,
     BernoulliArms as BernoulliArms,
