@@ -355,7 +355,7 @@ def _draw(family, params, target, num_draws, key):
 
     noise = family.noise(location, num_draws, key=key)
     whole = num_draws // size * size
-    cut = lambda x: x[:whole].reshape(-1, size, *x.shape[1:])
+    cut = lambda x: x[:whole].reshape(whole // size, size, *x.shape[1:])
     drawn = jax.lax.map(batch, jax.tree.map(cut, noise))
     drawn = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), drawn)
     if whole == num_draws:

@@ -92,7 +92,7 @@ class Factors(AbstractFamily):
 
     def __init__(
         self,
-        factors: Mapping[str, AbstractFamily] | tuple = (),
+        factors: Mapping[str, Any] | tuple = (),
         rest: AbstractFamily = MeanField(),  # noqa: B008, immutable
         places: tuple = (),
     ):
@@ -143,14 +143,14 @@ class Factors(AbstractFamily):
                 found[i] = same
         return tuple(found)
 
-    def _split(self, vector: Vector) -> list[Vector]:
+    def _split(self, vector: Vector) -> list[Array]:
         empty = vector[:0]
         return [
             jnp.concatenate([empty, *(vector[start:stop] for start, stop in place)])
             for place in self.places
         ]
 
-    def _join(self, vectors: list[Vector]) -> Vector:
+    def _join(self, vectors: list[Array]) -> Array:
         parts = {}
         for vector, place in zip(vectors, self.places):
             used = 0

@@ -166,8 +166,8 @@ class ScaleMixtureFamily(AbstractFamily):
     def _size(self, params) -> int:
         return self.base.location(params["base"]).size
 
-    def _others(self, vector: Vector) -> Vector:
+    def _others(self, vector: Vector) -> Array:
         return jnp.concatenate([vector[: self.index], vector[self.index + 1 :]])
 
-    def _with_scale(self, scale: Array, others: Vector) -> Vector:
+    def _with_scale(self, scale: Array, others: Vector) -> Array:
         return jnp.concatenate([others[: self.index], scale[None], others[self.index :]])
