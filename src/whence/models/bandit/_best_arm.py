@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -72,7 +73,7 @@ class TopTwoTS(AbstractPolicy):
         key_first, key_coin, key_second = jr.split(key, 3)
         first = jnp.argmax(state.sample(key=key_first), axis=0)
         stay = jr.uniform(key_coin, first.shape) < self.beta
-        return self._challenge(state, first, stay, key_second)
+        return _challenge(self.redraws, state, first, stay, key_second)
 
     def update(self, state: AbstractBelief, arm: Numbers, reward: Numbers) -> AbstractBelief:
         """Return the belief after a reward.
@@ -87,27 +88,29 @@ class TopTwoTS(AbstractPolicy):
         """
         return state.update(arm, reward)
 
-    def _challenge(self, state, first, stay, key) -> Arm:
-        """Return `first` where it stays, elsewhere the best arm of a draw that differs."""
 
-        hit = one_hot(first, self.prior.arms)
+# Compiled on its own, as a loop that is called anew for every decision must not be.
+@eqx.filter_jit
+def _challenge(redraws, state, first, stay, key) -> Arm:
+    """Return `first` where it stays, elsewhere the best arm of a draw that differs."""
+    hit = one_hot(first, state.arms)
 
-        def unfinished(carry):
-            draw, _, done, _ = carry
-            return (draw < self.redraws) & ~jnp.all(done)
+    def unfinished(carry):
+        draw, _, done, _ = carry
+        return (draw < redraws) & ~jnp.all(done)
 
-        def redraw(carry):
-            draw, arm, done, closest = carry
-            values = state.sample(key=jr.fold_in(key, draw))
-            others = jnp.where(hit, -jnp.inf, values)
-            lead = jnp.max(others, 0) - jnp.sum(jnp.where(hit, values, 0), 0)
-            better = ~done & ((lead > closest) | (lead > 0))
-            arm = jnp.where(better, jnp.argmax(others, 0), arm)
-            return draw + 1, arm, done | (lead > 0), jnp.where(better, lead, closest)
+    def redraw(carry):
+        draw, arm, done, closest = carry
+        values = state.sample(key=jr.fold_in(key, draw))
+        others = jnp.where(hit, -jnp.inf, values)
+        lead = jnp.max(others, 0) - jnp.sum(jnp.where(hit, values, 0), 0)
+        better = ~done & ((lead > closest) | (lead > 0))
+        arm = jnp.where(better, jnp.argmax(others, 0), arm)
+        return draw + 1, arm, done | (lead > 0), jnp.where(better, lead, closest)
 
-        never = jnp.full(first.shape, -jnp.inf, state.mean.dtype)
-        start = (jnp.asarray(0), first, stay, never)
-        return jax.lax.while_loop(unfinished, redraw, start)[1]
+    never = jnp.full(first.shape, -jnp.inf, state.mean.dtype)
+    start = (jnp.asarray(0), first, stay, never)
+    return jax.lax.while_loop(unfinished, redraw, start)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,11 +175,10 @@ def decide(
     arm = jnp.argmax(shares, axis=0)
     probability = np.asarray(jnp.max(shares, axis=0))
     mine = jnp.take_along_axis(values, arm[None, None], 1)[:, 0]
-    loss = np.asarray(jnp.mean(jnp.max(values, 1) - mine, 0))
+    loss = jnp.mean(jnp.max(values, 1) - mine, 0)
     error = np.sqrt(probability * (1 - probability) / draws)
-    return Decision(
-        np.asarray(arm)[()], probability[()], error[()], loss[()], probability >= level
-    )
+    parts = (np.asarray(x) for x in (arm, probability, error, loss, probability >= level))
+    return Decision(*(x if x.ndim else x.item() for x in parts))
 
 
 def _shares(values: Array) -> Float[Array, "arm *batch"]:

@@ -266,6 +266,7 @@ def _checked_round(
     return x, y, seen
 
 
+@jax.jit
 def _learn_all(fit, x, y, seen, variance) -> tuple[RidgeState, Array]:
     """Return the fit after the rewards that were seen, and the sum of squared errors."""
 
