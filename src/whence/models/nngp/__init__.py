@@ -15,6 +15,12 @@ from ._class_probabilities import (
     stratified_rows as stratified_rows,
 )
 from ._classification import Classification as Classification
+from ._dynamics import Trained as Trained
+from ._independent import (
+    IndependentConditioned as IndependentConditioned,
+    IndependentNoise as IndependentNoise,
+    TwoScales as TwoScales,
+)
 from ._initialisations import (
     AbstractInitialisation as AbstractInitialisation,
     Independent as Independent,
@@ -54,6 +60,10 @@ from ._layers import (
     GlobalAveragePooling as GlobalAveragePooling,
     Residual as Residual,
     Serial as Serial,
+)
+from ._mixture_of_normals import (
+    NormalMixture as NormalMixture,
+    NormalMixtureMarginals as NormalMixtureMarginals,
 )
 from ._process import Conditioned as Conditioned, ScaleMixture as ScaleMixture
 from ._quadrature import Nodes as Nodes
