@@ -27,7 +27,7 @@ def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim
             continue
         jitter = relative * typical
         factor = jnp.linalg.cholesky(
-            covariance + jitter * jnp.eye(len(covariance)).astype(covariance.dtype)
+            covariance if jitter == 0 else plus_diagonal(covariance, jnp.asarray(jitter))
         )
         if bool(_is_definite(factor, covariance)):
             return factor, jitter
@@ -36,6 +36,18 @@ def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim
         f"{JITTERS[-1]} times its mean diagonal, {typical:.3g}, in {covariance.dtype}. Drop "
         "rows of `x` that are equal, raise `noise`, or use float64."
     )
+
+
+@jax.jit
+def plus_diagonal(covariance: Float[Array, "dim dim"], added: Array) -> Array:
+    """Return a matrix with more on its diagonal, in one pass over it.
+
+    Args:
+        covariance: Square.
+        added: Scalar, or one number per row.
+    """
+    identity = jnp.eye(len(covariance), dtype=covariance.dtype)
+    return covariance + identity * added.astype(covariance.dtype)
 
 
 def explain_factor(covariance: Float[Array, "dim dim"], noise: Array) -> str:
