@@ -171,9 +171,6 @@ class Posterior:
     def predict(self, *inputs: Any, key: PRNGKey) -> Any:
         """Draw from the posterior predictive distribution, one data set per draw.
 
-        Data that are dependent given a draw, as in a Gaussian process, are drawn given the
-        observed ones too.
-
         Args:
             *inputs: New inputs of `likelihood`; by default those of the fit.
             key: A typed key.
@@ -192,8 +189,7 @@ class Posterior:
     def log_likelihood(self) -> dict[str, np.ndarray]:
         """Return the pointwise log likelihood of every draw, by observed variable, in nats.
 
-        Where data are dependent given a draw: of each datum given all others, if the model
-        can say. Leave-one-out cross-validation needs these.
+        Of data that are dependent given a draw: of each given all others, as LOO needs it.
         """
         self._described_target("log_likelihood")
         return self._over_draws(pointwise, self.sample.positions)

@@ -23,7 +23,10 @@ Y = np.sin(2 * X[:, 0]) + 0.2 * RANDOM.normal(size=10)
 NEW = RANDOM.normal(size=(3, 2))
 
 
-def _model(noise=dist.LogNormal(-2.0, 1.0), **options):
+PROPER, NOISY = dist.LogNormal(0.0, 1.0), dist.LogNormal(-2.0, 1.0)
+
+
+def _model(noise=NOISY, **options):
     net = Serial(Dense(dist.LogNormal(0.0, 1.0)), Erf(), Dense())
     return Regression(net, InverseGamma(2.0, 1.0), noise, **options)
 
@@ -380,7 +383,6 @@ def _relu(first, readout, law, noise=0.1, bias=0.0):
     return Regression(Serial(Dense(first, bias), nngp.ReLU(), Dense(readout)), law, noise)
 
 
-PROPER = dist.LogNormal(0.0, 1.0)
 REFUSED = {
     "no posterior: `scale` and `shape` of": lambda: _relu(1.0, 1.0, InverseGamma(FLAT, FLAT)),
     "no posterior: `c` of `Burr": lambda: _relu(1.0, 1.0, nngp.BurrXII(FLAT, 1.0)),
