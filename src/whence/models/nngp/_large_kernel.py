@@ -107,6 +107,7 @@ def kernel_tiles(network: AbstractLayer, x: AnyArray, *, memory: float) -> Kerne
         x: Inputs, rows first.
         memory: GiB that the stored triangle may take.
     """
+    diagonal = network.diagonal(x.astype(float)).nngp  # and checks of the inputs
     x = jnp.asarray(x)
     x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
     rows = len(x)
@@ -117,7 +118,6 @@ def kernel_tiles(network: AbstractLayer, x: AnyArray, *, memory: float) -> Kerne
     whole = x.astype(dtypes[0]) if dtypes else x
     missing = count * side - rows
     whole = jnp.concatenate([whole, jnp.repeat(whole[:1], missing, axis=0)])
-    diagonal = network.diagonal(x.astype(float)).nngp
     kernel = KernelTiles(network, tuple(jnp.split(whole, count)), rows, None, diagonal)
     if not dtypes:
         return kernel
