@@ -46,6 +46,7 @@ _NO_EVIDENCE = {"evidence": "gives none"}
 _ELBO = {"evidence": "a lower bound only, without a claim to be near"}
 _STEP = {"posteriordb": "needs a step size of its own for every posterior"}
 _GAUSSIAN = {"posteriordb": "a Gaussian approximation; the exact targets say by how much"}
+_NEEDS_ROWS = "goes along rows of data, and there are none"
 _TOO_NARROW = "a mean field knows no correlations and is too narrow"
 
 
@@ -157,6 +158,21 @@ ROWS = [
         engine=wh.TemperedSMC(),
         short=wh.TemperedSMC(particles=512),
         fixed=_NO_CHAIN,
+        is_weighted=True,
+    ),
+    Row(
+        name="DataTemperedSMC",
+        engine=wh.DataTemperedSMC(),
+        short=wh.DataTemperedSMC(particles=512),
+        fixed=_NO_CHAIN,
+        # The others have improper priors, or one latent per row.
+        posteriors=("arK-arK", "sblri-blr"),
+        skip={
+            "gaussian": _NEEDS_ROWS,
+            "skewed": _NEEDS_ROWS,
+            "funnel": _NEEDS_ROWS,
+            "sbc": "the model has one latent per row: its likelihood is no product over rows",
+        },
         is_weighted=True,
     ),
     *(

@@ -8,6 +8,7 @@ from .core import (
     AbstractDataTarget as AbstractDataTarget,
     AbstractDescribedTarget as AbstractDescribedTarget,
     AbstractEngine as AbstractEngine,
+    AbstractOnlineEngine as AbstractOnlineEngine,
     AbstractTarget as AbstractTarget,
     InferenceError as InferenceError,
     InferenceWarning as InferenceWarning,

@@ -26,9 +26,10 @@ SLOW = pytest.mark.slow
         pytest.param(lambda: wh.MCLMC(), marks=SLOW),
         pytest.param(lambda: wh.SGLD(), marks=SLOW),
         pytest.param(lambda: wh.TemperedSMC(), marks=SLOW),
+        pytest.param(lambda: wh.DataTemperedSMC(), marks=SLOW),
     ],
     ids=["NUTS", "diag", "fisher", "dense", "numpyro", "blackjax", "tfp"]
-    + ["HMC", "ChEES", "MCLMC", "SGLD", "TemperedSMC"],
+    + ["HMC", "ChEES", "MCLMC", "SGLD", "TemperedSMC", "DataTemperedSMC"],
 )
 def test_engine(make, key):
     check_engine(make(), key=key)

@@ -20,7 +20,6 @@ _SHOWN = {
     "UCB-V": "tab:brown",
     "UCB1-Normal": "tab:gray",
 }
-_LEAST = 1.0  # where logarithmic axes begin
 
 
 def draw_regret(path: Path, results: Mapping[str, tuple[Problem, Simulation]]) -> None:
@@ -36,7 +35,12 @@ def draw_regret(path: Path, results: Mapping[str, tuple[Problem, Simulation]]) -
     if not shown:
         return
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(4.2 * len(shown), 4.4), layout="constrained", squeeze=False
+        1,
+        len(shown),
+        figsize=(4.2 * len(shown), 4.4),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
     )
     handles: dict[str, Any] = {}
     for axis, (problem, runs) in zip(axes[0], shown):
@@ -52,7 +56,9 @@ def draw_regret(path: Path, results: Mapping[str, tuple[Problem, Simulation]]) -
         # Long titles go on two lines.
         title = problem.title.replace(": ", ":\n").replace(" whose", "\nwhose")
         axis.set_title(title, fontsize="medium")
-        axis.set(xscale="log", yscale="log", xlabel="rounds", ylim=(_LEAST, None))
+        axis.set(xscale="log", yscale="log", xlabel="rounds")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter("{x:,.0f}")
     axes[0, 0].set_ylabel("mean regret")
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=120)
@@ -63,7 +69,8 @@ def _curve(axis: Any, run: PolicyRun, colour: str) -> Any:
     estimate = run.bayes_regret()
     low, high = (estimate.mean + sign * 2 * estimate.standard_error for sign in (-1, 1))
     (line,) = axis.plot(run.rounds, estimate.mean, color=colour)
-    axis.fill_between(run.rounds, np.maximum(low, _LEAST), high, color=colour, alpha=0.2, lw=0)
+    low = np.maximum(low, estimate.mean / 10)  # for the sake of the logarithm
+    axis.fill_between(run.rounds, low, high, color=colour, alpha=0.2, lw=0)
     return line
 
 
@@ -97,6 +104,7 @@ def draw_growth(
     for axis, ticks in ((left, rounds), (right, arms)):
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
+        axis.yaxis.set_major_formatter("{x:,.0f}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

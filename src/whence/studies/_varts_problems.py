@@ -133,7 +133,7 @@ def _groups() -> Problem:
     policies = {
         "VarTS": _always(learning(prior)),
         "VarTS, pooled prior": _always(
-            learning(NormalGamma(0.0, pooled, 4.0, 3 * pooled, arms=ARMS))
+            learning(NormalGamma(0.0, 1.0, 4.0, 3 * pooled, arms=ARMS))
         ),
         "TS, variances known": lambda env: knowing(KnownVariance(0.0, 1.0, env.scale**2)),
         "TS, expected variance of each arm": _always(knowing(KnownVariance(0.0, 1.0, GROUPS))),
@@ -172,7 +172,8 @@ def _bounded(
     kappa, alpha, beta = moments
     with_prior = lambda mu, a, b: _always(learning(NormalGamma(mu, kappa, a, b, arms=ARMS)))
     expected = beta / (alpha - 1)
-    known = lambda env: knowing(KnownVariance(0.5, 1 / 12, variance(env)))
+    spread = expected / kappa  # variance of the means
+    known = lambda env: knowing(KnownVariance(0.5, spread, variance(env)))
     policies = {
         "VarTS, prior of the moments": with_prior(0.5, alpha, beta),
         "VarTS, generic prior": _always(learning(NormalGamma(0.5, 1.0, 2.0, 0.1, arms=ARMS))),
@@ -180,8 +181,8 @@ def _bounded(
         "VarTS, beta / 4": with_prior(0.5, alpha, beta / 4),
         "VarTS, beta times 4": with_prior(0.5, alpha, 4 * beta),
         "VarTS, mu too low by 1": with_prior(-0.5, alpha, beta),
-        "TS, expected variance": _always(fixed(expected, 1 / 12, 0.5)),
-        "TS, variance 1/4": _always(fixed(0.25, 1 / 12, 0.5)),
+        "TS, expected variance": _always(fixed(expected, spread, 0.5)),
+        "TS, variance 1/4": _always(fixed(0.25, spread, 0.5)),
         "TS, variances known": known,
         **{name: _WITHOUT_PRIOR[name] for name in ("UCB1", "UCB1-Tuned", "UCB-V", "MVTS")},
         "Honda-Takemura, a = -1/2": _WITHOUT_PRIOR["Honda-Takemura, a = -1/2"],
@@ -194,9 +195,10 @@ def _uniform(num: int, key: PRNGKey) -> jnp.ndarray:
 
 
 def _draw_intervals(num: int, key: PRNGKey) -> bandit.UniformArms:
+    """Draw intervals within (0, 1)."""
     key_centre, key_width = jr.split(key)
     width = jr.uniform(key_width, (ARMS, num), minval=0.05, maxval=0.5)
-    return bandit.UniformArms(_uniform(num, key_centre), width)
+    return bandit.UniformArms(width + (1 - 2 * width) * _uniform(num, key_centre), width)
 
 
 def _draw_beta(num: int, key: PRNGKey) -> bandit.BetaArms:
@@ -288,10 +290,10 @@ def problems() -> dict[str, Problem]:
             ),
         ),
         "uniform": _bounded(
-            "Rewards uniform, half widths from 0.05 to 0.5",
+            "Rewards uniform on intervals within (0, 1), half widths from 0.05 to 0.5",
             _draw_intervals,
             lambda env: env.half_width**2 / 3,
-            (0.37, 3.605, 0.0803),
+            (1.370, 3.605, 0.0803),
             _of(
                 *[(16.6, 0.2), (22.3, 0.1), (12.8, 0.2), (14.2, 0.3), (26.3, 0.1)],
                 *[

@@ -16,7 +16,6 @@ import whence as wh
 from whence import DataTemperedSMC
 from whence.core import GrowingTarget
 from whence.core._engine import Trace
-from whence.testing import check_engine
 
 CONJUGATE = Conjugate.simulate(2)
 
@@ -154,11 +153,6 @@ def test_a_run_that_ends_early_takes_in_the_rest_by_importance_sampling(key):
     assert_allclose(sample.stats["lp"][0, 7], CONJUGATE.log_density(position))
 
 
-@pytest.mark.slow
-def test_conformance(key):
-    check_engine(DataTemperedSMC(particles=4_096), key=key)
-
-
 def test_particles_keep_the_dtype_of_the_target(key):
     target = Conjugate.simulate(2, jnp.float32)
     engine = DataTemperedSMC(particles=1_000, kernel="rwm")
@@ -196,7 +190,7 @@ class Walk(wh.Model):
 
 REFUSED = {
     "without rows": lambda: DataTemperedSMC().validate(OneDimension(norm.logpdf)),
-    "product over data rows, but": lambda: DataTemperedSMC().validate(
+    "as in a time series or with one latent per row": lambda: DataTemperedSMC().validate(
         wh.condition(Walk(), np.arange(4.0))
     ),
     "`max_steps` must be at least 21 for 20 rows": lambda: DataTemperedSMC(

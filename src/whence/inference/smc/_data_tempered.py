@@ -273,7 +273,14 @@ class DataTemperedSMC(AbstractOnlineEngine):
                 f"likelihood that is a product over data rows; got a {type(target).__name__} "
                 f"{'with an improper prior' if has_rows else 'without rows'}. Use TemperedSMC."
             )
-        check_rows(target, self.rows)
+        try:
+            check_rows(target, self.rows)
+        except ValueError as error:
+            raise ValueError(
+                "DataTemperedSMC needs a likelihood that is a product over data rows, and that "
+                f"gives some rows when asked for them; that of this {type(target).__name__} "
+                "does not, as in a time series or with one latent per row. Use TemperedSMC."
+            ) from error
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
         return start(_intake(self, target), key=key)
