@@ -1,5 +1,8 @@
 """Sparse classification: golden values, the exact process, quadrature, bad input."""
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -81,11 +84,6 @@ def test_far_apart_and_many_rows():
     assert np.isfinite(gradient).all()
 
 
-def svtp_log_q(v, u):
-    scale = np.sqrt(np.asarray(v)[:, None] * S)
-    return stats.invgamma(A, scale=B).logpdf(v) + stats.norm(MU, scale).logpdf(u).sum(-1)
-
-
 def golden_parameters(family):
     unit = np.sqrt(B / A)
     tril = np.asarray(factor(NET, Z, ZERO))
@@ -127,7 +125,7 @@ def test_golden_divergence_and_marginal(key):
 
     def marginal(draw):
         white = jnp.stack([draw[1:], draw[1:]])
-        labels = _at(model, jnp.exp(draw[0]), white).likelihood(NEW)
+        labels: Any = _at(model, jnp.exp(draw[0]), white).likelihood(NEW)
         return labels.loc[0, 0], labels.deviation[0]
 
     mean, deviation = jax.jit(jax.vmap(marginal))(draws)
@@ -204,8 +202,10 @@ def test_optimum_is_the_exact_posterior_of_a_regression(key):
 def test_tiny_problems_by_quadrature(key):
     """One and two rows: the posterior mean of v and the evidence, by nodes."""
     law = nngp.InverseGamma(3.0, 2.0)
-    v = stats.invgamma(3, scale=2).ppf((np.arange(200) + 0.5) / 200)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    v = np.exp(np.linspace(-4, 6, 120))
+    prior = stats.invgamma.pdf(v, 3, scale=2) * v  # of log v, on an even grid
+    prior = prior / prior.sum()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(12)
     weights = weights / weights.sum()
     grids = np.meshgrid(*[nodes] * 4, indexing="ij")
     white = np.stack(grids, -1).reshape(-1, 2, 2)
@@ -218,13 +218,59 @@ def test_tiny_problems_by_quadrature(key):
     model = nngp.Classification(NET, law, x, 2, jitter=0.0)
     target = wh.condition(model, y, x)
     posterior = wh.infer(target, wh.TemperedSMC(particles=8_192), key=key)
-    assert_allclose(posterior.log_evidence, np.log(likelihood.mean()), atol=0.03)
-    found = (
-        np.exp(posterior.log_weights) @ posterior["v"].T
-        if (posterior.log_weights is not None)
-        else posterior["v"].mean()
-    )
-    assert_allclose(np.ravel(found)[0], (likelihood @ v) / likelihood.sum(), rtol=0.05)
+    evidence = np.asarray(posterior.log_evidence)
+    assert_allclose(evidence, np.log(likelihood @ prior), atol=0.03)
+    weights = _weights(posterior)
+    # Of log v: its posterior has a standard deviation of about 0.6.
+    log_v = np.log(v) @ (likelihood * prior) / (likelihood @ prior)
+    assert_allclose(weights @ np.log(posterior["v"][0]), log_v, atol=0.05)
+
+
+def two_classes(key, rows=40):
+    """Points in a plane, labelled by a wave with some labels at random."""
+    key_x, key_y = jr.split(key)
+    x = np.asarray(jr.normal(key_x, (rows, 2)))
+    sure = jax.nn.sigmoid(4 * (jnp.sin(2 * x[:, 0]) - x[:, 1]))
+    return x, np.asarray(jr.bernoulli(key_y, sure)).astype(int)
+
+
+@pytest.mark.slow
+def test_engines_agree(key):
+    """All rows as inducing inputs: two samplers, and the bound, on the process itself."""
+    x, y = two_classes(key)
+    new = np.asarray(jr.normal(jr.fold_in(key, 1), (20, 2)))
+    model = nngp.Classification(NET, nngp.InverseGamma(2.0, 2.0), x, 2, jitter=1e-8)
+    target = wh.condition(model, y, x)
+    nuts = wh.infer(target, wh.NUTS(chains=2, warmup=300, draws=500), key=key)
+    smc = wh.infer(target, wh.TemperedSMC(particles=512), key=key)
+    family = wh.ScaleMixtureFamily("v", wh.Blocks(2, wh.FullRank()))
+    bbvi = wh.infer(target, wh.BBVI(family=family, steps=3_000, draws=1_000), key=key)
+    probs = [np.exp(nngp.class_log_probs(p, new, key=key)[:, 1]) for p in (nuts, smc, bbvi)]
+    assert np.ptp(probs[0]) > 0.3
+    assert_allclose(probs[1], probs[0], atol=0.05)
+    assert_allclose(probs[2], probs[0], atol=0.06)
+    log_v = np.log(nuts["v"])
+    assert_allclose(_weights(smc) @ np.log(smc["v"][0]), log_v.mean(), atol=0.2)
+    gap = np.asarray(smc.log_evidence) - bbvi.sample.extra["elbo_final"]
+    assert -0.2 < gap < 3
+    # Labels drawn, and probabilities with f integrated out, are of one law.
+    labels = nuts.predict(new, key=key)
+    assert_allclose(labels.mean((0, 1)), probs[0], atol=0.05)
+    integrated = nuts.map(_Probs(new)).mean((0, 1))[:, 1]
+    assert_allclose(integrated, probs[0], atol=0.02)
+
+
+def _weights(posterior):
+    if posterior.log_weights is None:
+        return np.full(posterior.num_draws, 1 / posterior.num_draws)
+    return np.exp(posterior.log_weights[0])
+
+
+class _Probs(eqx.Module):
+    x: np.ndarray
+
+    def __call__(self, draw):
+        return draw.likelihood(self.x).probs
 
 
 def test_conformance(key):
@@ -273,7 +319,8 @@ def test_other_laws(law, key):
     target = wh.condition(nngp.Classification(NET, law, Z, 2), np.array([0, 1, 1]), Z)
     position = {"v": jnp.asarray(0.3), "white": jnp.zeros((2, 3))}
     v = np.exp(0.3)
-    own = stats.burr12(2, 1).logpdf(v) if isinstance(law, nngp.BurrXII) else law.log_prob(v)
+    burr: Any = stats.burr12(2, 1)
+    own = burr.logpdf(v) if isinstance(law, nngp.BurrXII) else law.log_prob(v)
     expected = own + 0.3 + 6 * stats.norm.logpdf(0)
     assert_allclose(target.log_prior(position), expected, rtol=1e-8)
 

@@ -194,8 +194,9 @@ class Classification(Model):
                 f"`inducing` must have at most as many inputs as there are rows, {rows}; got "
                 f"{len(self.inducing)}."
             )
-        if isinstance(y, Mapping) or jnp.ndim(y) != 1:
-            raise ValueError(f"`y` must be one label per row; got shape {jnp.shape(y)}.")
+        if isinstance(y, Mapping) or y.ndim != 1:
+            got = sorted(y) if isinstance(y, Mapping) else y.shape
+            raise ValueError(f"`y` must be one label per row; got {got}.")
         if not jnp.issubdtype(y.dtype, jnp.integer):
             raise ValueError(f"`y` must be integers, the classes; got dtype {y.dtype}.")
         if isinstance(y, Tracer):

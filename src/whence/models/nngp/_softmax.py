@@ -107,7 +107,7 @@ class SoftmaxLabels(dist.Distribution):
         self.loc, self.deviation = loc, deviation
         super().__init__(loc.shape[:1], (), validate_args=validate_args)
 
-    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    @constraints.dependent_property(is_discrete=True, event_dim=0)  # pyright: ignore
     def support(self):
         """Integers from 0 to the number of classes less 1."""
         return constraints.integer_interval(0, self.loc.shape[-1] - 1)
@@ -119,7 +119,8 @@ class SoftmaxLabels(dist.Distribution):
             value: Classes, shape `(row,)`.
             intermediates: Not used.
         """
-        chosen = jnp.take_along_axis(self.loc, value.astype(int)[:, None], axis=1)[:, 0]
+        places = jnp.asarray(value).astype(int)[:, None]
+        chosen = jnp.take_along_axis(self.loc, places, axis=1)[:, 0]
         return chosen - expected_logsumexp(self.loc, self.deviation)
 
     @property
