@@ -19,7 +19,6 @@ from ._dynamics import Trained as Trained
 from ._independent import (
     IndependentConditioned as IndependentConditioned,
     IndependentNoise as IndependentNoise,
-    TwoScales as TwoScales,
 )
 from ._initialisations import (
     AbstractInitialisation as AbstractInitialisation,
@@ -75,3 +74,4 @@ from ._scale_mixture import (
 from ._student import StudentT as StudentT
 from ._softmax import SoftmaxLabels as SoftmaxLabels
 from ._tiles import Kernels as Kernels
+from ._two_scales import TwoScales as TwoScales
