@@ -41,19 +41,19 @@ def test_probability_best_against_quadrature():
 
 
 def test_decision():
-    draws = _draws(400_000, 1)
+    draws = _draws(100_000, 1)  # their own error makes the errors below 1.2 times as large
     decision = decide(BELIEF, key=jr.key(2), level=0.7, draws=40_000)
     assert decision.arm == 1
     best = np.mean(draws.argmax(1) == 1)
-    assert abs(decision.probability - best) < 5 * decision.standard_error
+    assert abs(decision.probability - best) < 5 * 1.2 * decision.standard_error
     loss = draws.max(1) - draws[:, 1]
-    assert abs(decision.loss - loss.mean()) < 5 * loss.std() / np.sqrt(40_000)
+    assert abs(decision.loss - loss.mean()) < 5 * 1.2 * loss.std() / np.sqrt(40_000)
     assert bool(decision.stop) is bool(decision.probability >= 0.7)
     wide = decide(BELIEF.expand((3,)), key=jr.key(2), draws=500)
     assert wide.arm.shape == wide.stop.shape == wide.loss.shape == (3,)
 
 
-@pytest.mark.parametrize("beta", [0.5, 0.8])
+@pytest.mark.parametrize("beta", [0.8, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_choices_have_the_published_probabilities(beta):
     """Arm i: `p_i (beta + (1 - beta) sum over j != i of p_j / (1 - p_j))`."""
     policy = TopTwoTS(BELIEF, beta=beta)
@@ -65,6 +65,7 @@ def test_choices_have_the_published_probabilities(beta):
     assert (abs(taken - exact) < 5 * np.sqrt(exact * (1 - exact) / num) + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_when_one_arm_is_always_best_the_second_is_the_closest():
     sure = KnownVariance([9.0, 4.0, 5.0, 0.0], [1e-4, 1e-4, 1e-4, 1e-4], 1.0)
     arms = np.asarray(act_many(TopTwoTS(sure, redraws=5), sure, 2_000, key=jr.key(5)))
@@ -105,6 +106,7 @@ def played():
     return {"top two": _play(TopTwoTS(PRIOR)), "VarTS": _play(VarTS(PRIOR))}
 
 
+@pytest.mark.slow
 def test_it_is_sure_sooner_than_thompson_sampling(played):
     """One arm is better than four by half a standard deviation and more."""
     for i in range(2):
@@ -112,6 +114,7 @@ def test_it_is_sure_sooner_than_thompson_sampling(played):
         assert gain.mean() > 4 * gain.std(ddof=1) / np.sqrt(300)
 
 
+@pytest.mark.slow
 def test_share_of_the_best_arm_is_about_beta(played):
     """In the second half; at first it has to be found."""
     shares = {

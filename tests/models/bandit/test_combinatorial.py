@@ -164,7 +164,7 @@ def test_regret_is_sublinear_and_small_variances_help():
     assert gain.mean[-1] > 4 * gain.standard_error[-1]
 
 
-@pytest.mark.parametrize("cascade", [True, False])
+@pytest.mark.parametrize("cascade", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_regret_of_a_round_by_hand(cascade):
     """In the first round the actions with the longest features are chosen."""
     x = np.random.default_rng(6).dirichlet(np.ones(3), size=10)

@@ -1,7 +1,8 @@
 """Bandits: beliefs about arms, policies that choose among them, and their regret.
 
 A belief is a pytree of arrays with axis 0 for the arms; a policy is `init`, `act` and
-`update`, pure functions on such a state.
+`update`, pure functions on such a state. Where actions have features, one linear model is the
+state for all of them.
 """
 
 from ._asymptotic import regret_slope as regret_slope
