@@ -163,7 +163,8 @@ def fit_regression(inducing, x, y, key):
     family = wh.ScaleMixtureFamily("v", wh.FullRank())
     target = wh.condition(Regression(NET, jnp.asarray(inducing)), y, x)
     engine = wh.BBVI(family=family, steps=4_000, draws=1_000, samples=5)
-    return wh.infer(target, engine, key=key).sample.extra
+    extra = wh.infer(target, engine, key=key).sample.extra
+    return extra | extra["family"]
 
 
 @pytest.mark.slow
