@@ -209,6 +209,7 @@ def start(python, name, dtype, folder):
         pin = None
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     child = subprocess.Popen(command, env=environment(dtype), preexec_fn=pin, **pipes)
+    assert child.stdout is not None
     for line in child.stdout:  # libraries may print while they are imported
         if line.startswith("READY|"):
             return child, line.strip().split("|")[1:]
@@ -234,8 +235,7 @@ def compare(pythons, dtype):
                 for task in tasks:
                     taken[f"{name}: {task}"].append(measure(child, task))
         for child, _ in children.values():
-            child.stdin.close()
-            child.wait()
+            child.communicate()  # an end of its input ends it
         kernels = [np.load(Path(folder) / f"{name}.npy") for name in children]
     report = {
         task: {"median": np.median(t), "low": min(t), "high": max(t)}
@@ -285,7 +285,7 @@ def as_text(report):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder of results")
     parser.add_argument("--peer", help="environment of neural-tangents, made if missing")
     parser.add_argument("--many", type=int, help="rows to condition on without Cholesky")
