@@ -151,6 +151,7 @@ def test_predictions_are_given_the_data(target):
     assert_array_equal(prior, draw.predict(X, key=jr.key(0)))
 
 
+@pytest.mark.slow
 def test_posterior_predictive_follows_the_data(target):
     values = {WEIGHT: np.full((1, 400), 1.5), NOISE: np.full((1, 400), 0.05)}
     posterior = wh.Posterior.from_draws(target, values)
@@ -197,6 +198,7 @@ def test_arviz_gets_leave_one_out_densities(posterior):
     assert_allclose(found.elpd_i, harmonic, atol=0.05)
 
 
+@pytest.mark.slow
 def test_outputs_share_the_scale():
     y = np.stack([Y, Y[::-1], -Y], 1)
     target = wh.condition(_model(outputs=3), y, X)
@@ -208,6 +210,7 @@ def test_outputs_share_the_scale():
     assert_array_equal(drawn.T.ravel(), flat)
 
 
+@pytest.mark.slow
 def test_density_far_from_the_nodes_of_the_prior():
     """Laws by quadrature: many rows say more of the scale than the prior's nodes can."""
     y, tril = 5 * RANDOM.normal(size=150), jnp.eye(150)
@@ -483,6 +486,12 @@ def test_wrong_input(words):
 def test_a_column_that_never_varies_is_said():
     with pytest.warns(wh.InferenceWarning, match=r"never vary \(1: 2\)"):
         wh.condition(_model(), Y, np.column_stack([X, np.ones(10)]))
+
+
+def test_moments_that_do_not_exist_are_said():
+    model = Regression(Serial(Dense(PROPER), Erf(), Dense()), nngp.HalfCauchy(1.0), 0.1)
+    assert "infinite variance" in model.review(Y[:1], X[:1])[0]
+    assert model.review(Y[:2], X[:2]) == ()
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class Joint(dist.Distribution):
         event = (rows,) if outputs is None else (rows, outputs)
         super().__init__((), event, validate_args=validate_args)
 
-    @constraints.dependent_property(is_discrete=False, event_dim=None)
+    @property
     def support(self):
         """All real values."""
         return constraints.independent(constraints.real, len(self.event_shape))
@@ -48,6 +48,7 @@ class Joint(dist.Distribution):
             value: Shape `(..., rows)`, or `(..., rows, outputs)`.
             intermediates: Not used.
         """
+        value = jnp.asarray(value)
         batch = value.shape[: value.ndim - len(self.event_shape)]
         if not batch:
             return self._log_prob(value)

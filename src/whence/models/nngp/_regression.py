@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -22,7 +23,7 @@ from ._law import AbstractLaw
 from ._laws import FromDistribution
 from ._layer import AbstractLayer
 from ._process import Conditioned, ScaleMixture
-from ._remarks import remarks_on_inputs, repeated_rows
+from ._remarks import remarks_on_inputs, remarks_on_moments, repeated_rows
 from ._unknown import Number, Parameter, Unknown, parameter, unknowns, with_values
 
 
@@ -175,15 +176,19 @@ class Regression(Model):
             *inputs: Their inputs.
         """
         said, (x,) = degeneracies(self.description), inputs
-        if isinstance(x, Tracer):
+        if any(isinstance(value, Tracer) for value in jax.tree.leaves((self, y, x))):
             return said
-        noiseless = not isinstance(self.noise, Unknown | Tracer) and float(self.noise) == 0
+        noiseless = not isinstance(self.noise, Unknown) and float(self.noise) == 0
         if noiseless and (repeated := repeated_rows(x)):
             raise ValueError(
                 f"`noise` must be above 0, a number or a prior, where rows of the inputs "
                 f"repeat each other; got 0, and {repeated} of {len(x)} rows that do."
             )
-        return (*said, *remarks_on_inputs(x))
+        said = (*said, *remarks_on_inputs(x))
+        if unknowns(self.scale):
+            return said
+        order = float(self.scale.tail()) + np.size(y) / 2
+        return (*said, *remarks_on_moments(order))
 
     def explain(self, y: Any, *inputs: Any) -> str:
         """Say why the log density of data under this draw is not finite.

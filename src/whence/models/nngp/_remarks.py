@@ -26,11 +26,20 @@ def remarks_on(x: AnyArray, jitter: float, order: float) -> tuple[str, ...]:
             f"A jitter of {jitter:.2g} was added to the covariance: noise that you did not ask "
             "for, a part of the evidence and of predictions."
         )
+    return (*said, *remarks_on_moments(order))
+
+
+def remarks_on_moments(order: float) -> tuple[str, ...]:
+    """Return remarks on moments that do not exist.
+
+    Args:
+        order: Moments of the scale of an order below it exist.
+    """
     if order <= 0.5:
-        said.append("Predictions have no mean (NaN) and no variance: use quantiles.")
-    elif order <= 1:
-        said.append("Predictions have a mean but infinite variance: use quantiles.")
-    return tuple(said)
+        return ("Predictions have no mean (NaN) and no variance: use quantiles.",)
+    if order <= 1:
+        return ("Predictions have a mean but infinite variance: use quantiles.",)
+    return ()
 
 
 def repeated_rows(x: AnyArray) -> int:
