@@ -61,6 +61,7 @@ def test_quadratic_is_within_its_bound(both):
     rounding = 1e-12 * float(exact.quadratic)
     assert -rounding <= lacks <= large.quadratic_error + rounding
     assert large.quadratic_error < 1e-10 * float(exact.quadratic)
+    assert_allclose(large.conflict, exact.conflict, rtol=1e-9)
     weights = np.linalg.solve(exact.tril.T, exact.white)
     # In the norm of A, which is at least the noise, it is off by the root of that error.
     off = np.sum((large.weights - weights) ** 2)
@@ -119,10 +120,10 @@ def test_marginals_of_every_law(both, law):
     assert got.batch_shape == (10,)
     assert_allclose(got.mean, joint.mean, atol=1e-5)
     assert_allclose(got.variance, joint.variance, rtol=1e-5)
-    one = exact.observation(new[:1])
-    assert_allclose(got.log_prob(0.3)[0], one.log_prob(jnp.array([0.3])), rtol=1e-4)
+    each = exact.observation_marginals(new)
+    assert_allclose(got.log_prob(0.3), each.log_prob(0.3), rtol=1e-4)
     latent = large.latent_marginals(new, tolerance=1e-8)
-    assert_allclose(latent.variance, exact.latent(new).variance, rtol=1e-4)
+    assert_allclose(latent.variance, exact.latent_marginals(new).variance, rtol=1e-4)
 
 
 @pytest.mark.parametrize("memory", [0.0, pytest.param(1.2e-4, marks=pytest.mark.slow)])

@@ -20,7 +20,6 @@ from ._large_trace import log_det_estimate
 from ._law import AbstractLaw
 from ._process import ScaleMixture, _check_targets
 from ._remarks import remarks_on
-from ._scale_mixture import NormalScaleMixture
 
 POINTS = 64  # new inputs at a time
 MAX_RANK = 1024
@@ -96,6 +95,12 @@ class LargeConditioned(eqx.Module):
     def scale(self) -> dist.Distribution:
         """Posterior of v."""
         return self.process.scale.posterior(self.size, self.quadratic)
+
+    @property
+    def conflict(self) -> Scalar:
+        """Two-sided p-value of the observations' size, as of `Conditioned`."""
+        above = self.process.scale.exceedance(self.size, self.quadratic)
+        return 2 * jnp.minimum(above, 1 - above)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -197,9 +202,9 @@ class LargeConditioned(eqx.Module):
         shape = (len(loc), *self.y.shape[1:])
         deviation = jnp.broadcast_to(jnp.sqrt(variance + noise)[:, None], loc.shape)
         law = self.process.scale
-        one, zero = jnp.ones((1, 1), loc.dtype), jnp.zeros(1, loc.dtype)
-        standard = law.mixture(self.size, self.quadratic, zero, one)
-        return _shifted(standard, loc.reshape(shape), deviation.reshape(shape))
+        return law.marginals(
+            self.size, self.quadratic, loc.reshape(shape), deviation.reshape(shape)
+        )
 
 
 def condition_large(
@@ -295,18 +300,6 @@ def _solve(kernel: KernelTiles, white: Whitener, right, finished, max_steps) -> 
 @eqx.filter_jit
 def _slope(law: AbstractLaw, size: int, quadratic: Array) -> Array:
     return jax.grad(lambda q: law.log_integral(size, q))(quadratic)
-
-
-def _shifted(standard: dist.Distribution, loc: Array, deviation: Array) -> dist.Distribution:
-    """Return the law of `loc + deviation z`, for z of a joint law of one entry."""
-    if isinstance(standard, dist.MultivariateStudentT):
-        factor = jnp.asarray(standard.scale_tril)[0, 0]
-        return dist.StudentT(standard.df, loc, factor * deviation)
-    if isinstance(standard, dist.MultivariateNormal):
-        return dist.Normal(loc, jnp.asarray(standard.scale_tril)[0, 0] * deviation)
-    assert isinstance(standard, NormalScaleMixture), standard
-    one = standard.marginals()
-    return type(one)(loc, deviation, one.log_scales, one.log_weights, one.tail)
 
 
 def _check(process, rows, tolerance, rank, probes, memory, max_steps) -> None:
