@@ -130,7 +130,8 @@ def test_known_scales_are_gaussian_process_regression():
         assert_allclose(law.variance, np.diag(spread) + noise, rtol=1e-10)
 
 
-@pytest.mark.parametrize("known", ["scale", pytest.param("noise", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("known", ["scale", "noise"])
 def test_one_known_scale(known):
     laws = {"scale": SCALE, "noise": NOISE} | {known: 0.4}
     prior = PRIORS[1 if known == "scale" else 0]
@@ -226,7 +227,8 @@ def test_moments_against_nodes_of_brute_force():
     assert np.ptp(np.asarray(latent.locs)[:, 0]) > 0.5  # they do move
 
 
-@pytest.mark.parametrize("repeated", [pytest.param(False, marks=SLOW), True])
+@SLOW
+@pytest.mark.parametrize("repeated", [False, True])
 def test_gradient_of_the_evidence(repeated):
     """Finite differences, also where eigenvalues of the kernel coincide."""
     x = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]) if repeated else X
@@ -273,6 +275,7 @@ def test_second_derivatives():
     assert_allclose(jax.hessian(total)(t), jax.hessian(plain)(t), rtol=1e-8)
 
 
+@SLOW
 def test_outputs_share_both_scales():
     y = np.stack([Y, np.array([1.0, 0.2, -0.7])], axis=1)
     given = IndependentNoise(NET, 1.7, 0.2).condition(X, y)

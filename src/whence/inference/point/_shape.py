@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ...core._types import Scalar
 
 LARGEST = 500  # latents up to which the Hessian is made
-DISTANCES = (0.5, 1.0, 2.0)  # in standard deviations that the curvature implies
+MAX_HALVINGS = 60  # of a walk that begins with twice the standard deviation
 
 
 class Shape(eqx.Module):
@@ -21,8 +21,9 @@ class Shape(eqx.Module):
         axes: Their eigenvectors, in columns.
         slopes: First derivatives along them.
         declines: By how much the objective falls along each, both ways, as a fraction of
-            what its curvature promises; the least over some distances. 1 for a parabola,
-            0 or less where nothing is lost by going on.
+            what its curvature promises; the least over half, one and two standard
+            deviations (less where those are beyond all that is finite). 1 for a parabola, 0
+            or less where nothing is lost by going on.
     """
 
     curvatures: Float[Array, " dim"]
@@ -43,17 +44,30 @@ def shape_at(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -
     deviations = 1 / jnp.sqrt(_floored(jnp.abs(curvatures)))
     here = function(point)
 
-    def decline(axis, deviation):
-        def one(distance):
-            lost = here - function(point + distance * deviation * axis)
-            # What is no longer finite says nothing of where the objective was going.
-            fraction = lost / (distance**2 / 2)
-            return jnp.where(jnp.isnan(lost) | jnp.isposinf(lost), jnp.inf, fraction)
+    def lost(axis, distance):
+        value = here - function(point + distance * axis)
+        return jnp.where(jnp.isfinite(value), value, jnp.nan)
 
-        distances = jnp.asarray([s * d for s in (-1, 1) for d in DISTANCES], point.dtype)
-        return jnp.min(jax.lax.map(one, distances))
+    def decline(side):
+        axis, deviation = side
 
-    declines = jax.lax.map(lambda pair: decline(*pair), (axes.T, deviations))
+        # Where nothing is finite any more, the walk was too long to say anything.
+        def again(carry):
+            halvings, _, value = carry
+            return jnp.isnan(value) & (halvings < MAX_HALVINGS)
+
+        def halve(carry):
+            halvings, distance, _ = carry
+            return halvings + 1, distance / 2, lost(axis, distance / 2)
+
+        start = jnp.zeros((), jnp.int32), 4 * deviation, jnp.full((), jnp.nan, point.dtype)
+        _, farthest, _ = jax.lax.while_loop(again, halve, start)
+        distances = farthest * jnp.asarray([1.0, 0.5, 0.25], point.dtype)
+        losses = jax.lax.map(lambda distance: lost(axis, distance), distances)
+        return jnp.min(losses / ((distances / deviation) ** 2 / 2))
+
+    sides = jnp.concatenate([axes.T, -axes.T]), jnp.concatenate([deviations, deviations])
+    declines = jnp.min(jax.lax.map(decline, sides).reshape(2, -1), axis=0)
     return Shape(curvatures, axes, jax.grad(function)(point) @ axes, declines)
 
 
