@@ -144,6 +144,7 @@ class Mixture(wh.Model):
         return jax.nn.logsumexp(dist.Normal(self.mean, self.scale).log_prob(y[:, None]), axis=1)
 
 
+@SLOW
 def test_an_unbounded_likelihood_is_told(key):
     """One component of a normal mixture can sit on one observation and shrink to it."""
     target = wh.condition(Mixture(), np.array([-1.5, 0.2, 1.1, 1.3, 1.2]))
@@ -194,6 +195,7 @@ def test_no_start_comes_to_rest(key):
         _map(target, key, starts=2)
 
 
+@SLOW
 def test_not_converged(key):
     def rosenbrock(x):
         return -((1 - x["a"]) ** 2) - 100 * (x["b"] - x["a"] ** 2) ** 2

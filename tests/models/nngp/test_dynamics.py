@@ -120,7 +120,8 @@ def test_mean_over_the_law_of_the_scale():
     assert_allclose(law.mean, truth, rtol=2e-3)
 
 
-@pytest.mark.parametrize("time", [pytest.param(None, marks=pytest.mark.slow), 0.3])
+@pytest.mark.slow
+@pytest.mark.parametrize("time", [None, 0.3])
 def test_covariances_are_positive(time):
     points = np.concatenate([X, NEW, np.random.default_rng(2).normal(size=(15, 2))])
     law = _trained(PointMass(1.0)).all_layers(points, time=time)

@@ -167,7 +167,8 @@ def test_at_a_fixed_ratio_it_is_noise_scaled_with_the_process():
         assert_allclose(found[1][0], scaled.log_det, rtol=1e-9)
 
 
-@pytest.mark.parametrize("outputs", [None, pytest.param(2, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("outputs", [None, 2])
 def test_chain_rule(outputs):
     """The density of new observations is the ratio of two evidences."""
     shape = () if outputs is None else (outputs,)
@@ -290,6 +291,7 @@ def test_outputs_share_both_scales():
     assert_allclose(each.mean[:, 0], single.mean, rtol=1e-10)
 
 
+@SLOW
 def test_remarks():
     apart = 40 * np.eye(3)  # without a bias in the kernel: all inputs are unrelated
     net = Serial(Dense(), Erf(), Dense())
