@@ -100,8 +100,11 @@ def test_a_skewed_posterior_and_those_before_it(key):
     assert posterior.log_evidence_error < 0.05
 
 
+@pytest.mark.slow
 def test_report_adds_up(key):
-    sample = wh.infer(CONJUGATE, DataTemperedSMC(particles=500, rows=3), key=key).sample
+    sample = wh.infer(
+        CONJUGATE, DataTemperedSMC(particles=500, rows=3, kernel="rwm"), key=key
+    ).sample
     table = sample.extra
     assert_allclose(table["rows"], [3, 6, 9, 12, 15, 18, 20])
     assert_allclose(table["log_evidence_increment"].sum(), sample.log_evidence, rtol=1e-12)
@@ -135,6 +138,7 @@ def test_rows_that_come_later_are_the_same_as_rows_that_are_there(key):
     assert (abs(draws["x"].mean(0) - mean) < 4.5 * error).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_takes_in_the_rest_by_importance_sampling(key):
     engine = DataTemperedSMC(particles=4_000, kernel="rwm")
     step = jax.jit(lambda s, i: engine.step(CONJUGATE, s, i, key=jr.fold_in(key, i))[0])
@@ -153,6 +157,7 @@ def test_a_run_that_ends_early_takes_in_the_rest_by_importance_sampling(key):
     assert_allclose(sample.stats["lp"][0, 7], CONJUGATE.log_density(position))
 
 
+@pytest.mark.slow
 def test_particles_keep_the_dtype_of_the_target(key):
     target = Conjugate.simulate(2, jnp.float32)
     engine = DataTemperedSMC(particles=1_000, kernel="rwm")
@@ -172,6 +177,7 @@ class Impossible(wh.Model):
         return jnp.where(y > 5.0, jnp.nan, norm.logpdf(y, self.x, 1.0))
 
 
+@pytest.mark.slow
 def test_a_row_that_no_particle_allows_is_a_failure(key):
     target = wh.condition(Impossible(), np.array([0.5, 9.0, 0.1]))
     with pytest.raises(wh.InferenceError, match="not finite"):

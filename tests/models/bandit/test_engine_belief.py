@@ -138,6 +138,7 @@ def test_what_is_not_taken_in(particles):
         assert np.isfinite(policy.sample(after, key=jr.key(0))).all()
 
 
+@pytest.mark.slow
 def test_compiled_and_batched_are_the_same():
     engine = wh.DataTemperedSMC(particles=64, kernel="rwm", moves=2)
     policy = _policy(Gaussian(), engine, capacity=4, warmup=1)
