@@ -28,6 +28,7 @@ X = np.array([[1.0, 0.2], [0.4, -1.0], [-1.5, 0.3], [0.1, 0.1], [0.9, -0.7]])
 Y = np.array([1.2, -0.9, -2.0, 0.3, 0.1])
 SHAPE, RATE, NOISE = 2.0, 1.5, 0.3
 LAYOUT = (("v", 1), ("white", 2))
+FORMS = [True, pytest.param(False, marks=pytest.mark.slow)]
 
 
 class Conjugate(wh.Model):
@@ -76,7 +77,7 @@ def at_truth(family):
     }
 
 
-@pytest.mark.parametrize("noncentered", [True, False])
+@pytest.mark.parametrize("noncentered", FORMS)
 def test_scale_mixture_is_exact_on_its_own_posterior(noncentered, key):
     """Each draw has the evidence for a weight, and the path derivative is zero."""
     target = wh.condition(Conjugate(centred=not noncentered), Y, X)
@@ -119,7 +120,7 @@ def test_scale_mixture_is_exact_on_its_own_posterior(noncentered, key):
         assert_allclose(leaf.mean(0) / error, 0, atol=4.5)
 
 
-@pytest.mark.parametrize("noncentered", [True, False])
+@pytest.mark.parametrize("noncentered", FORMS)
 def test_densities_of_the_scale_mixture(noncentered, key):
     """Density against scipy, score by autodiff, entropy and draws by Monte Carlo."""
     family = ScaleMixtureFamily("v", FullRank(), noncentered).bind(LAYOUT)
@@ -157,6 +158,7 @@ def test_densities_of_the_scale_mixture(noncentered, key):
     assert stats.kstest(np.asarray(u), t.cdf).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_bbvi_finds_the_posterior(key):
     target = wh.condition(Conjugate(), Y, X)
     engine = BBVI(family=ScaleMixtureFamily("v", FullRank()), steps=3_000, draws=500)
@@ -169,6 +171,7 @@ def test_bbvi_finds_the_posterior(key):
     assert_allclose(posterior.sample.extra["elbo_final"], evidence, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_factors_with_a_point(key):
     """The point is the maximum over v of the evidence given v, and v's own density."""
     target = wh.condition(Conjugate(), Y, X)
@@ -187,6 +190,7 @@ def test_factors_with_a_point(key):
     assert_allclose(posterior.sample.extra["elbo_final"], evidence + at_mode, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_what_positions_share_is_in_one_copy(key):
     """A point's gradient is that of all draws, and none of its work is repeated."""
 
