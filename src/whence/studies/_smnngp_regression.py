@@ -97,9 +97,13 @@ def networks(depths: tuple[int, ...]) -> Iterator[tuple[str, list]]:
         depths: Numbers of hidden layers.
     """
     for depth in depths:
-        for activation, weight in ((ReLU(), 1.0), (Erf(), 1.0), (Erf(), 4.0)):
+        for kind, activation, weight in (
+            ("ReLU", ReLU(), 1.0),
+            ("erf", Erf(), 1.0),
+            ("erf", Erf(), 4.0),
+        ):
             for bias in (0.0, 0.1, 1.0):
-                name = f"{type(activation).__name__} depth {depth} w {weight:g} b {bias:g}"
+                name = f"{kind}, depth {depth}, weights {weight:g}, biases {bias:g}"
                 yield name, [Dense(weight, bias), activation] * depth
 
 

@@ -71,7 +71,7 @@ from ._scale_mixture import (
     NormalScaleMixture as NormalScaleMixture,
     ScaleMixtureMarginals as ScaleMixtureMarginals,
 )
-from ._student import StudentT as StudentT
 from ._softmax import SoftmaxLabels as SoftmaxLabels
+from ._student import StudentT as StudentT
 from ._tiles import Kernels as Kernels
 from ._two_scales import TwoScales as TwoScales

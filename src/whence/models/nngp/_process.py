@@ -14,7 +14,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from ...core._types import AnyArray, Scalar
-from ._factor import cholesky, factor_or_penalty, whitened_covariance
+from ._factor import cholesky, factor_or_penalty, plus_diagonal, whitened_covariance
 from ._joint import Joint
 from ._law import AbstractLaw
 from ._laws import FromDistribution
@@ -114,8 +114,7 @@ class ScaleMixture(eqx.Module):
         return Joint(self.scale, tril, penalty, outputs)
 
     def _with_noise(self, covariance: Array) -> Array:
-        noise = self.noise.astype(covariance.dtype)
-        return covariance + noise * jnp.eye(len(covariance), dtype=covariance.dtype)
+        return plus_diagonal(covariance, self.noise)
 
 
 class LeaveOneOut(NamedTuple):
