@@ -10,6 +10,8 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp, ndtr, ndtri
 from numpyro.distributions import constraints
 
+from ._bisect import bisected
+
 
 class NormalMixture(dist.Distribution):
     """`sum_kj w_kj N(loc_k, v_kj L_k L_k')`: nodes k, and scales j of each.
@@ -189,15 +191,7 @@ class NormalMixtureMarginals(dist.Distribution):
 
         infinite = jnp.full(shape, jnp.inf, self.locs.dtype)
         low, high = self._over_nodes(widen, (infinite, -infinite))
-
-        def halve(_, ends):
-            low, high = ends
-            middle = (low + high) / 2
-            below = self.cdf(middle) < q
-            return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-        low, high = jax.lax.fori_loop(0, 120, halve, (low, high))
-        return (low + high) / 2
+        return bisected(self, q, low, high)
 
     def sample(self, key: Any, sample_shape=()):
         """Draw each entry with a node and a scale of its own.

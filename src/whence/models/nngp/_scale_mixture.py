@@ -9,6 +9,8 @@ import numpyro.distributions as dist
 from jax.scipy.special import logsumexp, ndtr
 from numpyro.distributions import constraints
 
+from ._bisect import bisected
+
 
 class NormalScaleMixture(dist.Distribution):
     """`sum_k w_k N(loc, v_k L L')`: one scale for all entries.
@@ -168,15 +170,7 @@ class ScaleMixtureMarginals(dist.Distribution):
         z = jax.scipy.special.ndtri(q)[..., None] * jnp.exp(self.log_scales / 2)
         z = self.scale[..., None] * jnp.where(jnp.exp(self.log_weights) > 0, z, 0)
         low, high = self.loc + z.min(-1), self.loc + z.max(-1)
-
-        def halve(_, ends):
-            low, high = ends
-            middle = (low + high) / 2
-            below = self.cdf(middle) < q
-            return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-        low, high = jax.lax.fori_loop(0, 200, halve, (low, high))
-        return (low + high) / 2
+        return bisected(self, q, low, high)
 
     def sample(self, key: Any, sample_shape=()):
         """Draw each entry with a scale of its own.
