@@ -10,6 +10,7 @@ from scipy import stats
 
 from whence.models.bandit import (
     UCB1,
+    AbstractPolicy,
     BernoulliArms,
     BetaArms,
     GaussianArms,
@@ -23,6 +24,7 @@ from whence.models.bandit import (
     sample_instances,
     simulate,
 )
+from whence.models.bandit._simulate import _keys
 
 
 def _environments():
@@ -106,6 +108,65 @@ def test_common_random_numbers():
     paired = runs.difference("a", "b").standard_error[-1]
     errors = [runs[name].bayes_regret().standard_error[-1] for name in "ab"]
     assert 0 < paired < 0.5 * np.hypot(*errors)
+
+
+class _ComparesOnce(AbstractPolicy):
+    """Pulls both arms, `first` before the other, and from then on the one that gave more."""
+
+    arms: int
+    first: int
+
+    def init(self, batch=()):
+        return jnp.zeros((2, *batch)), jnp.zeros((), int)
+
+    def act(self, state, *, key):
+        rewards, t = state
+        early = jnp.where(t == 0, self.first, 1 - self.first)
+        return jnp.where(t < 2, early, jnp.argmax(rewards, 0))
+
+    def update(self, state, arm, reward):
+        rewards, t = state
+        new = (jnp.arange(2)[:, None] == arm) & (t < 2)
+        return jnp.where(new, reward, rewards), t + 1
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_the_nth_reward_of_an_arm_does_not_depend_on_when_it_comes(impl):
+    environment = GaussianArms(np.zeros((2, 400)), np.ones((2, 400)))
+    policies = {"a": _ComparesOnce(2, 0), "b": _ComparesOnce(2, 1)}
+    for common in (True, False):
+        a, b = (
+            run.pulls
+            for run in simulate(
+                policies,
+                environment,
+                horizon=10,
+                key=jr.key(20, impl=impl),
+                common_random_numbers=common,
+            ).values()
+        )
+        agree = np.mean(a[0] == b[0])
+        # Either arm is better in half of the instances, independently of the others.
+        assert abs(np.mean(a[0] == 9) - 0.5) < 5 * np.sqrt(0.25 / 400)
+        assert agree == 1 if common else agree < 0.7
+
+
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_rewards_of_a_simulation_are_independent(neighbours):
+    """With a key each: of other instances, arms and pulls; here by correlations."""
+    environment = GaussianArms(np.zeros((3, 2_000)), np.ones((3, 2_000)))
+    keys = _keys(environment, jr.key(21))
+    columns = []
+    for arm in range(3):
+        for n in range(2):
+            at = jax.vmap(jr.fold_in)(keys[arm], jnp.full(2_000, n))
+            columns.append(environment.pull_keyed(jnp.full(2_000, arm), keys=at))
+    x = np.asarray(columns)
+    if neighbours:
+        x = np.stack([x[:, :-1].ravel(), x[:, 1:].ravel()])
+    assert stats.kstest(x.ravel(), "norm").pvalue > 1e-4
+    off = np.corrcoef(x)[np.triu_indices(len(x), 1)]
+    assert (abs(off) < 4.5 / np.sqrt(x.shape[1])).all()
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from ...core._types import PRNGKey
 from ._checks import (
     Numbers,
-    one_hot,
     require_count,
     require_finite,
     require_positive,
@@ -21,6 +20,7 @@ from ._checks import (
 from ._normal_gamma import NormalGamma
 
 PerInstance = Float[Array, "arm instance"]
+Keys = Key[Array, " instance"]
 
 
 class AbstractEnvironment(eqx.Module):
@@ -57,9 +57,20 @@ class AbstractEnvironment(eqx.Module):
             arm: Indices of arms, shape `(instance,)`.
             key: For the draws.
         """
-        hit = one_hot(arm, jax.tree.leaves(self)[0].shape[0])
-        one: Any = jax.tree.map(lambda x: jnp.sum(jnp.where(hit, x, 0), 0), self)
-        return one.sample(key=key)
+        return self._only(arm).sample(key=key)
+
+    def pull_keyed(self, arm: Array, *, keys: Keys) -> Float[Array, " instance"]:
+        """Draw a reward of one arm per instance, each with a key of its own.
+
+        Args:
+            arm: Indices of arms, shape `(instance,)`.
+            keys: For the draws, shape `(instance,)`.
+        """
+        return jax.vmap(lambda one, key: one.sample(key=key))(self._only(arm), keys)
+
+    def _only(self, arm: Array) -> Any:
+        """Return the parameters of one arm per instance, without the axis of arms."""
+        return jax.tree.map(lambda x: x[arm, jnp.arange(x.shape[1])], self)
 
 
 class GaussianArms(AbstractEnvironment):

@@ -8,7 +8,7 @@ import jax.random as jr
 from ...core._types import PRNGKey
 from ._checks import Numbers, require_count, require_finite
 from ._counts import ArmStatistics, no_rewards
-from ._policy import AbstractPolicy, Arm
+from ._policy import AbstractPolicy, Arm, highest
 from ._student import standard_normal, standard_t
 
 
@@ -57,7 +57,7 @@ class HondaTakemura(AbstractPolicy):
         degrees = jnp.maximum(state.count + 2 * self.a - 1, 1)
         noise = standard_t(key, degrees, state.mean.shape)
         scale = jnp.sqrt(state.squares / (state.at_least_one * degrees))
-        return jnp.argmax(state.first(state.mean + scale * noise, self.first_pulls), axis=0)
+        return highest(state.first(state.mean + scale * noise, self.first_pulls))
 
     def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
         """Return the statistics after a reward.
@@ -117,7 +117,7 @@ class MVTS(AbstractPolicy):
         if math.isfinite(self.rho):
             gamma = jr.gamma(key_precision, (state.count + 1) / 2, shape, dtype)
             value = self.rho * value - (state.squares + 1) / (2 * gamma)
-        return jnp.argmax(state.first(value), axis=0)
+        return highest(state.first(value))
 
     def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
         """Return the statistics after a reward.

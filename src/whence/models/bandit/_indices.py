@@ -10,7 +10,7 @@ from ._belief import PerArm
 from ._checks import Numbers, require_count, require_positive, require_within
 from ._counts import ArmStatistics, no_rewards
 from ._normal_gamma import NormalGamma
-from ._policy import AbstractPolicy, Arm
+from ._policy import AbstractPolicy, Arm, highest
 from ._student import t_upper_quantile
 
 
@@ -47,7 +47,7 @@ class AbstractIndex(AbstractPolicy):
             state: Statistics of the rewards so far.
             key: Not used: nothing is left to chance.
         """
-        return jnp.argmax(self.index(state), axis=0)
+        return highest(self.index(state))
 
     def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
         """Return the statistics after a reward.
@@ -245,7 +245,7 @@ class BayesUCB(AbstractPolicy):
         prior = self.prior.expand(state.batch_shape)
         round = jnp.sum(state.kappa - prior.kappa, axis=0) + 1
         quantile = t_upper_quantile(1 / (round + 0.5), 2 * state.alpha)
-        return jnp.argmax(state.mu + state.scale * quantile, axis=0)
+        return highest(state.mu + state.scale * quantile)
 
     def update(self, state: NormalGamma, arm: Numbers, reward: Numbers) -> NormalGamma:
         """Return the belief after a reward.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Key
 
 from ...core._types import PRNGKey
 from ._checks import one_hot, require_count
@@ -38,9 +38,8 @@ def simulate(
         horizon: Number of rounds.
         key: For rewards and policies.
         common_random_numbers: Whether all policies get the same rewards: the n-th pull of
-            an arm gives what was drawn for it beforehand, so that differences between
-            policies have a smaller standard error. Takes memory for `horizon` rewards per
-            arm and instance. Otherwise rewards are drawn when needed.
+            an arm gives the same whenever it comes, so that differences between policies
+            have a smaller standard error.
 
     Returns:
         A `Simulation`, by name of the policy.
@@ -59,11 +58,11 @@ def simulate(
             )
     require_count("horizon", horizon, environment.arms)
     key_rewards, key_policy = jr.split(key)
-    tape = _tape(environment, horizon, key_rewards) if common_random_numbers else None
+    keys = _keys(environment, key_rewards) if common_random_numbers else None
     edges = checkpoints(horizon)
     runs = {}
     for name, policy in policies.items():
-        regret, pulls = _play(policy, environment, tape, jnp.asarray(edges), key_policy)
+        regret, pulls = _play(policy, environment, keys, jnp.asarray(edges), key_policy)
         runs[name] = PolicyRun(edges[1:], np.asarray(regret), np.asarray(pulls))
     return Simulation(runs)
 
@@ -98,14 +97,20 @@ def play_to_checkpoints(
     return jax.lax.scan(until_checkpoint, start, jnp.stack([edges[:-1], edges[1:]], 1))
 
 
-@eqx.filter_jit
-def _tape(environment, horizon, key) -> Float[Array, "pull arm instance"]:
-    return environment.sample((horizon,), key=key)
+def _keys(environment: AbstractEnvironment, key: PRNGKey) -> Key[Array, "arm instance"]:
+    """Return a key for each arm of each instance."""
+    # Always of Threefry: vectorised, the other generators use one key for all instances.
+    seed = jr.wrap_key_data(jr.bits(key, (2,), jnp.uint32), impl="threefry2x32")
+    return jr.split(seed, (environment.arms, environment.instances))
 
 
 @eqx.filter_jit
-def _play(policy, environment, tape, edges, key) -> tuple[Array, Array]:
-    """Return regret at the checkpoints, `(checkpoint, instance)`, and pulls of each arm."""
+def _play(policy, environment, keys, edges, key) -> tuple[Array, Array]:
+    """Return regret at the checkpoints, `(checkpoint, instance)`, and pulls of each arm.
+
+    With `keys`, `(arm, instance)`, the n-th reward of an arm is drawn with the n-th key that
+    follows from the arm's: nothing needs to be drawn beforehand and kept.
+    """
     means = environment.means
     arms, instances = means.shape
     gaps = jnp.max(means, 0) - means
@@ -114,14 +119,14 @@ def _play(policy, environment, tape, edges, key) -> tuple[Array, Array]:
         state, pulls, regret = carry
         key_act, key_reward = jr.split(jr.fold_in(key, t))
         arm = policy.act(state, key=key_act)
-        hit = one_hot(arm, arms)
-        if tape is None:
+        at = arm, jnp.arange(instances)
+        if keys is None:
             reward = environment.pull(arm, key=key_reward)
         else:
-            pull = jnp.sum(jnp.where(hit, pulls, 0), 0)
-            reward = tape[pull, arm, jnp.arange(instances)]
-        regret = regret + jnp.sum(jnp.where(hit, gaps, 0), 0)
-        return policy.update(state, arm, reward), pulls + hit, regret
+            now = jax.vmap(jr.fold_in)(keys[at], pulls[at])
+            reward = environment.pull_keyed(arm, keys=now)
+        pulls = pulls + one_hot(arm, arms)
+        return policy.update(state, arm, reward), pulls, regret + gaps[at]
 
     start = (
         policy.init((instances,)),

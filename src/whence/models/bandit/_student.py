@@ -6,6 +6,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from ...core._types import PRNGKey
+from ._polynomials import cosine_of_turns, logarithm
 
 
 def noise_pair(
@@ -20,9 +21,11 @@ def noise_pair(
         shape: Of each.
         dtype: Of each.
     """
-    uniforms = jr.uniform(key, (2, *shape), dtype)
-    # 1 - U is in (0, 1], where the logarithm is finite.
-    return -2 * jnp.log1p(-uniforms[0]), jnp.cos(2 * jnp.pi * uniforms[1])
+    uniforms = jr.uniform(key, (2, *shape), jnp.promote_types(dtype, jnp.float32))
+    # 1 - U is in (0, 1], where the logarithm is finite. It is exact, as U is a multiple of
+    # the machine epsilon.
+    radius = -2 * logarithm(1 - uniforms[0])
+    return radius.astype(dtype), cosine_of_turns(uniforms[1]).astype(dtype)
 
 
 def standard_normal(key: PRNGKey, shape: tuple[int, ...], dtype) -> Float[Array, "..."]:

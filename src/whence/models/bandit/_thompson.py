@@ -1,7 +1,6 @@
 """Thompson sampling: play each arm with the probability that it is the best."""
 
 import equinox as eqx
-import jax.numpy as jnp
 
 from ...core._types import PRNGKey
 from ._belief import AbstractBelief
@@ -9,7 +8,7 @@ from ._beta_bernoulli import BetaBernoulli
 from ._checks import Numbers, require_positive
 from ._known_variance import KnownVariance
 from ._normal_gamma import NormalGamma
-from ._policy import AbstractPolicy, Arm
+from ._policy import AbstractPolicy, Arm, highest
 
 
 class AbstractThompson(AbstractPolicy):
@@ -44,7 +43,7 @@ class AbstractThompson(AbstractPolicy):
             state: The belief.
             key: For one draw per arm.
         """
-        return jnp.argmax(state.sample(key=key), axis=0)
+        return highest(state.sample(key=key))
 
     def update(self, state: AbstractBelief, arm: Numbers, reward: Numbers) -> AbstractBelief:
         """Return the belief after a reward.
