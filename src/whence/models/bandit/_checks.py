@@ -106,7 +106,7 @@ def per_arm(arms: int | None, **values: Any) -> tuple[Float[Array, "arm *batch"]
 def one_hot(arm: Any, arms: int) -> jax.Array:
     """Return a mask of shape `(arm, *batch)`, true at the chosen arm.
 
-    Masks are used in place of gathers and scatters, which are slow when vectorised.
+    Updates use masks in place of scatters, which are slow when vectorised.
     """
     arm = jnp.asarray(arm)
     return jnp.arange(arms).reshape((arms,) + (1,) * arm.ndim) == arm
