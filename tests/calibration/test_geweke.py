@@ -21,7 +21,9 @@ import _planted as planted  # noqa: E402
     [
         wh.NUTS(warmup=0, step_size=0.4),
         wh.HMC(warmup=0, step_size=0.55, num_steps=3),  # rejects often: the rule counts
-        wh.NUTS(warmup=0, step_size=0.4, backend="blackjax"),
+        pytest.param(
+            wh.NUTS(warmup=0, step_size=0.4, backend="blackjax"), marks=pytest.mark.slow
+        ),
     ],
     ids=["nuts", "hmc", "blackjax"],
 )
@@ -112,6 +114,7 @@ def test_a_missing_jacobian_is_caught(engine, key):
     assert wh.geweke(target, engine, key=key).report["sigma"].is_problem
 
 
+@pytest.mark.slow
 def test_a_simulator_of_another_model_is_caught(key):
     class Model(wh.Model):
         sigma: jax.Array = wh.latent(dist.HalfNormal(1.0))
@@ -126,6 +129,7 @@ def test_a_simulator_of_another_model_is_caught(key):
     assert not wh.geweke(target, wh.NUTS(warmup=0, step_size=0.4), key=key).ok
 
 
+@pytest.mark.slow
 def test_sgld_with_a_large_step_is_caught_and_with_a_small_one_not(key):
     engine = lambda step_size: wh.SGLD(warmup=0, thin=1, steps=10, step_size=step_size)
     large = wh.geweke(planted.mean_target(), engine(0.25), key=key, steps=4)
@@ -135,6 +139,7 @@ def test_sgld_with_a_large_step_is_caught_and_with_a_small_one_not(key):
     assert small.ok, str(small)
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_promised():
     """Over many keys the smallest p-value must be no smaller than uniform ones."""
     target, engine = planted.mean_target(), NoTest(scale=1.5)
@@ -148,6 +153,7 @@ def test_false_alarms_are_as_rare_as_promised():
         assert np.mean(np.array(smallest) <= level) < level + 3 * error
 
 
+@pytest.mark.slow
 def test_picture(key, tmp_path):
     target = wh.condition(planted.Pair(), jnp.zeros(4))
     result = wh.geweke(target, NoTest(), key=key, replicates=100, iterations=2)

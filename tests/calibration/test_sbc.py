@@ -146,6 +146,7 @@ def test_the_same_key_gives_the_same_ranks(key):
     np.testing.assert_array_equal(first.ranks["positive"], second.ranks["positive"])
 
 
+@pytest.mark.slow
 def test_mean_field_is_too_narrow_where_latents_correlate(key):
     target = wh.condition(planted.Pair(), jnp.zeros(4))
     engine = wh.BBVI(steps=400, learning_rate=0.05, samples=4, draws=200)
@@ -154,6 +155,7 @@ def test_mean_field_is_too_narrow_where_latents_correlate(key):
     assert "too narrow" in calibration.report["b"].message
 
 
+@pytest.mark.slow
 def test_weighted_particles(key):
     engine = wh.TemperedSMC(particles=512)
     calibration = wh.sbc(planted.scale_target(), engine, key=key, simulations=40)

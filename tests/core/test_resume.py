@@ -17,7 +17,7 @@ import whence as wh
 from whence.core._loop import _Worker
 from whence.storage import RunStore
 
-KILLS = int(os.environ.get("WHENCE_KILLS", "24"))  # in all, over the engines below
+KILLS = int(os.environ.get("WHENCE_KILLS", "6"))  # in all, over the engines below
 
 
 class Line(wh.Model):

@@ -36,7 +36,13 @@ def require_agreement(result):
     result.comparison.check(max_z=MAX_Z, min_ess=MIN_ESS, max_rhat=MAX_RHAT)
 
 
-@pytest.mark.parametrize("name", shipped())
+LONG = "hudson_lynx_hare-lotka_volterra"  # differential equations
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == LONG else n for n in shipped()],
+)
 def test_shipped(name, key):
     data, reference = load_shipped(name)
     require_agreement(fit(name, data, reference, ENGINES.get(name, wh.NUTS()), key))

@@ -14,7 +14,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: wh.NUTS(),
+        pytest.param(lambda: wh.NUTS(), marks=SLOW),  # in `tests/inference/hmc` too
         pytest.param(lambda: wh.NUTS(metric="diag"), marks=SLOW),
         pytest.param(lambda: wh.NUTS(metric="fisher"), marks=SLOW),
         pytest.param(lambda: wh.NUTS(metric="dense"), marks=SLOW),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import numpyro
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
@@ -178,8 +179,10 @@ def _explained(target, pointwise, keys) -> list[str]:
     bad = np.flatnonzero(~np.all(finite, axis=0))
     if not len(bad):
         return []
-    draw = target.constrain(target.init(key=keys[bad[0]]))
-    said = draw.explain(target.y, *target.inputs)
+    # A prior with parameters that cannot be is a problem of its own, reported as such.
+    with numpyro.validation_enabled(False):
+        draw = target.constrain(target.init(key=keys[bad[0]]))
+        said = draw.explain(target.y, *target.inputs)
     return [said] if said else []
 
 

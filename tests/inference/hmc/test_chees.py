@@ -52,6 +52,7 @@ class TwoModes(AbstractTarget):
         return {"x": position}
 
 
+@pytest.mark.slow
 def test_conformance(key):
     check_engine(wh.ChEES(chains=24, warmup=160, draws=120), key=key)
 

@@ -228,6 +228,7 @@ def test_bias_without_a_test_shrinks_with_the_step(key):
     assert abs(fine) < abs(coarse) / 4 + 5 * error
 
 
+@pytest.mark.slow
 def test_conformance(key):
     check_engine(wh.MCLMC(warmup=400, draws=400), key=key)
 

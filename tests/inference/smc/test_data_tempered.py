@@ -76,6 +76,7 @@ class Counts(wh.Model):
 COUNTS = np.array([0, 2, 1])  # few, so that the posterior, Gamma(5, 4), is skewed
 
 
+@pytest.mark.slow
 def test_a_skewed_posterior_and_those_before_it(key):
     target = wh.condition(Counts(), COUNTS)
     engine = DataTemperedSMC(particles=4_000, kernel="rwm", threshold=0.8)

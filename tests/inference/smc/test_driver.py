@@ -91,9 +91,9 @@ def _repeat(num, *resampler):
 
 SETTINGS = [
     ("systematic", 0.5),
-    ("systematic", 1.0),
-    ("residual", 1.0),
     ("multinomial", 1.0),
+    pytest.param("systematic", 1.0, marks=pytest.mark.slow),
+    pytest.param("residual", 1.0, marks=pytest.mark.slow),
 ]
 
 

@@ -76,6 +76,7 @@ def test_weighted_moments_of_a_gaussian(dim, kernel):
     assert np.all(np.abs(variance.mean(0) - target.sd**2) < 4.5 * error + target.sd**2 / 100)
 
 
+@pytest.mark.slow
 def test_error_sees_moves_too_few_to_mix(key):
     target = Conjugate.simulate(5)
     engine = TemperedSMC(particles=1000, kernel="rwm", moves=5)
@@ -118,6 +119,7 @@ class _WrongSign(AbstractFeynmanKac):
         return -log_potential, control
 
 
+@pytest.mark.slow
 def test_the_evidence_test_catches_a_wrong_sign():
     target = Conjugate.simulate(3)
     engine = TemperedSMC(particles=200, kernel="rwm")
@@ -174,6 +176,7 @@ def _two_modes(x):
     return jnp.logaddexp(left, jnp.log(0.7) + norm.logpdf(x, 3.0, 0.5))
 
 
+@pytest.mark.slow
 def test_mass_of_two_modes(key):
     target = OneDimension(_two_modes, 4.0)
     log_evidence, right = target.expect(lambda x: x > 0)

@@ -93,7 +93,8 @@ def test_improper_prior_starts_from_a_reference(key):
     assert np.all(np.abs(mean - [4.0, 50.0, -3.0]) < 4.5 * error)
 
 
-@pytest.mark.parametrize("kernel", ["hmc", pytest.param("rwm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["hmc", "rwm"])
 def test_conformance(kernel, key):
     # Its targets, a correlated Gaussian and a skewed one, have no prior: the reference path.
     check_engine(TemperedSMC(particles=1024, kernel=kernel), key=key)

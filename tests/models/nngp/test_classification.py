@@ -74,6 +74,7 @@ def test_line_integral_with_many_classes(key):
     assert_allclose(slope[0], (up - down) / 2e-5, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_far_apart_and_many_rows():
     loc = jnp.concatenate([jnp.array([[900.0, 0.0]]), jnp.zeros((299, 2))])
     labels = nngp.SoftmaxLabels(loc, jnp.zeros(300))
@@ -275,6 +276,7 @@ class _Probs(eqx.Module):
         return draw.likelihood(self.x).probs
 
 
+@pytest.mark.slow
 def test_conformance(key):
     x = np.concatenate([Z, Z + 0.4, -Z])
     y = np.arange(9) % 3

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array
 
-from ...core._types import PRNGKey
+from ...core._types import AnyArray, PRNGKey
 from ._initialisations import AbstractInitialisation, Independent
 
 
@@ -63,15 +63,16 @@ class Chain(eqx.Module):
 
     layers: tuple
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: AnyArray) -> Array:
         """Apply the layers to one example.
 
         Args:
             x: Shape `(*spatial, channels)`.
         """
+        value = jnp.asarray(x)
         for layer in self.layers:
-            x = layer(x)
-        return x
+            value = layer(value)
+        return value
 
 
 class Skip(eqx.Module):
