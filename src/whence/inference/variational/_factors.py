@@ -77,7 +77,7 @@ class Point(AbstractFamily):
 class Factors(AbstractFamily):
     """A product of families over latents that are named, and `rest` for all others.
 
-    For example `Factors({"inducing": Point(), "network.*": Point()}, ScaleMixture("v"))`.
+    For example `Factors({"inducing": Point()}, ScaleMixtureFamily("v"))`.
 
     Args:
         factors: A family for each name or pattern (`*`, `?`, `[...]`) of names of latents; all
