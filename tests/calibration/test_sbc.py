@@ -184,6 +184,7 @@ def _schools(sigma, y=None):
         numpyro.sample("y", dist.Normal(mu + tau * theta, sigma), obs=y)
 
 
+@pytest.mark.slow
 def test_a_numpyro_model(key):
     target = wh.from_numpyro(_schools, jnp.array([15.0, 10.0, 16.0]), y=jnp.zeros(3))
     engine = wh.NUTS(chains=1, warmup=200, draws=400)

@@ -34,6 +34,7 @@ def model(tmp_path):
     return f"{tmp_path / 'model.py'}:target"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_file_of_an_uninterrupted_run(model, tmp_path):
     settings = ["--engine", "sgld", "--set", "steps=300_000", "--set", "thin=30"]
     settings += ["--set", "step_size=1e-2", "--seed", "5"]

@@ -152,6 +152,7 @@ def test_devices_must_be_as_many_as_asked():
         wh.mesh(chain=2, devices=jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_mesh_of_one_device_changes_nothing():
     engine = wh.NUTS(chains=2, warmup=100, draws=50)
     one = wh.infer(SCHOOLS, engine, key=KEY)

@@ -317,7 +317,7 @@ def test_own_log_likelihood():
     assert set(target.constant_data) == {"x"}
 
 
-@hypothesis.settings(deadline=None, max_examples=30, derandomize=True)
+@hypothesis.settings(deadline=None, max_examples=8, derandomize=True)
 @hypothesis.given(
     batch=st.lists(st.integers(1, 4), max_size=2).map(tuple),
     event=st.integers(2, 4),

@@ -156,6 +156,7 @@ def test_new_data_compile_nothing_and_reach_every_group(key):
     assert_allclose(arviz_stats.loo(tree).elpd, predictive.log_prob(y).sum(), atol=0.2)
 
 
+@pytest.mark.slow
 def test_evidence_by_tempering(key):
     y = np.random.default_rng(2).normal(size=8) + 1.0
     target = wh.from_numpyro(conjugate, y)

@@ -52,6 +52,7 @@ class Shapes(Model):
         return dist.Normal(self.shifted, 1.0)
 
 
+@pytest.mark.slow
 def test_every_support(key):
     check_model(Shapes(), jnp.arange(4.0), key=key, points=2, rows=False, prior_draws=3)
 

@@ -175,6 +175,7 @@ def test_auto_takes_diagonal_where_dense_misleads(key):
     assert_allclose(factor, np.diag(np.diag(factor)))
 
 
+@pytest.mark.slow
 def test_low_rank_finds_the_direction(key):
     """One direction of 100 times the standard deviation, among 70 dimensions."""
     dim, num_draws = 70, 100

@@ -26,7 +26,7 @@ RUNS = 120
 CASES = [
     pytest.param(1, "hmc", marks=pytest.mark.slow),
     pytest.param(3, "hmc", marks=pytest.mark.slow),
-    (10, "hmc"),
+    pytest.param(10, "hmc", marks=pytest.mark.slow),
     (3, "rwm"),
 ]
 
@@ -87,6 +87,7 @@ def test_error_sees_moves_too_few_to_mix(key):
     assert np.sqrt(runs["mixing"].mean()) / spread < 0.67
 
 
+@pytest.mark.slow
 def test_without_adaptation_the_evidence_is_exactly_unbiased(monkeypatch):
     ladder = jnp.asarray([0.005, 0.02, 0.06, 0.15, 0.4, 1.0])
     climb = lambda weights, tilt, old, ess: jnp.min(jnp.where(ladder > old + 1e-9, ladder, 1.0))

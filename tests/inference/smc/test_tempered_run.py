@@ -49,6 +49,7 @@ def _eight_schools_truth():
     return evidence, average(mean), average(log_tau), average((tau < 2.0).astype(float))
 
 
+@pytest.mark.slow
 def test_eight_schools_against_quadrature(key):
     target = wh.condition(EightSchools(), jnp.asarray(Y), jnp.asarray(SIGMA))
     assert choose_path(target, "auto") == "prior"
@@ -78,6 +79,7 @@ class Flat(wh.Model):
         return dist.Normal(self.x + offset, jnp.asarray([0.1, 1.0, 10.0])).to_event(1)
 
 
+@pytest.mark.slow
 def test_improper_prior_starts_from_a_reference(key):
     target = wh.condition(Flat(), jnp.asarray([[4.0, 50.0, -3.0]]), jnp.zeros(3))
     assert choose_path(target, "auto") == "reference"
