@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 
 from ...core._types import PRNGKey
 from ._belief import AbstractBelief
-from ._checks import Numbers, one_hot, require_count, require_within
-from ._policy import AbstractPolicy, Arm
+from ._belief_policy import AbstractBeliefPolicy
+from ._checks import one_hot, require_count, require_within
+from ._policy import Arm
 
 
-class TopTwoTS(AbstractPolicy):
+class TopTwoTS(AbstractBeliefPolicy):
     """Top-two Thompson sampling: finds out soon which arm is best, at a price in reward.
 
     Draws from the belief until two draws have different best arms; pulls the first with
@@ -50,19 +51,6 @@ class TopTwoTS(AbstractPolicy):
         if self.prior.arms < 2:
             raise ValueError(f"`prior` must have at least 2 arms; got {self.prior.arms}.")
 
-    @property
-    def arms(self) -> int:
-        """Number of arms."""
-        return self.prior.arms
-
-    def init(self, batch: tuple[int, ...] = ()) -> AbstractBelief:
-        """Return the prior, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
-        return self.prior.expand(batch)
-
     def act(self, state: AbstractBelief, *, key: PRNGKey) -> Arm:
         """Return the best arm of one draw, or of one that has another.
 
@@ -74,19 +62,6 @@ class TopTwoTS(AbstractPolicy):
         first = jnp.argmax(state.sample(key=key_first), axis=0)
         stay = jr.uniform(key_coin, first.shape) < self.beta
         return _challenge(self.redraws, state, first, stay, key_second)
-
-    def update(self, state: AbstractBelief, arm: Numbers, reward: Numbers) -> AbstractBelief:
-        """Return the belief after a reward.
-
-        Args:
-            state: The belief.
-            arm: The arm that was pulled, shape `(*batch,)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is impossible.
-        """
-        return state.update(arm, reward)
 
 
 # Compiled on its own, as a loop that is called anew for every decision must not be.

@@ -1,5 +1,8 @@
 """Policies that choose several actions at once and see a reward of each."""
 
+import abc
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -18,7 +21,75 @@ from ._ridge import (
 )
 
 
-class C2UCB(AbstractCombinatorialPolicy):
+class AbstractRidgeBounds(AbstractCombinatorialPolicy):
+    """Upper confidence bounds by ridge regression, for rewards from 0 to 1."""
+
+    rho: eqx.AbstractVar[float | int]
+    ridge: eqx.AbstractVar[float | int]
+
+    def __check_init__(self):
+        require_count("features", self.features, 1)
+        require_positive("rho", self.rho)
+        require_positive("ridge", self.ridge)
+
+    @property
+    @abc.abstractmethod
+    def _width(self) -> float | int:
+        """Distance of the bounds from the mean, in standard errors of the fit."""
+
+    @abc.abstractmethod
+    def _variance(self, state: RidgeState, x: Array) -> Array:
+        """Return what the weight of each reward in the fit is divided by."""
+
+    def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
+        """Return coefficients of zero, for a batch of problems.
+
+        Args:
+            batch: Shape of the batch.
+        """
+        return start_ridge(self.features, self.ridge, batch)
+
+    def values(
+        self, state: RidgeState, features: Numbers, *, key: PRNGKey
+    ) -> Float[Array, "action *batch"]:
+        """Return the upper bounds.
+
+        Args:
+            state: The fit.
+            features: Features of each action, shape `(action, feature, *batch)`.
+            key: Not used: nothing is left to chance.
+        """
+        return self._bounds(state, checked_actions(state, features))[1]
+
+    def update(
+        self,
+        state: RidgeState,
+        features: Numbers,
+        rewards: Numbers,
+        observed: Numbers | None = None,
+    ) -> RidgeState:
+        """Return the fit after the rewards of one round, with weights from before them.
+
+        Args:
+            state: The fit.
+            features: Features of the actions chosen, shape `(position, feature, *batch)`.
+            rewards: What they gave, from 0 to 1, shape `(position, *batch)`.
+            observed: Which rewards were seen; by default all.
+
+        Raises:
+            ValueError: If shapes do not match, or a reward is not from 0 to 1.
+        """
+        require_within("rewards", rewards, 0.0, 1.0)
+        x, y, seen = _checked_round(state, features, rewards, observed)
+        return _learn_all(state, x, y, seen, self._variance(state, x))[0]
+
+    def _bounds(self, state: RidgeState, x: Array) -> tuple[Array, Array]:
+        mean, scale = state.predict(x)
+        width = self._width * scale
+        return jnp.clip(mean - width, 0, 1), jnp.clip(mean + width, 0, 1)
+
+
+class C2UCB(AbstractRidgeBounds):
     """Upper confidence bounds by ridge regression, for rewards from 0 to 1 (C2-UCB-T).
 
     An action is worth `clip(features @ w + rho |features|, 0, 1)`, in the norm of the fit's
@@ -41,53 +112,15 @@ class C2UCB(AbstractCombinatorialPolicy):
     rho: float | int = 0.5
     ridge: float | int = 1.0
 
-    def __check_init__(self):
-        _check_widths(self)
+    @property
+    def _width(self) -> float | int:
+        return self.rho
 
-    def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
-        """Return coefficients of zero, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
-        return start_ridge(self.features, self.ridge, batch)
-
-    def values(
-        self, state: RidgeState, features: Numbers, *, key: PRNGKey
-    ) -> Float[Array, "action *batch"]:
-        """Return the upper bounds.
-
-        Args:
-            state: The fit.
-            features: Features of each action, shape `(action, feature, *batch)`.
-            key: Not used: nothing is left to chance.
-        """
-        return _bounds(state, checked_actions(state, features), self.rho)[1]
-
-    def update(
-        self,
-        state: RidgeState,
-        features: Numbers,
-        rewards: Numbers,
-        observed: Numbers | None = None,
-    ) -> RidgeState:
-        """Return the fit after the rewards of one round.
-
-        Args:
-            state: The fit.
-            features: Features of the actions chosen, shape `(position, feature, *batch)`.
-            rewards: What they gave, from 0 to 1, shape `(position, *batch)`.
-            observed: Which rewards were seen; by default all.
-
-        Raises:
-            ValueError: If shapes do not match, or a reward is not from 0 to 1.
-        """
-        require_within("rewards", rewards, 0.0, 1.0)
-        x, y, seen = _checked_round(state, features, rewards, observed)
-        return _learn_all(state, x, y, seen, jnp.ones_like(y))[0]
+    def _variance(self, state: RidgeState, x: Array) -> Array:
+        return jnp.ones_like(x[:, 0])
 
 
-class VAC2UCB(AbstractCombinatorialPolicy):
+class VAC2UCB(AbstractRidgeBounds):
     """`C2UCB` that weighs each reward by how much it may vary, for rewards from 0 to 1.
 
     A reward with mean `m` has a variance of at most `m (1 - m)`. The largest that this can
@@ -114,28 +147,11 @@ class VAC2UCB(AbstractCombinatorialPolicy):
     floor: float | int = 1e-3
 
     def __check_init__(self):
-        _check_widths(self)
         require_positive("floor", self.floor)
 
-    def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
-        """Return coefficients of zero, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
-        return start_ridge(self.features, self.ridge, batch)
-
-    def values(
-        self, state: RidgeState, features: Numbers, *, key: PRNGKey
-    ) -> Float[Array, "action *batch"]:
-        """Return the upper bounds.
-
-        Args:
-            state: The fit.
-            features: Features of each action, shape `(action, feature, *batch)`.
-            key: Not used: nothing is left to chance.
-        """
-        return _bounds(state, checked_actions(state, features), 2 * self.rho)[1]
+    @property
+    def _width(self) -> float | int:
+        return 2 * self.rho
 
     def optimistic_variance(
         self, state: RidgeState, features: Numbers
@@ -146,32 +162,13 @@ class VAC2UCB(AbstractCombinatorialPolicy):
             state: The fit.
             features: Features of each action, shape `(action, feature, *batch)`.
         """
-        low, high = _bounds(state, checked_actions(state, features), 2 * self.rho)
+        return self._variance(state, checked_actions(state, features))
+
+    def _variance(self, state: RidgeState, x: Array) -> Array:
+        low, high = self._bounds(state, x)
         # The mean between the bounds that is closest to 1/2.
         mean = jnp.clip(0.5, low, high)
         return jnp.maximum(mean * (1 - mean), self.floor)
-
-    def update(
-        self,
-        state: RidgeState,
-        features: Numbers,
-        rewards: Numbers,
-        observed: Numbers | None = None,
-    ) -> RidgeState:
-        """Return the fit after the rewards of one round, with weights from before them.
-
-        Args:
-            state: The fit.
-            features: Features of the actions chosen, shape `(position, feature, *batch)`.
-            rewards: What they gave, from 0 to 1, shape `(position, *batch)`.
-            observed: Which rewards were seen; by default all.
-
-        Raises:
-            ValueError: If shapes do not match, or a reward is not from 0 to 1.
-        """
-        require_within("rewards", rewards, 0.0, 1.0)
-        x, y, seen = _checked_round(state, features, rewards, observed)
-        return _learn_all(state, x, y, seen, self.optimistic_variance(state, x))[0]
 
 
 class CombinatorialTS(AbstractCombinatorialPolicy):
@@ -239,17 +236,6 @@ class CombinatorialTS(AbstractCombinatorialPolicy):
         fit, squared = _learn_all(state.fit, x, y, seen, jnp.ones_like(y))
         count = jnp.sum(seen, 0).astype(y.dtype)
         return LinearState(fit, state.alpha + count / 2, state.beta + squared / 2)
-
-
-def _check_widths(policy) -> None:
-    require_count("features", policy.features, 1)
-    require_positive("rho", policy.rho)
-    require_positive("ridge", policy.ridge)
-
-
-def _bounds(state, x, width) -> tuple[Array, Array]:
-    mean, scale = state.predict(x)
-    return jnp.clip(mean - width * scale, 0, 1), jnp.clip(mean + width * scale, 0, 1)
 
 
 def _checked_round(

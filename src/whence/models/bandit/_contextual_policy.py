@@ -65,7 +65,39 @@ class AbstractContextualPolicy(eqx.Module):
         """
 
 
-class LinearTS(AbstractContextualPolicy):
+class AbstractLinearBelief(AbstractContextualPolicy):
+    """A rule that chooses by what it believes of the coefficients, and of the noise."""
+
+    prior: eqx.AbstractVar[LinearGaussian]
+
+    @property
+    def features(self) -> int:
+        """Number of features of an action."""
+        return len(self.prior.mu)
+
+    def init(self, batch: tuple[int, ...] = ()) -> LinearState:
+        """Return the prior, for a batch of problems.
+
+        Args:
+            batch: Shape of the batch.
+        """
+        return start_linear(self.prior, batch)
+
+    def update(self, state: LinearState, features: Numbers, reward: Numbers) -> LinearState:
+        """Return the belief after a reward.
+
+        Args:
+            state: The belief.
+            features: Features of the action taken, shape `(feature, *batch)`.
+            reward: What it gave, shape `(*batch,)`.
+
+        Raises:
+            ValueError: If shapes do not match or a value is not finite.
+        """
+        return state.update(features, reward)
+
+
+class LinearTS(AbstractLinearBelief):
     """Thompson sampling of a linear model whose noise variance is unknown.
 
     Draw coefficients and a variance from what is believed by now, and take the action that
@@ -80,19 +112,6 @@ class LinearTS(AbstractContextualPolicy):
     """
 
     prior: LinearGaussian
-
-    @property
-    def features(self) -> int:
-        """Number of features of an action."""
-        return len(self.prior.mu)
-
-    def init(self, batch: tuple[int, ...] = ()) -> LinearState:
-        """Return the prior, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
-        return start_linear(self.prior, batch)
 
     def act(self, state: LinearState, features: Numbers, *, key: PRNGKey) -> Arm:
         """Return the action that is best under a draw of the coefficients.
@@ -109,21 +128,8 @@ class LinearTS(AbstractContextualPolicy):
         draw = state.sample(key=key)
         return jnp.argmax(jnp.einsum("af...,f...->a...", x, draw), axis=0)
 
-    def update(self, state: LinearState, features: Numbers, reward: Numbers) -> LinearState:
-        """Return the belief after a reward.
 
-        Args:
-            state: The belief.
-            features: Features of the action taken, shape `(feature, *batch)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If shapes do not match or a value is not finite.
-        """
-        return state.update(features, reward)
-
-
-class LinearBayesUCB(AbstractContextualPolicy):
+class LinearBayesUCB(AbstractLinearBelief):
     """Take the action with the highest quantile of the belief in its mean reward.
 
     The quantile is that of probability `1 - 1 / (round + 1/2)`, of the t distribution of
@@ -143,19 +149,6 @@ class LinearBayesUCB(AbstractContextualPolicy):
     def __check_init__(self):
         require_within("prior.alpha", self.prior.alpha, 1.0, jnp.inf)
 
-    @property
-    def features(self) -> int:
-        """Number of features of an action."""
-        return len(self.prior.mu)
-
-    def init(self, batch: tuple[int, ...] = ()) -> LinearState:
-        """Return the prior, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
-        return start_linear(self.prior, batch)
-
     def act(self, state: LinearState, features: Numbers, *, key: PRNGKey) -> Arm:
         """Return the action with the highest quantile, the first of them in a tie.
 
@@ -171,19 +164,6 @@ class LinearBayesUCB(AbstractContextualPolicy):
         round = 2 * (state.alpha - self.prior.alpha) + 1
         quantile = t_upper_quantile(1 / (round + 0.5), 2 * state.alpha)
         return jnp.argmax(mean + jnp.sqrt(state.beta / state.alpha) * quantile * width, axis=0)
-
-    def update(self, state: LinearState, features: Numbers, reward: Numbers) -> LinearState:
-        """Return the belief after a reward.
-
-        Args:
-            state: The belief.
-            features: Features of the action taken, shape `(feature, *batch)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If shapes do not match or a value is not finite.
-        """
-        return state.update(features, reward)
 
 
 class LinUCB(AbstractContextualPolicy):

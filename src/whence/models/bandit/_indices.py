@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ...core._types import PRNGKey
 from ._belief import PerArm
+from ._belief_policy import AbstractBeliefPolicy
 from ._checks import Numbers, require_count, require_positive, require_within
 from ._counts import ArmStatistics, no_rewards
 from ._normal_gamma import NormalGamma
@@ -202,11 +203,11 @@ class CHKUCB(AbstractIndex):
         return state.first(state.mean + jnp.sqrt(state.variance * growth), 3)
 
 
-class BayesUCB(AbstractPolicy):
+class BayesUCB(AbstractBeliefPolicy):
     """Pull the arm with the highest quantile of the belief in its mean.
 
     The quantile is that of probability `1 - 1 / (round + 1/2)`, of the t distribution of
-    the arm's mean. The state is the belief.
+    the arm's mean.
 
     Attributes:
         prior: Belief in means and precisions before the first reward, with `alpha` of at
@@ -222,19 +223,6 @@ class BayesUCB(AbstractPolicy):
     def __check_init__(self):
         require_within("prior.alpha", self.prior.alpha, 1.0, math.inf)
 
-    @property
-    def arms(self) -> int:
-        """Number of arms."""
-        return self.prior.arms
-
-    def init(self, batch: tuple[int, ...] = ()) -> NormalGamma:
-        """Return the prior, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
-        return self.prior.expand(batch)
-
     def act(self, state: NormalGamma, *, key: PRNGKey) -> Arm:
         """Return the arm with the highest quantile, the first of them in a tie.
 
@@ -246,16 +234,3 @@ class BayesUCB(AbstractPolicy):
         round = jnp.sum(state.kappa - prior.kappa, axis=0) + 1
         quantile = t_upper_quantile(1 / (round + 0.5), 2 * state.alpha)
         return highest(state.mu + state.scale * quantile)
-
-    def update(self, state: NormalGamma, arm: Numbers, reward: Numbers) -> NormalGamma:
-        """Return the belief after a reward.
-
-        Args:
-            state: The belief.
-            arm: The arm that was pulled, shape `(*batch,)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is not finite.
-        """
-        return state.update(arm, reward)

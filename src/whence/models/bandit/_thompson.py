@@ -1,40 +1,22 @@
 """Thompson sampling: play each arm with the probability that it is the best."""
 
-import equinox as eqx
-
 from ...core._types import PRNGKey
 from ._belief import AbstractBelief
+from ._belief_policy import AbstractBeliefPolicy
 from ._beta_bernoulli import BetaBernoulli
-from ._checks import Numbers, require_positive
+from ._checks import require_positive
 from ._known_variance import KnownVariance
 from ._normal_gamma import NormalGamma
-from ._policy import AbstractPolicy, Arm, highest
+from ._policy import Arm, highest
 
 
-class AbstractThompson(AbstractPolicy):
+class AbstractThompson(AbstractBeliefPolicy):
     """Draw a mean reward for each arm from the belief, and pull the arm with the highest.
-
-    The state is the belief.
 
     References:
         Thompson (1933), doi:10.1093/biomet/25.3-4.285.
         Russo et al. (2018), "A tutorial on Thompson sampling", doi:10.1561/2200000070.
     """
-
-    prior: eqx.AbstractVar[AbstractBelief]
-
-    @property
-    def arms(self) -> int:
-        """Number of arms."""
-        return self.prior.arms
-
-    def init(self, batch: tuple[int, ...] = ()) -> AbstractBelief:
-        """Return the prior, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
-        return self.prior.expand(batch)
 
     def act(self, state: AbstractBelief, *, key: PRNGKey) -> Arm:
         """Return the arm with the highest draw.
@@ -44,19 +26,6 @@ class AbstractThompson(AbstractPolicy):
             key: For one draw per arm.
         """
         return highest(state.sample(key=key))
-
-    def update(self, state: AbstractBelief, arm: Numbers, reward: Numbers) -> AbstractBelief:
-        """Return the belief after a reward.
-
-        Args:
-            state: The belief.
-            arm: The arm that was pulled, shape `(*batch,)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is impossible.
-        """
-        return state.update(arm, reward)
 
 
 class VarTS(AbstractThompson):
