@@ -1,6 +1,6 @@
 """`Posterior`: draws, how they were made, and everything one asks of them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from ._export import export, saved_tree
 from ._from_draws import external
 from ._model import adopt_coords
 from ._over_draws import apply, constrain, map_draws, pointwise, predict, variables
+from ._resample import resampled
+from ._summary import summarise
 from ._target import AbstractDescribedTarget, AbstractTarget
 from ._tree import named_leaves
 from ._types import PRNGKey
@@ -197,6 +199,12 @@ class Posterior:
     def resample(self, num_draws: int, *, key: PRNGKey) -> "Posterior":
         """Return equally weighted draws: systematic resampling of weighted ones.
 
+        They stay in the order of chains and draws, copies of one draw beside each other.
+        So the copies of a heavy particle, or the neighbours in a chain that moves slowly,
+        are still correlated as a chain's draws are, and `summary` and `diagnose` count what
+        they are worth, not how many they are. A part of them is no sample of the whole:
+        ask for fewer draws instead, or permute them.
+
         Args:
             num_draws: How many, in one chain.
             key: A typed key.
@@ -204,29 +212,7 @@ class Posterior:
         Raises:
             ValueError: If `num_draws` is not positive.
         """
-        if num_draws < 1:
-            raise ValueError(f"`num_draws` must be at least 1; got {num_draws}.")
-        total = self.num_chains * self.num_draws
-        log_weights = np.zeros(total) if self.log_weights is None else self.log_weights.ravel()
-        cumulative = np.cumsum(np.exp(log_weights - log_weights.max()))
-        offset = float(jr.uniform(key))
-        points = (np.arange(num_draws) + offset) / num_draws * cumulative[-1]
-        chosen = np.minimum(np.searchsorted(cumulative, points), total - 1)
-        # Neighbours are copies after systematic resampling; order must carry no meaning.
-        chosen = np.asarray(jr.permutation(jr.fold_in(key, 1), chosen))
-        take = lambda tree: jax.tree.map(
-            lambda x: x.reshape(total, *x.shape[2:])[chosen][None], tree
-        )
-        sample = Sample(
-            positions=take(self.sample.positions),
-            stats=take(self.stats),
-            log_evidence=self.log_evidence,
-            log_evidence_error=self.log_evidence_error,
-            extra=self.sample.extra,
-            method=self.sample.method,
-        )
-        variables = None if self._variables is None else take(self._variables)
-        return self._like(sample, variables)
+        return resampled(self, num_draws, key)
 
     # -- judgement ---------------------------------------------------------------
 
@@ -256,35 +242,44 @@ class Posterior:
 
     def trouble(self) -> str:
         """Return one sentence on what is most wrong, from what costs nothing to compute."""
-        from ..diagnostics import convergence
+        from ..diagnostics._trouble import trouble
 
-        found = []
-        diverging = self.stats.get("diverging")
-        if diverging is not None and diverging.any():
-            found.append(f"{int(diverging.sum())} divergent transitions")
-        positions = jax.tree.leaves(self.sample.positions)
-        finite = all(np.isfinite(x).all() for x in positions)
-        if not finite:
-            found.append("non-finite draws")
         chains = self.log_weights is None and "log_weights_is" not in self.sample.extra
-        small = sum(x.size for x in positions) <= 2**22  # beyond that it costs seconds
-        if chains and finite and self.num_draws >= 4 and small:
-            rhat = max(
-                float(np.nanmax(convergence(x).rhat, initial=1.0)) for x in positions if x.size
-            )
-            if rhat > 1.01 and self.num_chains > 1:
-                found.append(f"R-hat up to {rhat:.4g}, above 1.01")
-        return f"{self.engine}: {' and '.join(found)}." if found else ""
+        found = trouble(jax.tree.leaves(self.sample.positions), self.stats, chains=chains)
+        return f"{self.engine}: {found}." if found else ""
 
-    def summary(self, **kwargs: Any) -> Any:
-        """Return ArviZ's summary table, a pandas DataFrame.
+    def summary(
+        self,
+        var_names: str | Sequence[str] | None = None,
+        *,
+        kind: str = "all",
+        ci_prob: float | None = None,
+        ci_kind: str | None = None,
+        round_to: int | str | None = "auto",
+        **arviz: Any,
+    ) -> Any:
+        """Return a table of the draws, a pandas DataFrame: the one that ArviZ makes.
+
+        Of weighted draws it has weighted moments and quantiles, the effective sample size
+        of the weights `1 / sum(w**2)` under both `ess_bulk` and `ess_tail`, the standard
+        errors of self-normalised importance sampling, and no R-hat.
+
+        `ess_tail` is that of ArviZ's tails, the 11% and 89% quantiles unless its settings
+        say otherwise; `diagnose` looks at 5% and 95%.
 
         Args:
-            **kwargs: Passed on to `arviz.summary`, for example `var_names`.
+            var_names: Which variables; by default all.
+            kind: `"all"`, `"stats"` or `"diagnostics"`; others of ArviZ's, such as
+                `"all_median"`, are left to it.
+            ci_prob: Probability inside the interval; by default ArviZ's setting, 0.89.
+            ci_kind: `"eti"` or `"hdi"`; by default ArviZ's setting, `"eti"`.
+            round_to: `"auto"` shows the digits that the Monte Carlo errors support; else
+                decimals, significant digits such as `"3g"`, or `"none"`.
+            **arviz: Further arguments of `arviz.summary`, which then makes the table; it
+                knows no weights and gets resampled draws.
         """
-        from arviz_stats import summary
-
-        return summary(self.to_datatree(groups=("posterior",)), **kwargs)
+        own = {"kind": kind, "ci_prob": ci_prob, "ci_kind": ci_kind, "round_to": round_to}
+        return summarise(self, var_names, own, arviz)
 
     def plot(self, kind: str = "trace_dist", **kwargs: Any) -> Any:
         """Draw one of ArviZ's plots: `arviz.plot_<kind>` of this posterior.

@@ -2,7 +2,7 @@
 
 `diagnose(variables, stats, ...)` runs all checks that apply and returns a `Report` of
 `Finding`s. The statistics are here by themselves too: `convergence` (R-hat, bulk and tail
-ESS at once), `rhat`, `ess_bulk`, `ess_tail`, `bfmi`, `weight_ess`, `pareto_khat`.
+ESS at once), `rhat`, `ess_bulk`, `ess_tail`, `mcse`, `bfmi`, `weight_ess`, `pareto_khat`.
 
 Scores of predictions against what came: `crps_...`, `interval_score`, `coverage` of real
 numbers; `reliability`, `brier`, `separation` of classes.
@@ -25,6 +25,7 @@ from ._convergence import (
     rhat as rhat,
 )
 from ._diagnose import diagnose as diagnose
+from ._mcse import MonteCarloError as MonteCarloError, mcse as mcse
 from ._report import Finding as Finding, Report as Report
 from ._scores import (
     Coverage as Coverage,

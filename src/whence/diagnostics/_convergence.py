@@ -32,12 +32,13 @@ class Convergence(NamedTuple):
     ess_tail: np.ndarray
 
 
-def convergence(draws: np.ndarray) -> Convergence:
+def convergence(draws: np.ndarray, tails: tuple[float, float] = _TAILS) -> Convergence:
     """Compute R-hat, bulk and tail ESS of every element of a variable.
 
     Args:
         draws: Shape `(chain, draw, ...)`. A single chain is compared with itself: its
             two halves stand for two chains.
+        tails: Probabilities of the two quantiles of the tail ESS.
 
     Returns:
         NaN where fewer than 4 draws, a non-finite or only one value was given.
@@ -45,18 +46,18 @@ def convergence(draws: np.ndarray) -> Convergence:
     References:
         Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), doi:10.1214/20-BA1221.
     """
-    rows, shape = _rows(draws)
+    rows, shape = element_rows(draws)
     out = np.full((3, len(rows)), np.nan)
     usable = varies(draws).ravel() & (draws.shape[1] >= 4)
-    for block in _blocks(rows, usable):
+    for block in blocks(rows, usable):
         values = rows[block].astype(np.float64)
-        split = _split(values)
+        split = split_chains(values)
         z = _z_scale(split)
         folded = np.abs(split - np.median(split, axis=(1, 2), keepdims=True))
         # `fmax`: the folded draws of a two-valued variable can be constant, hence NaN.
         out[0, block] = np.fmax(_rhat(z), _rhat(_z_scale(folded)))
-        out[1, block] = _ess(z)
-        out[2, block] = _ess_tail(values)
+        out[1, block] = ess_of(z)
+        out[2, block] = _ess_tail(values, tails)
     return Convergence(*(row.reshape(shape) for row in out))
 
 
@@ -118,20 +119,20 @@ def varies(draws: np.ndarray) -> np.ndarray:
         return np.asarray(np.isfinite(low) & np.isfinite(high) & (spread > rounding))
 
 
-def _rows(draws: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def element_rows(draws: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """View `(chain, draw, ...)` as `(element, chain, draw)`."""
     draws = np.asarray(draws)
     flat = draws.reshape(*draws.shape[:2], math.prod(draws.shape[2:]))
     return np.moveaxis(flat, -1, 0), draws.shape[2:]
 
 
-def _blocks(rows: np.ndarray, usable: np.ndarray) -> list[np.ndarray]:
+def blocks(rows: np.ndarray, usable: np.ndarray) -> list[np.ndarray]:
     indices = np.flatnonzero(usable)
     per_block = max(1, _BLOCK // max(1, math.prod(rows.shape[1:])))
     return [indices[i : i + per_block] for i in range(0, len(indices), per_block)]
 
 
-def _split(values: np.ndarray) -> np.ndarray:
+def split_chains(values: np.ndarray) -> np.ndarray:
     """Make two chains of every chain; a middle draw is left out."""
     half = values.shape[2] // 2
     return np.concatenate([values[:, :, :half], values[:, :, -half:]], axis=1)
@@ -170,13 +171,15 @@ def _rhat(values: np.ndarray) -> np.ndarray:
         return np.sqrt((between / within + draws - 1) / draws)
 
 
-def _ess_tail(values: np.ndarray) -> np.ndarray:
-    quantiles = np.quantile(values, _TAILS, axis=(1, 2))
+def _ess_tail(values: np.ndarray, tails: tuple[float, float]) -> np.ndarray:
+    quantiles = np.quantile(values, tails, axis=(1, 2))
     below = [values <= quantile[:, None, None] for quantile in quantiles]
-    return np.minimum(*(_ess(_split(indicator.astype(np.float64))) for indicator in below))
+    return np.minimum(
+        *(ess_of(split_chains(indicator.astype(np.float64))) for indicator in below)
+    )
 
 
-def _ess(values: np.ndarray) -> np.ndarray:
+def ess_of(values: np.ndarray) -> np.ndarray:
     """Return the effective sample size of `(element, chain, draw)`.
 
     Vehtari et al. (2021), equations 10 to 13, with Geyer's (1992) initial monotone

@@ -28,8 +28,8 @@ class Namer:
         if not shape:
             return variable
         index = np.unravel_index(flat_index, shape)
-        dims = self._dims.get(variable, ())
-        axes = list(dims) if len(dims) == len(shape) else [None] * len(shape)
+        # Trailing axes may be without a name.
+        axes = (*self._dims.get(variable, ()), *[None] * len(shape))[: len(shape)]
         labels = (
             self._label(axis, int(i), length)
             for axis, i, length in zip(axes, index, shape, strict=True)

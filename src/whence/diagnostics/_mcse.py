@@ -1,0 +1,66 @@
+"""Monte Carlo standard errors of mean and standard deviation, of chains and of weights."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ._convergence import blocks, element_rows, ess_of, split_chains, varies
+
+
+class MonteCarloError(NamedTuple):
+    """Standard errors of estimates made of draws, each of the shape of one draw.
+
+    Attributes:
+        mean: Of the mean.
+        sd: Of the standard deviation.
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+
+
+def mcse(draws: np.ndarray) -> MonteCarloError:
+    """Return Monte Carlo standard errors of every element of a variable.
+
+    Args:
+        draws: Shape `(chain, draw, ...)`, of Markov chains.
+
+    Returns:
+        NaN where fewer than 4 draws, a non-finite or only one value was given.
+
+    References:
+        Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), doi:10.1214/20-BA1221.
+    """
+    rows, shape = element_rows(draws)
+    out = np.full((2, len(rows)), np.nan)
+    usable = varies(draws).ravel() & (draws.shape[1] >= 4)
+    for block in blocks(rows, usable):
+        values = rows[block].astype(np.float64)
+        square = (values - values.mean(axis=(1, 2), keepdims=True)) ** 2
+        variance = square.mean(axis=(1, 2))
+        spread = np.maximum((square**2).mean(axis=(1, 2)) - variance**2, 0.0)
+        size = values[0].size
+        sample_sd = np.sqrt(variance * size / (size - 1))
+        out[0, block] = sample_sd / np.sqrt(ess_of(split_chains(values)))
+        # The delta method: the error of a variance, divided by 2 sd.
+        out[1, block] = np.sqrt(spread / ess_of(split_chains(square)) / variance) / 2
+    return MonteCarloError(*(row.reshape(shape) for row in out))
+
+
+def mcse_weighted(draws: np.ndarray, weights: np.ndarray) -> MonteCarloError:
+    """Return standard errors of self-normalised importance sampling.
+
+    Args:
+        draws: Shape `(draw, element)`, independent.
+        weights: Shape `(draw,)`, they sum to 1.
+
+    References:
+        Owen (2013), Monte Carlo theory, methods and examples, section 9.2.
+    """
+    values = np.asarray(draws, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centred = values - weights @ values
+        variance = weights @ centred**2
+        mean = np.sqrt(weights**2 @ centred**2)
+        error = np.sqrt(weights**2 @ (centred**2 - variance) ** 2)
+        return MonteCarloError(mean, error / (2 * np.sqrt(variance)))

@@ -1,0 +1,106 @@
+"""`Posterior.summary`: labels, arguments left to ArviZ, weights, and what copies are worth."""
+
+from typing import Any
+
+import jax.random as jr
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose
+
+import whence as wh
+
+FIRMS, TERMS = ["A", "B", "C"], ["intercept", "slope"]
+TRUTH = np.array([[10.0, 1.0], [20.0, 2.0], [30.0, 3.0]])
+
+
+class Panel(wh.Model):
+    """`mu` comes first, so that a Dataset's order of axes is not that of `b`."""
+
+    mu: Any = wh.latent(dist.Normal(0.0, 10.0), dims="term")
+    b: Any = wh.latent(lambda m: dist.Normal(m.mu, 10.0), dims=("firm", "term"))
+
+    def likelihood(self):
+        return dist.Normal(self.b, 1.0)
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    target = wh.condition(Panel(coords={"firm": FIRMS, "term": TERMS}), TRUTH)
+    rng = np.random.default_rng(0)
+    draws = {
+        "mu": rng.normal(size=(2, 200, 2)),
+        "b": TRUTH + 0.01 * rng.normal(size=(2, 200, 3, 2)),
+    }
+    return wh.Posterior.from_draws(target, draws)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"var_names": "b"},
+        {"kind": "all_median"},
+        {"filter_vars": "like", "var_names": ["b"]},
+        {"skipna": True},
+    ],
+)
+def test_labels_are_right_whoever_makes_the_table(posterior, arguments):
+    table = posterior.summary(**arguments)
+    middle = table["median" if "median" in table else "mean"]
+    for firm, row in zip(FIRMS, TRUTH):
+        for term, expected in zip(TERMS, row):
+            found = [x for x in middle.index if x.startswith("b[") and firm in x and term in x]
+            assert len(found) == 1
+            assert_allclose(middle[found[0]], expected, atol=0.1)
+
+
+def test_unknown_arguments_get_the_words_of_arviz(posterior):
+    with pytest.raises(ValueError, match="kind"):
+        posterior.summary(kind="nonsense")
+    with pytest.raises(KeyError, match="nothing"):
+        posterior.summary(var_names=["nothing"])
+    assert list(posterior.summary(var_names=["~mu"]).index)[0].startswith("b[")
+    assert posterior.summary(var_names=["mu"], fmt="xarray")["mu"].dims[-1] == "term"
+
+
+class Line(wh.Model):
+    a: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+    def likelihood(self):
+        return dist.Normal(self.a, 1.0)
+
+
+def line(draws, **kwargs):
+    target = wh.condition(Line(), np.zeros(1))
+    return wh.Posterior.from_draws(target, {"a": draws}, **kwargs)
+
+
+def test_few_effective_particles_stay_few():
+    """4000 draws of N(0, 1) weighted to N(3, 1) are worth about 4000 / exp(9), or a few."""
+    x = np.random.default_rng(0).normal(size=(1, 4000))
+    posterior = line(x, log_weights=3.0 * x - 4.5)
+    worth = 1 / np.sum(np.exp(posterior.log_weights) ** 2)
+    assert worth < 200
+    assert_allclose(posterior.summary().loc["a", "ess_bulk"], worth)
+    copies = posterior.resample(4000, key=jr.key(1))
+    # Runs of copies, beside each other, are worth sum(run)^2 / sum(run^2): the same.
+    assert copies.summary().loc["a", "ess_bulk"] < 2 * worth
+    assert not copies.diagnose().ok
+    left_to_arviz = posterior.summary(kind="all_median", round_to="none")
+    assert left_to_arviz.loc["a", "ess_median"] < 4 * worth
+
+
+@pytest.mark.parametrize("number", [1000, 4000, 9000])
+def test_copies_of_a_slow_chain_stay_slow(number):
+    """Chains worth 4000 (1 - a) / (1 + a), or 20 draws, however often they are drawn from."""
+    rng, a = np.random.default_rng(1), 0.99
+    x = np.zeros((4, 1000))
+    for t in range(1, 1000):
+        x[:, t] = a * x[:, t - 1] + np.sqrt(1 - a**2) * rng.normal(size=4)
+    posterior = line(x)
+    copies = posterior.resample(number, key=jr.key(2))
+    assert copies.num_draws == number
+    assert_allclose(copies["a"].mean(), x.mean(), atol=0.1 * x.std())
+    # Estimates of an ESS this small are good to a factor of about two.
+    assert copies.summary().loc["a", "ess_bulk"] < 100
