@@ -76,6 +76,36 @@ def test_too_narrow_family_is_caught(rng):
         assert_allclose(report["khat"].value, 1 - 1 / scale**2, atol=0.25)
 
 
+def test_too_wide_family_is_caught(rng):
+    """q = N(0, 1) for p = N(0, s^2): a share of s sqrt(2 - s^2) of the draws is effective.
+
+    With a narrow p all ratios are bounded, and k-hat sees nothing.
+    """
+    q = rng.normal(size=40_000)
+    for scale, is_problem in [(0.3, False), (0.02, True)]:
+        log_ratio = q**2 / 2 - q**2 / (2 * scale**2)
+        report = bbvi(rng, log_weights_is=log_ratio)
+        assert not report["khat"].is_problem
+        assert report["overlap"].is_problem == is_problem
+        assert_allclose(report["overlap"].value, scale * np.sqrt(2 - scale**2), rtol=0.15)
+
+
+def test_noise_that_hides_any_trend_is_no_sign_of_rest(rng):
+    noisy = trace(rng, noise=300.0)
+    ratios = 0.3 * rng.normal(size=1000)
+    finding = bbvi(rng, elbo=noisy, log_weights_is=ratios)["elbo"]
+    assert finding.severity == "note"
+    assert "cannot be told" in finding.message
+    # With nothing else to judge by, that is a reason not to trust the fit.
+    assert bbvi(rng, elbo=noisy)["elbo"].severity == "warning"
+
+
+def test_ratios_that_were_not_computed(rng):
+    report = bbvi(rng, elbo=trace(rng))
+    assert report["khat"].severity == "note"
+    assert "Not checked" in report["khat"].message
+
+
 def test_exact_family_and_too_few_ratios(rng):
     assert bbvi(rng, log_weights_is=np.full(1000, 3.7)).ok
     assert not bbvi(rng, log_weights_is=rng.normal(size=10)).ok

@@ -9,6 +9,8 @@ from ._weights import pareto_khat, weight_ess
 MATERIAL = 0.1  # nats: a change of the ELBO by this is a change of the divergence by it
 EQUAL = 1e-3  # nats: importance ratios within 0.1% of each other
 SIGMAS = 4.0
+BLURRED = 0.25  # nats: with a larger standard error a change by 1 nat is within 4 of them
+OVERLAP = 0.05  # of the draws are effective at a Renyi divergence (order 2) of 3 nats
 NUM_BATCHES = 10  # per quarter of the trace, for its standard error
 _SOURCE = "rule of thumb: a rise of 4 standard errors and 0.1 nats"
 
@@ -25,16 +27,45 @@ def check_variational(
     findings, numbers = [], {}
     if elbo is not None and np.size(elbo):
         trace = np.atleast_2d(np.asarray(elbo, np.float64))
-        finding, rise = _elbo(trace)
+        finding, rise = _elbo(trace, log_weights_is is None)
         findings.append(finding)
         numbers |= {"elbo": float(_last_quarter(trace).mean()), "elbo_rise": rise}
-    if log_weights_is is not None:
+    if log_weights_is is None:
+        findings.append(_unchecked())
+    else:
         # Ratios that differ by rounding only have a tail of rounding errors, not of weights.
         exact = np.ptp(log_weights_is) < EQUAL
         khat = -np.inf if exact else pareto_khat(log_weights_is)
-        findings.append(_khat(khat, np.size(log_weights_is)))
-        numbers |= {"khat": khat, "weight_ess_is": weight_ess(log_weights_is)}
+        ess, size = weight_ess(log_weights_is), np.size(log_weights_is)
+        findings += [_khat(khat, size), _overlap(ess, size)]
+        numbers |= {"khat": khat, "weight_ess_is": ess}
     return findings, numbers
+
+
+def _unchecked() -> Finding:
+    message = "Not checked: no importance ratio was computed, so k-hat is not known"
+    remedy = (
+        "The approximation may be wrong in any way. Ask for ratios (`checked=400` of BBVI; "
+        "each takes a pass over all data), or compare with another engine."
+    )
+    return Finding("khat", "note", message, remedy=remedy)
+
+
+def _overlap(ess: float, size: int) -> Finding:
+    """Judge whether the draws lie where the target does.
+
+    A family that is too wide or displaced has bounded ratios, which k-hat calls good.
+    """
+    message = f"The importance ratios make {ess:.4g} of {size} draws effective"
+    source = "a Renyi divergence of order 2 of 3 nats"
+    if ess >= OVERLAP * size:
+        return Finding("overlap", "ok", message, ess / size, OVERLAP, source)
+    message += ": most draws lie where the target has little mass"
+    remedy = (
+        "The approximation is too wide, displaced or of the wrong shape: train longer, use a "
+        "richer family, reparameterise, or use MCMC."
+    )
+    return Finding("overlap", "warning", message, ess / size, OVERLAP, source, remedy)
 
 
 def _khat(khat: float, size: int) -> Finding:
@@ -52,8 +83,13 @@ def _last_quarter(trace: np.ndarray) -> np.ndarray:
     return trace[:, -max(1, trace.shape[1] // 4) :]
 
 
-def _elbo(trace: np.ndarray) -> tuple[Finding, float]:
-    """Compare the last quarter of the trace with the one before it."""
+def _elbo(trace: np.ndarray, alone: bool) -> tuple[Finding, float]:
+    """Compare the last quarter of the trace with the one before it.
+
+    Args:
+        trace: In nats, `(replica, step)`.
+        alone: Whether there are no importance ratios to judge the fit by.
+    """
     num_bad = int((~np.isfinite(trace)).sum())
     if num_bad:
         finding = Finding(
@@ -82,6 +118,17 @@ def _elbo(trace: np.ndarray) -> tuple[Finding, float]:
     moved = np.abs(rise) > np.maximum(MATERIAL, SIGMAS * error)
     worst = int(np.argmax(np.where(moved, np.abs(rise), -1)))
     value = float(rise[worst])
+    if not moved.any() and error[worst] > BLURRED:
+        message = (
+            f"Whether the ELBO has settled cannot be told: it changed by {value:+.3g} nats "
+            f"(standard error {error[worst]:.2g}) between the last two quarters"
+        )
+        severity = "warning" if alone else "note"
+        remedy = "Judge by the importance ratios, or take larger batches or more samples."
+        source = "4 standard errors are more than 1 nat"
+        return Finding(
+            "elbo", severity, message, float(error[worst]), BLURRED, source, remedy
+        ), value
     if not moved.any():
         message = (
             f"The ELBO has settled: it changed by {value:+.3g} nats (standard error "

@@ -22,6 +22,7 @@ from whence.inference.variational import (
     MeanField,
     PathDerivative,
 )
+from whence.inference.variational._final import num_checked
 
 
 class Gaussian(AbstractTarget):
@@ -176,11 +177,12 @@ def test_full_rank_is_exact_on_a_gaussian(key):
 def test_mean_field_on_a_correlated_gaussian(key):
     mean, sigma = correlated()
     precision = jnp.linalg.inv(sigma)
-    sample = fit(BBVI(), Gaussian(mean, precision), key)
+    # With 10 draws per update the location is left with an error of 0.04 (4 keys).
+    sample = fit(BBVI(samples=200), Gaussian(mean, precision), key)
     family = sample.extra["family"]
     # The optimum has the conditional variances, which the target's own exceed.
     narrow = 1 / np.sqrt(np.diag(precision))
-    assert_allclose((family["loc"] - mean) / np.sqrt(np.diag(sigma)), 0, atol=0.02)
+    assert_allclose((family["loc"] - mean) / np.sqrt(np.diag(sigma)), 0, atol=0.035)
     assert_allclose(family["scale"] / narrow, 1, atol=0.02)
     gap = 0.5 * (np.log(np.diag(precision)).sum() + np.linalg.slogdet(sigma)[1])
     assert gap > 0.5
@@ -195,7 +197,9 @@ def test_mean_field_on_a_correlated_gaussian(key):
 def test_mean_field_on_a_skewed_target(estimator, key):
     a, b = np.array([2.0, 1.0]), np.array([7.0, 0.5])
     target = Logistic(jnp.asarray(a), jnp.asarray(b))
-    sample = fit(BBVI(estimator=estimator, steps=8_000), target, key)
+    # With 10 draws per update the logarithm of a scale has a standard deviation of 0.055 over
+    # 8 keys; with 400 it should be 0.009.
+    sample = fit(BBVI(estimator=estimator, samples=400), target, key)
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     for i in range(2):
 
@@ -206,8 +210,8 @@ def test_mean_field_on_a_skewed_target(estimator, key):
 
         best = minimize(negative_elbo, [0.0, 0.0], tol=1e-10).x
         loc, scale = sample.extra["family"]["loc"][i], sample.extra["family"]["scale"][i]
-        assert_allclose((loc - best[0]) / np.exp(best[1]), 0, atol=0.02)
-        assert_allclose(scale, np.exp(best[1]), rtol=0.02)
+        assert_allclose((loc - best[0]) / np.exp(best[1]), 0, atol=0.035)
+        assert_allclose(scale, np.exp(best[1]), rtol=0.035)
     # The evidence is a product of Beta functions, and above the bound.
     elbo, error = sample.extra["elbo_final"], sample.extra["elbo_final_error"]
     assert elbo + 4 * error < betaln(a, b).sum()
@@ -336,6 +340,70 @@ def test_minibatches_on_a_conjugate_model(batching, key):
     assert sample.extra["elbo_final"] < evidence + 4 * sample.extra["elbo_final_error"]
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("family", [MeanField(), FullRank()])
+def test_default_arrives_whatever_the_units(family, dtype, unit, key):
+    """From starts of order 1, and with units of 1e-3 to 1e3 times `unit` together."""
+    sd = unit * jnp.geomspace(1e-3, 1e3, 3, dtype=dtype)
+    target = Gaussian((2 * sd).astype(dtype), jnp.diag(sd**-2))
+    found = infer(target, BBVI(family=family), key=key, progress=False)
+    fitted = jax.tree.map(np.asarray, found.sample.extra["family"])
+    # A member of the family: no noise is left, only rounding and what was not reached, which
+    # is 2% of a scale of 1e-9.
+    assert_allclose(fitted["loc"] / sd, 2, atol=0.05)
+    assert_allclose(np.sqrt(np.diag(covariance(fitted))) / sd, 1, atol=0.05)
+    assert len(found.sample.extra["elbo"]) < 1_000
+
+
+def test_default_gets_to_a_far_posterior(key):
+    target = Gaussian(jnp.asarray([1e4, -1e4]), jnp.eye(2))
+    found = infer(target, BBVI(), key=key, progress=False)
+    assert_allclose(found.sample.extra["family"]["loc"], target.mean, atol=0.01)
+    assert found.diagnose().ok
+
+
+def test_a_fit_that_rests_ends_early(key):
+    target = Gaussian(jnp.ones(3), jnp.eye(3))
+    early = infer(target, BBVI(), key=key, progress=False).sample.extra["elbo"]
+    assert 2_000 / 5 < len(early) < 3_000 / 5  # five updates per value
+    longer = infer(target, BBVI(restarts=2, steps=500), key=key, progress=False)
+    assert len(longer.sample.extra["elbo"]) == 500
+
+
+def test_importance_ratios_by_blocks_of_rows(key):
+    """Each draw's log density on all data, in blocks of rows of which the last is short."""
+    target = GaussianMean(jr.normal(key, (1_003, 3)))
+    engine = BBVI(batch_size=100, steps=50, draws=4_000, checked=1_500)  # 700 rows a block
+    sample = fit(engine, target, key)
+    assert sample.positions.shape == (1, 4_000, 3)
+    assert sample.extra["log_weights_is"].shape == (1, 1_500)
+    assert "lp" not in sample.stats
+    x, family = sample.positions[0, :1_500], sample.extra["family"]
+    log_prob = jax.scipy.stats.norm.logpdf(x, family["loc"], family["scale"]).sum(1)
+    exact = jax.vmap(target.log_density)(x) - log_prob
+    assert_allclose(sample.extra["log_weights_is"][0], exact, rtol=1e-10)
+
+
+def test_ratios_are_computed_within_a_budget():
+    rows = lambda n: GaussianMean(jnp.zeros((n, 1)))
+    assert num_checked(rows(1_000), 4_000, None) == 4_000
+    assert num_checked(rows(1_000_000), 4_000, None) == 200
+    assert num_checked(rows(1_000_000), 150, None) == 150
+    assert num_checked(rows(3_000_000), 4_000, None) == 0
+    assert num_checked(rows(3_000_000), 4_000, 500) == 500
+    assert num_checked(Funnel(), 4_000, None) == 4_000
+
+
+def test_what_is_not_checked_is_said(key):
+    target = GaussianMean(jr.normal(key, (50, 3)))
+    engine = BBVI(batch_size=10, steps=300, draws=200, checked=0)
+    found = infer(target, engine, key=key, progress=False)
+    assert "elbo_final" not in found.sample.extra
+    assert found.diagnose()["khat"].severity == "note"
+    assert "Not checked" in found.diagnose()["khat"].message
+
+
 def test_pareto_k(key):
     mild = jnp.eye(4) * 0.7 + 0.3
     gaussian = fit(BBVI(), Gaussian(jnp.zeros(4), jnp.linalg.inv(mild)), key)
@@ -355,7 +423,7 @@ def test_best_restart_is_kept(key):
     engine = BBVI(restarts=3, steps=400, draws=50)
     target = Gaussian(jnp.zeros(2), jnp.eye(2))
     states, info = run(engine, target, key)
-    assert engine.schedule == (3, 0, 400, False)
+    assert engine.schedule[:3] == (3, 0, 400)
     elbo = np.array(info.stats["elbo"])
     elbo[1, -40:] = 2.0  # above what the others reach
     elbo[2] = np.nan
@@ -476,6 +544,8 @@ def test_invalid_options():
     for name in ("steps", "samples", "draws", "restarts", "batch_size"):
         with pytest.raises(ValueError, match=f"`{name}` must be at least 1; got 0"):
             BBVI(**{name: 0})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="`checked` must be at least 0; got -1"):
+        BBVI(checked=-1)
     with pytest.raises(ValueError, match="`learning_rate` must be positive and finite; got 0"):
         BBVI(learning_rate=0.0)
     with pytest.raises(ValueError, match="`batching` must be 'reshuffle' or 'iid'; got 'x'"):

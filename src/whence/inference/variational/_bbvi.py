@@ -8,21 +8,25 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from ...core._data import Epoch, Minibatches, log_density_estimate, minibatches
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._rows import check_rows
 from ...core._target import AbstractTarget
-from ...core._tree import named_leaves
 from ...core._types import Position, PRNGKey, Scalar
 from ._estimator import AbstractEstimator, PathDerivative
-from ._family import AbstractFamily, Layout, MeanField
+from ._family import AbstractFamily, MeanField
+from ._final import draw, num_checked
+from ._flat import flat_zeros, layout_of, on_flat
+from ._optimizer import default_optimizer
+from ._pace import Pace, advance, start_pace
 
 MAX_STARTS = 20  # initial locations tried before a fit gives up
 MAX_FAILURES = 20  # updates in a row without a finite gradient before it gives up
-DEFAULT_RECORDS = 1_000  # values in the trace of the ELBO, at most
+FALL, FALL_EPOCHS = 2_000, 10  # updates and epochs, the larger, over which steps fall to zero
+DEFAULT_RECORDS = 2_000  # values in the trace of the ELBO, at most
 
 
 class BBVIState(eqx.Module):
@@ -35,6 +39,7 @@ class BBVIState(eqx.Module):
         num_updates: Updates made.
         num_nonfinite: Updates left out because their gradient was not finite.
         failures: How many of these came last, in a row.
+        pace: How far the fit has come.
     """
 
     params: PyTree
@@ -43,6 +48,7 @@ class BBVIState(eqx.Module):
     num_updates: Int[Array, ""]
     num_nonfinite: Int[Array, ""]
     failures: Int[Array, ""]
+    pace: Pace
 
 
 class BBVI(AbstractOnlineEngine):
@@ -51,24 +57,29 @@ class BBVI(AbstractOnlineEngine):
     The draws are independent draws from the fitted family, equally weighted; they are draws
     from the target only as far as the family allows. `Posterior.diagnose` judges that by
     the tail of the importance ratios (Pareto k-hat). `extra` holds `elbo` (the trace, one
-    mean per recorded step), `elbo_final` with `elbo_final_error` (from the draws, with all
-    the data), `log_weights_is` (`log p - log q` per draw), `family` (the fitted
-    parameters) and `num_nonfinite` (updates left out for want of a finite gradient).
+    mean per recorded step), `family` (the fitted parameters), `num_nonfinite` (updates left
+    out for want of a finite gradient) and, of the draws that were checked on all data,
+    `log_weights_is` (`log p - log q` per draw) and their mean `elbo_final` with
+    `elbo_final_error`. `stats` holds `lp` if all draws were.
 
     Attributes:
         family: `MeanField()`, `FullRank()`, or one that speaks of latents by name:
             `Factors(...)`, `ScaleMixtureFamily(...)`.
-        steps: Updates of the parameters.
+        steps: Updates of the parameters, at most: a fit ends when its family has come to rest
+            (see `_pace.py`), unless there are `restarts` or an `optimizer`.
         samples: Draws of noise per update.
-        learning_rate: Of Adam; constant for the first half, then falling exponentially to a
-            thousandth. For a location this is in units of the position and, added to that,
-            of its scale; for a scale, of its logarithm.
+        learning_rate: Size of the steps until the family rests; then, or for the last half of
+            `steps` at the latest, they fall to zero. For a location this is in units of its
+            scale; for a scale, of its logarithm; for a `Point`, of the position.
         optimizer: An optax transform instead, of gradients alone; `learning_rate` is then
             unused.
         estimator: `PathDerivative()` or `ClosedFormEntropy()`.
         batch_size: Rows of data per update; None for all.
         batching: `"reshuffle"` (without replacement) or `"iid"`.
         draws: Draws from the fitted family.
+        checked: How many of them get an importance ratio, which takes the log density on all
+            data; 0 for none, None for as many as 2e8 likelihoods of single rows allow, and
+            none if these are fewer than 100.
         restarts: Independent fits; the one with the best ELBO is kept.
 
     References:
@@ -80,20 +91,23 @@ class BBVI(AbstractOnlineEngine):
     """
 
     family: AbstractFamily = MeanField()
-    steps: int = 5_000
+    steps: int = 10_000
     samples: int = 10
-    learning_rate: float | int = 0.02
+    learning_rate: float | int = 0.1
     optimizer: Any = None
     estimator: AbstractEstimator = PathDerivative()
     batch_size: int | None = None
     batching: str = "reshuffle"
     draws: int = 4_000
+    checked: int | None = None
     restarts: int = 1
 
     def __check_init__(self):
         for name in ("steps", "samples", "draws", "restarts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        if self.checked is not None and self.checked < 0:
+            raise ValueError(f"`checked` must be at least 0; got {self.checked}.")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}.")
         if not 0 < self.learning_rate < float("inf"):
@@ -150,8 +164,8 @@ class BBVI(AbstractOnlineEngine):
         if self.optimizer is None:
             raise ValueError(
                 "`optimizer` must be given where data go on coming, such as "
-                "`optax.adam(0.01)`: by default the learning rate falls to a thousandth within "
-                f"the {self.steps} updates of `steps`. Got None."
+                "`optax.adam(0.01)`: by default the learning rate falls to zero within the "
+                f"{self.steps} updates of `steps`. Got None."
             )
         self.validate(target)
 
@@ -163,7 +177,7 @@ class BBVI(AbstractOnlineEngine):
             state: As left by the last `step`.
             key: For the draw.
         """
-        location, unravel = _flat_zeros(target)
+        location, unravel = flat_zeros(target)
         family = self._family(target)
         noise = jax.tree.map(lambda x: x[0], family.noise(location, 1, key=key))
         return unravel(family.transform(state.params, noise))
@@ -171,12 +185,12 @@ class BBVI(AbstractOnlineEngine):
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> BBVIState:
         """Return a placeholder of the right form; step 0 finds the location."""
         family = self._family(target)
-        params = family.init(_flat_zeros(target)[0])
+        params = family.init(flat_zeros(target)[0])
         zero = jnp.zeros((), jnp.int32)
         epoch = self._batches(target).init()
-        return BBVIState(
-            params, self._optimizer().init(family.no_step(params)), epoch, zero, zero, zero
-        )
+        optimizer = self._optimizer.init(family.no_step(params))
+        pace = start_pace(params, self.steps, self._fall(target))
+        return BBVIState(params, optimizer, epoch, zero, zero, zero, pace)
 
     def step(
         self, target: AbstractTarget, state: BBVIState, index: Array, *, key: PRNGKey
@@ -195,7 +209,7 @@ class BBVI(AbstractOnlineEngine):
             update = lambda i, now: self._update(
                 target, now, first + i, key=jr.fold_in(key_updates, i)
             )
-            zero = jnp.zeros((), _flat_zeros(target)[0].dtype)
+            zero = jnp.zeros((), flat_zeros(target)[0].dtype)
             return tries + 1, *jax.lax.fori_loop(0, self._block, update, (begin, zero))
 
         def again(carry):
@@ -205,22 +219,24 @@ class BBVI(AbstractOnlineEngine):
 
         # A start without a finite gradient is replaced by another. As a loop around the
         # updates this takes no second copy of the gradient in the program.
-        total = jnp.zeros((), _flat_zeros(target)[0].dtype)
+        total = jnp.zeros((), flat_zeros(target)[0].dtype)
         _, new, total = jax.lax.while_loop(again, attempt, (jnp.int32(0), state, total))
         made = new.num_updates - jnp.where(index == 0, 0, state.num_updates)
         stats: dict[str, Any] = {"elbo": total / made, "num_nonfinite": new.num_nonfinite}
         return new, Info(None, stats)
 
     def done(self, state: BBVIState) -> Bool[Array, ""]:
-        """A fit stops when gradients stay non-finite."""
-        return state.failures >= MAX_FAILURES
+        """A fit stops when it has come to rest, or when gradients stay non-finite."""
+        made = state.num_updates + state.num_nonfinite
+        arrived = self._may_end_early & (made >= state.pace.ends_at)
+        return arrived | (state.failures >= MAX_FAILURES)
 
     def result(self, state: BBVIState) -> RESULTS:
         """Whether gradients were finite."""
         failed = RESULTS.where(
             state.num_updates == 0, RESULTS.nonfinite_start, RESULTS.nonfinite_state
         )
-        return RESULTS.where(self.done(state), failed, RESULTS.successful)
+        return RESULTS.where(state.failures >= MAX_FAILURES, failed, RESULTS.successful)
 
     def posterior(
         self, target: AbstractTarget, state: BBVIState, trace: Trace, *, key: PRNGKey
@@ -233,24 +249,37 @@ class BBVI(AbstractOnlineEngine):
         best = int(np.argmax(np.nan_to_num(tail, nan=-np.inf)))
         params = jax.tree.map(lambda x: jnp.asarray(x[best]), state.params)
         family = self._family(target)
-        drawn = _draw(family, params, target, self.draws, key)
+        sizes = (self.draws, num_checked(target, self.draws, self.checked))
+        drawn = draw(family, params, target, sizes, self.batch_size is not None, key)
         positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
-        return Sample(
-            positions,
-            {"lp": log_density},
-            extra={
-                "elbo": elbo[best],
-                "elbo_final": float(log_weights.mean()),
-                "elbo_final_error": float(log_weights.std() / np.sqrt(self.draws)),
-                "log_weights_is": log_weights,
-                "family": jax.tree.map(np.asarray, family.describe(params)),
-                "num_nonfinite": int(state.num_nonfinite[best]),
-            },
-        )
+        extra = {
+            "elbo": elbo[best],
+            "family": jax.tree.map(np.asarray, family.describe(params)),
+            "num_nonfinite": int(state.num_nonfinite[best]),
+        }
+        if log_weights.size:
+            error = log_weights.std() / np.sqrt(log_weights.size)
+            extra |= {"elbo_final": float(log_weights.mean()), "elbo_final_error": float(error)}
+            extra |= {"log_weights_is": log_weights}
+        whole = log_weights.size == self.draws
+        stats = {"lp": log_density} if whole else {}
+        return Sample(positions, stats, extra=extra, method="variational")
+
+    def _fall(self, target: AbstractTarget) -> int:
+        """Updates with falling steps; half of a short fit."""
+        wanted = max(FALL, FALL_EPOCHS * self._batches(target).per_epoch)
+        return min(wanted, max(1, self.steps // 2))
+
+    @property
+    def _may_end_early(self) -> bool:
+        # Traces of several fits are compared, so these have one length.
+        return self.optimizer is None and self.restarts == 1
 
     def _start(self, target: AbstractTarget, state: BBVIState, key: PRNGKey) -> BBVIState:
         location, _ = ravel_pytree(target.init(key=key))
-        return eqx.tree_at(lambda s: s.params, state, self._family(target).init(location))
+        params = self._family(target).init(location)
+        pace = start_pace(params, self.steps, self._fall(target))
+        return eqx.tree_at(lambda s: (s.params, s.pace), state, (params, pace))
 
     def _update(
         self,
@@ -263,27 +292,31 @@ class BBVI(AbstractOnlineEngine):
         """Make one update, unless its gradient is not finite, and add up the ELBO."""
         state, total = now
         key_noise, key_batch = jr.split(key)
-        location, _ = _flat_zeros(target)
+        location, _ = flat_zeros(target)
         family = self._family(target)
         noise = family.noise(location, self.samples, key=key_noise)
         rows, epoch = self._batches(target).next(state.epoch, counter, key=key_batch)
+        density = lambda position: log_density_estimate(target, position, rows)
         log_weights, gradient = self.estimator.estimate(
             family,
             state.params,
-            lambda positions: _log_densities(family, target, positions, rows),
+            lambda x: jax.vmap(on_flat(density, family, target, x[0]))(x),
             noise,
         )
         elbo = log_weights.mean()
         flat, _ = ravel_pytree(gradient)
         finite = jnp.isfinite(elbo) & jnp.all(jnp.isfinite(flat))
         descent = jax.tree.map(jnp.negative, gradient)
-        updates, optimizer = self._optimizer().update(descent, state.optimizer)
+        updates, optimizer = self._steps(descent, state, counter)
         params = family.move(state.params, updates)
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, optimizer),
             (state.params, state.optimizer),
         )
+        pace = state.pace
+        if self._may_end_early:
+            pace = advance(pace, family, params, counter, location)
         new = BBVIState(
             params,
             optimizer,
@@ -291,74 +324,26 @@ class BBVI(AbstractOnlineEngine):
             state.num_updates + finite,
             state.num_nonfinite + ~finite,
             jnp.where(finite, 0, state.failures + 1),
+            pace,
         )
         return new, total + jnp.where(finite, elbo, 0)
 
     def _family(self, target: AbstractTarget) -> AbstractFamily:
-        return self.family.bind(_layout(target))
+        return self.family.bind(layout_of(target))
 
     def _batches(self, target: AbstractTarget) -> Minibatches:
         return minibatches(target, self.batch_size, self.batching)
 
-    def _optimizer(self):
+    @property
+    def _optimizer(self) -> Any:
+        own = self.optimizer
+        return default_optimizer(self.learning_rate) if own is None else own
+
+    def _steps(self, descent: PyTree, state: BBVIState, counter) -> tuple[PyTree, PyTree]:
+        """Return the steps of an update and the new state of the optimiser."""
         if self.optimizer is not None:
-            return self.optimizer
-        # Imported here for the sake of the time that `import whence` takes.
-        import optax
-
-        half = max(1, self.steps // 2)
-        rate = optax.exponential_decay(
-            self.learning_rate, half, decay_rate=1e-3, transition_begin=half
-        )
-        # The usual memory of 0.999 holds on to the first gradients, which can be larger by
-        # orders of magnitude, for most of a run.
-        return optax.adam(rate, b2=0.99)
-
-
-def _flat_zeros(target: AbstractTarget) -> tuple[Float[Array, " dim"], Any]:
-    """A flat position of zeros, and the function that gives it its form."""
-    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
-    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-
-
-def _layout(target: AbstractTarget) -> Layout:
-    """Names and sizes of the parts of a flat position."""
-    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
-    return tuple((name, leaf.size) for name, leaf in named_leaves(shapes).items())
-
-
-def _log_densities(family, target, positions, rows):
-    """Log densities at flat positions; of what they share there is one copy."""
-    _, unravel = _flat_zeros(target)
-    leaves, treedef = jax.tree.flatten(unravel(positions[0]))
-    shared = family.shared(_layout(target))
-
-    def one(flat):
-        own = jax.tree.leaves(unravel(flat))
-        parts = [first if same else x for first, x, same in zip(leaves, own, shared)]
-        return log_density_estimate(target, jax.tree.unflatten(treedef, parts), rows)
-
-    return jax.vmap(one)(positions)
-
-
-@eqx.filter_jit
-def _draw(family, params, target, num_draws, key):
-    """Positions, log densities and log importance ratios of draws from a fitted family."""
-    location, unravel = _flat_zeros(target)
-    size = min(num_draws, 100)  # in batches, because all draws times all data may not fit
-
-    def batch(noise):
-        flat = jax.vmap(lambda n: family.transform(params, n))(noise)
-        log_density = _log_densities(family, target, flat, None)
-        log_prob = jax.vmap(lambda n: family.log_prob(params, n))(noise)
-        return jax.vmap(unravel)(flat), log_density, log_density - log_prob
-
-    noise = family.noise(location, num_draws, key=key)
-    whole = num_draws // size * size
-    cut = lambda x: x[:whole].reshape(whole // size, size, *x.shape[1:])
-    drawn = jax.lax.map(batch, jax.tree.map(cut, noise))
-    drawn = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), drawn)
-    if whole == num_draws:
-        return drawn
-    rest = batch(jax.tree.map(lambda x: x[whole:], noise))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, rest)
+            return self.optimizer.update(descent, state.optimizer)
+        falling = counter >= state.pace.falls_at
+        steps, new = self._optimizer.update(descent, state.optimizer, falling=falling)
+        factor = state.pace.factor(counter)
+        return jax.tree.map(lambda x: factor.astype(x.dtype) * x, steps), new
