@@ -1,8 +1,10 @@
 """Estimates of the log density and its gradient from a part of the data."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from ...core._data import Epoch, Minibatches, log_density_estimate, minibatches
 from ...core._target import AbstractTarget
@@ -34,23 +36,25 @@ class MinibatchGradient(eqx.Module):
     def estimate(
         self,
         target: AbstractTarget,
-        position: Position,
+        flat: Float[Array, " dim"],
+        form: Callable[[Float[Array, " dim"]], Position],
         epoch: Epoch,
         counter: Int[Array, ""],
         *,
         key: PRNGKey,
-    ) -> tuple[Scalar, Position, Epoch]:
+    ) -> tuple[Scalar, Float[Array, " dim"], Epoch]:
         """Return log density and gradient (both estimates) and the new state.
 
         Args:
             target: The target density.
-            position: A point in unconstrained space.
+            flat: A point in unconstrained space, as one vector.
+            form: Gives the vector the form of a position.
             epoch: From `init` or the last update.
             counter: Number of this update, from 0.
             key: Belongs to this update alone.
         """
         rows, epoch = self.batches(target).next(epoch, counter, key=key)
         log_density, gradient = jax.value_and_grad(
-            lambda x: log_density_estimate(target, x, rows)
-        )(position)
+            lambda x: log_density_estimate(target, form(x), rows)
+        )(flat)
         return log_density, gradient, epoch

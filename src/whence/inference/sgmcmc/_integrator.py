@@ -1,21 +1,22 @@
 """One step of discretised dynamics, given a gradient."""
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
 
-from ...core._types import Position, PRNGKey, Scalar
+from ...core._types import PRNGKey, Scalar
+
+Vector = Float[Array, " dim"]
 
 
 def langevin(
-    position: Position,
-    gradient: Position,
-    scale: Position | None,
+    position: Vector,
+    gradient: Vector,
+    scale: Vector | None,
     step_size: Scalar,
     *,
     key: PRNGKey,
-) -> Position:
+) -> Vector:
     """Make one Euler-Maruyama step of overdamped Langevin dynamics.
 
     `x + h G g + sqrt(2 h G) noise`, where `h` multiplies the gradient of the full log
@@ -28,12 +29,6 @@ def langevin(
         step_size: `h`.
         key: For the noise.
     """
-    # One draw for all leaves: a generator per leaf doubles the time to compile a network.
-    flat, unravel = ravel_pytree(position)
-    noise = unravel(jr.normal(key, flat.shape, flat.dtype))
-
-    def move(x, g, n, s=1.0):
-        h = step_size.astype(x.dtype) * s
-        return x + h * g + jnp.sqrt(2 * h) * n
-
-    return jax.tree.map(move, position, gradient, noise, *(() if scale is None else (scale,)))
+    h = step_size.astype(position.dtype) * (1.0 if scale is None else scale)
+    noise = jr.normal(key, position.shape, position.dtype)
+    return position + h * gradient + jnp.sqrt(2 * h) * noise

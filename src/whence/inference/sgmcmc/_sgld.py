@@ -40,15 +40,19 @@ class SGLDState(eqx.Module):
 
 
 class _Update(eqx.Module):
-    """The moving parts of an update, and where the last one started."""
+    """The moving parts of an update, and the last one's start with what was found there.
 
-    position: Position
+    Positions and gradients are single vectors: what is done to every coordinate is then one
+    operation and not one per array of a network.
+    """
+
+    position: Float[Array, " dim"]
     epoch: Epoch
     scale: PyTree
     finite: Int[Array, ""]  # updates of this block before the first that failed
-    start: Position
+    start: Float[Array, " dim"]
     log_density: Scalar
-    grad_norm: Scalar
+    gradient: Float[Array, " dim"]
 
 
 class SGLD(AbstractOnlineEngine):
@@ -192,7 +196,7 @@ class SGLD(AbstractOnlineEngine):
         return SGLDState(
             position,
             self._gradient.init(target),
-            self.preconditioner.init(position),
+            self.preconditioner.init(ravel_pytree(position)[0]),
             jnp.where(finite, -1, -2).astype(jnp.int32),
         )
 
@@ -201,51 +205,49 @@ class SGLD(AbstractOnlineEngine):
     ) -> tuple[SGLDState, Info]:
         """Make `thin` updates and record the position from which the last one started."""
         first = index * self._block
-        dtype = jnp.result_type(*jax.tree.leaves(state.position))
+        flat, form = ravel_pytree(state.position)
         h = self._step_size(target)
 
         def update(i: Array, last: _Update) -> _Update:
             key_batch, key_noise = jr.split(jr.fold_in(key, i))
             counter = first + i
             log_density, gradient, epoch = self._gradient.estimate(
-                target, last.position, last.epoch, counter, key=key_batch
+                target, last.position, form, last.epoch, counter, key=key_batch
             )
             matrix, scale = self.preconditioner.update(last.scale, gradient)
-            step_size = h * self.decay.factor(counter, dtype)
+            step_size = h * self.decay.factor(counter, flat.dtype)
             position = langevin(last.position, gradient, matrix, step_size, key=key_noise)
-            ok = jnp.isfinite(log_density) & jnp.all(jnp.isfinite(_flat(position)))
+            ok = jnp.isfinite(log_density) & jnp.all(jnp.isfinite(position))
             return _Update(
                 position,
                 epoch,
                 scale,
                 last.finite + (ok & (last.finite == i)),
                 last.position,
-                log_density.astype(dtype),
-                jnp.linalg.norm(_flat(gradient)).astype(dtype),
+                log_density.astype(flat.dtype),
+                gradient,
             )
 
-        zero = jnp.zeros((), dtype)
-        last = _Update(
-            state.position,
+        begin = _Update(
+            flat,
             state.epoch,
             state.scale,
             jnp.zeros((), jnp.int32),
-            state.position,
-            zero,
-            zero,
+            flat,
+            jnp.zeros((), flat.dtype),
+            jnp.zeros_like(flat),
         )
-        last = jax.lax.fori_loop(0, self._block, update, last)
+        last = jax.lax.fori_loop(0, self._block, update, begin)
         alive = state.nonfinite_at == -1
         whole = alive & (last.finite == self._block)
         failed_at = jnp.where(alive, first + last.finite, state.nonfinite_at)
         failed_at = jnp.where(whole, -1, failed_at).astype(jnp.int32)
-        keep = _choose(whole, last.position, state.position)
-        draw = _choose(whole, last.start, state.position)
+        keep, draw = (form(jnp.where(whole, x, flat)) for x in (last.position, last.start))
         new = SGLDState(keep, last.epoch, last.scale, failed_at)
         stats = {
             "lp": last.log_density,
-            "grad_norm": last.grad_norm,
-            "step_size": h * self.decay.factor(first + self._block - 1, dtype),
+            "grad_norm": jnp.linalg.norm(last.gradient),
+            "step_size": h * self.decay.factor(first + self._block - 1, flat.dtype),
             "nonfinite_at": failed_at,
         }
         return new, Info(draw, stats)
@@ -287,15 +289,6 @@ class SGLD(AbstractOnlineEngine):
                 f"{type(self.preconditioner).__name__}."
             )
         return 0.1 * (self.batch_size or num_data) / num_data**2
-
-
-def _flat(position: Position) -> Float[Array, " dim"]:
-    # One reduction over one vector compiles in a fraction of the time of one per leaf.
-    return ravel_pytree(position)[0]
-
-
-def _choose(condition: Bool[Array, ""], then: Position, otherwise: Position) -> Position:
-    return jax.lax.cond(condition, lambda: then, lambda: otherwise)
 
 
 def _zeros(shapes: Position) -> Position:
