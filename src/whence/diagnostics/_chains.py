@@ -24,7 +24,8 @@ def check_chains(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
     """
     names, statistics = _all_statistics(draws)
     rhat, bulk, tail = statistics
-    findings = [*check_stuck(draws), *_numbers_of_draws(draws)]
+    findings, stuck = check_stuck(draws)
+    findings += _numbers_of_draws(draws)
     numbers = {
         "max_rhat": _extreme(np.nanmax, rhat),
         "min_ess_bulk": _extreme(np.nanmin, bulk),
@@ -34,7 +35,7 @@ def check_chains(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
         return [*findings, _not_available(draws)], numbers
     mixed = bool(numbers["max_rhat"] <= RHAT_SEVERE)
     if not numbers["max_rhat"] <= RHAT_LIMIT:
-        findings += check_modes(draws)
+        findings += check_modes(draws, stuck)
     findings.append(_rhat(draws, names, rhat))
     findings.append(_ess("ess_bulk", "bulk", draws, names, bulk, mixed))
     findings.append(_ess("ess_tail", "tails", draws, names, tail, mixed))

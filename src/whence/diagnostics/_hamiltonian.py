@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ._acceptance import check_acceptance
 from ._convergence import bfmi
 from ._data import Draws
 from ._divergences import check_divergences
@@ -10,8 +11,6 @@ from ._report import Finding
 
 BFMI_LIMIT = 0.3
 DEEP_RATE = 0.05
-LOW_ACCEPTANCE = 0.1
-ACCEPTANCE_SLACK = 0.15
 _BETANCOURT = "Betancourt 2016, arXiv:1604.00695"
 
 
@@ -39,9 +38,9 @@ def check_hamiltonian(
         findings.append(_tree_depth(reached))
         numbers["max_tree_depth_rate"] = float(reached.mean())
     if "acceptance_rate" in stats:
-        by_chain = stats["acceptance_rate"].astype(np.float64).mean(axis=1)
-        findings.append(_acceptance(by_chain, target_acceptance))
-        numbers["acceptance_rate"] = float(by_chain.mean())
+        found, measured = check_acceptance(draws, target_acceptance, reached)
+        findings += found
+        numbers |= measured
     return findings, numbers
 
 
@@ -95,25 +94,4 @@ def _tree_depth(reached: np.ndarray) -> Finding:
         remedy="The draws are valid but costly: scales differ much between directions. Use a "
         "dense metric or more warmup, rescale or reparameterise; else raise max_tree_depth.",
         where=tuple(f"chain {i}" for i in np.flatnonzero(reached.any(axis=1))),
-    )
-
-
-def _acceptance(by_chain: np.ndarray, target: float | None) -> Finding:
-    limit = LOW_ACCEPTANCE if target is None else max(LOW_ACCEPTANCE, target - ACCEPTANCE_SLACK)
-    low = float(by_chain.min())
-    if low >= limit:
-        message = f"The mean acceptance rate is {by_chain.mean():.2f}"
-        return Finding("acceptance", "ok", message, low, limit, "rule of thumb")
-    where = tuple(f"chain {i}" for i in np.flatnonzero(~(by_chain >= limit)))
-    aimed = "" if target is None else f", {target:.2f} was aimed at"
-    return Finding(
-        "acceptance",
-        "warning",
-        f"The mean acceptance rate is {low:.2f}{aimed} ({listing(where)})",
-        value=low,
-        threshold=limit,
-        source="rule of thumb",
-        remedy="The step size found in warmup is too large for where the chain went later: "
-        "use more warmup or a smaller step size.",
-        where=where,
     )

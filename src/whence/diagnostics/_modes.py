@@ -1,44 +1,108 @@
-"""Chains that sit in different places: several modes, or several solutions."""
+"""Chains that sit in different places: several modes, or chains too slow to tell.
+
+Two groups of chains are apart when their central 90% ranges of some element do not
+overlap. Modes of their own do that, and so do chains that move slowly in one mode, or are
+still on their way to it. What separates them is how a chain moves within itself: chains in
+two modes each mix where they are, so the draws of one chain are worth many independent
+ones, while a chain too slow to cross the posterior is worth a handful. So only chains that
+are worth `OWN_ESS` draws by themselves bear witness to modes.
+
+Measured false alarms, in 400 runs each of four AR(1) chains in one normal, with an
+autocorrelation time from a tenth of the chain's length to 40 times it, and lengths of 300
+to 4000 draws: none in 7,200 runs (a limit of 15 would have 0.2%, of 5 up to 4%; without
+one it is up to 96%). With white noise of 0.3 of the scale laid over chains that need 4
+times their length, which hides that they hardly move: 0.8%. Two modes 8 scales apart were
+found in all of 400 runs at a coefficient of 0.8 within the modes, in 98% at 0.9, in 49% at
+0.95; in the others the finding is `apart`.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+from ._convergence import ess_bulk
 from ._data import Draws
 from ._names import listing
 from ._report import Finding
 
+OWN_ESS = 30  # a rule of thumb, by the rates above
 _RANGE = (0.05, 0.95)
+_SOURCE = "central 90% ranges that do not overlap, in units of their width"
 
 
-def check_modes(draws: Draws) -> list[Finding]:
-    """Find the coordinate on which two groups of chains are most clearly apart.
+class Gap(NamedTuple):
+    """Two groups of chains, and the element on which they are most clearly apart.
 
-    Two groups are apart when their central 90% ranges do not overlap: chains that merely
-    mix slowly have ranges that do.
+    Attributes:
+        name: The element.
+        values: Its draws, `(chain, draw)`.
+        low: Numbers of the chains below the gap.
+        high: Of those above it.
+        width: Of the gap, in units of the chains' mean 90% range.
+    """
+
+    name: str
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    width: float
+
+
+def check_modes(draws: Draws, stuck: np.ndarray) -> list[Finding]:
+    """Find groups of chains that are apart, and say whether they are modes.
 
     Args:
         draws: What to check.
+        stuck: Chains that do not move, `(chain,)`: they tell nothing about modes.
     """
-    if draws.num_chains < 2:
-        return []
-    best, best_gap = None, 0.0
+    moving = np.flatnonzero(~stuck)
+    own_ess = _own_ess(draws, moving)
+    certain = _widest(draws, moving[own_ess >= OWN_ESS])
+    if certain is not None:
+        return [_modes(draws, certain)]
+    gap = _widest(draws, moving)
+    return [] if gap is None else [_apart(draws, gap, moving, own_ess)]
+
+
+def _elements(draws: Draws, chains: np.ndarray) -> Iterator[tuple[str, tuple, np.ndarray]]:
     for name, shape, values in draws.elements():
-        if values.dtype.kind not in "fiub" or values.shape[2] == 0:
-            continue
-        gap, order, size = _gaps(values.astype(np.float64))
-        index = int(np.argmax(gap))
-        if gap[index] > best_gap:
-            best_gap = float(gap[index])
-            best = (
-                draws.name(name, shape, index),
-                values[..., index],
-                order[:, index],
-                size[index],
-            )
-    if best is None:
-        return []
-    name, values, order, size = best
-    groups = np.sort(order[:size]), np.sort(order[size:])
-    return [_finding(draws, name, values, groups, best_gap)]
+        if values.dtype.kind in "fiub" and values.shape[2]:
+            yield name, shape, values[chains].astype(np.float64)
+
+
+def _own_ess(draws: Draws, chains: np.ndarray) -> np.ndarray:
+    """Return what the draws of each chain are worth by themselves, `(chain,)`.
+
+    Counted is the element it moves most slowly in, of those where any two chains are
+    apart. NaN of a chain that moves in none of them, and of all if there are none.
+    """
+    least = np.full(len(chains), np.nan)
+    if len(chains) < 2:
+        return least
+    for _, _, values in _elements(draws, chains):
+        low, high = np.quantile(values, _RANGE, axis=1)
+        apart = low.max(axis=0) > high.min(axis=0)
+        if apart.any():
+            ess = np.stack([ess_bulk(chain[None][..., apart]) for chain in values])
+            least = np.fmin(least, np.fmin.reduce(ess, axis=1))
+    return least
+
+
+def _widest(draws: Draws, chains: np.ndarray) -> Gap | None:
+    """Return the widest gap between these chains; None if there is none."""
+    if len(chains) < 2:
+        return None
+    best = None
+    for name, shape, values in _elements(draws, chains):
+        width, order, size = _gaps(values)
+        i = int(np.argmax(width))
+        if width[i] > (0.0 if best is None else best.width):
+            low, high = chains[order[: size[i], i]], chains[order[size[i] :, i]]
+            element = draws.variables[name].reshape(*draws.leading, -1)[..., i]
+            groups = np.sort(low), np.sort(high)
+            best = Gap(draws.name(name, shape, i), element, *groups, float(width[i]))
+    return best
 
 
 def _gaps(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,26 +123,51 @@ def _gaps(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.take_along_axis(gap, size[None], axis=0)[0], order, size + 1
 
 
-def _finding(draws: Draws, name: str, values: np.ndarray, groups, gap: float) -> Finding:
-    low, high = groups
-    means = f"around {values[low].mean():.4g}", f"around {values[high].mean():.4g}"
-    message = (
-        f"Chains sit in different places: {name} is {means[0]} in chain "
-        f"{listing(map(str, low))} and {means[1]} in chain {listing(map(str, high))}"
+def _places(draws: Draws, gap: Gap) -> str:
+    groups = gap.low, gap.high
+    places = (
+        f"around {gap.values[group].mean():.4g} in chain {listing(map(str, group))}"
+        for group in groups
     )
+    text = f"{gap.name} is {' and '.join(places)}"
     if "lp" in draws.stats:
         levels = [float(draws.stats["lp"][group].mean()) for group in groups]
-        message += f"; the mean log density there is {levels[0]:.4g} and {levels[1]:.4g} nats"
+        text += f"; the mean log density there is {levels[0]:.4g} and {levels[1]:.4g} nats"
+    return text
+
+
+def _modes(draws: Draws, gap: Gap) -> Finding:
     return Finding(
         "modes",
         "error",
-        message,
-        value=gap,
+        f"Chains sit in different places, and each mixes where it is: {_places(draws, gap)}",
+        value=gap.width,
         threshold=0.0,
-        source="central 90% ranges that do not overlap, in units of their width",
+        source=_SOURCE,
         remedy="The posterior has several modes, or solutions that differ by relabelling. "
         "The draws do not tell how much mass each has. Break the symmetry (order the "
         "components), use better starts, or an engine that moves between modes "
         "(tempering, SMC).",
-        where=(name,),
+        where=(gap.name,),
+    )
+
+
+def _apart(draws: Draws, gap: Gap, chains: np.ndarray, own_ess: np.ndarray) -> Finding:
+    slow = [str(c) for c, ess in zip(chains, own_ess) if not ess >= OWN_ESS]
+    least = np.fmin.reduce(own_ess)
+    worth = "none" if np.isnan(least) else f"as few as {least:.0f}"
+    return Finding(
+        "apart",
+        "error",
+        f"Chains are in different places: {_places(draws, gap)}. That may be several modes, "
+        f"or one that they cross too slowly; the draws cannot tell, because {worth} of the "
+        f"{draws.num_draws} draws of a chain are effective within it (chain {listing(slow)}; "
+        f"{OWN_ESS} would be needed)",
+        value=gap.width,
+        threshold=0.0,
+        source=_SOURCE,
+        remedy="Run longer, with more warmup, from dispersed starts, or reparameterise. "
+        "Chains that then mix, each in a place of its own, are in modes; chains that meet "
+        "were slow.",
+        where=(gap.name,),
     )

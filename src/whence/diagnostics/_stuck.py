@@ -11,20 +11,28 @@ STICKY_RUN = 0.1  # longest stay at one point, as a fraction of the draws
 STICKY_DRAWS = 20  # shorter stays are usual for a random walk accepting a quarter
 
 
-def check_stuck(draws: Draws) -> list[Finding]:
+def check_stuck(draws: Draws) -> tuple[list[Finding], np.ndarray]:
     """Find chains that stay at a point or are far narrower than the others.
 
     Args:
         draws: What to check.
+
+    Returns:
+        The findings, and which chains do not move or hardly, `(chain,)`.
     """
     positions = draws.positions
     if draws.num_draws < 2 or positions.shape[2] == 0:
-        return []
+        return [], np.zeros(draws.num_chains, bool)
     moves = (positions[:, 1:] != positions[:, :-1]).any(axis=2)
-    runs = np.array([_longest_stay(chain) for chain in moves])
     frozen = ~moves.any(axis=1)
-    narrow = _narrow(positions)
-    stuck = frozen | narrow
+    stuck = frozen | _narrow(positions)
+    runs = np.array([_longest_stay(chain) for chain in moves])
+    return _findings(draws, runs, frozen, stuck), stuck
+
+
+def _findings(
+    draws: Draws, runs: np.ndarray, frozen: np.ndarray, stuck: np.ndarray
+) -> list[Finding]:
     limit = float(max(STICKY_DRAWS, STICKY_RUN * draws.num_draws))
     sticky = ~stuck & (runs > limit)
     if not (stuck | sticky).any():

@@ -1,0 +1,134 @@
+"""Does the step size that warm-up found fit where each chain is now?
+
+Both ways: too large (proposals are rejected), or too small (hardly any is, and trajectories
+end before they cross the posterior). A chain can also leave the place it was adapted to
+after warm-up, so its halves are looked at too.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ._data import Draws
+from ._names import listing, plural
+from ._report import Finding
+
+LOW = 0.1  # with no aim known
+SLACK = 0.15  # a rule of thumb: what dual averaging misses its aim by on curved posteriors
+ENOUGH = 0.65  # optimal for long trajectories in high dimension: nobody needs more to mix
+HIGH = 0.25  # rejections as a fraction of those aimed at, below which steps are small
+SATURATED = 0.05  # share of trajectories cut off
+COSTLY = 4.0  # leapfrog steps of a chain, in those of the middle one
+_ENOUGH_SOURCE = "rule of thumb; 0.65: Beskos et al. 2013, doi:10.3150/12-BEJ414"
+_ANEW = (
+    "Such a chain was adapted somewhere else, in a minor mode or a tail that it left after "
+    "warmup. Run again, from dispersed starts and with a longer warmup; "
+)
+
+
+def check_acceptance(
+    draws: Draws, target: float | None, reached: np.ndarray | None
+) -> tuple[list[Finding], dict[str, float]]:
+    """Find chains whose acceptance rate is far from what was aimed at.
+
+    Args:
+        draws: What to check; `acceptance_rate` must be among the statistics.
+        target: What the step size was adapted to, None if unknown.
+        reached: Trajectories that were cut off, `(chain, draw)`; None if unknown.
+    """
+    rate = draws.stats["acceptance_rate"].astype(np.float64)
+    findings = [_low(rate, draws.stats, target)]
+    if target is not None:
+        findings += _high(rate, draws.stats, target, reached)
+    return findings, {"acceptance_rate": float(rate.mean())}
+
+
+def _halves(values: np.ndarray) -> np.ndarray:
+    """Return means of all, the first and the second half of the draws, `(3, chain)`."""
+    half = values.shape[1] // 2
+    parts = (values, values[:, :half] if half else values, values[:, half:])
+    return np.stack([part.mean(axis=1) for part in parts])
+
+
+def _low(rate: np.ndarray, stats: Mapping[str, np.ndarray], target: float | None) -> Finding:
+    limit = LOW if target is None else max(LOW, min(target - SLACK, ENOUGH))
+    means = _halves(rate)
+    # The mean of few draws is noise; a mean of none is not: NaN is no pass.
+    error = rate.std(axis=1) / np.sqrt(max(1, rate.shape[1] // 2))
+    bad = ~(means + 2 * error >= limit)
+    chains = np.flatnonzero(bad.any(axis=0))
+    worst = float(means.min())
+    if not len(chains):
+        message = f"The mean acceptance rate is {rate.mean():.2f}"
+        if target is not None:
+            message += f", {target:.2f} was aimed at"
+        return Finding("acceptance", "ok", message, worst, limit, _ENOUGH_SOURCE)
+    aimed = "" if target is None else f"; {target:.2f} was aimed at"
+    return Finding(
+        "acceptance",
+        "warning",
+        f"The step size is too large for where {plural(len(chains), 'chain')} of {len(rate)} "
+        f"{'is' if len(chains) == 1 else 'are'} now, by the acceptance rate: "
+        f"{_listed(chains, means, bad, stats)}{aimed}",
+        value=worst,
+        threshold=limit,
+        source=_ENOUGH_SOURCE,
+        remedy=_ANEW + "if all chains are like this, use smaller steps (a higher target "
+        "acceptance) or reparameterise.",
+        where=tuple(f"chain {i}" for i in chains),
+    )
+
+
+def _high(
+    rate: np.ndarray, stats: Mapping[str, np.ndarray], target: float, reached: np.ndarray | None
+) -> list[Finding]:
+    means, limit = _halves(rate), 1 - HIGH * (1 - target)
+    length, longest, words = _lengths(stats, reached, means.shape)
+    bad = (means > limit) & (length > longest)
+    chains = np.flatnonzero(bad.any(axis=0))
+    if not len(chains):
+        return []
+    return [
+        Finding(
+            "step_size",
+            "warning",
+            f"The step size is too small for where {plural(len(chains), 'chain')} of "
+            f"{len(rate)} {'is' if len(chains) == 1 else 'are'} now, by the acceptance rate: "
+            f"{_listed(chains, means, bad, stats)}; {target:.2f} was aimed at, and "
+            f"{words.format(length[bad].max())}",
+            value=float(means[bad].max()),
+            threshold=limit,
+            source="rule of thumb: a quarter of the rejections aimed at",
+            remedy=_ANEW + "longer trajectories (a larger max_tree_depth) cost more and mend "
+            "nothing.",
+            where=tuple(f"chain {i}" for i in chains),
+        )
+    ]
+
+
+def _lengths(stats, reached, shape) -> tuple[np.ndarray, float, str]:
+    """Return how long trajectories are, `(3, chain)`, what is too long, and words for it."""
+    if reached is not None:
+        share = _halves(reached.astype(np.float64))
+        return share, SATURATED, "{:.0%} of the trajectories there are cut off"
+    if "n_steps" in stats and shape[1] > 2:
+        steps = _halves(stats["n_steps"].astype(np.float64))
+        middle = max(float(np.median(steps[0])), 1.0)
+        return steps / middle, COSTLY, "trajectories there take {:.0f} times the usual steps"
+    return np.zeros(shape), np.inf, ""
+
+
+def _listed(chains: np.ndarray, means: np.ndarray, bad: np.ndarray, stats) -> str:
+    return listing([_chain(int(i), means[:, i], bad[:, i], stats) for i in chains])
+
+
+def _chain(i: int, means: np.ndarray, bad: np.ndarray, stats) -> str:
+    """Return for example `chain 1: 0.07 (step size 0.52, that of other chains 0.11)`."""
+    text = f"chain {i}: {means[0]:.2f}"
+    if not bad.all():
+        text = f"chain {i}: {means[1]:.2f} in the first half, {means[2]:.2f} in the second"
+    sizes = stats.get("step_size")
+    if sizes is None or len(sizes) < 2:
+        return text
+    own, others = sizes[i, -1], np.median(np.delete(sizes[:, -1], i))
+    return f"{text} (step size {own:.2g}, of the other chains {others:.2g})"
