@@ -6,7 +6,7 @@ sampling), and fits it again with another key and other data of the same shape (
 Samplers take turns on each posterior, so that a noisy machine is noisy for all. All peers
 get whence's own log density on unconstrained space, jitted: the models are the same to the
 last bit, and what differs is the engine. Times are CPU seconds (user + system), wall-clock
-seconds beside them.
+seconds beside them. A run whose R-hat is above 1.05 did not converge: no ratio counts it.
 
     uv run --group bench python benchmarks/nuts.py --repeats 3 --out benchmarks/results
     ... --data DIR        also posteriors that are not shipped (diamonds)
@@ -46,6 +46,7 @@ SAMPLERS = (
     "nutpie_low_rank",
 )
 CHAINS, WARMUP, DRAWS = 4, 1000, 1000
+MOST_RHAT = 1.05
 
 
 # -- one measurement, in its own process -------------------------------------------
@@ -420,14 +421,20 @@ def line(record):
 
 
 def summarise(records):
-    """Return geometric means over posteriors of ratios to the best peer."""
+    """Return geometric means over posteriors of ratios to the best peer.
+
+    Runs that did not converge, of whence or of a peer, count in none, be it of times.
+    """
     import numpy as np
+
+    def converged(record):
+        return "error" not in record and record["rhat"] <= MOST_RHAT
 
     def median(sampler, name, value):
         found = [
             value(r)
             for r in records
-            if r["sampler"] == sampler and r["posterior"] == name and "error" not in r
+            if r["sampler"] == sampler and r["posterior"] == name and converged(r)
         ]
         found = [v for v in found if v is not None]
         return float(np.median(found)) if found else None
@@ -437,11 +444,11 @@ def summarise(records):
     jax_peers = [p for p in peers if not p.startswith("nutpie")]
     quantities = {
         "ESS per CPU second, first fit in a fresh process, over the best JAX peer": (
-            lambda r: r["min_ess"] / r["first"]["cpu"] if r["rhat"] < 1.05 else None,
+            lambda r: r["min_ess"] / r["first"]["cpu"],
             jax_peers,
         ),
         "ESS per CPU second, first fit in a fresh process, over nutpie on a JAX callback": (
-            lambda r: r["min_ess"] / r["first"]["cpu"] if r["rhat"] < 1.05 else None,
+            lambda r: r["min_ess"] / r["first"]["cpu"],
             [p for p in peers if p.startswith("nutpie")],
         ),
         "speed of a refit over numpyro's": (
@@ -461,7 +468,16 @@ def summarise(records):
             jax_peers,
         ),
     }
-    lines = []
+    left_out = [
+        f"{r['posterior']} {r['sampler']} ({r['rhat']:.2f})"
+        for r in records
+        if "error" not in r and not converged(r)
+    ]
+    lines = [
+        f"No ratio counts a run with R-hat above {MOST_RHAT} on either side; left out: "
+        + (", ".join(left_out) or "none")
+        + "."
+    ]
     for what, (value, others) in quantities.items():
         ratios = {}
         for name in names:
