@@ -1,5 +1,7 @@
 """`Posterior.summary`: labels, arguments left to ArviZ, weights, and what copies are worth."""
 
+import subprocess
+import sys
 from typing import Any
 
 import jax.random as jr
@@ -104,3 +106,19 @@ def test_copies_of_a_slow_chain_stay_slow(number):
     assert_allclose(copies["a"].mean(), x.mean(), atol=0.1 * x.std())
     # Estimates of an ESS this small are good to a factor of about two.
     assert copies.summary().loc["a", "ess_bulk"] < 100
+
+
+def test_a_table_needs_little():
+    """Importing `arviz_stats` takes longer than the rest of a small fit's summary."""
+    code = """
+import sys
+import numpy as np
+import whence as wh
+from whence.diagnostics import _table
+_table.summary_table({"x": np.random.default_rng(0).normal(size=(4, 100))}).to_string()
+print(*sorted(m for m in sys.modules if m.startswith(("arviz_", "matplotlib", "scipy.stats"))))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    heavy = {name.split(".")[0] for name in out.stdout.split()}
+    assert heavy <= {"arviz_base"}
