@@ -15,13 +15,12 @@ from ...core._results import RESULTS
 from ...core._rows import check_rows
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
-from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh
+from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh_at_last
 from ._kernels import KERNELS, AbstractKernel, LogTerms, Particles
 from ._moves import MoveStats, move_particles
-from ._options import METRICS, is_dense, require, require_names
+from ._options import is_dense, require, require_common
 from ._path import choose_path, draw_initial, unflatten
-from ._resampling import SCHEMES
-from ._weights import effective_sample_size, equal_log_weights, normalise, wide_dtype
+from ._weights import effective_sample_size, normalise, wide_dtype
 
 
 class Arriving(eqx.Module):
@@ -211,15 +210,8 @@ class DataTemperedSMC(AbstractOnlineEngine):
     max_steps: int = 100_000
 
     def __check_init__(self) -> None:
-        require(self.particles >= 2, "particles", "at least 2", self.particles)
         require(self.rows >= 1, "rows", "at least 1", self.rows)
-        require(0.0 <= self.threshold <= 1.0, "threshold", "between 0 and 1", self.threshold)
-        require(
-            self.moves is None or self.moves >= 1, "moves", "at least 1 or None", self.moves
-        )
-        require(self.max_moves >= 1, "max_moves", "at least 1", self.max_moves)
-        require(self.max_steps >= 2, "max_steps", "at least 2", self.max_steps)
-        require_names(self, kernel=KERNELS, resampling=SCHEMES, metric=METRICS)
+        require_common(self)
 
     @property
     def name(self) -> str:
@@ -361,15 +353,9 @@ def _finish(intake: Intake, cloud: Cloud) -> Cloud:
     _, total = jax.vmap(intake.log_terms(rows_so_far(intake.target)))(points.x)
     rest = jnp.where(cloud.control.missing, total - points.log_tilt, 0.0)
     rest = jnp.where(jnp.isfinite(rest), rest, -jnp.inf)
-    finished, increment = weigh(cloud, rest)
-    # With nothing alive there is no evidence, and no particle is better than another.
-    equal = equal_log_weights(cloud.log_weights.shape[0])
-    log_weights = jnp.where(jnp.isfinite(increment), finished.log_weights, equal)
     log_tilt = jnp.where(cloud.control.missing, total, points.log_tilt)
     return eqx.tree_at(
-        lambda c: (c.log_weights, c.particles.points.log_tilt),
-        finished,
-        (log_weights, log_tilt),
+        lambda c: c.particles.points.log_tilt, weigh_at_last(cloud, rest), log_tilt
     )
 
 

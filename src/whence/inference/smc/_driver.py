@@ -213,6 +213,21 @@ def weigh(cloud: Cloud, log_potential: Float[Array, " particle"]) -> tuple[Cloud
     return weighed, increment
 
 
+def weigh_at_last(cloud: Cloud, log_potential: Float[Array, " particle"]) -> Cloud:
+    """Return the cloud weighed once more, where no step follows.
+
+    With nothing alive there is no evidence, and no particle is better than another.
+
+    Args:
+        cloud: The cloud.
+        log_potential: Of each particle, in nats.
+    """
+    weighed, increment = weigh(cloud, log_potential)
+    equal = equal_log_weights(cloud.log_weights.shape[0])
+    log_weights = jnp.where(jnp.isfinite(increment), weighed.log_weights, equal)
+    return eqx.tree_at(lambda c: c.log_weights, weighed, log_weights)
+
+
 def _resample_if_uneven(
     cloud: Cloud, resampler: Resampler, *, key: PRNGKey
 ) -> tuple[Cloud, Bool[Array, ""]]:

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +11,12 @@ from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
-from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh
+from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh_at_last
 from ._kernels import KERNELS, AbstractKernel, Particles
 from ._moves import MoveStats, move_particles
-from ._options import METRICS, is_dense, require, require_names
+from ._options import is_dense, require, require_common, require_names
 from ._path import PATHS, Reference, choose_path, draw_initial, log_terms, unflatten
-from ._resampling import SCHEMES
-from ._weights import conditional_ess_fraction, equal_log_weights, wide_dtype
+from ._weights import conditional_ess_fraction, wide_dtype
 
 # Tempering has stalled when a step is below 1e-6 *and* below 1% of the temperature: from
 # a vague prior the first temperatures may be 1e-12, but then they grow by factors.
@@ -169,15 +167,9 @@ class TemperedSMC(AbstractEngine):
     max_steps: int = 200
 
     def __check_init__(self) -> None:
-        require(self.particles >= 2, "particles", "at least 2", self.particles)
         require(0.0 < self.ess < 1.0, "ess", "between 0 and 1, both excluded", self.ess)
-        require(0.0 <= self.threshold <= 1.0, "threshold", "between 0 and 1", self.threshold)
-        require(
-            self.moves is None or self.moves >= 1, "moves", "at least 1 or None", self.moves
-        )
-        require(self.max_moves >= 1, "max_moves", "at least 1", self.max_moves)
-        require(self.max_steps >= 2, "max_steps", "at least 2", self.max_steps)
-        require_names(self, kernel=KERNELS, resampling=SCHEMES, metric=METRICS, path=PATHS)
+        require_common(self)
+        require_names(self, path=PATHS)
 
     @property
     def name(self) -> str:
@@ -290,11 +282,7 @@ def _finish(cloud: Cloud) -> Cloud:
     """
     control: Tempered = cloud.control
     rest = (1.0 - control.temperature) * cloud.particles.log_tilt
-    finished, increment = weigh(cloud, jnp.where(control.temperature < 1.0, rest, 0.0))
-    # With nothing alive there is no evidence, and no particle is better than another.
-    equal = equal_log_weights(cloud.log_weights.shape[0])
-    log_weights = jnp.where(jnp.isfinite(increment), finished.log_weights, equal)
-    return eqx.tree_at(lambda c: c.log_weights, finished, log_weights)
+    return weigh_at_last(cloud, jnp.where(control.temperature < 1.0, rest, 0.0))
 
 
 def _table(trace: Trace) -> dict[str, Any]:
