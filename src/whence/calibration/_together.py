@@ -12,7 +12,14 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from ..core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ..core._engine import (
+    AbstractEngine,
+    AbstractPausingEngine,
+    Info,
+    Sample,
+    Schedule,
+    Trace,
+)
 from ..core._results import RESULTS
 from ..core._target import AbstractTarget
 
@@ -49,7 +56,7 @@ class Stack(AbstractTarget):
         return jax.vmap(one)(self.data, *batches)
 
 
-class Together(AbstractEngine):
+class Together(AbstractPausingEngine):
     """An engine on every data set of a `Stack`.
 
     Attributes:
@@ -87,6 +94,14 @@ class Together(AbstractEngine):
 
         state, info, active = target.each(one, target.numbers, state)
         return state, Info((info.position, active), info.stats)
+
+    def pause(self, state: PyTree, index: int) -> PyTree:
+        """Pause for each data set."""
+        assert isinstance(self.engine, AbstractPausingEngine)
+        lanes = range(len(jax.tree.leaves(state)[0]))
+        take = lambda i: jax.tree.map(lambda x: x[i], state)
+        each = [self.engine.pause(take(i), index) for i in lanes]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
     def done(self, state: PyTree) -> Array:
         """Whether all data sets are done."""

@@ -29,12 +29,15 @@ class Schedule(NamedTuple):
         steps: Steps in all, warm-up included; what the loop makes unless told otherwise.
         extendable: Whether every step after warm-up is a draw and more of them may follow:
             then runs can be extended, and end by a rule (`whence.Until`).
+        pauses: Steps, in increasing order, before which the loop calls
+            `AbstractPausingEngine.pause`.
     """
 
     replicas: int
     warmup: int
     steps: int
     extendable: bool = False
+    pauses: tuple[int, ...] = ()
 
 
 class Info(eqx.Module):
@@ -153,6 +156,27 @@ class AbstractEngine(eqx.Module):
             state: Final states with a leading `replica` axis.
             trace: What the steps recorded.
             key: For engines that draw at the end (a fitted family, for example).
+        """
+
+
+class AbstractPausingEngine(AbstractEngine):
+    """An engine that thinks between steps, in NumPy on the host.
+
+    What is done a few times a run and costs the compiler much (factorisations, decisions
+    of warm-up) belongs there: it need not be compiled at all.
+    """
+
+    @abc.abstractmethod
+    def pause(self, state: PyTree, index: int) -> PyTree:
+        """Return the state with which step `index`, one of `schedule.pauses`, is made.
+
+        Args:
+            state: Of one replica, after step `index - 1`.
+            index: Number of the step to come.
+
+        Returns:
+            `state`, or another of the same structure, shapes and types. It must depend on
+            `state` and `index` alone: a run that is resumed here calls this once more.
         """
 
 

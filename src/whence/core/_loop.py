@@ -27,7 +27,7 @@ from jaxtyping import PyTree
 from ..storage import RunStore
 from ._cache import is_data, remembered
 from ._distributed import agree, first, most
-from ._engine import AbstractEngine
+from ._engine import AbstractEngine, AbstractPausingEngine
 from ._mesh import Layout
 from ._program import Plan, Status, build_plan, to_host, to_state
 from ._spread import place_data
@@ -120,7 +120,7 @@ def run(
     together = vectorised or layout is not None
     everyone = np.arange(schedule.replicas, dtype=np.int32)
     workers = [
-        _Worker(plan, schedule.warmup, data, key, number, chunk_steps is not None, store, joint)
+        _Worker(plan, engine, data, key, number, chunk_steps is not None, store, joint)
         for number in ([everyone] if together else everyone)
     ]
     total = schedule.steps if steps is None else steps
@@ -159,9 +159,10 @@ def _seconds(plan: Plan, found: bool, workers, wall: float) -> dict[str, float]:
 class _Worker:
     """Drives one replica (or all of them, vectorised) through the program."""
 
-    def __init__(self, plan: Plan, warmup, data, key, replica, fixed_chunks, store, joint):
+    def __init__(self, plan: Plan, engine, data, key, replica, fixed_chunks, store, joint):
         self.plan = plan
-        self.warmup = warmup
+        self.engine = engine
+        self.warmup = engine.schedule.warmup
         self.data = data
         self.key = key
         self.replica = replica
@@ -197,6 +198,7 @@ class _Worker:
         while not self.finished(total) and not self.halted(halt):
             warming = self.at < self.warmup
             end = min(self.warmup, total) if warming else total
+            end = min([end, *(at for at in self.engine.schedule.pauses if at > self.at)])
             begin = time.perf_counter()
             made = self.advance(min(self.at + self.size, end))
             spent = time.perf_counter() - begin
@@ -214,6 +216,8 @@ class _Worker:
 
     def advance(self, stop: int) -> int:
         """Call the program once and keep what it recorded; return how many steps."""
+        if self.at in self.engine.schedule.pauses:
+            self.state = self.paused()
         start, piece = self.at, self.call(stop)
         if self.store is None:
             self.pieces.append((start, piece))
@@ -222,6 +226,17 @@ class _Worker:
             record = jax.tree.leaves(piece)
             self.store.write(self.number, start, self.stops, record, state)
         return self.at - start
+
+    def paused(self) -> PyTree:
+        """Return the state after the engine has thought about it, replica by replica."""
+        assert isinstance(self.engine, AbstractPausingEngine)
+        if not self.replica.ndim:
+            return self.engine.pause(self.state, self.at)
+        old = jax.tree.map(to_host, self.state)
+        take = lambda i: jax.tree.map(lambda x: x[i], old)
+        each = [self.engine.pause(take(i), self.at) for i in range(len(self.replica))]
+        new = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        return restored(self.plan.state, jax.tree.leaves(new))
 
     def call(self, stop: int) -> PyTree:
         """Call the program once; return what it recorded."""

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from ..core._engine import AbstractEngine, Info, Sample, Trace
+from ..core._engine import AbstractEngine, AbstractPausingEngine, Info, Sample, Trace
 from ..core._infer import InferenceWarning, infer
 from ..core._posterior import Posterior
 from ..core._target import AbstractTarget
@@ -76,7 +76,7 @@ def check_configuration(engine: AbstractEngine) -> None:
     """Name, schedule and hash."""
     name, schedule = engine.name, engine.schedule
     require(isinstance(name, str) and bool(name), f"`name` must be a word; got {name!r}.")
-    replicas, warmup, steps, extendable = schedule
+    replicas, warmup, steps, extendable, pauses = schedule
     for field, value in {"replicas": replicas, "warmup": warmup, "steps": steps}.items():
         require(type(value) is int, f"`schedule.{field}` must be an int; got {value!r}.")
     require(
@@ -87,6 +87,14 @@ def check_configuration(engine: AbstractEngine) -> None:
     require(
         0 <= warmup <= steps and steps >= 1,
         f"`schedule` must have 0 <= warmup <= steps and steps >= 1; got {schedule}.",
+    )
+    require(
+        list(pauses) == sorted(set(pauses)) and (not pauses or pauses[0] > 0),
+        f"`schedule.pauses` must be increasing and positive; got {pauses}.",
+    )
+    require(
+        not pauses or isinstance(engine, AbstractPausingEngine),
+        "An engine with `schedule.pauses` must be an `AbstractPausingEngine`.",
     )
     try:
         hash(engine)
@@ -206,7 +214,7 @@ def check_sample(
 
 
 def _check_trace(engine, record):
-    replicas, warmup, steps, _ = engine.schedule
+    replicas, warmup, steps, *_ = engine.schedule
     for name, want in (("warmup", warmup), ("sampling", steps - warmup)):
         part = getattr(record.trace, name)
         for leaf in jax.tree.leaves(part):
@@ -279,7 +287,7 @@ class _Record:
         self.done = False
 
 
-class _Spy(AbstractEngine):
+class _Spy(AbstractPausingEngine):
     """An engine that behaves as another and remembers how it was used."""
 
     engine: AbstractEngine
@@ -302,6 +310,10 @@ class _Spy(AbstractEngine):
     def step(self, target, state, index, *, key):
         self.record.traces += 1
         return self.engine.step(target, state, index, key=key)
+
+    def pause(self, state, index):
+        assert isinstance(self.engine, AbstractPausingEngine)
+        return self.engine.pause(state, index)
 
     def done(self, state):
         return self.engine.done(state)

@@ -265,15 +265,66 @@ def test_frozen_after_warmup_at_the_rate_asked_for(metric, key):
     step_size = np.stack([r.stats["step_size"][400:] for r in outcome.records])
     assert np.all(step_size == step_size[:, :1])
     rate = np.mean([r.stats["acceptance_rate"][400:] for r in outcome.records])
-    # A metric that knows nothing of tails aims at half the rejections.
-    assert abs(rate - (0.8 if metric == "auto" else 0.9)) < 0.06
+    assert abs(rate - 0.8) < 0.06
 
 
-def test_caution_with_tails(key):
-    """Where no linear map makes the posterior normal, steps are smaller than asked for."""
-    outcome = run(Funnel(4, scale=1.5), NUTS(draws=500), key=key)
-    rate = np.mean([r.stats["acceptance_rate"][1000:] for r in outcome.records])
-    assert rate > 0.86
+def test_divergences_of_warmup_make_steps_smaller(key):
+    """And the posterior says what was aimed at."""
+    engine = NUTS(draws=500)
+    posterior = wh.infer(Funnel(4, scale=3.0), engine, key=key, progress=False)
+    assert 0.85 < posterior.sample.target_acceptance <= 0.96
+    calm = wh.infer(Gaussian(3), engine, key=key, progress=False)
+    assert_allclose(calm.sample.target_acceptance, 0.8)
+
+
+class Far(AbstractTarget):
+    """A normal around `centre`, of standard deviation `scale`; or its fourth power."""
+
+    centre: jax.Array
+    scale: jax.Array
+    power: int = 2
+
+    def init(self, *, key):
+        return jr.uniform(key, (3,), self.centre.dtype, -2.0, 2.0)
+
+    def log_density(self, position):
+        return -0.5 * jnp.sum(((position - self.centre) / self.scale) ** self.power)
+
+    def constrain(self, position):
+        return position
+
+
+@pytest.mark.parametrize(
+    ("dtype", "centre", "scale", "power"),
+    [
+        (jnp.float32, 3e4, 1.0, 2),  # 1e9 nats away: energies that float32 cannot resolve
+        (jnp.float32, 1e6, 1e2, 2),
+        (jnp.float64, 1e12, 1.0, 2),  # 1e24 nats
+        (jnp.float64, 1e12, 1.0, 4),  # 1e48 nats
+        (jnp.float64, 0.0, 1e-6, 2),
+    ],
+)
+def test_arrives_from_far_away(dtype, centre, scale, power, key):
+    target = Far(jnp.asarray(centre, dtype), jnp.asarray(scale, dtype), power)
+    outcome = run(target, NUTS(warmup=300, draws=100), key=key)
+    x = np.stack([record.position[300:] for record in outcome.records]).astype(float)
+    # Floating point itself can tell only so many places apart.
+    unit = max(scale, 8 * float(np.finfo(dtype).eps) * centre)
+    assert np.all(np.abs(x.mean(axis=1) - centre) < 1.5 * unit)
+    if unit == scale:
+        assert np.all(x.std(axis=1) > 0.3 * scale)
+
+
+def test_starts_stay_dispersed(key):
+    """Where a start is not far the descent takes one short step, however long it may be."""
+    engine = NUTS(chains=1, warmup=20, draws=1)
+    target = Far(jnp.asarray(0.0), jnp.asarray(0.5))
+    state = engine.init(target, key=key)
+    _, info = engine.step(target, state, jnp.int32(0), key=key)
+    assert info.stats["n_steps"] >= 1
+    step = lambda key: engine.step(target, state, jnp.int32(0), key=key)[1].position
+    first = jax.vmap(step)(jr.split(key, 200))
+    assert np.all(first.std(axis=0) > 0.4)
 
 
 def test_statistics_are_consistent(key):
@@ -368,7 +419,7 @@ def test_backends_are_handed_everything():
     assert (inner.chains, inner.warmup, inner.draws, inner.max_tree_depth) == (2, 7, 5, 4)
     assert inner.options == (("divergence_threshold", 500.0),)
     assert engine.name == "NUTS (blackjax)"
-    assert engine.schedule == (2, 7, 12, True)
+    assert engine.schedule[:4] == (2, 7, 12, True)
 
 
 def test_refuses_a_target_without_dimensions():

@@ -1,4 +1,4 @@
-"""Dual averaging, and the windows of warm-up."""
+"""Dual averaging."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from whence.inference.hmc._adapt import window_ends
 from whence.inference.hmc._step_size import dual_averaging
 
 
@@ -44,12 +43,3 @@ def test_not_a_number_counts_as_rejection():
     state = dual_averaging(jnp.asarray(0.5))
     bad, zero = state.update(jnp.asarray(jnp.nan), 0.8), state.update(jnp.asarray(0.0), 0.8)
     assert_allclose(bad.log_step, zero.log_step)
-
-
-def test_windows():
-    assert window_ends(1000) == (10, 30, 70, 150, 310, 630, 900)
-    assert window_ends(0) == window_ends(10) == ()
-    for warmup in range(1, 400, 7):
-        ends = np.asarray(window_ends(warmup))
-        assert np.all(np.diff(ends) > 0)
-        assert np.all(ends < warmup)

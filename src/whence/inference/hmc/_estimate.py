@@ -1,18 +1,24 @@
-"""How draws and gradients of one warm-up window become a metric."""
+"""How draws and gradients of one warm-up window become a metric.
+
+A window is filled in the compiled program, draw by draw. What is made of it is worked out
+between chunks, in NumPy: it happens a few times a run, and costs the compiler nothing.
+"""
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._types import Scalar
-from ._linalg import cholesky, matmul, orthogonalise
 from ._metric import (
     AbstractMetric,
     DenseMetric,
     DiagonalMetric,
+    HostArray,
     LowRankMetric,
     Vector,
     Welford,
@@ -20,15 +26,11 @@ from ._metric import (
     welford,
 )
 
-Matrix = Float[Array, "dim dim"]
 # Added to covariances whose diagonals agree and are of order one: small enough for
 # correlations of 0.9999, large enough to make a matrix of rank one invertible.
 _RIDGE = 1e-5
-# Without a dense estimate nothing is known about tails. Stan's 0.8 comes out as 0.9.
-_BLIND_CAUTION = 2.0
-_MAX_CAUTION, _FEW_DRAWS = 5.0, 50
-_HARMLESS_EXCESS = 1.2  # of a posterior that is nearly normal, such as a regression's
 _KEEP, _MAX_RANK = 128, 16  # draws to find the directions of a low-rank metric, and these
+_MANY_DRAWS = 100  # from here on variances of draws are better than ratios
 
 
 class Window(eqx.Module):
@@ -37,20 +39,41 @@ class Window(eqx.Module):
     Attributes:
         draws: Moments of the draws.
         gradients: Moments of the gradients.
+        progress: Covariance of the number of a draw and its log density.
+        divergences: Trajectories that diverged.
+        acceptance_sum: Sum of acceptance rates.
         recent: The last draws and gradients themselves, in no order; None if not kept.
     """
 
     draws: Welford
     gradients: Welford
+    progress: Welford
+    divergences: Scalar
+    acceptance_sum: Scalar
     recent: Float[Array, "keep 2 dim"] | None = None
 
-    def update(self, position: Vector, gradient: Vector) -> "Window":
+    def update(
+        self,
+        position: Vector,
+        gradient: Vector,
+        log_density: Scalar,
+        *,
+        is_divergent: Bool[Array, ""],
+        acceptance_rate: Scalar,
+    ) -> "Window":
         """Take one more draw into account."""
         recent = self.recent
         if recent is not None:
             slot = self.draws.count.astype(jnp.int32) % recent.shape[0]
             recent = recent.at[slot].set(jnp.stack([position, gradient]))
-        return Window(self.draws.update(position), self.gradients.update(gradient), recent)
+        return Window(
+            self.draws.update(position),
+            self.gradients.update(gradient),
+            self.progress.update(jnp.stack([self.draws.count, log_density])),
+            self.divergences + is_divergent,
+            self.acceptance_sum + jnp.nan_to_num(acceptance_rate),
+            recent,
+        )
 
 
 def window(like: Vector, *, dense: bool, keep: int = 0) -> Window:
@@ -65,22 +88,15 @@ def window(like: Vector, *, dense: bool, keep: int = 0) -> Window:
         A window without draws.
     """
     recent = jnp.zeros((keep, 2, like.shape[0]), like.dtype) if keep else None
-    return Window(welford(like, dense=dense), welford(like, dense=dense), recent)
-
-
-class Estimate(eqx.Module):
-    """A metric, and what else a window has taught.
-
-    Attributes:
-        metric: For the next window.
-        caution: At least 1; the larger, the less does the posterior look like a normal
-            one through this metric. Step sizes aim at a rejection rate divided by it.
-        memory: What the estimator keeps for itself.
-    """
-
-    metric: AbstractMetric
-    caution: Scalar
-    memory: PyTree
+    zero = jnp.zeros((), like.dtype)
+    return Window(
+        welford(like, dense=dense),
+        welford(like, dense=dense),
+        welford(like[:1].repeat(2), dense=True),
+        zero,
+        zero,
+        recent,
+    )
 
 
 class AbstractEstimator(eqx.Module):
@@ -90,12 +106,27 @@ class AbstractEstimator(eqx.Module):
     keep: eqx.AbstractVar[int]  # draws to keep in a window as they are
 
     @abc.abstractmethod
-    def start(self, like: Vector) -> "Estimate":
-        """Return the first metric, before any draws."""
+    def start(self, like: Vector) -> tuple[AbstractMetric, PyTree]:
+        """Return the first metric, before any draws, and what the estimator remembers."""
 
     @abc.abstractmethod
-    def estimate(self, window: Window, last: "Estimate") -> "Estimate":
-        """Return the metric for the next window; the last one where the data will not do."""
+    def estimate(
+        self, window: Window, metric: AbstractMetric, memory: PyTree
+    ) -> tuple[AbstractMetric, PyTree]:
+        """Return a metric, which may not be finite, and what to remember. In NumPy.
+
+        Args:
+            window: At least two draws.
+            metric: Their metric.
+            memory: What the last call returned.
+        """
+
+
+def refilled(old: Any, *leaves: HostArray) -> Any:
+    """Return a module like `old` with other leaves, of the types that those had."""
+    was, structure = jax.tree.flatten(old)
+    made = [np.asarray(new, leaf.dtype) for new, leaf in zip(leaves, was, strict=True)]
+    return jax.tree.unflatten(structure, made)
 
 
 class VarianceEstimator(AbstractEstimator):
@@ -104,13 +135,13 @@ class VarianceEstimator(AbstractEstimator):
     needs_covariance: bool = eqx.field(default=False, init=False)
     keep: int = eqx.field(default=0, init=False)
 
-    def start(self, like: Vector) -> Estimate:
-        return _blind(DiagonalMetric(jnp.ones_like(like)))
+    def start(self, like: Vector) -> tuple[AbstractMetric, PyTree]:
+        return DiagonalMetric(jnp.ones_like(like)), ()
 
-    def estimate(self, window: Window, last: Estimate) -> Estimate:
-        draws = window.draws
-        scale = jnp.sqrt(shrink(draws.covariance(), draws.count))
-        return _blind(_finite_or(DiagonalMetric(scale), last.metric))
+    def estimate(
+        self, window: Window, metric: AbstractMetric, memory: PyTree
+    ) -> tuple[AbstractMetric, PyTree]:
+        return refilled(metric, _draws_scale(window)), memory
 
 
 class FisherEstimator(AbstractEstimator):
@@ -119,11 +150,34 @@ class FisherEstimator(AbstractEstimator):
     needs_covariance: bool = eqx.field(default=False, init=False)
     keep: int = eqx.field(default=0, init=False)
 
-    def start(self, like: Vector) -> Estimate:
-        return _blind(DiagonalMetric(jnp.ones_like(like)))
+    def start(self, like: Vector) -> tuple[AbstractMetric, PyTree]:
+        return DiagonalMetric(jnp.ones_like(like)), ()
 
-    def estimate(self, window: Window, last: Estimate) -> Estimate:
-        return _blind(_finite_or(DiagonalMetric(fisher_scale(window)), last.metric))
+    def estimate(
+        self, window: Window, metric: AbstractMetric, memory: PyTree
+    ) -> tuple[AbstractMetric, PyTree]:
+        return refilled(metric, fisher_scale(window)), memory
+
+
+class DiagonalEstimator(AbstractEstimator):
+    """Diagonal: as `FisherEstimator` from few draws, as `VarianceEstimator` from many.
+
+    Ratios are right after a handful of draws wherever these are, but for a coordinate with
+    tails they are too small: gradients there are large where there are few draws.
+    """
+
+    needs_covariance: bool = eqx.field(default=False, init=False)
+    keep: int = eqx.field(default=0, init=False)
+
+    def start(self, like: Vector) -> tuple[AbstractMetric, PyTree]:
+        return DiagonalMetric(jnp.ones_like(like)), ()
+
+    def estimate(
+        self, window: Window, metric: AbstractMetric, memory: PyTree
+    ) -> tuple[AbstractMetric, PyTree]:
+        is_long = window.draws.count >= _MANY_DRAWS
+        scale = _draws_scale(window) if is_long else fisher_scale(window)
+        return refilled(metric, scale), memory
 
 
 class CovarianceEstimator(AbstractEstimator):
@@ -132,21 +186,22 @@ class CovarianceEstimator(AbstractEstimator):
     needs_covariance: bool = eqx.field(default=True, init=False)
     keep: int = eqx.field(default=0, init=False)
 
-    def start(self, like: Vector) -> Estimate:
-        return _blind(DenseMetric(jnp.eye(like.shape[0], dtype=like.dtype)))
+    def start(self, like: Vector) -> tuple[AbstractMetric, PyTree]:
+        return DenseMetric(jnp.eye(like.shape[0], dtype=like.dtype)), ()
 
-    def estimate(self, window: Window, last: Estimate) -> Estimate:
-        draws = window.draws
-        factor = cholesky(shrink(draws.covariance(), draws.count))
-        return _blind(_finite_or(DenseMetric(factor), last.metric))
+    def estimate(
+        self, window: Window, metric: AbstractMetric, memory: PyTree
+    ) -> tuple[AbstractMetric, PyTree]:
+        covariance = shrink(_covariance(window.draws), _count(window))
+        return refilled(metric, _cholesky(covariance)), memory
 
 
 class _Candidates(eqx.Module):
     """Both metrics of the last window, to be judged by the draws of the next."""
 
     scale: Vector
-    factor: Matrix
-    dual: Matrix  # transposed inverse of `factor`
+    factor: Float[Array, "dim dim"]
+    dual: Float[Array, "dim dim"]  # transposed inverse of `factor`
 
 
 class AutoEstimator(AbstractEstimator):
@@ -155,31 +210,23 @@ class AutoEstimator(AbstractEstimator):
     needs_covariance: bool = eqx.field(default=True, init=False)
     keep: int = eqx.field(default=0, init=False)
 
-    def start(self, like: Vector) -> Estimate:
+    def start(self, like: Vector) -> tuple[AbstractMetric, PyTree]:
         unit = jnp.eye(like.shape[0], dtype=like.dtype)
         nothing = jnp.full_like(unit, jnp.nan)
-        memory = _Candidates(jnp.ones_like(like), nothing, nothing)
-        return Estimate(DenseMetric(unit), jnp.ones((), like.dtype), memory)
+        return DenseMetric(unit), _Candidates(jnp.ones_like(like), nothing, nothing)
 
-    def estimate(self, window: Window, last: Estimate) -> Estimate:
-        scale, (factor, dual, spectrum) = fisher_scale(window), fisher_factor(window)
-        old = last.memory
-        is_better = _dense_divergence(old, window) < _diagonal_divergence(old, window)
+    def estimate(
+        self, window: Window, metric: AbstractMetric, memory: _Candidates
+    ) -> tuple[AbstractMetric, PyTree]:
+        scale, (factor, dual) = fisher_scale(window), fisher_factor(window)
         # Without a predecessor to judge there must be enough draws for a full rank.
-        is_first = ~jnp.all(jnp.isfinite(old.factor))
-        count = window.draws.count
-        use_dense = jnp.where(is_first, count > 1.5 * scale.shape[0], is_better)
-        use_dense = use_dense & jnp.all(jnp.isfinite(factor))
-        metric = DenseMetric(jnp.where(use_dense, factor, jnp.diag(scale)))
-        # While the chain still travels the spectrum tells of the way, not of the posterior.
-        # From n normal draws the largest value is (1 + sqrt(dim / n))^2: Marchenko, Pastur.
-        excess = jnp.max(spectrum) / (1 + jnp.sqrt(scale.shape[0] / count)) ** 2
-        known = (jnp.nan_to_num(excess, nan=1.0) / _HARMLESS_EXCESS) ** 2
-        known = jnp.clip(known, 1, _MAX_CAUTION)
-        caution = jnp.where(count < _FEW_DRAWS, 1, known)
-        return Estimate(
-            _finite_or(metric, last.metric), caution, _Candidates(scale, factor, dual)
-        )
+        if np.isfinite(memory.factor).all():
+            is_better = _dense_divergence(memory, window) < _diagonal_divergence(memory, window)
+        else:
+            is_better = _count(window) > 1.5 * len(scale)
+        use_dense = is_better and np.isfinite(factor).all()
+        metric = refilled(metric, factor if use_dense else np.diag(scale))
+        return metric, refilled(memory, scale, factor, dual)
 
 
 class LowRankEstimator(AbstractEstimator):
@@ -188,21 +235,23 @@ class LowRankEstimator(AbstractEstimator):
     needs_covariance: bool = eqx.field(default=False, init=False)
     keep: int = eqx.field(default=_KEEP, init=False)
 
-    def start(self, like: Vector) -> Estimate:
+    def start(self, like: Vector) -> tuple[AbstractMetric, PyTree]:
         rank = min(_MAX_RANK, like.shape[0])
         vectors = jnp.eye(like.shape[0], rank, dtype=like.dtype)
-        return _blind(LowRankMetric(jnp.ones_like(like), vectors, jnp.ones(rank, like.dtype)))
+        metric = LowRankMetric(jnp.ones_like(like), vectors, jnp.ones(rank, like.dtype))
+        return metric, ()
 
-    def estimate(self, window: Window, last: Estimate) -> Estimate:
+    def estimate(
+        self, window: Window, metric: AbstractMetric, memory: PyTree
+    ) -> tuple[AbstractMetric, PyTree]:
         scale = fisher_scale(window)
-        rank = min(_MAX_RANK, scale.shape[0])
-        metric = LowRankMetric(scale, *_principal_stretches(window, scale, rank))
-        return _blind(_finite_or(metric, last.metric))
+        rank = min(_MAX_RANK, len(scale))
+        return refilled(metric, scale, *_principal_stretches(window, scale, rank)), memory
 
 
 def _principal_stretches(
-    window: Window, scale: Vector, rank: int
-) -> tuple[Float[Array, "dim rank"], Float[Array, " rank"]]:
+    window: Window, scale: HostArray, rank: int
+) -> tuple[HostArray, HostArray]:
     """Return the directions along which scaled draws are least like a standard normal.
 
     Within the span of the kept draws and gradients the inverse mass matrix is the same
@@ -215,37 +264,32 @@ def _principal_stretches(
         rank: Number of directions to return.
 
     Returns:
-        Orthonormal columns and the square roots of their eigenvalues.
+        Orthonormal columns, shape `(dim, rank)`, and the square roots of their eigenvalues.
     """
-    recent = window.recent
-    assert recent is not None
-    count = jnp.minimum(window.draws.count, recent.shape[0])
-    is_filled = (jnp.arange(recent.shape[0]) < count)[:, None]
+    assert window.recent is not None
+    recent = np.asarray(window.recent[: int(window.draws.count)], np.float64)
 
     def centred(x):
-        mean = jnp.sum(jnp.where(is_filled, x, 0), axis=0) / count
-        return jnp.where(is_filled, x - mean, 0) / jnp.sqrt(jnp.maximum(count - 1, 1))
+        return (x - x.mean(axis=0)) / np.sqrt(max(len(x) - 1, 1))
 
     draws, gradients = centred(recent[:, 0] / scale), centred(recent[:, 1] * scale)
-    _, norms, basis = jnp.linalg.svd(jnp.concatenate([draws, gradients]), full_matrices=False)
-    basis = jnp.where((norms > 1e-6 * norms[0])[:, None], basis, 0)
+    _, norms, basis = np.linalg.svd(np.concatenate([draws, gradients]), full_matrices=False)
+    basis = basis[norms > 1e-6 * norms[0]]
     draws, gradients = draws @ basis.T, gradients @ basis.T
-    ridge = _RIDGE * jnp.eye(basis.shape[0], dtype=scale.dtype)
-    values, vectors = jnp.linalg.eigh(gradients.T @ gradients + ridge)
-    root = (vectors * jnp.sqrt(values)) @ vectors.T
-    inverse_root = (vectors / jnp.sqrt(values)) @ vectors.T
-    values, vectors = jnp.linalg.eigh(root @ (draws.T @ draws + ridge) @ root)
-    middle = (vectors * jnp.sqrt(jnp.maximum(values, 0))) @ vectors.T
-    values, vectors = jnp.linalg.eigh(inverse_root @ middle @ inverse_root)
-    _, order = jax.lax.top_k(jnp.abs(jnp.log(values)), rank)
-    values, vectors = values[order], vectors[:, order]
-    is_worth_it = jnp.abs(jnp.log(values)) > jnp.log(2.0)
-    # Directions outside the basis carry no information: their eigenvalue is 1, their
-    # column zero, and the product leaves them alone.
-    return basis.T @ vectors, jnp.where(is_worth_it, jnp.sqrt(values), 1)
+    ridge = _RIDGE * np.eye(len(basis))
+    middle = _geometric_mean(draws.T @ draws + ridge, gradients.T @ gradients + ridge)
+    values, vectors = np.linalg.eigh(middle)
+    order = np.argsort(-np.abs(np.log(values)), kind="stable")[:rank]
+    values, vectors = values[order], basis.T @ vectors[:, order]
+    is_worth_it = np.abs(np.log(values)) > np.log(2.0)
+    # A column of zeros leaves every vector alone.
+    columns, stretch = np.zeros((len(scale), rank)), np.ones(rank)
+    columns[:, : len(order)] = vectors * is_worth_it
+    stretch[: len(order)] = np.where(is_worth_it, np.sqrt(values), 1)
+    return columns, stretch
 
 
-def fisher_scale(window: Window) -> Vector:
+def fisher_scale(window: Window) -> HostArray:
     """Return the diagonal scale of least Fisher divergence to a normal.
 
     The inverse mass matrix is `sqrt(var(x) / var(g))`: exact on a normal with independent
@@ -254,64 +298,75 @@ def fisher_scale(window: Window) -> Vector:
     References:
         Seyboldt, Carlson and Carpenter (2026), arXiv:2603.18845.
     """
-    return _scale(_variances(window.draws), _variances(window.gradients))
+    return (_variances(window.draws) / _variances(window.gradients)) ** 0.25
 
 
-def fisher_factor(window: Window) -> tuple[Matrix, Matrix, Vector]:
-    """Return `L` with `L L^T` of least Fisher divergence to a normal, `L^-T`, a spectrum.
+def fisher_factor(window: Window) -> tuple[HostArray, HostArray]:
+    """Return `L` with `L L^T` of least Fisher divergence to a normal, and `L^-T`.
 
     With `A = cov(x)` and `B = cov(g)` the minimum is at the geometric mean of `A` and the
     inverse of `B`, the solution of `S B S = A`. Exact on a normal after `dim + 1` draws.
 
     With Cholesky factors `A = F F^T`, `B = C C^T` and the singular value decomposition
     `F^T C = U m V^T`, `L = F U m^(-1/2)`: then `L^T B L = m`, and `S B S = L m L^T = A`.
-
-    The spectrum `m` holds what the metric cannot mend. Whitened draws and whitened gradients
-    both have variances `m`; on a normal these are 1, on any other distribution they are
-    larger (the Cramer-Rao inequality for location).
     """
     scale = fisher_scale(window)
-    outer = scale[:, None] * scale[None, :]
-    ridge = _RIDGE * jnp.eye(scale.shape[0], dtype=scale.dtype)
-    draws = window.draws.covariance() / outer + ridge
-    gradients = window.gradients.covariance() * outer + ridge
-    root = cholesky(draws)
-    rows = orthogonalise(matmul(cholesky(gradients).T, root))
-    spectrum = jnp.sqrt(jnp.sum(rows * rows, axis=1))
-    factor = matmul(root, rows.T / spectrum**1.5)
-    dual = matmul(gradients, factor) / spectrum
-    return scale[:, None] * factor, dual / scale[:, None], spectrum
+    outer, ridge = np.outer(scale, scale), _RIDGE * np.eye(len(scale))
+    draws = _cholesky(_covariance(window.draws) / outer + ridge)
+    gradients = _cholesky(_covariance(window.gradients) * outer + ridge)
+    nothing = np.full_like(outer, np.nan)
+    if not np.isfinite(draws).all() or not np.isfinite(gradients).all():
+        return nothing, nothing
+    left, middle, right = np.linalg.svd(draws.T @ gradients)
+    factor = draws @ left / np.sqrt(middle)
+    dual = gradients @ right.T / np.sqrt(middle)
+    return scale[:, None] * factor, dual / scale[:, None]
 
 
-def _dense_divergence(old: _Candidates, window: Window) -> Scalar:
+def _geometric_mean(a: HostArray, b: HostArray) -> HostArray:
+    """Return the solution `S` of `S b S = a`, both positive definite."""
+    values, vectors = np.linalg.eigh(b)
+    root = (vectors * np.sqrt(values)) @ vectors.T
+    inverse_root = (vectors / np.sqrt(values)) @ vectors.T
+    values, vectors = np.linalg.eigh(root @ a @ root)
+    middle = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return inverse_root @ middle @ inverse_root
+
+
+def _dense_divergence(old: _Candidates, window: Window) -> float:
     """Return `tr(B S) + tr(A S^-1)`: the Fisher divergence but for a constant."""
-    draws, gradients = window.draws.covariance(), window.gradients.covariance()
-    return jnp.sum(old.factor * matmul(gradients, old.factor)) + jnp.sum(
-        old.dual * matmul(draws, old.dual)
+    draws, gradients = _covariance(window.draws), _covariance(window.gradients)
+    return float(
+        np.sum(old.factor * (gradients @ old.factor)) + np.sum(old.dual * (draws @ old.dual))
     )
 
 
-def _diagonal_divergence(old: _Candidates, window: Window) -> Scalar:
-    variance = old.scale**2
+def _diagonal_divergence(old: _Candidates, window: Window) -> float:
+    variance = np.asarray(old.scale, np.float64) ** 2
     draws, gradients = _variances(window.draws), _variances(window.gradients)
-    return jnp.sum(gradients * variance + draws / variance)
+    return float(np.sum(gradients * variance + draws / variance))
 
 
-def _variances(moments: Welford) -> Vector:
-    covariance = moments.covariance()
-    return jnp.diag(covariance) if covariance.ndim == 2 else covariance
+def _draws_scale(window: Window) -> HostArray:
+    return np.sqrt(shrink(_variances(window.draws), _count(window)))
 
 
-def _scale(draws: Vector, gradients: Vector) -> Vector:
-    return jnp.sqrt(jnp.sqrt(draws / gradients))
+def _count(window: Window) -> float:
+    return float(window.draws.count)
 
 
-def _blind(metric: AbstractMetric) -> Estimate:
-    dtype = jax.tree.leaves(metric)[0].dtype
-    return Estimate(metric, jnp.asarray(_BLIND_CAUTION, dtype), ())
+def _covariance(moments: Welford) -> HostArray:
+    return np.asarray(moments.deviations, np.float64) / max(float(moments.count) - 1, 1)
 
 
-def _finite_or(metric: AbstractMetric, fallback: AbstractMetric) -> AbstractMetric:
-    leaves = jax.tree.leaves(metric)
-    is_good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-    return jax.tree.map(lambda new, old: jnp.where(is_good, new, old), metric, fallback)
+def _variances(moments: Welford) -> HostArray:
+    covariance = _covariance(moments)
+    return np.diag(covariance) if covariance.ndim == 2 else covariance
+
+
+def _cholesky(matrix: HostArray) -> HostArray:
+    """Return the lower Cholesky factor; of NaN if `matrix` is not positive definite."""
+    try:
+        return np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return np.full_like(matrix, np.nan)

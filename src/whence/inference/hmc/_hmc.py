@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
@@ -132,7 +132,7 @@ class PathPolicy(AbstractPolicy):
         )
 
 
-class HMC(AbstractEngine):
+class HMC(AbstractPausingEngine):
     """Hamiltonian Monte Carlo with trajectories of a given length, jittered.
 
     Cheaper than `NUTS` per gradient where a good length is known; otherwise use `NUTS`.
@@ -215,6 +215,11 @@ class HMC(AbstractEngine):
         self, target: AbstractTarget, state: PyTree, index: Array, *, key: PRNGKey
     ) -> tuple[PyTree, Info]:
         return self._engine().step(target, state, index, key=key)
+
+    def pause(self, state: PyTree, index: int) -> PyTree:
+        engine = self._engine()
+        assert isinstance(engine, AbstractPausingEngine)
+        return engine.pause(state, index)
 
     def done(self, state: PyTree) -> Bool[Array, ""]:
         return self._engine().done(state)

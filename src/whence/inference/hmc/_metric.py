@@ -7,15 +7,19 @@ needs `forward` (momentum to velocity) and `adjoint` (gradient to force) and not
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ...core._types import PRNGKey, Scalar
 
 Vector = Float[Array, " dim"]
+# A NumPy array where a traced function sees a JAX array; type checkers know no name for both.
+HostArray = Any
 
 
 class AbstractMetric(eqx.Module):
@@ -105,10 +109,6 @@ class Welford(eqx.Module):
         product = before * after if self.deviations.ndim == 1 else jnp.outer(before, after)
         return Welford(count, mean, self.deviations + product)
 
-    def covariance(self) -> Float[Array, "dim ..."]:
-        """Return the unbiased variances or covariance matrix; zero before two vectors."""
-        return self.deviations / jnp.maximum(self.count - 1, 1)
-
 
 def welford(like: Vector, *, dense: bool = False) -> Welford:
     """Return an empty accumulator for vectors of the shape and dtype of `like`."""
@@ -117,7 +117,7 @@ def welford(like: Vector, *, dense: bool = False) -> Welford:
     return Welford(jnp.zeros((), dtype), jnp.zeros(dim, dtype), deviations)
 
 
-def shrink(covariance: Float[Array, "dim ..."], count: Scalar) -> Float[Array, "dim ..."]:
+def shrink(covariance: HostArray, count: float) -> HostArray:
     """Shrink an estimate towards 1e-3 times the identity, by Stan's weights.
 
     References:
@@ -125,7 +125,5 @@ def shrink(covariance: Float[Array, "dim ..."], count: Scalar) -> Float[Array, "
         on MCMC sampling: `n / (n + 5)` times the estimate plus `5e-3 / (n + 5)`.
     """
     weight = count / (count + 5)
-    unit = jnp.eye(covariance.shape[0], dtype=covariance.dtype)
-    if covariance.ndim == 1:
-        unit = jnp.ones_like(covariance)
+    unit = np.eye(len(covariance)) if covariance.ndim == 2 else 1.0
     return weight * covariance + 1e-3 * (1 - weight) * unit

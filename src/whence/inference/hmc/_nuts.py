@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._engine import AbstractEngine, AbstractPausingEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey
@@ -46,7 +46,7 @@ class TreePolicy(AbstractPolicy):
         return plant(point, step_size, self.max_depth, limit, key=key)
 
 
-class NUTS(AbstractEngine):
+class NUTS(AbstractPausingEngine):
     """No-U-Turn sampler: the default engine for continuous posteriors.
 
     Multinomial NUTS with the generalised U-turn criterion and its checks across subtrees.
@@ -147,6 +147,11 @@ class NUTS(AbstractEngine):
         self, target: AbstractTarget, state: PyTree, index: Array, *, key: PRNGKey
     ) -> tuple[PyTree, Info]:
         return self._engine().step(target, state, index, key=key)
+
+    def pause(self, state: PyTree, index: int) -> PyTree:
+        engine = self._engine()
+        assert isinstance(engine, AbstractPausingEngine)
+        return engine.pause(state, index)
 
     def done(self, state: PyTree) -> Bool[Array, ""]:
         return self._engine().done(state)

@@ -6,28 +6,30 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
 from ...core._check import check_positions
-from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
+from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._tree import unravel
 from ...core._types import PRNGKey
-from ._adapt import Adaptation, adapt, start_adaptation, window_ends
+from ._adapt import Adaptation, adapt, aim, learn, pauses, start_adaptation
 from ._estimate import (
     AbstractEstimator,
     AutoEstimator,
     CovarianceEstimator,
+    DiagonalEstimator,
     FisherEstimator,
     LowRankEstimator,
     VarianceEstimator,
 )
 from ._integrator import PhasePoint
 from ._trajectory import AbstractTrajectory
-from ._transition import FAILED, SAMPLING, SCALING, SEARCHING, Chain, transition
+from ._transition import FAILED, SAMPLING, SEARCHING, Chain, start_with, transition
 
 METRICS = ("auto", "diag", "fisher", "dense", "low_rank")
 # Above this dimension two products with a dense matrix per gradient begin to cost as much
@@ -66,7 +68,7 @@ class SamplerState(eqx.Module):
     adaptation: Adaptation
 
 
-class Sampler(AbstractEngine):
+class Sampler(AbstractPausingEngine):
     """The engine behind `NUTS` and `HMC`, which differ in their trajectories alone.
 
     Attributes:
@@ -115,7 +117,10 @@ class Sampler(AbstractEngine):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.chains, self.warmup, self.warmup + self.draws, extendable=True)
+        steps = self.warmup + self.draws
+        return Schedule(
+            self.chains, self.warmup, steps, extendable=True, pauses=pauses(self.warmup)
+        )
 
     def validate(self, target: AbstractTarget) -> None:
         check_positions(target, self.label)
@@ -144,13 +149,20 @@ class Sampler(AbstractEngine):
             jax.value_and_grad(log_density),
             lambda key: ravel_pytree(target.init(key=key))[0],
             plant,
-            state.adaptation.estimate.metric,
+            state.adaptation.metric,
             state.chain,
-            SCALING if self.step_size is None else SAMPLING,
+            start_with(self.step_size is None, descend=self.warmup > 0),
             key=key,
         )
-        state = self._adapt(state, chain, stats["acceptance_rate"], index)
+        state = self._adapt(state, chain, stats, index)
         return state, Info(chain.position, {**stats})
+
+    def pause(self, state: SamplerState, index: int) -> SamplerState:
+        """Learn from the window that ends before step `index`."""
+        estimator = self._estimator(state.chain.position)
+        adaptation, chain = learn(estimator, state.adaptation, state.chain, index, self.warmup)
+        is_same = adaptation is state.adaptation
+        return state if is_same else SamplerState(chain, adaptation)
 
     def done(self, state: SamplerState) -> Bool[Array, ""]:
         return never()
@@ -171,33 +183,31 @@ class Sampler(AbstractEngine):
             stats=draws.stats,
             warmup_positions=None if warm is None else unravel(warm.position, like),
             warmup_stats=None if warm is None else warm.stats,
-            target_acceptance=self.target_accept,
+            target_acceptance=float(np.max(aim(self.target_accept, state.adaptation.caution))),
         )
 
-    def _adapt(self, state: SamplerState, chain: Chain, rate: Array, index: Array):
+    def _adapt(self, state: SamplerState, chain: Chain, stats: dict[str, Array], index: Array):
         frozen = SamplerState(chain, state.adaptation)
         if self.warmup == 0:
             return frozen
 
-        def learn():
+        def warm():
             adaptation, new = adapt(
-                self._estimator(chain.position),
                 state.adaptation,
                 chain,
-                rate,
-                target_accept=self.target_accept,
+                acceptance_rate=stats["acceptance_rate"],
+                is_divergent=stats["diverging"],
                 is_fresh=state.chain.phase != SAMPLING,
-                is_window_end=jnp.isin(index + 1, jnp.asarray(window_ends(self.warmup))),
-                is_last=index + 1 == self.warmup,
+                target_accept=self.target_accept,
             )
             return SamplerState(new, adaptation)
 
-        return lax.cond(index < self.warmup, learn, lambda: frozen)
+        return lax.cond(index < self.warmup, warm, lambda: frozen)
 
     def _estimator(self, like: Array) -> AbstractEstimator:
         if self.metric == "auto":
             is_small = like.shape[0] <= MAX_DENSE_DIM
-            return AutoEstimator() if is_small else FisherEstimator()
+            return AutoEstimator() if is_small else DiagonalEstimator()
         named = {
             "diag": VarianceEstimator,
             "fisher": FisherEstimator,
