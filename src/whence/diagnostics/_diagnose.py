@@ -49,7 +49,7 @@ def diagnose(
         variables: Latents and derived values by name, each `(chain, draw, ...)`.
         stats: Sample statistics by ArviZ's names, each `(chain, draw)`; read are
             `diverging`, `energy`, `tree_depth`, `reached_max_treedepth`,
-            `acceptance_rate` and `lp`.
+            `acceptance_rate`, `step_size`, `n_steps` and `lp`.
         engine: Name of the engine, for the title and to infer `method`.
         method: `"mcmc"`; `"unadjusted"` (a Markov chain without a Metropolis step, such
             as SGLD); `"variational"` (independent draws from a fitted family); `"smc"`
@@ -72,7 +72,8 @@ def diagnose(
         point: Of a maximum: `objectives` and `converged` by start, best first, and the
             shape of the objective there; see `check_point`.
         max_tree_depth: Limit of NUTS, if `stats` has no `reached_max_treedepth`.
-        target_acceptance: Acceptance rate the step size was adapted to.
+        target_acceptance: Acceptance rate the step size was adapted to, the highest of all
+            chains.
         failed: Chains that were dropped: strings that say what happened, or numbers.
         incomplete: Whether the run was stopped before its end.
 
