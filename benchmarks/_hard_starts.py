@@ -324,7 +324,7 @@ class Predation(wh.Model):
             prey, predator = z
             return a * prey - b * prey * predator, -c * predator + d * prey * predator
 
-        path = runge_kutta(slope, (self.first[0], self.first[1]), 0.125, 160, 8)
+        path = runge_kutta(slope, (self.first[0], self.first[1]), 0.25, 64, 4)
         return dist.Normal(jnp.stack(path, -1), 10 * self.sigma)
 
 
@@ -334,12 +334,12 @@ def predation():
     slope = lambda z: np.array(
         [0.55 * z[0] - 0.028 * z[0] * z[1], -0.8 * z[1] + 0.024 * z[0] * z[1]]
     )
-    for _ in range(20):
+    for _ in range(16):
         for _ in range(100):
             k = slope(z)
             z = z + 0.01 * slope(z + 0.005 * k)
         path.append(z)
-    y = np.array(path) + 3.0 * rng.normal(size=(20, 2))
+    y = np.array(path) + 3.0 * rng.normal(size=(16, 2))
     return Problem(Predation(coords={"rate": 4, "species": 2}), y, ())
 
 
@@ -521,8 +521,8 @@ def outliers():
 class FarLocation(wh.Model):
     """A Cauchy prior at zero, data at 50,000 with an error of one."""
 
-    loc: Any = wh.latent(dist.Cauchy(0.0, 2.5))
-    sigma: Any = wh.latent(dist.HalfCauchy(1.0))
+    loc: Any = wh.latent(dist.Cauchy(0.0, 10.0))
+    sigma: Any = wh.latent(dist.HalfNormal(10.0))
 
     def likelihood(self):
         return dist.Normal(self.loc, self.sigma)

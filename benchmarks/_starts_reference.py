@@ -26,7 +26,10 @@ from whence.diagnostics import convergence
 
 CHAINS, WARMUP, DRAWS = 8, 5000, 5000
 PILOTS, PILOT_WARMUP, PILOT_DRAWS = 12, 1500, 200
+# Short runs in a bad place need not go on for a thousand steps a trajectory.
+PILOT_DEPTH, DEPTH = 7, 10
 TARGET_ACCEPT = 0.95
+FUNNELS = {"schools": 0.99}  # target acceptances where small steps are needed
 
 
 class Whitened(wh.AbstractTarget):
@@ -69,14 +72,16 @@ def whiten(target, draws):
     return Whitened(target, unravel, *map(jnp.asarray, (mean, factor, starts)))
 
 
-def by_whence(target, chains, warmup, draws, seed):
+def by_whence(target, chains, warmup, draws, depth, accept, seed):
     """Return draws `(chain, draw, dim)`."""
-    engine = wh.NUTS(chains=chains, warmup=warmup, draws=draws, target_accept=TARGET_ACCEPT)
+    engine = wh.NUTS(
+        chains=chains, warmup=warmup, draws=draws, target_accept=accept, max_tree_depth=depth
+    )
     posterior = wh.infer(target, engine, key=jr.key(seed), progress=False, throw=False)
     return flat(posterior.sample.positions, np)
 
 
-def by_numpyro(target, chains, warmup, draws, seed):
+def by_numpyro(target, chains, warmup, draws, depth, accept, seed):
     """Return draws `(chain, draw, dim)`."""
     density, start, _ = flat_density(target)
     find = finite_start(density, start)
@@ -86,7 +91,8 @@ def by_numpyro(target, chains, warmup, draws, seed):
         kernel = NUTS(
             potential_fn=lambda x: -density(x),
             dense_mass=True,
-            target_accept_prob=TARGET_ACCEPT,
+            target_accept_prob=accept,
+            max_tree_depth=depth,
         )
         state = kernel.init(key_run, warmup, find(key_start), (), {})
 
@@ -101,19 +107,22 @@ def by_numpyro(target, chains, warmup, draws, seed):
 
 
 def refer(problem, seed=0):
-    """Return the reference of one problem."""
+    """Return the reference of one problem, and the mean log densities of its short runs."""
     target = make_target(problem)
     density = flat_density(target)[0]
     batch = jax.jit(lambda x: jax.lax.map(density, x, batch_size=100))
     evaluate = lambda x: np.asarray(batch(x.reshape(-1, x.shape[-1]))).reshape(x.shape[:-1])
     run = lambda target, *sizes: [by(target, *sizes) for by in (by_whence, by_numpyro)]
-    pilots = np.concatenate(run(target, PILOTS, PILOT_WARMUP, PILOT_DRAWS, seed))
+    pilots = np.concatenate(
+        run(target, PILOTS, PILOT_WARMUP, PILOT_DRAWS, PILOT_DEPTH, TARGET_ACCEPT, seed)
+    )
     heights = np.nan_to_num(evaluate(pilots).mean(1), nan=-np.inf)
     best = pilots[heights > heights.max() - 3.0].reshape(-1, pilots.shape[-1])
     white = whiten(target, best)
+    accept = FUNNELS.get(problem, TARGET_ACCEPT)
     parts = [
         white.mean + found @ white.factor.T
-        for found in run(white, CHAINS, WARMUP, DRAWS, seed + 1)
+        for found in run(white, CHAINS, WARMUP, DRAWS, DEPTH, accept, seed + 1)
     ]
     draws = np.concatenate(parts)
     lp = evaluate(draws)
@@ -129,8 +138,7 @@ def refer(problem, seed=0):
         "apart": float(
             np.max(abs(parts[0].mean((0, 1)) - parts[1].mean((0, 1))) / draws.std((0, 1)))
         ),
-        "pilots": sorted(np.round(heights, 1).tolist()),
-    }
+    }, sorted(np.round(heights, 1).tolist())
 
 
 def make_reference(problems, path):
@@ -145,11 +153,11 @@ def make_reference(problems, path):
     warnings.simplefilter("ignore")
     jax.config.update("jax_enable_x64", True)
     for problem in problems:
-        found = refer(problem)
+        found, pilots = refer(problem)
         path.parent.mkdir(parents=True, exist_ok=True)
         known = json.loads(path.read_text()) if path.exists() else {}
         known[problem] = found
         known = {name: known[name] for name in PROBLEMS if name in known}
         path.write_text(json.dumps(known, indent=1) + "\n")
         shown = ", ".join(f"{n} {found[n]:.4g}" for n in ("rhat", "ess", "apart", "lp_mean"))
-        print(f"{problem:<20} {shown}, pilots {found['pilots']}", flush=True)
+        print(f"{problem:<20} {shown}, short runs {pilots}", flush=True)

@@ -42,14 +42,28 @@ REFERENCE = HERE / "results" / "starts_reference.json"
 LIBRARIES = ("whence", "numpyro", "blackjax", "nutpie")
 PRECISIONS = ("float32", "float64")
 CHAINS, WARMUP, DRAWS, MAX_TRIES = 4, 700, 300, 100
+MOST_RHAT = 1.02  # of a reference
 
 
 # -- the judge ---------------------------------------------------------------------
 
 
 def load_reference(problem):
-    """Return the reference of a problem: mean, sd, lp_mean, lp_sd, several_modes."""
-    return json.loads(REFERENCE.read_text())[problem]
+    """Return the reference of a problem: mean, sd, lp_mean, lp_sd, several_modes.
+
+    Args:
+        problem: A name in `_hard_starts.PROBLEMS`.
+
+    Raises:
+        ValueError: If there is none, or its two libraries disagree.
+    """
+    found = json.loads(REFERENCE.read_text()).get(problem)
+    if found is None or not found["rhat"] < MOST_RHAT:
+        rhat = f"R-hat {found['rhat']:.3f}" if found else "none"
+        raise ValueError(
+            f"{problem} needs a reference with R-hat below {MOST_RHAT}; got {rhat}."
+        )
+    return found
 
 
 def verdicts(draws, lp, reference):
@@ -357,7 +371,8 @@ def _one_worker(library, precision, left, keys, arguments):
     command = [sys.executable, __file__, "--worker", library, precision]
     command += ["--problems", *left, "--key-list", *map(str, keys)]
     command += ["--limit-per-key", str(arguments.limit_per_key)]
-    environment = dict(os.environ, WHENCE_CACHE="off", JAX_PLATFORMS="cpu")
+    environment = os.environ | {"WHENCE_CACHE": "off", "JAX_PLATFORMS": "cpu"}
+    environment["OPENBLAS_NUM_THREADS"] = "1"  # threads that wait for each other count as work
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
