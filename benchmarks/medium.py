@@ -15,6 +15,7 @@ R-hat above 1.05 did not converge, and no ratio counts it. Compilation caches ar
 with --warm, on for all, each measurement preceded by one that fills them and is thrown away.
 
     uv run --group bench python benchmarks/medium.py --out benchmarks/results
+    ... --check      are the models in PyMC the same? compares log densities, no sampling
     ... --models garch ordinal --samplers whence nutpie_diag --keys 1     a part
 """
 
@@ -457,6 +458,45 @@ def transcriptions(records, folder):
     return lines
 
 
+def compare_densities(name, points=5):
+    """Return how much the log densities of the two versions of a model differ, in nats.
+
+    The two have the same unconstrained coordinates. A constant does not matter: returned is
+    the spread of the difference over random points, and the spread of the log density.
+
+    Args:
+        name: A name in `_medium_models.MODELS`.
+        points: How many.
+    """
+    import _medium_models
+    import _medium_pymc
+    import jax
+    import numpy as np
+    from pytensor.compile.mode import Mode
+
+    problem, target = _medium_models.make(name), target_of(name)
+    model = _medium_pymc.make(name, problem.y, problem.inputs)
+    theirs = model.compile_logp(mode=Mode(linker="py", optimizer="fast_compile"))
+    ours = jax.jit(lambda x: target.log_density(x))
+    start = model.initial_point()
+    # PyMC's names of unconstrained values: "sigma_log__", "beta_z", "mu".
+    values = {full: _latent_of(full, [site.name for site in target.free]) for full in start}
+    found = []
+    for seed in range(points):
+        x = target.init(key=jax.random.key(seed))
+        x = {latent: 0.5 * np.asarray(value) for latent, value in x.items()}
+        found.append((float(ours(x)), float(theirs({f: x[n] for f, n in values.items()}))))
+    left, right = np.array(found).T
+    return float(np.ptp(left - right)), float(np.ptp(left))
+
+
+def _latent_of(value, latents):
+    """Return the latent that a PyMC value variable stands for."""
+    stem = value.removesuffix("__")
+    fits = [n for n in latents if stem == n or stem.startswith(f"{n}_")]
+    return max(fits, key=len)
+
+
 def about(arguments, load):
     """Return what the figures depend on."""
     from importlib import metadata
@@ -493,7 +533,18 @@ def main():
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for a run")
     parser.add_argument("--warm", action="store_true", help="with compilation caches")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--check", action="store_true", help="only compare log densities")
     arguments = parser.parse_args()
+    if arguments.check:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        for name in arguments.models:
+            off, spread = compare_densities(name)
+            print(
+                f"{name:<18} differ by {off:.1e} nats over a range of {spread:.1e}", flush=True
+            )
+        return
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         records = compare(arguments, Path(folder))
