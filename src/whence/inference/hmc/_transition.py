@@ -8,7 +8,7 @@ the gradient.
 
 A start may lie 1e60 nats below the typical set, and there Hamiltonian dynamics fails: with
 energies that large, float32 cannot tell whether a step conserves them. From such starts
-rounds go uphill along the gradient, by steps of a length that doubles or halves, until a
+rounds go uphill by quasi-Newton steps, within a radius that doubles or halves, until a
 step gains no more than `far(dim)` nats. That is the far side of what warm-up can
 travel by itself, and a long way from the mode: chains stay as dispersed as they were. A
 descent that gets nowhere (into a valley that floating point cannot follow) starts anew.
@@ -24,14 +24,18 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from ...core._types import PRNGKey, Scalar
+from ..point._lbfgs import Memory
 from ._integrator import LogDensityAndGradient, PhasePoint, leapfrog
 from ._metric import AbstractMetric, Vector, sample_momentum
 from ._trajectory import AbstractTrajectory, Proposal
 
 SEARCHING, SCALING, SAMPLING, FAILED, DESCENDING = 0, 1, 2, 3, 4
 MAX_TRIES = 100  # starts and step sizes to try before giving up
-MAX_DESCENTS = 10  # of as many steps; then the chain has to go on from where it is
+MAX_DESCENTS = 10  # of 400 steps; then the chain has to go on from where it is
+_DESCENT_TRIES = 400
 _FIRST_RADIUS = 0.1  # length of the first step of a descent
+_MEMORY = 5  # steps of a descent to learn curvature from
+_RESOLVED, _NEAR_STEPS = 1.0, 5  # nats; steps of little gain where rounding is more
 _SCALING_RATE = 0.8  # Hoffman and Gelman (2014) have 0.5; Stan has 0.8
 
 Plant = Callable[..., AbstractTrajectory]
@@ -62,6 +66,8 @@ class _Round(eqx.Module):
     tries: Int[Array, ""]  # rounds of the present search or scaling
     direction: Scalar  # of the search for a step size: 1, -1, or 0 before it starts
     radius: Scalar  # of the next step of a descent
+    memory: Memory  # of a descent
+    near: Int[Array, ""]  # steps of a descent, one after the other, of little gain
     descents: Int[Array, ""]  # that did not arrive
     stats: dict[str, Array]
 
@@ -127,7 +133,7 @@ def transition(
         momentum = sample_momentum(momentum_key, chain.position)
         point = PhasePoint(
             chain.position,
-            jnp.where(is_descent, now.radius * _unit(chain.gradient), momentum),
+            lax.cond(is_descent, lambda: _uphill(now), lambda: momentum),
             chain.log_density,
             chain.gradient,
             jnp.where(is_search | is_descent, 0, metric.adjoint(chain.gradient)),
@@ -143,7 +149,9 @@ def transition(
     none = jnp.zeros((), jnp.int32)
     zero = jnp.zeros((), dtype)
     radius = jnp.asarray(_FIRST_RADIUS, dtype)
-    start = _Round(chain, chain.phase == FAILED, key, none, zero, radius, none, stats)
+    memory = Memory.empty(_MEMORY, chain.position)
+    is_over = chain.phase == FAILED
+    start = _Round(chain, is_over, key, none, zero, radius, memory, none, none, stats)
     end = lax.while_loop(lambda now: ~now.is_over, body, start)
     return end.chain, end.stats
 
@@ -170,21 +178,61 @@ def _unit(gradient: Vector) -> Vector:
     return scaled / jnp.sqrt(jnp.maximum(jnp.sum(scaled * scaled), 1))
 
 
-def _uphill(chain: Chain, found: Proposal, radius: Scalar) -> tuple[Array, Array]:
-    """Return whether a step of a descent went uphill, and whether it arrived near the top.
+def _is_resolved(chain: Chain | Proposal) -> Bool[Array, ""]:
+    """Whether log densities are small enough for differences of a nat."""
+    return _rounding(chain) < _RESOLVED
 
-    Where rounding hides the gain, the slope tells both: the way is uphill while the slope
-    does not change its sign, and from two slopes a parabola tells how far the top is.
+
+def _rounding(chain: Chain | Proposal) -> Scalar:
+    return 4 * jnp.finfo(chain.log_density.dtype).eps * jnp.abs(chain.log_density)
+
+
+def _uphill(now: _Round) -> Vector:
+    """Return a step of a descent: a quasi-Newton step, no longer than the radius."""
+    gradient = now.chain.gradient
+    newton = now.memory.direction(-gradient)
+    length = jnp.sqrt(jnp.sum(newton * newton))
+    is_known = (now.memory.inverses[-1] > 0) & (jnp.sum(newton * gradient) > 0)
+    is_known = is_known & (length > 0) & jnp.isfinite(length) & ~_is_resolved(now.chain)
+    shorter = newton * jnp.minimum(1, now.radius / jnp.where(is_known, length, 1))
+    return jnp.where(is_known, shorter, now.radius * _unit(gradient))
+
+
+class _Step(NamedTuple):
+    """What came of a step of a descent."""
+
+    is_higher: Bool[Array, ""]
+    radius: Scalar
+    memory: Memory
+    near: Int[Array, ""]
+    is_down: Bool[Array, ""]
+
+
+def _judge(now: _Round, found: Proposal) -> _Step:
+    """Judge a step of a descent.
+
+    Where rounding hides the gain, the slope tells whether the way still leads uphill. There
+    the dynamics would get nowhere, so a step of little gain is not enough to stop: across a
+    narrow valley every step is one. It takes several that the radius did not shorten.
     """
-    limit = far(chain.position.shape[0])
-    gain = found.log_density - chain.log_density
-    rounding = 4 * jnp.finfo(gain.dtype).eps * jnp.abs(chain.log_density)
-    direction = _unit(chain.gradient)
-    before, after = jnp.sum(chain.gradient * direction), jnp.sum(found.gradient * direction)
-    rest = 0.5 * after**2 * radius / (before - after)
-    is_short = (rest >= 0) & (rest < limit) | (rounding < 0.1)
-    is_hidden = (jnp.abs(gain) <= rounding) & (after > 0)
-    return (gain > 0) | is_hidden, (gain < limit) & is_short
+    old = now.chain
+    gain = found.log_density - old.log_density
+    step, change = found.position - old.position, old.gradient - found.gradient
+    is_hidden = (jnp.abs(gain) <= _rounding(found)) & (jnp.sum(found.gradient * step) > 0)
+    is_higher = (gain > 0) | is_hidden
+    memory = now.memory.with_step(step, change)
+    memory = jax.tree.map(lambda a, b: jnp.where(is_higher, a, b), memory, now.memory)
+    is_resolved = _is_resolved(found)
+    is_whole = is_resolved | (jnp.sum(step * step) < 0.9 * now.radius**2)
+    near = jnp.where(gain < far(step.shape[0]), now.near + is_whole, 0)
+    wanted = jnp.where(is_resolved, 1, _NEAR_STEPS)
+    return _Step(
+        is_higher,
+        now.radius * jnp.where(is_higher, 2.0, 0.5).astype(gain.dtype),
+        memory,
+        jnp.where(is_higher, near, now.near).astype(jnp.int32),
+        is_higher & (near >= wanted),
+    )
 
 
 def _after(
@@ -195,14 +243,15 @@ def _after(
     is_descent = chain.phase == DESCENDING
     is_scaling = chain.phase == SCALING
     is_sampling = chain.phase == SAMPLING
-    is_late = now.tries + 1 >= MAX_TRIES
+    is_late = now.tries + 1 >= jnp.where(is_descent, _DESCENT_TRIES, MAX_TRIES)
 
     found = trajectory.candidate
     is_found = jnp.isfinite(found.log_density) & jnp.all(jnp.isfinite(found.gradient))
     new = trajectory.proposal
-    is_higher, is_near = _uphill(chain, found, now.radius)
-    is_higher = is_found & is_higher
-    is_down = is_higher & is_near
+    no = jnp.asarray(False)
+    lower = _Step(no, 0.5 * now.radius, now.memory, now.near, no)
+    step = lax.cond(is_descent & is_found, lambda: _judge(now, found), lambda: lower)
+    is_higher, is_down = step.is_higher & is_found, step.is_down & is_found
     is_lost = is_descent & is_late & ~is_down
     descents = now.descents + is_lost.astype(jnp.int32)
     # Another start may be better; the last one has to do.
@@ -237,9 +286,9 @@ def _after(
         key=key,
         tries=jnp.where(phase == now.chain.phase, now.tries + 1, 0),
         direction=jnp.where(is_scaling, sign, 0),
-        radius=jnp.where(
-            is_descent, now.radius * jnp.where(is_higher, 2.0, 0.5), _FIRST_RADIUS
-        ).astype(now.radius.dtype),
+        radius=jnp.where(is_descent, step.radius, _FIRST_RADIUS),
+        memory=step.memory,
+        near=jnp.where(is_descent, step.near, 0),
         descents=descents,
         stats=trajectory.stats() | {"step_size": chain.step_size, "lp": new.log_density},
     )
