@@ -16,10 +16,13 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_array_equal
+from threadpoolctl import threadpool_info
 
 import whence as wh
 from whence.core import RESULTS, Info, Sample, Schedule, _cache, clear_programs, never
+from whence.core._engine import AbstractPausingEngine
 from whence.core._loop import run
+from whence.core._manifest import create_store
 
 
 class Plane(wh.AbstractTarget):
@@ -279,3 +282,72 @@ def test_jit_disabled_gives_the_same():
 def test_keys_are_typed_and_of_any_kind():
     posterior = wh.infer(Plane(), Counting(), key=jax.random.key(3, impl="rbg"))
     assert posterior.manifest["key_impl"] == "rbg"
+
+
+def _blas_threads():
+    return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_blas_has_one_thread_while_chains_have_several(threads, key):
+    seen, before = [], _blas_threads()
+    watch = lambda made, total: seen.append(_blas_threads())
+    run(Plane(), Counting(chains=2), key=key, threads=threads, on_progress=watch)
+    assert before
+    assert seen[0] == ([1] * len(before) if threads > 1 else before)
+    assert _blas_threads() == before
+
+
+class Adding(AbstractPausingEngine):
+    """Counts its steps; a pause adds a hundred times the number of the step to come."""
+
+    chains: int = 2
+
+    @property
+    def name(self):
+        return "Adding"
+
+    @property
+    def schedule(self):
+        return Schedule(self.chains, 4, 12, pauses=(3, 4, 9))
+
+    def validate(self, target):
+        del target
+
+    def init(self, target, *, key):
+        return jnp.zeros(())
+
+    def step(self, target, state, index, *, key):
+        return state + 1, Info({"x": state + 1}, {})
+
+    def pause(self, state, index):
+        return np.asarray(state + 100 * index)
+
+    def done(self, state):
+        return never()
+
+    def result(self, state):
+        return RESULTS.successful
+
+    def posterior(self, target, state, trace, *, key):
+        return Sample(trace.sampling.position, {})
+
+
+@pytest.mark.parametrize("chunk_steps", [1, 2, 5, None])
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_pauses(chunk_steps, vectorised, key):
+    outcome = run(Plane(), Adding(), key=key, chunk_steps=chunk_steps, vectorised=vectorised)
+    extra = np.repeat([0, 300, 700, 1600], [3, 1, 5, 3])
+    for record in outcome.records:
+        assert_array_equal(record.position["x"], np.arange(1, 13) + extra)
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 5, 9])
+def test_a_pause_is_made_once_though_the_run_stops_there(stop, key, tmp_path):
+    target, engine = Plane(), Adding()
+    whole = run(target, engine, key=key)
+    store = create_store(tmp_path / "run", target, engine, key, {})
+    run(target, engine, key=key, steps=stop, store=store)
+    rest = run(target, engine, key=key, store=store)
+    for one, two in zip(whole.records, rest.records, strict=True):
+        assert_array_equal(one.position["x"], two.position["x"])

@@ -14,7 +14,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import whence as wh
-from whence.core._loop import _Worker
+from whence.core._worker import Worker
 from whence.storage import RunStore
 
 KILLS = int(os.environ.get("WHENCE_KILLS", "6"))  # in all, over the engines below
@@ -54,7 +54,7 @@ class Stopped(Exception):
 
 
 def _stop_after(monkeypatch, calls):
-    made, advance = [], _Worker.advance
+    made, advance = [], Worker.advance
 
     def counted(self, stop):
         if len(made) >= calls:
@@ -62,7 +62,7 @@ def _stop_after(monkeypatch, calls):
         made.append(stop)
         return advance(self, stop)
 
-    monkeypatch.setattr(_Worker, "advance", counted)
+    monkeypatch.setattr(Worker, "advance", counted)
 
 
 # The conformance suite stops and resumes every engine of ours once more.

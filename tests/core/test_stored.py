@@ -145,11 +145,11 @@ def test_time_over_before_any_draw(target):
 
 def test_until_and_a_store_and_a_stop(target, tmp_path, monkeypatch):
     """Killed between looks, the resumed run ends where the uninterrupted one does."""
-    from whence.core._loop import _Worker
+    from whence.core._worker import Worker
 
     until, engine = wh.Until(ess=900), wh.NUTS(chains=2, warmup=100)
     whole = wh.infer(target, engine, key=KEY, until=until, chunk_steps=45)
-    made, advance = [], _Worker.advance
+    made, advance = [], Worker.advance
 
     def counted(self, stop):
         made.append(stop)
@@ -158,7 +158,7 @@ def test_until_and_a_store_and_a_stop(target, tmp_path, monkeypatch):
         return advance(self, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Worker, "advance", counted)
+        patch.setattr(Worker, "advance", counted)
         with pytest.raises(RuntimeError, match="killed"):
             wh.infer(
                 target,

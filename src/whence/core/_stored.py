@@ -14,13 +14,14 @@ from ._collect import collect, judge
 from ._distributed import share
 from ._engine import AbstractEngine
 from ._fingerprint import fingerprint
-from ._loop import Outcome, read_chunks, restored
+from ._loop import Outcome
 from ._manifest import from_json, key_from, to_json
 from ._mesh import Layout, mesh as make_mesh, plan_layout
 from ._posterior import Posterior
 from ._program import shapes_of
 from ._target import AbstractTarget
 from ._types import PRNGKey
+from ._worker import read_chunks, restored
 
 
 class Stored(NamedTuple):
