@@ -37,7 +37,10 @@ def _grow(position, momentum, step_size, max_depth, key):
     def body(tree):
         return tree.extend(leapfrog(VALUE_AND_GRAD, UNIT, tree.end(), tree.step))
 
-    return jax.lax.while_loop(lambda t: t.is_growing(), body, tree)
+    def grow(tree):
+        return jax.lax.while_loop(lambda t: t.is_extending(), body, tree).close()
+
+    return jax.lax.while_loop(lambda t: t.is_growing(), grow, tree)
 
 
 class _Reference:

@@ -49,6 +49,12 @@ class Path(AbstractTrajectory):
     def is_growing(self) -> Bool[Array, ""]:
         return (self.steps < self.limit) & ~self._is_divergent()
 
+    def is_extending(self) -> Bool[Array, ""]:
+        return self.is_growing()
+
+    def close(self) -> "Path":
+        return self
+
     def end(self) -> End:
         return self.tail
 

@@ -20,7 +20,7 @@ class Proposal(eqx.Module):
 
 
 class AbstractTrajectory(eqx.Module):
-    """A trajectory under construction.
+    """A trajectory under construction: parts, each of leapfrog steps one after the other.
 
     Attributes:
         candidate: After a single leaf: that leaf if its energy is finite, else what the
@@ -35,7 +35,11 @@ class AbstractTrajectory(eqx.Module):
 
     @abc.abstractmethod
     def is_growing(self) -> Bool[Array, ""]:
-        """Whether another leapfrog step is wanted."""
+        """Whether another part is wanted."""
+
+    @abc.abstractmethod
+    def is_extending(self) -> Bool[Array, ""]:
+        """Whether the present part wants another leapfrog step; at its start it does."""
 
     @abc.abstractmethod
     def end(self) -> End:
@@ -44,6 +48,10 @@ class AbstractTrajectory(eqx.Module):
     @abc.abstractmethod
     def extend(self, point: PhasePoint) -> "AbstractTrajectory":
         """Append the point that lies one `step` from the end."""
+
+    @abc.abstractmethod
+    def close(self) -> "AbstractTrajectory":
+        """Join the part that has just ended to what there was before."""
 
     @abc.abstractmethod
     def acceptance_rate(self) -> Scalar:

@@ -125,6 +125,9 @@ def transition(
         point = leapfrog(log_density_and_grad, metric, trajectory.end(), trajectory.step)
         return trajectory.extend(point)
 
+    def grow(trajectory: AbstractTrajectory) -> AbstractTrajectory:
+        return lax.while_loop(lambda t: t.is_extending(), follow, trajectory).close()
+
     def body(now: _Round) -> _Round:
         next_key, start_key, momentum_key, plant_key = jax.random.split(now.key, 4)
         is_search, is_descent = (now.chain.phase == p for p in (SEARCHING, DESCENDING))
@@ -141,7 +144,7 @@ def transition(
         step_size = jnp.where(is_search, 0, jnp.where(is_descent, 1, chain.step_size))
         is_single = chain.phase != SAMPLING
         trajectory = plant(point, step_size, is_single, key=plant_key)
-        trajectory = lax.while_loop(lambda t: t.is_growing(), follow, trajectory)
+        trajectory = lax.while_loop(lambda t: t.is_growing(), grow, trajectory)
         return _after(now, chain, trajectory, after, next_key)
 
     dtype = chain.position.dtype

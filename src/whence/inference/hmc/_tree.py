@@ -6,7 +6,9 @@ completed subtrees merge like the bits of a binary counter: leaf `n` completes o
 of size `2^k` for every trailing one of `n`. Each of these merges joins a left sibling, kept
 on a stack under its level, to the subtree that ends at the present leaf, and checks three
 U-turns. The trajectory before the doubling lies on the same stack, as the left sibling of
-the whole subtree, so that the last merge is one more of the same kind.
+the whole subtree, so that the last merge is one more of the same kind. What a leaf changes
+(`extend`) and what a subtree changes (`close`) are apart: the program copies no vector that
+a leaf leaves alone.
 
 All momenta are whitened, so that a U-turn is a negative dot product.
 
@@ -16,6 +18,10 @@ References:
     biased progressive sampling, generalised U-turn.
     Phan, Pradhan and Jankowiak (2019), arXiv:1912.11554, appendix A: iterative trees.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +36,23 @@ from ._trajectory import AbstractTrajectory, Proposal
 MAX_ENERGY_ERROR = 1000.0  # nats; Betancourt (2017), and what Stan uses
 
 
+class Siblings(NamedTuple):
+    """Left siblings by level: momenta at their start and end, in order of integration, sums."""
+
+    first: Float[Array, "levels dim"]
+    last: Float[Array, "levels dim"]
+    total: Float[Array, "levels dim"]
+
+    def at(self, level: Int[Array, ""]) -> tuple[Vector, Vector, Vector]:
+        """Return the sibling of a level."""
+        return tuple(lax.dynamic_index_in_dim(x, level, 0, keepdims=False) for x in self)
+
+    def put(self, level: Int[Array, ""], *sibling: Vector) -> "Siblings":
+        """Return the siblings with that of a level replaced."""
+        pairs = zip(self, sibling, strict=True)
+        return Siblings(*(lax.dynamic_update_index_in_dim(x, v, level, 0) for x, v in pairs))
+
+
 class Tree(AbstractTrajectory):
     """A trajectory that grows by one leaf at a time.
 
@@ -41,8 +64,7 @@ class Tree(AbstractTrajectory):
         log_weight: Log of the summed weights of the completed trajectory; its first point
             has weight 1.
         subtree_log_weight: The same for the present subtree.
-        siblings: By level: momenta at the start and at the end of a left sibling, in the
-            order of integration, and the sum of its momenta.
+        siblings: Left siblings, and at level `depth` the trajectory so far.
         start_energy: Energy of the first point, in nats.
         step: Step size, negative if the near end is the past.
         depth: Completed doublings.
@@ -53,6 +75,7 @@ class Tree(AbstractTrajectory):
         max_energy_error: The largest energy error met, in nats.
         is_turning: Whether a U-turn ended the trajectory.
         is_divergent: Whether an energy error above `MAX_ENERGY_ERROR` did.
+        is_complete: Whether the present subtree has all its leaves and is to be joined.
         seed: Two random words.
     """
 
@@ -62,7 +85,7 @@ class Tree(AbstractTrajectory):
     proposal: Proposal
     log_weight: Scalar
     subtree_log_weight: Scalar
-    siblings: Float[Array, "levels 3 dim"]
+    siblings: Siblings
     start_energy: Scalar
     step: Scalar
     depth: Int[Array, ""]
@@ -73,11 +96,16 @@ class Tree(AbstractTrajectory):
     max_energy_error: Scalar
     is_turning: Bool[Array, ""]
     is_divergent: Bool[Array, ""]
+    is_complete: Bool[Array, ""]
     seed: UInt[Array, "2"]
 
     def is_growing(self) -> Bool[Array, ""]:
-        """Whether another leaf is wanted."""
+        """Whether another subtree is wanted."""
         return (self.depth < self.max_depth) & ~self.is_turning & ~self.is_divergent
+
+    def is_extending(self) -> Bool[Array, ""]:
+        """Whether the present subtree wants another leaf."""
+        return ~self.is_complete & ~self.is_turning & ~self.is_divergent
 
     def acceptance_rate(self) -> Scalar:
         """Return the mean acceptance probability over all leaves."""
@@ -107,54 +135,66 @@ class Tree(AbstractTrajectory):
 
     def extend(self, point: PhasePoint) -> "Tree":
         """Append the point that lies one `step` from the near end."""
-        dtype = self.log_weight.dtype
         energy = point.energy()
         # A comparison with NaN is false: without this a NaN would pass for no divergence.
         error = jnp.where(jnp.isnan(energy), jnp.inf, energy - self.start_energy)
         is_divergent = error > MAX_ENERGY_ERROR
-        bits = _hash(self.seed[0], self.seed[1], self.leaves.astype(jnp.uint32))
-        log_uniform = jnp.log(_uniform(jnp.stack(bits[:2]), dtype))
-
         log_weight = jnp.logaddexp(self.subtree_log_weight, -error)
         new = Proposal(point.position, point.gradient, point.log_density, energy)
-        candidate = _where(log_uniform[0] < -error - log_weight, new, self.candidate)
-
+        is_new = jnp.log(self._uniform(self.leaves, 0)) < -error - log_weight
         is_last = self.leaf + 1 == 1 << self.depth
-        level, merged, is_turning = self._merge(point.momentum, is_last)
-        is_complete = is_last & ~is_divergent & (~is_turning | (level == self.depth + 1))
-        # Biased progressive sampling prefers the new half: Betancourt (2017), A.3.2.
-        is_taken = is_complete & (log_uniform[1] < log_weight - self.log_weight)
-
-        near = point.end()
-        is_flipped = is_complete & (bits[2] >> 31 == 1)
-        reverse = jnp.stack([merged[1], merged[0], merged[2]])
-        merged = jnp.where(is_flipped, reverse, merged)
-        return Tree(
-            near=_where(is_flipped, self.far, near),
-            far=_where(is_flipped, near, self.far),
-            candidate=candidate,
-            proposal=_where(is_taken, candidate, self.proposal),
-            log_weight=jnp.where(
-                is_complete, jnp.logaddexp(self.log_weight, log_weight), self.log_weight
-            ),
-            subtree_log_weight=jnp.where(is_complete, -jnp.inf, log_weight),
-            siblings=lax.dynamic_update_index_in_dim(self.siblings, merged, level, 0),
-            start_energy=self.start_energy,
-            step=jnp.where(is_flipped, -self.step, self.step),
-            depth=self.depth + is_complete.astype(jnp.int32),
-            max_depth=self.max_depth,
-            leaf=jnp.where(is_complete, 0, self.leaf + 1),
+        level, total, is_turning = self._merge(point.momentum, is_last)
+        first = self._first(level, point.momentum)
+        is_whole = ~is_turning | (level == self.depth + 1)
+        return replace(
+            self,
+            near=point.end(),
+            candidate=_where(is_new, new, self.candidate),
+            subtree_log_weight=log_weight,
+            siblings=self.siblings.put(level, first, point.momentum, total),
+            leaf=self.leaf + 1,
             leaves=self.leaves + 1,
             acceptance_sum=self.acceptance_sum + jnp.exp(-jnp.maximum(error, 0)),
             max_energy_error=jnp.maximum(self.max_energy_error, error),
             is_turning=is_turning,
             is_divergent=is_divergent,
-            seed=self.seed,
+            is_complete=is_last & ~is_divergent & is_whole,
         )
+
+    def close(self) -> "Tree":
+        """Join the present subtree to the trajectory, if it is complete, and choose a side."""
+        leaf, top = self.leaves - 1, self.depth + 1
+        # Biased progressive sampling prefers the new half: Betancourt (2017), A.3.2.
+        advantage = self.subtree_log_weight - self.log_weight
+        is_taken = self.is_complete & (jnp.log(self._uniform(leaf, 1)) < advantage)
+        is_flipped = self.is_complete & (self._bits(leaf)[2] >> 31 == 1)
+        first, last, whole = self.siblings.at(top)
+        ends = _where(is_flipped, (last, first), (first, last))
+        total = jnp.logaddexp(self.log_weight, self.subtree_log_weight)
+        return replace(
+            self,
+            near=_where(is_flipped, self.far, self.near),
+            far=_where(is_flipped, self.near, self.far),
+            proposal=_where(is_taken, self.candidate, self.proposal),
+            log_weight=jnp.where(self.is_complete, total, self.log_weight),
+            subtree_log_weight=jnp.full_like(total, -jnp.inf),
+            siblings=self.siblings.put(top, *ends, whole),
+            step=jnp.where(is_flipped, -self.step, self.step),
+            depth=self.depth + self.is_complete.astype(jnp.int32),
+            leaf=jnp.zeros_like(self.leaf),
+            is_complete=jnp.zeros_like(self.is_complete),
+        )
+
+    def _bits(self, leaf: Int[Array, ""]) -> tuple[UInt[Array, ""], ...]:
+        """Return the three random words that belong to a leaf."""
+        return _hash(self.seed[0], self.seed[1], leaf.astype(jnp.uint32))
+
+    def _uniform(self, leaf: Int[Array, ""], which: int) -> Float[Array, ""]:
+        return _uniform(self._bits(leaf)[which], self.log_weight.dtype)
 
     def _merge(
         self, momentum: Vector, is_last: Bool[Array, ""]
-    ) -> tuple[Int[Array, ""], Float[Array, "3 dim"], Bool[Array, ""]]:
+    ) -> tuple[Int[Array, ""], Vector, Bool[Array, ""]]:
         """Merge the new leaf with every left sibling that it completes.
 
         Args:
@@ -163,21 +203,25 @@ class Tree(AbstractTrajectory):
                 with the trajectory before it as well.
 
         Returns:
-            Number of merges made, the summary of the largest subtree that ends at the leaf,
-            and whether it makes a U-turn.
+            Number of merges made, the sum of momenta of the largest subtree that ends at the
+            leaf, and whether that makes a U-turn.
         """
         trailing_ones = lax.population_count(self.leaf & ~(self.leaf + 1))
         num_merges = trailing_ones + is_last.astype(jnp.int32)
 
         def body(carry):
-            level, right, _ = carry
-            left = lax.dynamic_index_in_dim(self.siblings, level, 0, keepdims=False)
-            merged = jnp.stack([left[0], right[1], left[2] + right[2]])
-            return level + 1, merged, _makes_u_turn(left, right)
+            level, total, _ = carry
+            left = self.siblings.at(level)
+            right = self._first(level, momentum), momentum, total
+            return level + 1, left[2] + total, _makes_u_turn(left, right)
 
-        leaf = jnp.stack([momentum] * 3)
-        start = (jnp.zeros((), jnp.int32), leaf, jnp.asarray(False))
+        start = (jnp.zeros((), jnp.int32), momentum, jnp.asarray(False))
         return lax.while_loop(lambda c: (c[0] < num_merges) & ~c[2], body, start)
+
+    def _first(self, merges: Int[Array, ""], momentum: Vector) -> Vector:
+        """Return the first momentum of the subtree that a leaf ends after some merges."""
+        first, _, _ = self.siblings.at(jnp.maximum(merges - 1, 0))
+        return jnp.where(merges > 0, first, momentum)
 
 
 def plant(point: PhasePoint, step_size: Scalar, max_depth, limit, *, key: PRNGKey) -> Tree:
@@ -198,9 +242,8 @@ def plant(point: PhasePoint, step_size: Scalar, max_depth, limit, *, key: PRNGKe
     dtype = point.position.dtype
     energy = point.energy()
     end = point.end()
-    siblings = (
-        jnp.zeros((max_depth + 1, 3, point.position.shape[0]), dtype).at[0].set(point.momentum)
-    )
+    levels = jnp.zeros((max_depth + 1, point.position.shape[0]), dtype)
+    siblings = Siblings(*[levels.at[0].set(point.momentum)] * 3)
     proposal = Proposal(point.position, point.gradient, point.log_density, energy)
     zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
     return Tree(
@@ -221,11 +264,12 @@ def plant(point: PhasePoint, step_size: Scalar, max_depth, limit, *, key: PRNGKe
         max_energy_error=zero - jnp.inf,
         is_turning=jnp.asarray(False),
         is_divergent=jnp.asarray(False),
+        is_complete=jnp.asarray(False),
         seed=seed,
     )
 
 
-def _makes_u_turn(left: Float[Array, "3 dim"], right: Float[Array, "3 dim"]) -> Bool[Array, ""]:
+def _makes_u_turn(left: Sequence[Vector], right: Sequence[Vector]) -> Bool[Array, ""]:
     """Whether the union of two adjacent subtrees turns back on itself.
 
     With the sums `rho` of momenta: over the union, over the left half and the first point of
@@ -250,7 +294,7 @@ def _where(condition: Bool[Array, ""], yes, no):
     return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
 
 
-def _uniform(bits: UInt[Array, " n"], dtype) -> Float[Array, " n"]:
+def _uniform(bits: UInt[Array, "..."], dtype) -> Float[Array, "..."]:
     """Map random words to the open interval (0, 1)."""
     high = (bits >> 8).astype(jnp.int32).astype(dtype)  # 24 bits: exact in float32
     return (high + 0.5) * jnp.asarray(2.0**-24, dtype)
