@@ -22,7 +22,7 @@ class Worker:
     def __init__(self, plan: Plan, engine, data, key, replica, fixed_chunks, store, joint):
         self.plan = plan
         self.engine = engine
-        self.warmup = engine.schedule.warmup
+        self.warmup, self.pauses = engine.schedule.warmup, engine.schedule.pauses
         self.data = data
         self.key = key
         self.replica = replica
@@ -58,7 +58,7 @@ class Worker:
         while not self.finished(total) and not self.halted(halt):
             warming = self.at < self.warmup
             end = min(self.warmup, total) if warming else total
-            end = min([end, *(at for at in self.engine.schedule.pauses if at > self.at)])
+            end = min([end, *(at for at in self.pauses if at > self.at)])
             begin = time.perf_counter()
             made = self.advance(min(self.at + self.size, end))
             spent = time.perf_counter() - begin
@@ -76,7 +76,7 @@ class Worker:
 
     def advance(self, stop: int) -> int:
         """Call the program once and keep what it recorded; return how many steps."""
-        if self.at in self.engine.schedule.pauses:
+        if self.at in self.pauses:
             self.state = self.paused()
         start, piece = self.at, self.call(stop)
         if self.store is None:

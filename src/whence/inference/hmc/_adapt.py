@@ -4,6 +4,7 @@ In every step the program updates the step size and the moments of the window. A
 of a window the loop pauses, and `learn` decides in NumPy what follows from it.
 """
 
+import dataclasses
 import math
 from contextlib import suppress
 from typing import Any
@@ -183,8 +184,8 @@ def _renewed(
         metric = old.metric
     # The last window should be long: what would be left for a shorter one belongs to it.
     length = left if left < 2 * length else length
-    new = _with(old, length=length, metric=metric, memory=memory)
-    new = eqx.tree_at(lambda a: a.window, new, jax.tree.map(np.zeros_like, window))
+    empty = jax.tree.map(np.zeros_like, window)
+    new = _with(old, window=empty, length=length, metric=metric, memory=memory)
     if window.draws.count < _LONG_WINDOW:
         return new
     log_step, caution = old.averaging.log_mean, _caution(window, old.caution)
@@ -215,6 +216,9 @@ def _caution(window: Window, last: HostArray) -> float:
 
 def _with(module: Any, **changes: Any) -> Any:
     """Return a module with fields replaced; their leaves keep the types they had."""
-    fields = lambda m: [getattr(m, name) for name in changes]
-    leaves = jax.tree.leaves(list(changes.values()))
-    return eqx.tree_at(fields, module, refilled(fields(module), *leaves))
+    fields, structure = jax.tree.flatten(module, is_leaf=lambda node: node is not module)
+    named = zip((field.name for field in dataclasses.fields(module)), fields, strict=True)
+    new = lambda name, old: refilled(old, *jax.tree.leaves(changes[name]))
+    return structure.unflatten(
+        [new(name, old) if name in changes else old for name, old in named]
+    )

@@ -8,8 +8,8 @@ the gradient.
 
 A start may lie 1e60 nats below the typical set, and there Hamiltonian dynamics fails: with
 energies that large, float32 cannot tell whether a step conserves them. From such starts
-rounds go uphill by quasi-Newton steps, within a radius that doubles or halves, until a
-step gains no more than `far(dim)` nats. That is the far side of what warm-up can
+rounds go uphill along the gradient, within a radius that doubles or halves, until a step
+gains no more than `far(dim)` nats. That is the far side of what warm-up can
 travel by itself, and a long way from the mode: chains stay as dispersed as they were. A
 descent that gets nowhere (into a valley that floating point cannot follow) starts anew.
 """
@@ -66,7 +66,7 @@ class _Round(eqx.Module):
     tries: Int[Array, ""]  # rounds of the present search or scaling
     direction: Scalar  # of the search for a step size: 1, -1, or 0 before it starts
     radius: Scalar  # of the next step of a descent
-    memory: Memory  # of a descent
+    memory: Memory | None  # of a descent
     near: Int[Array, ""]  # steps of a descent, one after the other, of little gain
     descents: Int[Array, ""]  # that did not arrive
     stats: dict[str, Array]
@@ -152,7 +152,9 @@ def transition(
     none = jnp.zeros((), jnp.int32)
     zero = jnp.zeros((), dtype)
     radius = jnp.asarray(_FIRST_RADIUS, dtype)
-    memory = Memory.empty(_MEMORY, chain.position)
+    # In float64 energies are resolved but for those of 1e15 nats, and compiling costs time.
+    is_double = jnp.finfo(dtype).bits == 64
+    memory = None if is_double else Memory.empty(_MEMORY, chain.position)
     is_over = chain.phase == FAILED
     start = _Round(chain, is_over, key, none, zero, radius, memory, none, none, stats)
     end = lax.while_loop(lambda now: ~now.is_over, body, start)
@@ -191,8 +193,14 @@ def _rounding(chain: Chain | Proposal) -> Scalar:
 
 
 def _uphill(now: _Round) -> Vector:
-    """Return a step of a descent: a quasi-Newton step, no longer than the radius."""
+    """Return a step of a descent, no longer than the radius.
+
+    Where energies are resolved it goes along the gradient, as long as that: it crosses
+    orders of magnitude by doubling. Where they are not, it is a quasi-Newton step.
+    """
     gradient = now.chain.gradient
+    if now.memory is None:
+        return now.radius * _unit(gradient)
     newton = now.memory.direction(-gradient)
     length = jnp.sqrt(jnp.sum(newton * newton))
     is_known = (now.memory.inverses[-1] > 0) & (jnp.sum(newton * gradient) > 0)
@@ -206,7 +214,7 @@ class _Step(NamedTuple):
 
     is_higher: Bool[Array, ""]
     radius: Scalar
-    memory: Memory
+    memory: Memory | None
     near: Int[Array, ""]
     is_down: Bool[Array, ""]
 
@@ -223,8 +231,10 @@ def _judge(now: _Round, found: Proposal) -> _Step:
     step, change = found.position - old.position, old.gradient - found.gradient
     is_hidden = (jnp.abs(gain) <= _rounding(found)) & (jnp.sum(found.gradient * step) > 0)
     is_higher = (gain > 0) | is_hidden
-    memory = now.memory.with_step(step, change)
-    memory = jax.tree.map(lambda a, b: jnp.where(is_higher, a, b), memory, now.memory)
+    memory = now.memory
+    if memory is not None:
+        new = memory.with_step(step, change)
+        memory = jax.tree.map(lambda a, b: jnp.where(is_higher, a, b), new, memory)
     is_resolved = _is_resolved(found)
     is_whole = is_resolved | (jnp.sum(step * step) < 0.9 * now.radius**2)
     near = jnp.where(gain < far(step.shape[0]), now.near + is_whole, 0)
