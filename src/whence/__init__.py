@@ -9,6 +9,7 @@ from .core import (
     AbstractDescribedTarget as AbstractDescribedTarget,
     AbstractEngine as AbstractEngine,
     AbstractOnlineEngine as AbstractOnlineEngine,
+    AbstractPausingEngine as AbstractPausingEngine,
     AbstractTarget as AbstractTarget,
     InferenceError as InferenceError,
     InferenceWarning as InferenceWarning,

@@ -9,6 +9,7 @@ from ._dtype import enable_x64 as enable_x64
 from ._engine import (
     AbstractEngine as AbstractEngine,
     AbstractOnlineEngine as AbstractOnlineEngine,
+    AbstractPausingEngine as AbstractPausingEngine,
     Info as Info,
     Sample as Sample,
     Schedule as Schedule,

@@ -339,8 +339,8 @@ def test_float32_and_strong_types(key):
 def test_schedule():
     engine = SGLD(steps=50_000, batch_size=256)
     assert engine.schedule[:4] == (4, 200, 1_000, True)
-    assert SGLD(steps=999).schedule == (4, 199, 999, True)
-    assert SGLD(steps=100, thin=7, warmup=8).schedule == (4, 2, 14, True)
+    assert SGLD(steps=999).schedule[:4] == (4, 199, 999, True)
+    assert SGLD(steps=100, thin=7, warmup=8).schedule[:4] == (4, 2, 14, True)
 
 
 def test_posterior_splits_off_warmup(key):

@@ -50,23 +50,26 @@ class NUTS(AbstractPausingEngine):
     """No-U-Turn sampler: the default engine for continuous posteriors.
 
     Multinomial NUTS with the generalised U-turn criterion and its checks across subtrees.
-    During warm-up step size and metric adapt; then they are frozen.
+    Starts far from the typical set first go uphill, not as far as the mode. During warm-up
+    step size and metric adapt, the metric by windows in which the chain has arrived; then
+    they are frozen.
 
     Attributes:
         chains: Independent chains.
         warmup: Steps of adaptation; with 0 the step size is `step_size`, or what a search
             at the start finds, and the metric is the identity.
         draws: Draws kept from each chain.
-        target_accept: Mean acceptance rate that the step size aims at, on a posterior that
-            the metric makes normal. Where it does not, up to five times fewer rejections
-            are allowed, and half as many with metrics that cannot tell (all but `"auto"`;
-            Stan's 0.8 comes out as 0.9, too). Nearer to 1: slower, fewer divergences.
+        target_accept: Mean acceptance rate that the step size aims at. Chains that diverge in
+            warm-up aim higher, at up to five times fewer rejections; the posterior's
+            `sample.target_acceptance` is the highest of their aims. Nearer to 1: slower,
+            fewer divergences.
         max_tree_depth: Doublings at most: up to `2^max_tree_depth - 1` gradients a draw.
         metric: `"diag"`: variances of draws. `"fisher"`: variances of draws and of
             gradients. `"dense"`: covariance of draws. `"low_rank"`: `"fisher"`, corrected along
-            at most 16 directions. `"auto"`: up to 64 dimensions dense
-            or diagonal, from draws and gradients, whichever predicts better; `"fisher"`
-            above. Other backends know `"diag"`, `"dense"` and `"auto"`.
+            at most 16 directions. `"auto"`: up to 64 dimensions dense or diagonal, from draws
+            and gradients, whichever predicts better; above, `"fisher"` for windows of fewer
+            than 100 draws and `"diag"` for longer ones. Other backends know `"diag"`,
+            `"dense"` and `"auto"`.
         step_size: First step size; None to search for one.
         keep_warmup: Whether to keep the draws of warm-up.
         backend: `"whence"`, or the library whose NUTS is to be run in its place:

@@ -132,7 +132,7 @@ class Sampler(AbstractPausingEngine):
         step_size = jnp.asarray(self.step_size or 1.0, like.dtype)
         phase = jnp.asarray(SEARCHING, jnp.int32)
         chain = Chain(like, jnp.zeros_like(step_size), like, step_size, phase)
-        return SamplerState(chain, start_adaptation(self._estimator(like), like))
+        return SamplerState(chain, start_adaptation(self._estimator(len(like)), like))
 
     def step(
         self, target: AbstractTarget, state: SamplerState, index: Array, *, key: PRNGKey
@@ -159,7 +159,7 @@ class Sampler(AbstractPausingEngine):
 
     def pause(self, state: SamplerState, index: int) -> SamplerState:
         """Learn from the window that ends before step `index`."""
-        estimator = self._estimator(state.chain.position)
+        estimator = self._estimator(len(state.chain.position))
         adaptation, chain = learn(estimator, state.adaptation, state.chain, index, self.warmup)
         is_same = adaptation is state.adaptation
         return state if is_same else SamplerState(chain, adaptation)
@@ -204,9 +204,9 @@ class Sampler(AbstractPausingEngine):
 
         return lax.cond(index < self.warmup, warm, lambda: frozen)
 
-    def _estimator(self, like: Array) -> AbstractEstimator:
+    def _estimator(self, dim: int) -> AbstractEstimator:
         if self.metric == "auto":
-            is_small = like.shape[0] <= MAX_DENSE_DIM
+            is_small = dim <= MAX_DENSE_DIM
             return AutoEstimator() if is_small else DiagonalEstimator()
         named = {
             "diag": VarianceEstimator,
