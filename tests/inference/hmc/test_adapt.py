@@ -1,5 +1,7 @@
 """Warm-up: what follows from a window, without a model."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,11 @@ from whence.inference.hmc._adapt import (
     pauses,
     start_adaptation,
 )
-from whence.inference.hmc._estimate import FisherEstimator
+from whence.inference.hmc._estimate import DiagonalEstimator
 from whence.inference.hmc._transition import FAILED, SAMPLING, SCALING, Chain, far
 
 WARMUP, SCALES = 1000, np.asarray([2.0, 0.5])
-FISHER = FisherEstimator()
+FISHER = DiagonalEstimator(many=math.inf)
 
 
 def _chain(phase=SAMPLING):

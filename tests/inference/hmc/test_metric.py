@@ -1,5 +1,6 @@
 """Metrics: linear maps and their transposes, and how they are estimated."""
 
+import math
 from contextlib import suppress
 
 import jax
@@ -13,9 +14,7 @@ from whence.inference.hmc._estimate import (
     AutoEstimator,
     CovarianceEstimator,
     DiagonalEstimator,
-    FisherEstimator,
     LowRankEstimator,
-    VarianceEstimator,
     fisher_factor,
     fisher_scale,
     window,
@@ -184,8 +183,8 @@ def test_low_rank_finds_the_direction(key):
 @pytest.mark.parametrize(
     "estimator",
     [
-        VarianceEstimator(),
-        FisherEstimator(),
+        DiagonalEstimator(many=0.0),
+        DiagonalEstimator(many=math.inf),
         CovarianceEstimator(),
         LowRankEstimator(),
         AutoEstimator(),

@@ -30,7 +30,7 @@ from ._metric import (
 # correlations of 0.9999, large enough to make a matrix of rank one invertible.
 _RIDGE = 1e-5
 _KEEP, _MAX_RANK = 128, 16  # draws to find the directions of a low-rank metric, and these
-_MANY_DRAWS = 100  # from here on variances of draws are better than ratios
+_MANY_DRAWS = 100.0  # from here on variances of draws are better than ratios
 
 
 class Window(eqx.Module):
@@ -129,43 +129,17 @@ def refilled(old: Any, *leaves: HostArray) -> Any:
     return jax.tree.unflatten(structure, made)
 
 
-class VarianceEstimator(AbstractEstimator):
-    """Diagonal: variances of the draws, shrunk as in Stan."""
-
-    needs_covariance: bool = eqx.field(default=False, init=False)
-    keep: int = eqx.field(default=0, init=False)
-
-    def start(self, like: Vector) -> tuple[AbstractMetric, PyTree]:
-        return DiagonalMetric(jnp.ones_like(like)), ()
-
-    def estimate(
-        self, window: Window, metric: AbstractMetric, memory: PyTree
-    ) -> tuple[AbstractMetric, PyTree]:
-        return refilled(metric, _draws_scale(window)), memory
-
-
-class FisherEstimator(AbstractEstimator):
-    """Diagonal: ratio of the standard deviations of draws and of gradients."""
-
-    needs_covariance: bool = eqx.field(default=False, init=False)
-    keep: int = eqx.field(default=0, init=False)
-
-    def start(self, like: Vector) -> tuple[AbstractMetric, PyTree]:
-        return DiagonalMetric(jnp.ones_like(like)), ()
-
-    def estimate(
-        self, window: Window, metric: AbstractMetric, memory: PyTree
-    ) -> tuple[AbstractMetric, PyTree]:
-        return refilled(metric, fisher_scale(window)), memory
-
-
 class DiagonalEstimator(AbstractEstimator):
-    """Diagonal: as `FisherEstimator` from few draws, as `VarianceEstimator` from many.
+    """Diagonal: variances of draws, or from few draws their ratio to those of gradients.
 
     Ratios are right after a handful of draws wherever these are, but for a coordinate with
     tails they are too small: gradients there are large where there are few draws.
+
+    Attributes:
+        many: Draws from which on there are enough for variances, shrunk as in Stan.
     """
 
+    many: float = _MANY_DRAWS
     needs_covariance: bool = eqx.field(default=False, init=False)
     keep: int = eqx.field(default=0, init=False)
 
@@ -175,7 +149,7 @@ class DiagonalEstimator(AbstractEstimator):
     def estimate(
         self, window: Window, metric: AbstractMetric, memory: PyTree
     ) -> tuple[AbstractMetric, PyTree]:
-        is_long = window.draws.count >= _MANY_DRAWS
+        is_long = window.draws.count >= self.many
         scale = _draws_scale(window) if is_long else fisher_scale(window)
         return refilled(metric, scale), memory
 

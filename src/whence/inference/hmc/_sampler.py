@@ -23,9 +23,7 @@ from ._estimate import (
     AutoEstimator,
     CovarianceEstimator,
     DiagonalEstimator,
-    FisherEstimator,
     LowRankEstimator,
-    VarianceEstimator,
 )
 from ._integrator import PhasePoint
 from ._trajectory import AbstractTrajectory
@@ -206,15 +204,14 @@ class Sampler(AbstractPausingEngine):
 
     def _estimator(self, dim: int) -> AbstractEstimator:
         if self.metric == "auto":
-            is_small = dim <= MAX_DENSE_DIM
-            return AutoEstimator() if is_small else DiagonalEstimator()
+            return AutoEstimator() if dim <= MAX_DENSE_DIM else DiagonalEstimator()
         named = {
-            "diag": VarianceEstimator,
-            "fisher": FisherEstimator,
-            "dense": CovarianceEstimator,
-            "low_rank": LowRankEstimator,
+            "diag": DiagonalEstimator(many=0.0),
+            "fisher": DiagonalEstimator(many=math.inf),
+            "dense": CovarianceEstimator(),
+            "low_rank": LowRankEstimator(),
         }
-        return named[self.metric]()
+        return named[self.metric]
 
 
 def _template(target: AbstractTarget) -> PyTree:
