@@ -19,6 +19,7 @@ from ..core._engine import (
     Sample,
     Schedule,
     Trace,
+    pause_each,
 )
 from ..core._results import RESULTS
 from ..core._target import AbstractTarget
@@ -97,11 +98,7 @@ class Together(AbstractPausingEngine):
 
     def pause(self, state: PyTree, index: int) -> PyTree:
         """Pause for each data set."""
-        assert isinstance(self.engine, AbstractPausingEngine)
-        lanes = range(len(jax.tree.leaves(state)[0]))
-        take = lambda i: jax.tree.map(lambda x: x[i], state)
-        each = [self.engine.pause(take(i), index) for i in lanes]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        return pause_each(self.engine, state, index)
 
     def done(self, state: PyTree) -> Array:
         """Whether all data sets are done."""

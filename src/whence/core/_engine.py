@@ -11,7 +11,9 @@ import abc
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from ._results import RESULTS
@@ -178,6 +180,20 @@ class AbstractPausingEngine(AbstractEngine):
             `state`, or another of the same structure, shapes and types. It must depend on
             `state` and `index` alone: a run that is resumed here calls this once more.
         """
+
+
+def pause_each(engine: AbstractEngine, states: PyTree, index: int) -> PyTree:
+    """Return what `pause` makes of each of several states.
+
+    Args:
+        engine: An `AbstractPausingEngine`.
+        states: NumPy arrays, with the states along the first axis.
+        index: Number of the step to come.
+    """
+    assert isinstance(engine, AbstractPausingEngine)
+    number = len(jax.tree.leaves(states)[0])
+    each = [engine.pause(jax.tree.map(lambda x: x[i], states), index) for i in range(number)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
 
 class AbstractOnlineEngine(AbstractEngine):

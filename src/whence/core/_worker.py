@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from ..storage import RunStore
 from ._distributed import agree
-from ._engine import AbstractPausingEngine
+from ._engine import AbstractPausingEngine, pause_each
 from ._program import Plan, Status, to_host, to_state
 
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up
@@ -92,10 +92,7 @@ class Worker:
         assert isinstance(self.engine, AbstractPausingEngine)
         if not self.replica.ndim:
             return self.engine.pause(self.state, self.at)
-        old = jax.tree.map(to_host, self.state)
-        take = lambda i: jax.tree.map(lambda x: x[i], old)
-        each = [self.engine.pause(take(i), self.at) for i in range(len(self.replica))]
-        new = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        new = pause_each(self.engine, jax.tree.map(to_host, self.state), self.at)
         return restored(self.plan.state, jax.tree.leaves(new))
 
     def call(self, stop: int) -> PyTree:

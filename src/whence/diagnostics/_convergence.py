@@ -10,6 +10,7 @@ constant: there is nothing to estimate, and a large number would reassure wrongl
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,19 +47,37 @@ def convergence(draws: np.ndarray, tails: tuple[float, float] = _TAILS) -> Conve
     References:
         Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), doi:10.1214/20-BA1221.
     """
-    rows, shape = element_rows(draws)
-    out = np.full((3, len(rows)), np.nan)
-    usable = varies(draws).ravel() & (draws.shape[1] >= 4)
-    for block in blocks(rows, usable):
-        values = rows[block].astype(np.float64)
+
+    def statistics(values):
         split = split_chains(values)
         z = _z_scale(split)
         folded = np.abs(split - np.median(split, axis=(1, 2), keepdims=True))
         # `fmax`: the folded draws of a two-valued variable can be constant, hence NaN.
-        out[0, block] = np.fmax(_rhat(z), _rhat(_z_scale(folded)))
-        out[1, block] = ess_of(z)
-        out[2, block] = _ess_tail(values, tails)
-    return Convergence(*(row.reshape(shape) for row in out))
+        rhat = np.fmax(_rhat(z), _rhat(_z_scale(folded)))
+        return rhat, ess_of(z), _ess_tail(values, tails)
+
+    return Convergence(*by_element(draws, statistics, 3))
+
+
+def by_element(
+    draws: np.ndarray, statistics: Callable[[np.ndarray], Sequence[np.ndarray]], number: int
+) -> list[np.ndarray]:
+    """Return statistics of every element of a variable, each of the shape of one draw.
+
+    Args:
+        draws: Shape `(chain, draw, ...)`.
+        statistics: Takes float64 draws `(element, chain, draw)`, returns one array each.
+        number: How many statistics.
+
+    Returns:
+        NaN where fewer than 4 draws, a non-finite or only one value was given.
+    """
+    rows, shape = _rows(draws)
+    out = np.full((number, len(rows)), np.nan)
+    usable = varies(draws).ravel() & (draws.shape[1] >= 4)
+    for block in _blocks(rows, usable):
+        out[:, block] = statistics(rows[block].astype(np.float64))
+    return [row.reshape(shape) for row in out]
 
 
 def rhat(draws: np.ndarray) -> np.ndarray:
@@ -119,14 +138,14 @@ def varies(draws: np.ndarray) -> np.ndarray:
         return np.asarray(np.isfinite(low) & np.isfinite(high) & (spread > rounding))
 
 
-def element_rows(draws: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def _rows(draws: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """View `(chain, draw, ...)` as `(element, chain, draw)`."""
     draws = np.asarray(draws)
     flat = draws.reshape(*draws.shape[:2], math.prod(draws.shape[2:]))
     return np.moveaxis(flat, -1, 0), draws.shape[2:]
 
 
-def blocks(rows: np.ndarray, usable: np.ndarray) -> list[np.ndarray]:
+def _blocks(rows: np.ndarray, usable: np.ndarray) -> list[np.ndarray]:
     indices = np.flatnonzero(usable)
     per_block = max(1, _BLOCK // max(1, math.prod(rows.shape[1:])))
     return [indices[i : i + per_block] for i in range(0, len(indices), per_block)]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._convergence import blocks, element_rows, ess_of, split_chains, varies
+from ._convergence import by_element, ess_of, split_chains
 
 
 class MonteCarloError(NamedTuple):
@@ -31,20 +31,18 @@ def mcse(draws: np.ndarray) -> MonteCarloError:
     References:
         Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), doi:10.1214/20-BA1221.
     """
-    rows, shape = element_rows(draws)
-    out = np.full((2, len(rows)), np.nan)
-    usable = varies(draws).ravel() & (draws.shape[1] >= 4)
-    for block in blocks(rows, usable):
-        values = rows[block].astype(np.float64)
+
+    def statistics(values):
         square = (values - values.mean(axis=(1, 2), keepdims=True)) ** 2
         variance = square.mean(axis=(1, 2))
         spread = np.maximum((square**2).mean(axis=(1, 2)) - variance**2, 0.0)
         size = values[0].size
         sample_sd = np.sqrt(variance * size / (size - 1))
-        out[0, block] = sample_sd / np.sqrt(ess_of(split_chains(values)))
         # The delta method: the error of a variance, divided by 2 sd.
-        out[1, block] = np.sqrt(spread / ess_of(split_chains(square)) / variance) / 2
-    return MonteCarloError(*(row.reshape(shape) for row in out))
+        sd = np.sqrt(spread / ess_of(split_chains(square)) / variance) / 2
+        return sample_sd / np.sqrt(ess_of(split_chains(values))), sd
+
+    return MonteCarloError(*by_element(draws, statistics, 2))
 
 
 def mcse_weighted(draws: np.ndarray, weights: np.ndarray) -> MonteCarloError:

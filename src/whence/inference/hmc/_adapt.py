@@ -198,9 +198,9 @@ def is_descending(window: Window) -> bool:
     The limit is that of a descent (`_transition.py`), far above the fluctuations of a normal
     posterior, `sqrt(dim / 2)`: a metric from the last part of the way is better than none.
     """
-    count, covariance = window.progress.count, np.asarray(window.progress.deviations)
+    count, products = window.progress.count, np.asarray(window.progress.deviations)
     with np.errstate(all="ignore"):
-        rise = count * covariance[0, 1] / covariance[0, 0]
+        rise = count * products[0, 1] / products[0, 0]  # by the slope of a regression
     return not rise <= far(len(window.draws.mean))
 
 

@@ -63,7 +63,7 @@ class _Round(eqx.Module):
     chain: Chain
     is_over: Bool[Array, ""]
     key: PRNGKey
-    tries: Int[Array, ""]  # rounds of the present search or scaling
+    tries: Int[Array, ""]  # rounds of the present search, descent or scaling
     direction: Scalar  # of the search for a step size: 1, -1, or 0 before it starts
     radius: Scalar  # of the next step of a descent
     memory: Memory | None  # of a descent
