@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import whence as wh
-from whence.core._loop import run
+from whence.running._loop import run
 
 DRAWS = {10: 2000, 201: 1000, 2001: 300, 20001: 60}  # by dimension
 

@@ -16,20 +16,22 @@ import whence
 
 ROOT = Path(whence.__file__).parent
 LEAVES = {"diagnostics", "storage"}
+GROUND = {"core", *LEAVES}
+ALL = {"language", "posterior", "running", "inference", "models", "frontends"}
 ALLOWED = {
     "diagnostics": set(),
     "storage": set(),
     "core": LEAVES,
-    "inference": {"core", *LEAVES},
-    "models": {"core", *LEAVES},
-    "frontends": {"core", *LEAVES},
-    "calibration": {"core", *LEAVES},
-    "testing": {"core", "inference", "models", "frontends", "calibration", *LEAVES},
-    "studies": {"core", "inference", "models", "frontends", "calibration", "testing", *LEAVES},
-    "cli": {
-        *("core", "inference", "models", "frontends", "calibration", "testing", "studies"),
-        *LEAVES,
-    },
+    "language": GROUND,
+    "posterior": GROUND,
+    "inference": GROUND,
+    "frontends": {"language", *GROUND},
+    "models": {"language", "posterior", *GROUND},
+    "running": {"language", "posterior", *GROUND},
+    "calibration": {"language", "posterior", "running", *GROUND},
+    "testing": {"calibration", *ALL, *GROUND},
+    "studies": {"calibration", "testing", *ALL, *GROUND},
+    "cli": {"calibration", "testing", "studies", *ALL, *GROUND},
 }
 OPTIONAL = {"tensorflow_probability", "flowjax", "diffrax"}
 HOMES_OF_OPTIONAL = ("inference/backends", "frontends", "storage")

@@ -14,25 +14,10 @@ from .core import (
     InferenceError as InferenceError,
     InferenceWarning as InferenceWarning,
     Info as Info,
-    Model as Model,
-    ModelTarget as ModelTarget,
-    Posterior as Posterior,
     Sample as Sample,
     Schedule as Schedule,
     Trace as Trace,
-    Until as Until,
-    check as check,
-    condition as condition,
-    derived as derived,
-    distributed as distributed,
     enable_x64 as enable_x64,
-    extend as extend,
-    infer as infer,
-    latent as latent,
-    load as load,
-    mesh as mesh,
-    replay as replay,
-    resume as resume,
 )
 from .frontends import (
     FanIn as FanIn,
@@ -56,6 +41,25 @@ from .inference.variational import (
     MeanField as MeanField,
     Point as Point,
     ScaleMixtureFamily as ScaleMixtureFamily,
+)
+from .language import (
+    Model as Model,
+    ModelTarget as ModelTarget,
+    check as check,
+    condition as condition,
+    derived as derived,
+    latent as latent,
+)
+from .posterior import Posterior as Posterior
+from .running import (
+    Until as Until,
+    distributed as distributed,
+    extend as extend,
+    infer as infer,
+    load as load,
+    mesh as mesh,
+    replay as replay,
+    resume as resume,
 )
 
 __version__ = importlib.metadata.version("whence")

@@ -135,8 +135,8 @@ class Wrong(wh.AbstractDescribedTarget):
     def sample_prior(self, *, key):
         return self.target.sample_prior(key=key)
 
-    def sample_prior_position(self, key):
-        return self.target.sample_prior_position(key)
+    def sample_prior_position(self, *, key):
+        return self.target.sample_prior_position(key=key)
 
     def with_data(self, data):
         return dataclasses.replace(self, target=self.target.with_data(data))

@@ -27,7 +27,8 @@ def test_demo(whence, folder):
 
 
 def test_findings_are_computed_from_the_draws():
-    from whence.core import Posterior, Sample
+    from whence.core import Sample
+    from whence.posterior import Posterior
 
     theta = np.zeros((1, 4, 8))
     theta[0, :, 0] = 7.0

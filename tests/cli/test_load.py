@@ -2,7 +2,7 @@ import pytest
 
 from whence.cli._errors import FileProblem, UsageProblem
 from whence.cli._load import load_target
-from whence.core import ModelTarget
+from whence.language import ModelTarget
 
 
 @pytest.mark.parametrize("spec", ["model.py:target", "model.py:make", "model.py"])

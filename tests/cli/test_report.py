@@ -8,7 +8,8 @@ import pytest
 import whence as wh
 from whence.cli._plots import MOST_ELEMENTS, _elements, draw_plots
 from whence.cli._report import render
-from whence.core import Posterior, Sample
+from whence.core import Sample
+from whence.posterior import Posterior
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FIT = ("fit", "model.py:target", "-e", "sgld", "-s", "steps=400", "-s", "step_size=0.05")

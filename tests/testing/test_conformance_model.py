@@ -7,8 +7,8 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
 
-from whence.core._latent import latent
-from whence.core._model import Model
+from whence.language._latent import latent
+from whence.language._model import Model
 from whence.testing import ZOO, check_model, load_shipped
 
 # False: data that cannot be taken row by row, because rows depend on each other or have

@@ -15,8 +15,8 @@ from numpy.testing import assert_allclose
 from scipy import integrate, stats
 from scipy.special import logsumexp
 
-from whence.core._condition import condition
-from whence.core._model import named_latents
+from whence.language._condition import condition
+from whence.language._model import named_latents
 from whence.testing import ZOO, load_shipped, shipped
 from whence.testing._ordered import OrderedNormal
 from whence.testing._zoo_models import lotka_volterra_path

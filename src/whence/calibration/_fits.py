@@ -11,13 +11,13 @@ import jax.random as jr
 import numpy as np
 
 from ..core._engine import AbstractEngine, Sample
-from ..core._infer import InferenceError, InferenceWarning, infer
-from ..core._loop import cores
-from ..core._posterior import Posterior
-from ..core._target import AbstractDescribedTarget
+from ..core._target import AbstractDescribedTarget, ReplacesData
 from ..core._types import PRNGKey
 from ..diagnostics import convergence
-from ._generative import Functions, TakesData, evaluate
+from ..posterior._posterior import Posterior
+from ..running._infer import InferenceError, InferenceWarning, infer
+from ..running._loop import cores
+from ._generative import Functions, evaluate
 from ._together import Stack, Together
 
 NOT_FINITE = "the parameters or data simulated are not finite"
@@ -51,7 +51,7 @@ class Task(NamedTuple):
         least: Draws that every fit must have.
     """
 
-    target: TakesData
+    target: ReplacesData
     engine: AbstractEngine
     functions: Functions
     most: int

@@ -1,7 +1,7 @@
 """Targets as generators: parameters from the prior, data given them, what to compare."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +10,13 @@ import numpy as np
 from jaxtyping import Array
 
 from ..core._cache import compiled
-from ..core._check import require_engine, require_key, require_target
-from ..core._target import AbstractDescribedTarget
+from ..core._require import require_engine, require_key, require_target
+from ..core._target import AbstractDescribedTarget, ReplacesData
 from ..core._types import Draw, PRNGKey
 
 LOG_LIKELIHOOD = "log_likelihood"
 Functions = tuple[tuple[str, Callable[..., Any]], ...]
 Shapes = tuple[tuple[str, jax.ShapeDtypeStruct], ...]
-
-
-@runtime_checkable
-class TakesData(Protocol):
-    """What a described target must offer besides, to be fitted to simulated data."""
-
-    def with_data(self, data: Mapping[str, Any]) -> AbstractDescribedTarget:
-        """Return the same target with other observed data of the same shapes."""
-        ...
 
 
 def check_arguments(target: Any, engine: Any, key: Any, alpha: float) -> Any:
@@ -38,7 +29,7 @@ def check_arguments(target: Any, engine: Any, key: Any, alpha: float) -> Any:
         alpha: Must lie between 0 and 1.
     """
     require_target(target)
-    if not isinstance(target, AbstractDescribedTarget) or not isinstance(target, TakesData):
+    if not isinstance(target, AbstractDescribedTarget) or not isinstance(target, ReplacesData):
         raise ValueError(
             "`target` must be able to draw from its prior, draw data and take other data "
             "(`sample_prior`, `predict`, `with_data`), as targets of `whence.condition` and "

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 
 from ..core._engine import AbstractEngine
-from ..core._target import AbstractTarget
+from ..core._target import AbstractTarget, latent_names
 from ..core._types import PRNGKey
 from ._generative import check_arguments, check_functions, shapes_of
 from ._joint import JointTest
@@ -97,7 +97,7 @@ def geweke(
     prior = [_host(begin(model, shapes, functions, keys)[2]) for keys in fresh]
     noise = np.random.default_rng(np.asarray(jr.key_data(tie_key)).ravel())
     # Compiled code returns dicts sorted by name; people want the model's order.
-    names = dict.fromkeys((*(site.name for site in getattr(model, "sites", ())), *first))
+    names = dict.fromkeys((*latent_names(model), *first))
     results = {
         name: _compare(
             np.asarray(first[name]),

@@ -10,9 +10,9 @@ import jax.random as jr
 import numpy as np
 
 from ..core._engine import AbstractEngine
-from ..core._progress import progress_bar
-from ..core._target import AbstractTarget
+from ..core._target import AbstractTarget, latent_names
 from ..core._types import PRNGKey
+from ..running._progress import progress_bar
 from ._calibration import Calibration
 from ._fits import Fit, Task, fit_all, fit_together, thin
 from ._generative import check_arguments, check_functions, shapes_of, simulate
@@ -94,7 +94,7 @@ def sbc(
     size = num_draws or _affordable(fits)
     good = [i for i, fit in enumerate(fits) if not fit.failure]
     # Compiled code returns dicts sorted by name; people want the model's order.
-    names = dict.fromkeys((*(site.name for site in getattr(model, "sites", ())), *truth))
+    names = dict.fromkeys((*latent_names(model), *truth))
     varied = [name for name in names if good and _varies(truth[name])]
     truth = {name: truth[name][good] for name in varied}
     noise = np.random.default_rng(np.asarray(jr.key_data(tie_key)).ravel())

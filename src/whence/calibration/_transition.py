@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ..core._cache import compiled
 from ..core._engine import AbstractEngine, Trace
 from ..core._results import RESULTS
-from ..core._target import AbstractDataTarget, AbstractDescribedTarget
+from ..core._target import AbstractDataTarget, AbstractDescribedTarget, SamplesPrior
 from ..core._types import Position
 from ._generative import Functions, Shapes, draw_data, quantities
 
@@ -61,7 +61,7 @@ def check_transition(target: AbstractDescribedTarget, engine: AbstractEngine) ->
         target: The target.
         engine: The engine.
     """
-    if not hasattr(target, "sample_prior_position"):
+    if not isinstance(target, SamplesPrior):
         raise ValueError(
             "`target` must offer `sample_prior_position`, a draw from the prior in "
             f"unconstrained space; got {type(target).__name__}."
@@ -72,7 +72,7 @@ def check_transition(target: AbstractDescribedTarget, engine: AbstractEngine) ->
             f"to leave invariant; got {engine.schedule.warmup} steps of warm-up. Fix its "
             "parameters: `whence.NUTS(warmup=0, step_size=0.3)`."
         )
-    if hasattr(engine, "target_accept") and getattr(engine, "step_size", None) is None:
+    if not engine.schedule.homogeneous:
         raise ValueError(
             "`engine` must have a fixed `step_size`: one that is searched for at the start "
             "depends on where the chain is. For example `whence.NUTS(warmup=0, step_size=0.3)`."
@@ -153,7 +153,7 @@ def move(
 def _begin(target, shapes, functions, keys):
     def one(key):
         prior_key, data_key = jr.split(key)
-        position = target.sample_prior_position(prior_key)
+        position = target.sample_prior_position(key=prior_key)
         data, found = _data_at(target, shapes, functions, position, data_key)
         return position, data, found
 

@@ -78,11 +78,12 @@ def demo(
 @one_paragraph
 def check(target: Spec, float32: Float32 = False, debug: Debug = False) -> None:
     """Look for what is wrong with a target before it is fitted; exit code 1 if anything is."""
-    from .. import core
+    from ..core import enable_x64
+    from ..language import check as check_target
     from ._load import load_target
 
-    core.enable_x64(not float32)
-    report = core.check(load_target(target))
+    enable_x64(not float32)
+    report = check_target(load_target(target))
     typer.echo(str(report))
     if not report.ok:
         raise typer.Exit(1)
@@ -158,7 +159,7 @@ def resume(
     debug: Debug = False,
 ) -> None:
     """Go on with a fit that was stopped or killed, to the same draws bit for bit."""
-    from ..core import resume
+    from ..running import resume
     from ._fit import quiet, save_and_judge
 
     loaded = _stored_target(store, target)
@@ -185,7 +186,7 @@ def extend(
     debug: Debug = False,
 ) -> None:
     """Add draws to the end of a stored fit, as if it had made so many from the start."""
-    from ..core import extend
+    from ..running import extend
     from ._fit import quiet, save_and_judge
 
     loaded = _stored_target(store, target)
@@ -202,7 +203,7 @@ def extend(
 @one_paragraph
 def replay(store: Store, target: StoredSpec = None, debug: Debug = False) -> None:
     """Run a stored fit again and say whether its draws agree; exit code 1 if they do not."""
-    from ..core import replay
+    from ..running import replay
     from ._fit import quiet
 
     loaded = _stored_target(store, target)
@@ -234,7 +235,8 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write a report in one HTML file: verdict, summary, timings and plots."""
-    from ..core import enable_x64, load
+    from ..core import enable_x64
+    from ..running import load
     from ._load import load_target
     from ._report import write_report
 
@@ -292,7 +294,7 @@ def _exit_if(condition: bool, code: int = 1) -> None:
 
 
 def _until(ess, rhat, max_draws, max_seconds):
-    from ..core import Until
+    from ..running import Until
 
     wishes = {"ess": ess, "rhat": rhat, "max_draws": max_draws, "max_seconds": max_seconds}
     given = {name: value for name, value in wishes.items() if value is not None}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import typer
 
-from ..core import Posterior, enable_x64
+from ..core import enable_x64
 from ..inference.hmc import NUTS
+from ..posterior import Posterior
 from . import _errors
 from ._engines import build_engine, find_engine
 from ._fit import run_fit

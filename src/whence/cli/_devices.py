@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..core import distributed, mesh
+from ..running import distributed, mesh
 from ._errors import UsageProblem
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import typer
 
-from ..core import AbstractEngine, AbstractTarget, InferenceWarning, Posterior, Until, infer
+from ..core import AbstractEngine, AbstractTarget, InferenceWarning
+from ..posterior import Posterior
+from ..running import Until, infer
 from ._errors import say
 from ._load import absolute_spec
 from ._text import heading, print_posterior, timings_text

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..core import AbstractTarget, Model
+from ..core import AbstractTarget
+from ..language import Model
 from ._errors import USER_MODULE, FileProblem, UsageProblem, message, user_line
 
 _HOW = "a target is named FILE.py:NAME, for example `model.py:target`"

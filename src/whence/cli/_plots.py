@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..core import Posterior
+from ..posterior import Posterior
 
 if TYPE_CHECKING:
     import xarray

@@ -5,7 +5,7 @@ import html
 import json
 from pathlib import Path
 
-from ..core import Posterior
+from ..posterior import Posterior
 from ._plots import Plot, draw_plots
 
 _STYLE = """

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from ..core import Posterior
+from ..posterior import Posterior
 
 MOST_ROWS = 40
 

@@ -8,7 +8,7 @@ threads, devices) belongs to the loop, never to an engine.
 """
 
 import abc
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -33,6 +33,10 @@ class Schedule(NamedTuple):
             then runs can be extended, and end by a rule (`whence.Until`).
         pauses: Steps, in increasing order, before which the loop calls
             `AbstractPausingEngine.pause`.
+        ensemble: For an engine that couples chains or particles within one replica: the axis
+            of `whence.mesh` they may be divided along, and how many there are.
+        homogeneous: Whether, without warm-up, every step is the same Markov transition; not
+            if the first one searches for a step size.
     """
 
     replicas: int
@@ -40,6 +44,8 @@ class Schedule(NamedTuple):
     steps: int
     extendable: bool = False
     pauses: tuple[int, ...] = ()
+    ensemble: tuple[Literal["chain", "particle"], int] | None = None
+    homogeneous: bool = True
 
 
 class Info(eqx.Module):

@@ -1,11 +1,9 @@
 """Data that come row by row, in arrays of fixed shape, so that nothing compiles anew."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._target import AbstractDataTarget, AbstractTarget
+from ._target import AbstractDataTarget, AbstractTarget, SamplesPrior
 from ._types import Draw, Position, PRNGKey, Scalar
 
 
@@ -52,12 +50,12 @@ class GrowingTarget(AbstractDataTarget):
         """Return log prior plus the log likelihood of the rows that count, in nats."""
         return self.log_prior(position) + self.log_likelihood(position).sum()
 
-    def sample_prior_position(self, key: PRNGKey) -> Position:
+    def sample_prior_position(self, *, key: PRNGKey) -> Position:
         """Return one draw from the prior, in unconstrained space."""
-        target: Any = self.target
-        if not hasattr(target, "sample_prior_position"):
-            raise NotImplementedError(f"{type(target).__name__} cannot draw from its prior.")
-        return target.sample_prior_position(key=key)
+        if not isinstance(self.target, SamplesPrior):
+            name = type(self.target).__name__
+            raise ValueError(f"{name} has no `sample_prior_position` to draw from its prior.")
+        return self.target.sample_prior_position(key=key)
 
 
 def rows_so_far(target: AbstractTarget) -> Int[Array, ""]:

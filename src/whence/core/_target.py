@@ -4,11 +4,23 @@ Three tiers, each an interface without code. Any engine runs on an `AbstractTarg
 minibatches, tempering and a control of the likelihood need an `AbstractDataTarget`;
 names, dims, predictions and ArviZ groups need an `AbstractDescribedTarget`.
 A target is a pytree: its data are leaves, so that a compiled loop serves new data.
+
+What a target can do besides, it says by having the methods of a protocol below. Who asks:
+
+| protocol | method | who asks |
+| --- | --- | --- |
+| `SamplesPrior` | `sample_prior_position` | tempering from the prior, `geweke` |
+| `HasJacobian` | `log_jacobian` | `MAP(objective="posterior")` |
+| `Unconstrains` | `unconstrain` | `Posterior.from_draws`, `testing.check_model` |
+| `ReplacesData` | `with_data` | `sbc`, `geweke` |
+| `NamesLatents` | `latents` | order of variables anywhere, `Posterior.from_draws` |
+| `LabelsDraws` | `labelled` | `Posterior.draws` |
+| `DependentData` | `predict_given`, `pointwise_given_rest` | `Posterior`, leave-one-out |
 """
 
 import abc
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 from jaxtyping import Array, Float, Int
@@ -96,6 +108,88 @@ class AbstractDescribedTarget(AbstractDataTarget):
     @abc.abstractmethod
     def sample_prior(self, *, key: PRNGKey) -> Draw:
         """Return one draw from the prior."""
+
+
+class LatentShape(NamedTuple):
+    """A latent before it has a value.
+
+    Attributes:
+        name: Its name in a posterior.
+        shape: Shape of its value.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@runtime_checkable
+class SamplesPrior(Protocol):
+    """A target whose prior can be drawn from."""
+
+    def sample_prior_position(self, *, key: PRNGKey) -> Position:
+        """Return one draw from the prior, in unconstrained space.
+
+        Raises:
+            ValueError: If the prior is improper, or has no sampler.
+        """
+        ...
+
+
+@runtime_checkable
+class HasJacobian(Protocol):
+    """A target that knows the volume that `constrain` stretches."""
+
+    def log_jacobian(self, position: Position) -> Scalar:
+        """Return the log of the absolute Jacobian determinant of `constrain`, in nats."""
+        ...
+
+
+@runtime_checkable
+class Unconstrains(Protocol):
+    """A target that can invert `constrain`."""
+
+    def unconstrain(self, draw: Draw) -> Position:
+        """Return the position of a draw.
+
+        Args:
+            draw: What `constrain` returns; of a target that names its latents also a dict of
+                their values by name.
+        """
+        ...
+
+
+@runtime_checkable
+class ReplacesData(Protocol):
+    """A target that can be given other observed data."""
+
+    def with_data(self, data: Mapping[str, Any]) -> AbstractDescribedTarget:
+        """Return this target with other observed data of the same shapes, by name."""
+        ...
+
+
+@runtime_checkable
+class NamesLatents(Protocol):
+    """A target that knows which variables make a position, and in which order."""
+
+    @property
+    def latents(self) -> tuple[LatentShape, ...]:
+        """The latents that have no fixed value, in the order of the model."""
+        ...
+
+
+@runtime_checkable
+class LabelsDraws(Protocol):
+    """A target whose draws carry labels, which compiled code does not keep."""
+
+    def labelled(self, draws: Draw) -> Draw:
+        """Return `draws` with the labels of this target."""
+        ...
+
+
+def latent_names(target: AbstractTarget | None) -> tuple[str, ...]:
+    """Return the names of a target's latents in order; none if it does not know them."""
+    known = target.latents if isinstance(target, NamesLatents) else ()
+    return tuple(latent.name for latent in known)
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from ..core import AbstractDescribedTarget
-from ..core._latent import Coords, as_dims
+from ..language._latent import Coords, as_dims
 
 Dims = tuple[tuple[str, tuple[str, ...]], ...]
 

@@ -10,9 +10,9 @@ import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 from numpyro.distributions import Distribution
 
-from ..core import Model
-from ..core._latent import UNDRAWN, Latent, latents
-from ..core._model import sites
+from ..language import Model
+from ..language._latent import UNDRAWN, Latent, latents
+from ..language._model import sites
 from ._bayesian_heads import AbstractHead, Custom, classification, poisson, regression
 from ._bayesian_leaves import check_module, select
 from ._bayesian_priors import as_data, priors_of

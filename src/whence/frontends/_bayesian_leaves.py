@@ -14,7 +14,7 @@ from jax.tree_util import (
     tree_flatten_with_path,
 )
 
-from ..core._sites import is_model
+from ..language._sites import is_model
 from ._bayesian_priors import Leaf
 
 

@@ -12,8 +12,9 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to
 
 from ..core import AbstractDescribedTarget, compiled
-from ..core._latent import Coords
+from ..core._target import LatentShape
 from ..core._types import PRNGKey, Scalar
+from ..language._latent import Coords
 from ._arguments import constant_data, has_arrays
 from ._axes import name_axes
 from ._bijection import log_det
@@ -60,6 +61,11 @@ class NumpyroTarget(AbstractDescribedTarget):
     def sites(self) -> tuple[Latent, ...]:
         """The continuous latents, in the order of the model."""
         return self.structure.sites
+
+    @property
+    def latents(self) -> tuple[LatentShape, ...]:
+        """Names and shapes of the latents."""
+        return tuple(LatentShape(site.name, tuple(site.shape)) for site in self.sites)
 
     def init(self, *, key):
         """Return a position uniform on (-2, 2), as numpyro does."""
@@ -238,7 +244,7 @@ class NumpyroTarget(AbstractDescribedTarget):
         """
         return self._draw(self._prior_trace(key))
 
-    def sample_prior_position(self, key: PRNGKey) -> dict[str, Array]:
+    def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
         """Return one draw from the prior, in unconstrained space."""
         trace = self._prior_trace(key)
         return {

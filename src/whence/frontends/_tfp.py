@@ -12,9 +12,10 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from ..core import AbstractDescribedTarget
-from ..core._check_data import check_data
-from ..core._latent import Coords
+from ..core._target import LatentShape
 from ..core._types import PRNGKey, Scalar
+from ..language._check_data import check_data
+from ..language._latent import Coords
 from ._axes import name_axes
 from ._joint import (
     JointStructure,
@@ -61,6 +62,11 @@ class TFPTarget(AbstractDescribedTarget):
     def sites(self) -> tuple[Latent, ...]:
         """The latents, in the order of the joint distribution."""
         return self.structure.sites
+
+    @property
+    def latents(self) -> tuple[LatentShape, ...]:
+        """Names and shapes of the latents."""
+        return tuple(LatentShape(site.name, tuple(site.shape)) for site in self.sites)
 
     def init(self, *, key):
         """Return a position uniform on (-2, 2), as in Stan."""
@@ -191,7 +197,7 @@ class TFPTarget(AbstractDescribedTarget):
         """Return one draw from the prior."""
         return self._draw(self._prior(key))
 
-    def sample_prior_position(self, key: PRNGKey) -> dict[str, Array]:
+    def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
         """Return one draw from the prior, in unconstrained space."""
         return self._inverse(self._prior(key))
 

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..core._engine import AbstractEngine, AbstractPausingEngine, Info, Sample, Trace
-from ..core._infer import InferenceWarning, infer
-from ..core._posterior import Posterior
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
+from ..posterior._posterior import Posterior
+from ..running._infer import InferenceWarning, infer
 from ._compare import compare_moments
 from ._conformance_loop import check_cuts
 from ._data_targets import ConjugateRegression, GaussianMean
@@ -76,7 +76,7 @@ def check_configuration(engine: AbstractEngine) -> None:
     """Name, schedule and hash."""
     name, schedule = engine.name, engine.schedule
     require(isinstance(name, str) and bool(name), f"`name` must be a word; got {name!r}.")
-    replicas, warmup, steps, extendable, pauses = schedule
+    replicas, warmup, steps, extendable, pauses = schedule[:5]
     for field, value in {"replicas": replicas, "warmup": warmup, "steps": steps}.items():
         require(type(value) is int, f"`schedule.{field}` must be an int; got {value!r}.")
     require(

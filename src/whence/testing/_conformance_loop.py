@@ -5,14 +5,14 @@ import warnings
 from pathlib import Path
 
 from ..core._engine import AbstractEngine
-from ..core._infer import InferenceWarning, infer
-from ..core._loop import run
-from ..core._manifest import create_store
-from ..core._posterior import Posterior
-from ..core._resume import resume
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
-from ..core._until import Until
+from ..posterior._posterior import Posterior
+from ..running._infer import InferenceWarning, infer
+from ..running._loop import run
+from ..running._manifest import create_store
+from ..running._resume import resume
+from ..running._until import Until
 from ._require import require_close
 
 

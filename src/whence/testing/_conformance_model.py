@@ -10,11 +10,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from ..core._condition import ModelTarget, condition
-from ..core._model import Model, named_latents
-from ..core._sites import Prior, Site, walk
 from ..core._target import AbstractDescribedTarget
 from ..core._types import Position, PRNGKey
+from ..language._condition import ModelTarget, condition
+from ..language._model import Model, named_latents
+from ..language._sites import Prior, Site, walk
 from ._require import require, require_close
 
 _TRIES = 100  # starting points tried to find one of finite density

@@ -71,7 +71,7 @@ class GaussianMean(AbstractDataTarget):
         """Uniform on (-2, 2)."""
         return jr.uniform(key, self.y.shape[1:], self.y.dtype, -2.0, 2.0)
 
-    def sample_prior_position(self, key: PRNGKey) -> Float[Array, " dim"]:
+    def sample_prior_position(self, *, key: PRNGKey) -> Float[Array, " dim"]:
         """A draw from the prior."""
         noise = jr.normal(key, self.y.shape[1:], self.y.dtype)
         return self.prior_mean + self.prior_sd * noise
@@ -192,7 +192,7 @@ class ConjugateRegression(AbstractDataTarget):
             "log_variance": jr.uniform(key_variance, (), dtype, -2.0, 2.0),
         }
 
-    def sample_prior_position(self, key: PRNGKey) -> dict[str, Array]:
+    def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
         """A draw from the prior."""
         key_beta, key_variance = jr.split(key)
         dtype = self.y.dtype

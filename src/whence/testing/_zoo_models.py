@@ -11,9 +11,9 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from ..core._latent import derived, latent
-from ..core._model import Model
 from ..core._types import Scalar
+from ..language._latent import derived, latent
+from ..language._model import Model
 from ._ordered import OrderedNormal
 from ._zoo_types import Problem
 

@@ -9,8 +9,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from ..core._latent import latent
-from ..core._model import Model
+from ..language._latent import latent
+from ..language._model import Model
 from ._zoo_types import Columns, Problem
 
 FLAT = dist.ImproperUniform(constraints.real, (), ())

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core._model import Model
+from ..language._model import Model
 from ._compare import scalars
 
 

@@ -7,9 +7,9 @@ import pytest
 from jaxtyping import Array
 from numpy.testing import assert_array_equal
 
-from whence.core._infer import infer
 from whence.core._target import AbstractTarget
 from whence.inference.backends import NumpyroNUTS
+from whence.running._infer import infer
 from whence.testing import Gaussian, compare_moments
 
 

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 import whence as wh
-from whence.core._loop import run
 from whence.inference.hmc import HMC
 from whence.inference.hmc._transition import SAMPLING
+from whence.running._loop import run
 from whence.testing import Gaussian, LogGamma, check_truth
 
 

@@ -11,12 +11,12 @@ from scipy import stats
 
 import whence as wh
 from whence.core import AbstractTarget
-from whence.core._loop import run
 from whence.inference.hmc import NUTS
 from whence.inference.hmc._integrator import PhasePoint, leapfrog
 from whence.inference.hmc._metric import DiagonalMetric
 from whence.inference.hmc._transition import SAMPLING
 from whence.inference.hmc._tree import _hash, _uniform, plant
+from whence.running._loop import run
 from whence.testing import Funnel, Gaussian, LogGamma, check_engine, check_truth
 
 

@@ -14,11 +14,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import polygamma
 
 from whence.core._engine import Trace
-from whence.core._infer import InferenceError, infer
 from whence.core._results import RESULTS
 from whence.core._target import AbstractDataTarget, AbstractTarget
 from whence.inference.sgmcmc import SGLD, PolynomialDecay, RMSprop
 from whence.inference.sgmcmc._integrator import langevin
+from whence.running._infer import InferenceError, infer
 
 
 class Gaussian(AbstractTarget):

@@ -11,7 +11,6 @@ from scipy.optimize import minimize
 from scipy.special import betaln
 
 from whence.core._engine import Trace
-from whence.core._infer import infer
 from whence.core._results import RESULTS
 from whence.core._target import AbstractDataTarget, AbstractTarget
 from whence.diagnostics._weights import pareto_khat
@@ -23,6 +22,7 @@ from whence.inference.variational import (
     PathDerivative,
 )
 from whence.inference.variational._final import num_checked
+from whence.running._infer import infer
 
 
 class Gaussian(AbstractTarget):

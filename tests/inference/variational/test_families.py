@@ -11,7 +11,6 @@ from scipy import stats
 from scipy.special import gammaln
 
 import whence as wh
-from whence.core._manifest import from_json, to_json
 from whence.inference.variational import (
     BBVI,
     Blocks,
@@ -23,6 +22,7 @@ from whence.inference.variational import (
     Point,
     ScaleMixtureFamily,
 )
+from whence.running._manifest import from_json, to_json
 
 X = np.array([[1.0, 0.2], [0.4, -1.0], [-1.5, 0.3], [0.1, 0.1], [0.9, -0.7]])
 Y = np.array([1.2, -0.9, -2.0, 0.3, 0.1])

@@ -17,8 +17,8 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core._check import check_positions
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._tree import unravel
@@ -108,7 +108,13 @@ class AbstractLibraryNUTS(AbstractEngine):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.chains, self.warmup, self.warmup + self.draws, extendable=True)
+        return Schedule(
+            self.chains,
+            self.warmup,
+            self.warmup + self.draws,
+            extendable=True,
+            homogeneous=self.step_size is not None,
+        )
 
     def validate(self, target: AbstractTarget) -> None:
         check_positions(target, "NUTS")

@@ -128,7 +128,14 @@ class ChEES(AbstractEngine):
     @property
     def schedule(self) -> Schedule:
         """One replica: the chains are coupled during warm-up."""
-        return Schedule(1, self.warmup, self.warmup + self.draws, extendable=True)
+        return Schedule(
+            1,
+            self.warmup,
+            self.warmup + self.draws,
+            extendable=True,
+            ensemble=("chain", self.chains),
+            homogeneous=False,
+        )
 
     @property
     def metric_updates(self) -> tuple[int, ...]:

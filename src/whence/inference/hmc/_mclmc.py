@@ -132,7 +132,8 @@ class MCLMC(AbstractEngine):
     @property
     def schedule(self) -> Schedule:
         """Every chain is a replica."""
-        return Schedule(self.chains, self.warmup, self.warmup + self.draws, extendable=True)
+        steps = self.warmup + self.draws
+        return Schedule(self.chains, self.warmup, steps, extendable=True, homogeneous=False)
 
     @property
     def metric_updates(self) -> tuple[int, ...]:

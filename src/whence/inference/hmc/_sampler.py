@@ -11,8 +11,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
-from ...core._check import check_positions
 from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
+from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._tree import unravel
@@ -115,9 +115,13 @@ class Sampler(AbstractPausingEngine):
 
     @property
     def schedule(self) -> Schedule:
-        steps = self.warmup + self.draws
         return Schedule(
-            self.chains, self.warmup, steps, extendable=True, pauses=pauses(self.warmup)
+            self.chains,
+            self.warmup,
+            self.warmup + self.draws,
+            extendable=True,
+            pauses=pauses(self.warmup),
+            homogeneous=self.step_size is not None,
         )
 
     def validate(self, target: AbstractTarget) -> None:

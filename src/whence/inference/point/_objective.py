@@ -4,9 +4,7 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 
-from ...core._condition import ModelTarget
-from ...core._model import constrain
-from ...core._target import AbstractDataTarget, AbstractTarget
+from ...core._target import AbstractDataTarget, AbstractTarget, HasJacobian
 from ...core._types import Position, Scalar
 
 Objective = Literal["posterior", "likelihood", "unconstrained"]
@@ -27,8 +25,7 @@ def check_objective(objective: str, target: AbstractTarget) -> None:
             "`objective='likelihood'` needs a target that tells prior and likelihood apart, "
             f"such as one made by `whence.condition`; got {type(target).__name__}."
         )
-    is_known = isinstance(target, ModelTarget) or hasattr(target, "log_jacobian")
-    if objective == "posterior" and not is_known:
+    if objective == "posterior" and not isinstance(target, HasJacobian):
         raise ValueError(
             "`objective='posterior'` needs a target that knows the log-Jacobian of its "
             f"`constrain`, by a method `log_jacobian(position)`; {type(target).__name__} has "
@@ -50,9 +47,5 @@ def evaluate(objective: str, target: AbstractTarget, position: Position) -> Scal
     if objective == "likelihood":
         assert isinstance(target, AbstractDataTarget)
         return jnp.sum(jnp.asarray(target.log_likelihood(position)))
-    if isinstance(target, ModelTarget):
-        draw = target.constrain(position)
-        # The prior density of a model whose latents are all given is that of their values.
-        log_prior = constrain(draw, {})[1]
-        return log_prior + jnp.sum(jnp.asarray(target.log_likelihood(position)))
-    return target.log_density(position) - target.log_jacobian(position)  # pyright: ignore
+    assert isinstance(target, HasJacobian)
+    return target.log_density(position) - target.log_jacobian(position)

@@ -219,7 +219,7 @@ class DataTemperedSMC(AbstractOnlineEngine):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(replicas=1, warmup=0, steps=self.max_steps)
+        return Schedule(1, 0, self.max_steps, ensemble=("particle", self.particles))
 
     @property
     def proposal(self) -> AbstractKernel:

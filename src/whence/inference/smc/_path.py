@@ -22,7 +22,7 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ...core._target import AbstractDataTarget, AbstractTarget
+from ...core._target import AbstractDataTarget, AbstractTarget, SamplesPrior
 from ...core._types import Position, PRNGKey, Scalar
 from ._weights import wide_dtype
 
@@ -55,9 +55,7 @@ def choose_path(target: AbstractTarget, path: str) -> str:
     """
     if path == "reference":
         return path
-    drawable = isinstance(target, AbstractDataTarget) and callable(
-        getattr(target, "sample_prior_position", None)
-    )
+    drawable = isinstance(target, AbstractDataTarget) and isinstance(target, SamplesPrior)
     reason = None
     if drawable:
         try:
@@ -67,11 +65,19 @@ def choose_path(target: AbstractTarget, path: str) -> str:
             reason = error
     if path == "prior":
         raise ValueError(
-            "`path='prior'` needs a target with a prior that can be drawn from; got a "
-            f"{type(target).__name__} whose prior is improper or has no sampler. Use "
-            "`path='reference'`, which starts from a Gaussian fitted to initial positions."
+            "`path='prior'` needs a target with a prior that can be drawn from, but "
+            f"{type(target).__name__} {_why_not(target, reason)}. Use `path='reference'`, "
+            "which starts from a Gaussian fitted to initial positions."
         ) from reason
     return "reference"
+
+
+def _why_not(target: AbstractTarget, reason: Exception | None) -> str:
+    if reason is not None:
+        return f"cannot: {str(reason).rstrip('.')}"
+    if not isinstance(target, AbstractDataTarget):
+        return "does not tell prior and likelihood apart (it is no `AbstractDataTarget`)"
+    return "has no method `sample_prior_position(*, key)`"
 
 
 def draw_initial(

@@ -11,12 +11,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
-from ...core._condition import ModelTarget, condition
 from ...core._engine import AbstractEngine, AbstractOnlineEngine
 from ...core._growing import GrowingTarget
-from ...core._model import Model
 from ...core._results import RESULTS, InferenceError
 from ...core._types import PRNGKey
+from ...language._condition import ModelTarget, condition
+from ...language._model import Model
 from ._checks import Numbers, known, require_arm, require_count, require_finite
 from ._policy import AbstractPolicy, Arm
 

@@ -7,8 +7,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...core._posterior import Posterior
 from ...core._types import AnyArray, PRNGKey
+from ...posterior._posterior import Posterior
 
 _ROWS = 256  # rows at a time, for all draws
 

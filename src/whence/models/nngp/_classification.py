@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ...core._latent import UNDRAWN, Coords, Latent, latents
-from ...core._model import Model, sites
 from ...core._types import AnyArray
+from ...language._latent import UNDRAWN, Coords, Latent, latents
+from ...language._model import Model, sites
 from ._arc_cosine import safe_sqrt
 from ._law import AbstractLaw
 from ._laws import Draws, FromDistribution

@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ...core._latent import UNDRAWN, Coords, Latent, latents
-from ...core._model import Model, sites
 from ...core._types import AnyArray, PRNGKey
+from ...language._latent import UNDRAWN, Coords, Latent, latents
+from ...language._model import Model, sites
 from ._degenerate import degeneracies
 from ._factor import explain_factor
 from ._joint import Joint

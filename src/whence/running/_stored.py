@@ -8,19 +8,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ..core._engine import AbstractEngine
+from ..core._provenance import fingerprint
+from ..core._require import check_values, require_target
+from ..core._target import AbstractTarget
+from ..core._types import PRNGKey
+from ..posterior._posterior import Posterior
 from ..storage import RunStore
-from ._check import check_values, require_target
 from ._collect import collect, judge
 from ._distributed import share
-from ._engine import AbstractEngine
-from ._fingerprint import fingerprint
 from ._loop import Outcome
 from ._manifest import from_json, key_from, to_json
 from ._mesh import Layout, mesh as make_mesh, plan_layout
-from ._posterior import Posterior
 from ._program import shapes_of
-from ._target import AbstractTarget
-from ._types import PRNGKey
 from ._worker import read_chunks, restored
 
 

@@ -8,12 +8,12 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from ._engine import AbstractEngine, Sample
-from ._fingerprint import fingerprint
-from ._posterior import Posterior
+from ..core._engine import AbstractEngine, Sample
+from ..core._provenance import fingerprint
+from ..core._target import AbstractTarget
+from ..core._tree import named_leaves
+from ..posterior._posterior import Posterior
 from ._stored import read_run
-from ._target import AbstractTarget
-from ._tree import named_leaves
 
 
 def load(

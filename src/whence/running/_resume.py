@@ -4,11 +4,11 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from ._engine import AbstractEngine
+from ..core._engine import AbstractEngine
+from ..core._target import AbstractTarget
+from ..posterior._posterior import Posterior
 from ._infer import Job, Manner, fit
-from ._posterior import Posterior
 from ._stored import open_run, stored_layout
-from ._target import AbstractTarget
 from ._until import Until
 
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import importlib
-import importlib.metadata
 import sys
 import time
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from ..core._engine import AbstractEngine
+from ..core._provenance import fingerprint, versions
+from ..core._target import AbstractTarget
+from ..core._types import PRNGKey
 from ..storage import RunStore
-from ._engine import AbstractEngine
-from ._fingerprint import fingerprint
-from ._target import AbstractTarget
-from ._types import PRNGKey
 
 
 def manifest(target: AbstractTarget, engine: AbstractEngine, key: PRNGKey) -> dict[str, Any]:
@@ -36,13 +34,6 @@ def manifest(target: AbstractTarget, engine: AbstractEngine, key: PRNGKey) -> di
         "data_sha256": fingerprint(target),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return versions of packages; looking them up would cost each refit milliseconds."""
-    packages = ("whence", "jax", "jaxlib", "equinox", "numpyro", "blackjax", "numpy")
-    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def create_store(

@@ -16,8 +16,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from ._cache import Program, compile_now, is_data
-from ._spread import gathered, keep, place, spread
+from ..core._cache import Program, compile_now, is_data
+from ._sharding import gathered, keep, place, spread
 
 CHUNK_BYTES = 2**25  # at most this much recorded data per call and replica
 CHUNK_STEPS = 1024

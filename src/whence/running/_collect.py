@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from ._check import check
-from ._engine import AbstractEngine, Sample, Trace
+from ..core._engine import AbstractEngine, Sample, Trace
+from ..core._results import RESULTS, InferenceError
+from ..core._target import AbstractTarget
+from ..core._types import PRNGKey
+from ..language._check import check
 from ._loop import Outcome
-from ._results import RESULTS, InferenceError
-from ._target import AbstractTarget
-from ._types import PRNGKey
 
 
 class Verdict(NamedTuple):

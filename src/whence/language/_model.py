@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array
 
+from ..core._types import PRNGKey, Scalar
 from ._latent import UNDRAWN, Coords, is_derived
 from ._sites import Prior, Site, is_model, walk
-from ._types import PRNGKey, Scalar
 
 
 class Model(eqx.Module):

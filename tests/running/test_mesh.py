@@ -22,9 +22,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 import whence as wh
 from whence.core import clear_programs
 from whence.core._cache import is_data
-from whence.core._mesh import plan_layout
-from whence.core._program import build_plan
-from whence.core._spread import place
+from whence.running._mesh import plan_layout
+from whence.running._program import build_plan
+from whence.running._sharding import place
 
 COUNT = 4
 HAS_DEVICES = os.environ.get("JAX_NUM_CPU_DEVICES") == str(COUNT)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ._engine import AbstractEngine, Sample
+from ..core._engine import AbstractEngine, Sample
 
 FIRST_DRAWS = 100  # draws per chain before the first look
 SMALLEST_STEP, LARGEST_STEP = 1.25, 2.0  # growth of a run between looks

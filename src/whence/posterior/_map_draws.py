@@ -4,8 +4,8 @@ import jax
 import jax.random as jr
 from jaxtyping import Array
 
-from ._target import AbstractDescribedTarget, DependentData
-from ._tree import named_leaves
+from ..core._target import AbstractDescribedTarget, DependentData
+from ..core._tree import named_leaves
 
 
 def map_draws(function, target, batched, rest):

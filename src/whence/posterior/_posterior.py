@@ -9,17 +9,16 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from ._cache import compiled
-from ._engine import Sample
-from ._export import export, saved_tree
+from ..core._cache import compiled
+from ..core._engine import Sample
+from ..core._target import AbstractDescribedTarget, AbstractTarget, LabelsDraws, latent_names
+from ..core._tree import named_leaves
+from ..core._types import PRNGKey
 from ._from_draws import external
-from ._model import adopt_coords
-from ._over_draws import apply, constrain, map_draws, pointwise, predict, variables
+from ._groups import export, saved_tree
+from ._map_draws import apply, constrain, map_draws, pointwise, predict, variables
 from ._resample import resampled
 from ._summary import summarise
-from ._target import AbstractDescribedTarget, AbstractTarget
-from ._tree import named_leaves
-from ._types import PRNGKey
 
 
 class Posterior:
@@ -135,7 +134,7 @@ class Posterior:
         if self._variables is None:
             found = self._over_draws(variables, self.sample.positions)
             # Compiled code returns dicts sorted by name; people want the model's order.
-            first = [site.name for site in getattr(self.target, "sites", ())]
+            first = (name for name in latent_names(self.target) if name in found)
             self._variables = {n: found[n] for n in dict.fromkeys((*first, *found))}
         return self._variables
 
@@ -156,7 +155,8 @@ class Posterior:
     def draws(self) -> PyTree:
         """The draws as one model (or pytree) whose leaves carry `(chain, draw)`."""
         draws = self._over_draws(constrain, self.sample.positions)
-        return adopt_coords(draws, getattr(self.target, "model", None))
+        labels = self.target if isinstance(self.target, LabelsDraws) else None
+        return draws if labels is None else labels.labelled(draws)
 
     def map(self, function: Callable[[Any], PyTree]) -> PyTree:
         """Apply a function of one draw to all draws.

@@ -7,7 +7,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from ._types import PRNGKey
+from ..core._types import PRNGKey
 
 if TYPE_CHECKING:
     from ._posterior import Posterior

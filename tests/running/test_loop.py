@@ -21,8 +21,8 @@ from threadpoolctl import threadpool_info
 import whence as wh
 from whence.core import RESULTS, Info, Sample, Schedule, _cache, clear_programs, never
 from whence.core._engine import AbstractPausingEngine
-from whence.core._loop import run
-from whence.core._manifest import create_store
+from whence.running._loop import run
+from whence.running._manifest import create_store
 
 
 class Plane(wh.AbstractTarget):

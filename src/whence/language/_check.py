@@ -1,22 +1,19 @@
 """`check()`: a target evaluated at a few starting points, and what is wrong there."""
 
 import dataclasses
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro
-from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from ._cache import compiled
+from ..core._cache import compiled
+from ..core._require import require_target
+from ..core._target import AbstractTarget
+from ..core._types import PRNGKey
 from ._condition import ModelTarget
-from ._engine import AbstractEngine
 from ._model import constrain_with_terms
-from ._target import AbstractTarget
-from ._types import PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +90,6 @@ def check(
     if isinstance(target, ModelTarget):
         remarks = tuple(target.model.review(target.y, *target.inputs))
     return CheckReport(tuple(problems), _describe(target), density, remarks)
-
-
-def require_target(target: Any) -> None:
-    """Raise unless `target` is a target."""
-    if not isinstance(target, AbstractTarget):
-        hint = (
-            " (a model must first be conditioned on data: `whence.condition(model, y)`)"
-            if hasattr(type(target), "__whence_model__")
-            else ""
-        )
-        raise ValueError(f"`target` must be a whence target{hint}; got {type(target)}.")
 
 
 def _evaluate(target, key, points):
@@ -214,57 +200,3 @@ def _describe(target) -> tuple[str, ...]:
     rows = target.num_data
     lines.append(f"data: {rows} rows" if rows is not None else "data: no row structure")
     return tuple(lines)
-
-
-def require_engine(engine: Any) -> None:
-    """Raise `ValueError` unless this is an instance of an engine."""
-    if isinstance(engine, type) and issubclass(engine, AbstractEngine):
-        raise ValueError(
-            f"`engine` must be an instance: write `{engine.__name__}()`, with parentheses."
-        )
-    if not isinstance(engine, AbstractEngine):
-        raise ValueError(f"`engine` must be a whence engine, as `NUTS()`; got {engine!r}.")
-
-
-def require_key(key: Any) -> None:
-    """Raise `ValueError` unless this is a single typed key."""
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(
-            f"`key` must be a typed key, as `jax.random.key(0)` makes; got {key!r}."
-        )
-    if key.shape != ():
-        raise ValueError(f"`key` must be a single key; got shape {key.shape}.")
-
-
-def check_positions(target: AbstractTarget, engine: str) -> None:
-    """Raise unless positions of the target are floating-point numbers, and at least one.
-
-    Args:
-        target: The target.
-        engine: Name of the engine that needs them, for the message.
-
-    Raises:
-        ValueError: Naming the engine, the rule and what it got.
-    """
-    leaves = jax.tree.leaves(jax.eval_shape(lambda key: target.init(key=key), jr.key(0)))
-    for leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(
-                f"{engine} needs positions of floating-point numbers; got {leaf.dtype}."
-            )
-    if sum(leaf.size for leaf in leaves) == 0:
-        raise ValueError(f"{engine} needs at least one unconstrained dimension; got 0.")
-
-
-def check_values(target: AbstractTarget) -> None:
-    """Raise if a floating-point leaf of the target is NaN: cheap, before every fit.
-
-    Raises:
-        ValueError: Naming the leaf.
-    """
-    for path, leaf in tree_leaves_with_path(target):
-        if isinstance(leaf, Tracer) or not hasattr(leaf, "dtype"):
-            continue
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any():
-            name = keystr(path, simple=True, separator=".")
-            raise ValueError(f"`{name}` of the target must not contain NaN.")

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from ._engine import AbstractEngine
-from ._target import AbstractDataTarget, AbstractTarget
+from ..core._engine import AbstractEngine
+from ..core._target import AbstractDataTarget, AbstractTarget
 
 AXES = ("chain", "data", "particle")
 
@@ -200,12 +200,13 @@ def _check_divides(axis: str, size: int, count: int, what: str) -> None:
 
 
 def _ensemble(axis: str, size: int, engine: AbstractEngine) -> tuple[str, int]:
-    count = getattr(engine, f"{axis}s", None)
-    if not isinstance(count, int):
+    ensemble = engine.schedule.ensemble
+    if ensemble is None or ensemble[0] != axis:
         raise ValueError(
             f"`mesh` must not have an axis {axis!r} here: {engine.name} has no {axis}s to "
             "divide."
         )
+    count = ensemble[1]
     _check_divides(axis, size, count, f"the {count} {axis}s of {engine.name}")
     return axis, count
 

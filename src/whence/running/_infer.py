@@ -12,19 +12,22 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from ..core._engine import AbstractEngine
+from ..core._require import check_values, require_engine, require_key, require_target
+from ..core._results import (
+    InferenceError as InferenceError,
+    InferenceWarning as InferenceWarning,
+)
+from ..core._target import AbstractTarget
+from ..core._types import PRNGKey
+from ..posterior._posterior import Posterior
 from ..storage import RunStore
-from ._check import check_values, require_engine, require_key, require_target
 from ._collect import collect, judge, so_far
 from ._distributed import create_shared, is_first
-from ._engine import AbstractEngine
 from ._loop import Outcome, run
 from ._manifest import create_store, manifest
 from ._mesh import Layout, plan_layout
-from ._posterior import Posterior
 from ._progress import progress_bar
-from ._results import InferenceError as InferenceError, InferenceWarning as InferenceWarning
-from ._target import AbstractTarget
-from ._types import PRNGKey
 from ._until import StoppingRule, Until
 
 LOOK_BYTES = 2**28  # a stored run larger than this is not read only to warn of trouble

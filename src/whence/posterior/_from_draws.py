@@ -9,16 +9,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from ._cache import compiled
-from ._check import require_target
-from ._condition import ModelTarget
-from ._engine import Sample
-from ._fingerprint import fingerprint
-from ._manifest import versions
-from ._model import named_latents, unconstrain_values
-from ._over_draws import map_draws, variables
-from ._target import AbstractTarget
-from ._tree import named_leaves
+from ..core._cache import compiled
+from ..core._engine import Sample
+from ..core._provenance import fingerprint, versions
+from ..core._require import require_target
+from ..core._target import AbstractTarget, NamesLatents, Unconstrains
+from ..core._tree import named_leaves
+from ._map_draws import map_draws, variables
 
 
 def external(
@@ -86,11 +83,10 @@ class _Known(NamedTuple):
 def _known(target) -> _Known:
     position = jax.eval_shape(lambda: target.init(key=jr.key(0)))
     draw = jax.eval_shape(target.constrain, position)
-    sites = getattr(target, "sites", None)
-    if sites is None:
+    if not isinstance(target, NamesLatents):
         shapes = {name: leaf.shape for name, leaf in named_leaves(draw).items()}
         return _Known(shapes, (), jax.tree.structure(draw))
-    latents = {s.name: tuple(s.shape) for s in sites if not getattr(s, "fixed", False)}
+    latents = {latent.name: latent.shape for latent in target.latents}
     named = jax.eval_shape(lambda p: variables(target, p), position)
     return _Known(latents, tuple(n for n in named if n not in latents), None)
 
@@ -101,7 +97,7 @@ def _from_variables(target, draws):
             "`draws` must be a dict of arrays (chain, draw, ...) by name, or positions with "
             f"`unconstrained=True`; got {type(draws).__name__}."
         )
-    if not hasattr(target, "unconstrain"):
+    if not isinstance(target, Unconstrains):
         raise ValueError(
             f"{type(target).__name__} has no `unconstrain` to make positions of draws; pass "
             "positions, with `unconstrained=True`."
@@ -130,13 +126,9 @@ def _from_variables(target, draws):
 
 
 def _there_and_back(target, values, tree):
-    if isinstance(target, ModelTarget):
-        position = unconstrain_values(target.model, values)
-        return position, named_latents(target.constrain(position))
     if tree is None:
         position = target.unconstrain(values)
-        found = target.constrain(position)
-        return position, {name: found[name] for name in values}
+        return position, variables(target, position)
     # The values came through compiled code, which sorts them: in a draw's order again.
     like = tree.unflatten([0] * tree.num_leaves)
     position = target.unconstrain(tree.unflatten([values[n] for n in named_leaves(like)]))

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ._engine import AbstractEngine
+from ..core._engine import AbstractEngine
+from ..core._target import AbstractTarget
 from ._infer import Job, Manner, fit
 from ._manifest import manifest
 from ._stored import open_run, posterior_of, stored_layout, stored_outcome
-from ._target import AbstractTarget
 
 MOST_Z = 5.0  # standard errors by which means may differ and still agree
 # Of particles and fitted families one run does not tell the error of a mean: this much of a

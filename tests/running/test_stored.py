@@ -14,8 +14,8 @@ from numpy.testing import assert_array_equal
 
 import whence as wh
 from whence.core import Sample
-from whence.core._until import Quality, quality
 from whence.diagnostics import convergence
+from whence.running._until import Quality, quality
 from whence.storage import RunStore
 
 
@@ -145,7 +145,7 @@ def test_time_over_before_any_draw(target):
 
 def test_until_and_a_store_and_a_stop(target, tmp_path, monkeypatch):
     """Killed between looks, the resumed run ends where the uninterrupted one does."""
-    from whence.core._worker import Worker
+    from whence.running._worker import Worker
 
     until, engine = wh.Until(ess=900), wh.NUTS(chains=2, warmup=100)
     whole = wh.infer(target, engine, key=KEY, until=until, chunk_steps=45)
@@ -185,7 +185,7 @@ def test_until_refuses(target):
         with pytest.raises(ValueError, match=name):
             wh.Until(**wrong)
     with pytest.raises(ValueError, match="`until` must be"):
-        wh.core._infer._check_until(400, NUTS)
+        wh.running._infer._check_until(400, NUTS)
     with pytest.raises(ValueError, match="ends by itself"):
         wh.infer(target, wh.BBVI(steps=10), key=KEY, until=wh.Until(ess=10))
 
@@ -203,7 +203,7 @@ def test_quality_is_that_of_the_worst_latent():
 
 
 def test_interrupted_while_looking_keeps_the_draws(target, monkeypatch):
-    from whence.core import _until
+    from whence.running import _until
 
     def interrupted(sample):
         raise KeyboardInterrupt
@@ -330,7 +330,7 @@ def test_early_ends_of_replicas_that_run_together_are_kept(tmp_path):
         def posterior(self, target, state, trace, *, key):
             return wh.Sample(trace.sampling.position, trace.sampling.stats)
 
-    from whence.core._loop import run
+    from whence.running._loop import run
 
     how = {"key": jr.key(3), "chunk_steps": 4}
     apart = run(Plane(), Short(), vectorised=False, **how)
@@ -361,7 +361,7 @@ def test_replay_is_bitwise_here(target, tmp_path):
 
 def test_replay_tells_rounding_from_error(target, tmp_path):
     """Another key stands for another platform: other draws of the same posterior."""
-    from whence.core._replay import _compare
+    from whence.running._replay import _compare
 
     engine = wh.NUTS(chains=4, warmup=200, draws=500)
     one, other = (wh.infer(target, engine, key=jr.key(i)) for i in (1, 2))

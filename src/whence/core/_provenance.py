@@ -1,6 +1,8 @@
-"""A hash of the data that a target holds."""
+"""Where numbers came from: a hash of the data, versions of packages."""
 
 import hashlib
+import importlib.metadata
+from functools import cache
 
 import equinox as eqx
 import jax
@@ -17,3 +19,10 @@ def fingerprint(target: AbstractTarget) -> str:
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return versions of packages; looking them up would cost each refit milliseconds."""
+    packages = ("whence", "jax", "jaxlib", "equinox", "numpyro", "blackjax", "numpy")
+    return {name: importlib.metadata.version(name) for name in packages}

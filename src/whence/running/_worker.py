@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..core._engine import AbstractPausingEngine, pause_each
 from ..storage import RunStore
 from ._distributed import agree
-from ._engine import AbstractPausingEngine, pause_each
 from ._program import Plan, Status, to_host, to_state
 
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up

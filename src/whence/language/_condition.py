@@ -13,10 +13,14 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from ..core._results import InferenceWarning
+from ..core._target import AbstractDescribedTarget, LatentShape
+from ..core._types import PRNGKey
 from ._check_data import check_data, check_likelihood
 from ._latent import as_dims
 from ._model import (
     Model,
+    adopt_coords,
     all_coords,
     constrain,
     derived_dims,
@@ -25,11 +29,9 @@ from ._model import (
     sites,
     start,
     unconstrain,
+    unconstrain_values,
 )
-from ._results import InferenceWarning
 from ._sites import Site
-from ._target import AbstractDescribedTarget
-from ._types import PRNGKey
 
 
 class ModelTarget(AbstractDescribedTarget):
@@ -79,9 +81,26 @@ class ModelTarget(AbstractDescribedTarget):
         """Return the model with the values that `position` stands for."""
         return constrain(self.model, position)[0]
 
-    def unconstrain(self, draw: Model) -> dict[str, Array]:
-        """Return the position of a model with values."""
+    def unconstrain(self, draw: Model | Mapping[str, Array]) -> dict[str, Array]:
+        """Return the position of a model with values, or of values by name."""
+        if isinstance(draw, Mapping):
+            return unconstrain_values(self.model, draw)
         return unconstrain(self.model, draw)
+
+    def log_jacobian(self, position):
+        """Return the log-Jacobian of `constrain`, in nats."""
+        draw, log_prior = constrain(self.model, position)
+        # The prior density of a model whose latents are all given is that of their values.
+        return log_prior - constrain(draw, {})[1]
+
+    @property
+    def latents(self) -> tuple[LatentShape, ...]:
+        """The latents that are not fixed, in the order of the model."""
+        return tuple(LatentShape(site.name, tuple(site.shape)) for site in self.free)
+
+    def labelled(self, draws: Model) -> Model:
+        """Return draws with the labels of this model's axes."""
+        return adopt_coords(draws, self.model)
 
     @property
     def num_data(self) -> int | None:
@@ -123,7 +142,7 @@ class ModelTarget(AbstractDescribedTarget):
         """Return one draw from the prior."""
         return self.model.sample_prior(key)
 
-    def sample_prior_position(self, key: PRNGKey) -> dict[str, Array]:
+    def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
         """Return one draw from the prior, in unconstrained space."""
         return self.unconstrain(self.sample_prior(key=key))
 

@@ -25,15 +25,15 @@ import numpy as np
 from jaxtyping import PyTree
 from threadpoolctl import threadpool_limits
 
+from ..core._cache import is_data, remembered
+from ..core._engine import AbstractEngine
+from ..core._target import AbstractTarget
+from ..core._types import PRNGKey
 from ..storage import RunStore
-from ._cache import is_data, remembered
 from ._distributed import first, most
-from ._engine import AbstractEngine
 from ._mesh import Layout
 from ._program import Plan, build_plan, to_host
-from ._spread import place_data
-from ._target import AbstractTarget
-from ._types import PRNGKey
+from ._sharding import place_data
 from ._worker import Worker
 
 Ending = Literal["finished", "interrupted", "time over"]

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from ._cache import compiled
-from ._engine import Sample
-from ._over_draws import pointwise
-from ._target import AbstractDescribedTarget
+from ..core._cache import compiled
+from ..core._engine import Sample
+from ..core._target import AbstractDescribedTarget
+from ._map_draws import pointwise
 
 if TYPE_CHECKING:
     import xarray

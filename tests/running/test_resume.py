@@ -14,7 +14,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import whence as wh
-from whence.core._worker import Worker
+from whence.running._worker import Worker
 from whence.storage import RunStore
 
 KILLS = int(os.environ.get("WHENCE_KILLS", "6"))  # in all, over the engines below
@@ -293,7 +293,7 @@ def test_full_disk_keeps_what_was_written(target, tmp_path, monkeypatch):
 
 
 def test_engine_of_somebody_else_must_be_passed(tmp_path):
-    from whence.core._manifest import from_json, to_json
+    from whence.running._manifest import from_json, to_json
 
     assert from_json(to_json(ENGINES["bbvi"])) == ENGINES["bbvi"]
     assert from_json(to_json(ENGINES["sgld"])) == ENGINES["sgld"]

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 import whence as wh
-import whence.core._infer
+import whence.running._infer
 
 
 class Line(wh.Model):
@@ -178,7 +178,7 @@ def test_infer_arguments():
     target = wh.condition(Line(), X, X)
     engine = wh.SGLD(steps=10, step_size=1e-3)
     # Not through `infer`: the test suite's type checks would speak first.
-    check = whence.core._infer._check_arguments
+    check = whence.running._infer._check_arguments
     _raises(["`key`", "typed key"], lambda: check(target, engine, 0, None, None))
     keys = jr.split(jr.key(0))
     _raises(["single key"], lambda: check(target, engine, keys, None, None))

@@ -1,0 +1,6 @@
+"""How a model is written down, conditioned on data, and checked."""
+
+from ._check import CheckReport as CheckReport, check as check
+from ._condition import ModelTarget as ModelTarget, condition as condition
+from ._latent import Coords as Coords, derived as derived, latent as latent
+from ._model import Model as Model
