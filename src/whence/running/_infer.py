@@ -101,7 +101,7 @@ def infer(
         create = lambda: create_store(store, target, engine, key, more)
         opened = create() if layout is None else create_shared(create, store)
     job = Job(target, engine, key, until, None, opened, vectorised, layout)
-    return fit(job, Manner(progress, throw, chunk_steps, threads))
+    return fit(job, RunOptions(progress, throw, chunk_steps, threads))
 
 
 class Job(NamedTuple):
@@ -128,7 +128,7 @@ class Job(NamedTuple):
     layout: Layout | None = None
 
 
-class Manner(NamedTuple):
+class RunOptions(NamedTuple):
     """How it is run; nothing of it changes the draws. The arguments of `infer`."""
 
     progress: bool | None
@@ -137,12 +137,12 @@ class Manner(NamedTuple):
     threads: int | None
 
 
-def fit(job: Job, manner: Manner) -> Posterior:
+def fit(job: Job, options: RunOptions) -> Posterior:
     """Run, judge and collect; what `infer`, `resume` and `extend` share."""
     begin = time.perf_counter()
     rule = StoppingRule(job.until, job.engine) if job.until else None
-    outcome = _run(job, manner, rule)
-    verdict = judge(outcome, job.engine, job.target, job.key, throw=manner.throw)
+    outcome = _run(job, options, rule)
+    verdict = judge(outcome, job.engine, job.target, job.key, throw=options.throw)
     if rule and outcome.ending == "time over":
         steps = min(int(outcome.steps[i]) for i in verdict.keep)
         rule.time_over(steps, _draws(job, outcome))
@@ -165,11 +165,11 @@ def fit(job: Job, manner: Manner) -> Posterior:
     return posterior
 
 
-def _run(job: Job, manner: Manner, rule: StoppingRule | None) -> Outcome:
+def _run(job: Job, options: RunOptions, rule: StoppingRule | None) -> Outcome:
     def go_on(outcome: Outcome) -> int | None:
         return rule.next(outcome.total, _draws(job, outcome)) if rule else None
 
-    wanted = sys.stderr.isatty() if manner.progress is None else manner.progress
+    wanted = sys.stderr.isatty() if options.progress is None else options.progress
     wanted = wanted and (job.layout is None or is_first())
     with progress_bar(job.engine.name) if wanted else nullcontext() as on_progress:
         try:
@@ -181,9 +181,9 @@ def _run(job: Job, manner: Manner, rule: StoppingRule | None) -> Outcome:
                 go_on=go_on,
                 deadline=rule.deadline if rule else None,
                 on_progress=on_progress,
-                chunk_steps=manner.chunk_steps,
+                chunk_steps=options.chunk_steps,
                 vectorised=job.vectorised,
-                threads=manner.threads,
+                threads=options.threads,
                 store=job.store,
                 layout=job.layout,
             )

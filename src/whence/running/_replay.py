@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core._engine import AbstractEngine
 from ..core._target import AbstractTarget
-from ._infer import Job, Manner, fit
+from ._infer import Job, RunOptions, fit
 from ._manifest import manifest
 from ._stored import open_run, posterior_of, stored_layout, stored_outcome
 
@@ -93,7 +93,7 @@ def replay(
     steps = min(outcome.total, int(outcome.steps.max()))
     layout, vectorised = stored_layout(stored, target, None)
     job = Job(target, stored.engine, stored.key, None, steps, None, vectorised, layout)
-    now = fit(job, Manner(progress, False, None, threads))
+    now = fit(job, RunOptions(progress, False, None, threads))
     length = then.num_draws
     before = {n: np.asarray(v) for n, v in then.variables.items()}
     after = {n: np.asarray(v)[: then.num_chains, :length] for n, v in now.variables.items()}

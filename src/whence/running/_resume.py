@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ..core._engine import AbstractEngine
 from ..core._target import AbstractTarget
 from ..posterior._posterior import Posterior
-from ._infer import Job, Manner, fit
+from ._infer import Job, RunOptions, fit
 from ._stored import open_run, stored_layout
 from ._until import Until
 
@@ -50,7 +50,9 @@ def resume(
     layout = stored_layout(stored, target, mesh)
     content = stored.store.manifest
     until = None if content["complete"] or not content["until"] else Until(**content["until"])
-    return _go_on(stored, target, until, layout, Manner(progress, throw, chunk_steps, threads))
+    return _go_on(
+        stored, target, until, layout, RunOptions(progress, throw, chunk_steps, threads)
+    )
 
 
 def extend(
@@ -105,13 +107,15 @@ def extend(
     content |= {"complete": False, "stopped": None, "until": until and vars(until)}
     content["steps"] += draws or 0
     stored.store.write_manifest()
-    return _go_on(stored, target, until, layout, Manner(progress, throw, chunk_steps, threads))
+    return _go_on(
+        stored, target, until, layout, RunOptions(progress, throw, chunk_steps, threads)
+    )
 
 
-def _go_on(stored, target, until, layout, manner) -> Posterior:
+def _go_on(stored, target, until, layout, options) -> Posterior:
     content = stored.store.manifest
     steps, (layout, vectorised) = int(content["steps"]), layout
     job = Job(target, stored.engine, stored.key, until, steps, stored.store, vectorised, layout)
-    posterior = fit(job, manner)
+    posterior = fit(job, options)
     posterior.stopped = content["stopped"]
     return posterior
