@@ -15,7 +15,7 @@ from scipy.stats import norm, t as student
 
 import whence as wh
 from whence import testing as wt
-from whence.calibration._words import shape as shape_of
+from whence.calibration._rank_messages import shape as shape_of
 from whence.testing._compare import Estimate, _row, estimate, scalars
 from whence.testing._conformance_engine import _Record, _run, _Spy, check_one_trace
 from whence.testing._conformance_loop import check_cuts

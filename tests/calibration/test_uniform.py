@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from whence.calibration._rank_messages import shape
 from whence.calibration._uniform import _tails, band, counts_below, p_value
-from whence.calibration._words import shape
 
 
 def _smallest_tail(ranks, num_draws):

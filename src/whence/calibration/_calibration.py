@@ -9,8 +9,8 @@ import numpy as np
 
 from ..diagnostics import Finding, Report
 from ..diagnostics._names import Namer, listing, plural
+from ._rank_messages import explain, probability
 from ._uniform import band, counts_below, p_value
-from ._words import explain, probability
 
 SOURCE = (
     "Talts et al. 2018, arXiv:1804.06788; Säilynoja, Bürkner and Vehtari 2022, "

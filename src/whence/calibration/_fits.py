@@ -17,8 +17,8 @@ from ..diagnostics import convergence
 from ..posterior._posterior import Posterior
 from ..running._infer import InferenceError, InferenceWarning, infer
 from ..running._loop import cores
+from ._batched import BatchedEngine, BatchedTarget
 from ._generative import Functions, evaluate
-from ._together import Stack, Together
 
 NOT_FINITE = "the parameters or data simulated are not finite"
 _BATCH = 256  # data sets in one program: bounds what a run records
@@ -108,7 +108,7 @@ def fit_all(
     return [done[i] if i in done else futures[i].result() for i in numbers]
 
 
-def fit_together(
+def fit_batched(
     task: Task, data: dict[str, np.ndarray], key: PRNGKey, usable: np.ndarray
 ) -> list[Fit]:
     """Fit all data sets in one program, in batches of `_BATCH`.
@@ -128,8 +128,8 @@ def fit_together(
         # The last batch is filled up, so that all have the shape that is compiled.
         numbers = np.resize(good[begin : begin + size], size)
         some = {name: jnp.asarray(value[numbers]) for name, value in data.items()}
-        stack = Stack(task.target, some, jnp.asarray(numbers, jnp.int32))
-        run = infer(stack, Together(task.engine), key=key, progress=False, vectorised=True)
+        stack = BatchedTarget(task.target, some, jnp.asarray(numbers, jnp.int32))
+        run = infer(stack, BatchedEngine(task.engine), key=key, progress=False, vectorised=True)
         for i, found in zip(numbers, run.sample.extra["each"]):
             own = {name: value[i] for name, value in data.items()}
             fits[i] = _failed(found) if isinstance(found, str) else _wrap(task, found, own, key)

@@ -10,8 +10,8 @@ from scipy.special import ndtr
 
 from ..diagnostics import Finding, Report
 from ..diagnostics._names import Namer, listing, plural
+from ._rank_messages import probability, shape
 from ._uniform import band, counts_below, p_value
-from ._words import probability, shape
 
 SOURCE = "Geweke 2004, doi:10.1198/016214504000001132"
 MEANING = {

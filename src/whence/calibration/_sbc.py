@@ -14,7 +14,7 @@ from ..core._target import AbstractTarget, latent_names
 from ..core._types import PRNGKey
 from ..running._progress import progress_bar
 from ._calibration import Calibration
-from ._fits import Fit, Task, fit_all, fit_together, thin
+from ._fits import Fit, Task, fit_all, fit_batched, thin
 from ._generative import check_arguments, check_functions, shapes_of, simulate
 
 DEFAULT_DRAWS = 99  # ranks 0..99: a hundred values
@@ -87,7 +87,7 @@ def sbc(
     bar = progress_bar(f"SBC of {engine.name}") if progress else nullcontext()
     with bar as on_progress:
         if vectorised:
-            fits = fit_together(task, data, fit_key, usable)
+            fits = fit_batched(task, data, fit_key, usable)
         else:
             keys = list(jr.split(fit_key, simulations))
             fits = fit_all(task, data, keys, usable, on_progress)

@@ -25,7 +25,7 @@ from ..core._results import RESULTS
 from ..core._target import AbstractTarget
 
 
-class Stack(AbstractTarget):
+class BatchedTarget(AbstractTarget):
     """One target on many data sets.
 
     Attributes:
@@ -57,8 +57,8 @@ class Stack(AbstractTarget):
         return jax.vmap(one)(self.data, *batches)
 
 
-class Together(AbstractPausingEngine):
-    """An engine on every data set of a `Stack`.
+class BatchedEngine(AbstractPausingEngine):
+    """An engine on every data set of a `BatchedTarget`.
 
     Attributes:
         engine: The engine.
@@ -79,12 +79,14 @@ class Together(AbstractPausingEngine):
     def validate(self, target: AbstractTarget) -> None:
         """Nothing: the engine was asked before."""
 
-    def init(self, target: Stack, *, key) -> PyTree:
+    def init(self, target: BatchedTarget, *, key) -> PyTree:
         """Return a state for each data set."""
         make = lambda t, number: self.engine.init(t, key=jr.fold_in(key, number))
         return target.each(make, target.numbers)
 
-    def step(self, target: Stack, state: PyTree, index: Array, *, key) -> tuple[PyTree, Info]:
+    def step(
+        self, target: BatchedTarget, state: PyTree, index: Array, *, key
+    ) -> tuple[PyTree, Info]:
         """Step on each data set that is not done."""
 
         def one(t, number, old):
@@ -108,7 +110,7 @@ class Together(AbstractPausingEngine):
         """Success: what became of each data set is told in `posterior`."""
         return RESULTS.successful
 
-    def posterior(self, target: Stack, state: PyTree, trace: Trace, *, key) -> Sample:
+    def posterior(self, target: BatchedTarget, state: PyTree, trace: Trace, *, key) -> Sample:
         """Return the sample of each data set, or what went wrong, in `extra`."""
         outcomes = jax.vmap(jax.vmap(self.engine.result))(jax.tree.map(jnp.asarray, state))
         found, empty = [], np.zeros((1, 1))
