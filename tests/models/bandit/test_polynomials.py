@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 from scipy import stats
 
 from whence.models.bandit._polynomials import cosine_of_turns, logarithm
-from whence.models.bandit._student import noise_pair
+from whence.models.bandit._student_t import noise_pair
 
 TYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 

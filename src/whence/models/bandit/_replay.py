@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from ...core._types import PRNGKey
 from ._checks import Numbers, known, require_arm, require_count, require_finite
-from ._contextual_policy import AbstractContextualPolicy
 from ._policy import AbstractPolicy
+from .contextual._policies import AbstractContextualPolicy
 
 _FEW = 30  # rows below which a mean and its standard error are not to be trusted
 Policy = AbstractPolicy | AbstractContextualPolicy

@@ -12,9 +12,9 @@ from jaxtyping import Array, Key
 
 from ...core._types import PRNGKey
 from ._checks import one_hot, require_count
-from ._environment import AbstractEnvironment
 from ._policy import AbstractPolicy
 from ._regret import PolicyRun, Simulation
+from .arms._environment import AbstractEnvironment
 
 _CHECKPOINTS = 100
 

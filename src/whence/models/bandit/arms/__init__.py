@@ -1,0 +1,1 @@
+"""Bandits whose actions are arms: beliefs, policies, environments and bounds."""

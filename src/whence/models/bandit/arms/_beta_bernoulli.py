@@ -1,0 +1,118 @@
+"""Arms whose rewards are successes and failures."""
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro.distributions as dist
+from jax.scipy.special import betaln
+from jaxtyping import Array, Float
+
+from ....core._types import PRNGKey
+from .._checks import Numbers, known, per_arm, require_positive
+from ._belief import AbstractBelief, PerArm, chosen, chosen_many
+
+
+class BetaBernoulli(AbstractBelief):
+    """Rewards of 0 or 1 with an unknown probability of 1, `Beta(alpha, beta)`.
+
+    Attributes:
+        alpha: Successes that the belief is worth, shape `(arm, *batch)`.
+        beta: Failures that the belief is worth, shape `(arm, *batch)`.
+
+    References:
+        Thompson (1933), doi:10.1093/biomet/25.3-4.285.
+    """
+
+    alpha: PerArm
+    beta: PerArm
+
+    def __init__(self, alpha: Numbers = 1.0, beta: Numbers = 1.0, *, arms: int | None = None):
+        """State a belief; by default every probability is as likely as any other.
+
+        Args:
+            alpha: Successes that it is worth; a scalar or per arm.
+            beta: Failures that it is worth; a scalar or per arm.
+            arms: Number of arms, if both are scalars.
+
+        Raises:
+            ValueError: If shapes do not match, or a parameter is not positive.
+        """
+        require_positive("alpha", alpha)
+        require_positive("beta", beta)
+        self.alpha, self.beta = per_arm(arms, alpha=alpha, beta=beta)
+
+    @property
+    def mean(self) -> PerArm:
+        """Expected probability of a success of each arm."""
+        return self.alpha / (self.alpha + self.beta)
+
+    def update(self, arm: Numbers, reward: Numbers) -> "BetaBernoulli":
+        """Return the belief after one more reward.
+
+        Args:
+            arm: Index of the arm, an integer of shape `(*batch,)`.
+            reward: 0 or 1, shape `(*batch,)`.
+
+        Raises:
+            ValueError: If the arm does not exist or the reward is neither 0 nor 1.
+        """
+        _require_binary("reward", reward)
+        hit, reward = chosen(self, arm, reward)
+        return BetaBernoulli(
+            self.alpha + jnp.where(hit, reward, 0), self.beta + jnp.where(hit, 1 - reward, 0)
+        )
+
+    def update_batch(self, arms: Numbers, rewards: Numbers) -> "BetaBernoulli":
+        """Return the belief after many rewards, in any order.
+
+        Args:
+            arms: Indices of arms, shape `(data, *batch)`.
+            rewards: Their rewards, 0 or 1, shape `(data, *batch)`.
+
+        Raises:
+            ValueError: If an arm does not exist or a reward is neither 0 nor 1.
+        """
+        _require_binary("rewards", rewards)
+        hit, rewards = chosen_many(self, arms, rewards)
+        return BetaBernoulli(
+            self.alpha + jnp.sum(jnp.where(hit, rewards, 0), 0),
+            self.beta + jnp.sum(jnp.where(hit, 1 - rewards, 0), 0),
+        )
+
+    def log_evidence(self, arms: Numbers, rewards: Numbers) -> PerArm:
+        """Return the log probability of rewards in this order, per arm, in nats.
+
+        Args:
+            arms: Indices of arms, shape `(data, *batch)`.
+            rewards: Their rewards, 0 or 1, shape `(data, *batch)`.
+        """
+        post = self.update_batch(arms, rewards)
+        return betaln(post.alpha, post.beta) - betaln(self.alpha, self.beta)
+
+    def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
+        """Draw probabilities of success from the belief.
+
+        Args:
+            shape: Shape of independent draws.
+            key: For the draws.
+
+        Returns:
+            Draws of shape `(*shape, arm, *batch)`.
+        """
+        return jr.beta(
+            key, self.alpha, self.beta, (*shape, *self.alpha.shape), self.alpha.dtype
+        )
+
+    def predictive(self) -> dist.BernoulliProbs:
+        """Return the distribution of the next reward of each arm."""
+        return dist.BernoulliProbs(self.mean)
+
+
+def _require_binary(name, value) -> None:
+    values = known(value)
+    if values is None:
+        return
+    bad = np.atleast_1d(values)
+    bad = bad[(bad != 0) & (bad != 1)]
+    if bad.size:
+        raise ValueError(f"`{name}` must be 0 or 1; got {bad[0]}.")

@@ -1,0 +1,133 @@
+"""Thompson sampling of Gaussian arms without a prior to state."""
+
+import math
+
+import jax.numpy as jnp
+import jax.random as jr
+
+from ....core._types import PRNGKey
+from .._checks import Numbers, require_count, require_finite
+from .._policy import AbstractPolicy, Arm, highest
+from .._student_t import standard_normal, standard_t
+from ._statistics import ArmStatistics, no_rewards
+
+
+class HondaTakemura(AbstractPolicy):
+    """Thompson sampling with the improper prior `variance ** (-1 - a)`.
+
+    With `a < 0` asymptotically optimal; with `a >= 0`, which includes the reference prior
+    (`a = 0`), its expected regret grows faster than logarithmically.
+
+    Attributes:
+        arms: Number of arms.
+        a: Power of the prior: the smaller, the more it explores.
+
+    References:
+        Honda and Takemura (2014), "Optimality of Thompson sampling for Gaussian bandits
+        depends on priors", AISTATS.
+    """
+
+    arms: int
+    a: float | int = -0.5
+
+    def __check_init__(self):
+        require_count("arms", self.arms, 1)
+        require_finite("a", self.a)
+
+    @property
+    def first_pulls(self) -> int:
+        """Rewards of each arm before the posterior is proper."""
+        return max(2, 3 - math.floor(2 * self.a))
+
+    def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
+        """Return the statistics of no rewards.
+
+        Args:
+            batch: Shape of a batch of independent problems.
+        """
+        return no_rewards(self.arms, batch)
+
+    def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
+        """Return the arm with the highest draw.
+
+        Args:
+            state: Statistics of the rewards so far.
+            key: For one draw per arm.
+        """
+        degrees = jnp.maximum(state.count + 2 * self.a - 1, 1)
+        noise = standard_t(key, degrees, state.mean.shape)
+        scale = jnp.sqrt(state.squares / (state.at_least_one * degrees))
+        return highest(state.first(state.mean + scale * noise, self.first_pulls))
+
+    def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
+        """Return the statistics after a reward.
+
+        Args:
+            state: Statistics of the rewards so far.
+            arm: The arm that was pulled, shape `(*batch,)`.
+            reward: What it gave, shape `(*batch,)`.
+
+        Raises:
+            ValueError: If the arm does not exist or the reward is not finite.
+        """
+        return state.update(arm, reward)
+
+
+class MVTS(AbstractPolicy):
+    """Thompson sampling for a trade of mean against variance, `rho mean - variance`.
+
+    Means are drawn from `Normal(mean, 1 / count)` whatever the variance, as the authors
+    have it: rewards should have a variance of about 1.
+
+    Attributes:
+        arms: Number of arms.
+        rho: Weight of the mean, in units of the reward; infinity for the mean alone.
+
+    References:
+        Zhu and Tan (2020), "Thompson sampling algorithms for mean-variance bandits", ICML.
+    """
+
+    arms: int
+    rho: float | int = math.inf
+
+    def __check_init__(self):
+        require_count("arms", self.arms, 1)
+        if not self.rho >= 0:
+            raise ValueError(f"`rho` must not be negative; got {self.rho}.")
+
+    def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
+        """Return the statistics of no rewards.
+
+        Args:
+            batch: Shape of a batch of independent problems.
+        """
+        return no_rewards(self.arms, batch)
+
+    def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
+        """Return the arm with the highest draw of the trade-off.
+
+        Args:
+            state: Statistics of the rewards so far.
+            key: For the draws of each arm.
+        """
+        key_mean, key_precision = jr.split(key)
+        shape, dtype = state.mean.shape, state.mean.dtype
+        noise = standard_normal(key_mean, shape, dtype)
+        value = state.mean + noise / jnp.sqrt(state.at_least_one)
+        if math.isfinite(self.rho):
+            gamma = jr.gamma(key_precision, (state.count + 1) / 2, shape, dtype)
+            value = self.rho * value - (state.squares + 1) / (2 * gamma)
+        return highest(state.first(value))
+
+    def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
+        """Return the statistics after a reward.
+
+        Args:
+            state: Statistics of the rewards so far.
+            arm: The arm that was pulled, shape `(*batch,)`.
+            reward: What it gave, shape `(*batch,)`.
+
+        Raises:
+            ValueError: If the arm does not exist or the reward is not finite.
+        """
+        return state.update(arm, reward)

@@ -1,0 +1,87 @@
+"""What policies without a prior remember: count, mean and spread of each arm's rewards."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from .._checks import Numbers, one_hot, require_arm, require_finite
+from ._belief import PerArm
+
+
+class ArmStatistics(eqx.Module):
+    """Sufficient statistics of each arm's rewards.
+
+    Attributes:
+        count: Number of rewards, shape `(arm, *batch)`.
+        mean: Their mean, in units of the reward; 0 without any.
+        squares: Sum of their squared deviations from it.
+    """
+
+    count: PerArm
+    mean: PerArm
+    squares: PerArm
+
+    @property
+    def next_round(self):
+        """Number of the round to come, counted from 1, shape `(*batch,)`."""
+        return jnp.sum(self.count, axis=0) + 1
+
+    @property
+    def at_least_one(self) -> PerArm:
+        """The counts, with 1 for 0, to divide by."""
+        return jnp.maximum(self.count, 1)
+
+    @property
+    def variance(self) -> PerArm:
+        """Mean squared deviation, without a correction for the degree of freedom."""
+        return self.squares / self.at_least_one
+
+    def first(self, index: PerArm, least: Any = 1) -> PerArm:
+        """Return an index with infinity for arms that have too few rewards.
+
+        Args:
+            index: What to maximise.
+            least: Rewards that an arm must have.
+        """
+        return jnp.where(self.count < least, jnp.inf, index)
+
+    def update(self, arm: Numbers, reward: Numbers) -> "ArmStatistics":
+        """Return the statistics after one more reward, in Welford's form.
+
+        Args:
+            arm: Index of the arm, an integer of shape `(*batch,)`.
+            reward: Its reward, shape `(*batch,)`.
+
+        Raises:
+            ValueError: If the arm does not exist, the reward is not finite, or a shape is
+                not that of the batch.
+        """
+        arms, batch = self.count.shape[0], self.count.shape[1:]
+        require_arm(arm, arms)
+        require_finite("reward", reward)
+        arm, reward = jnp.asarray(arm), jnp.asarray(reward, self.mean.dtype)
+        if arm.shape != batch or reward.shape != batch:
+            raise ValueError(
+                f"`arm` and `reward` must have the shape of the batch, {batch}; got "
+                f"{arm.shape} and {reward.shape}."
+            )
+        hit = one_hot(arm, arms)
+        count = self.count + hit
+        error = reward - self.mean
+        mean = self.mean + error / jnp.maximum(count, 1)
+        squares = self.squares + error * (reward - mean)
+        return ArmStatistics(
+            count, jnp.where(hit, mean, self.mean), jnp.where(hit, squares, self.squares)
+        )
+
+
+def no_rewards(arms: int, batch: tuple[int, ...]) -> ArmStatistics:
+    """Return the statistics before the first reward, in the default precision.
+
+    Args:
+        arms: Number of arms.
+        batch: Shape of a batch of problems.
+    """
+    zeros = jnp.zeros((arms, *batch))
+    return ArmStatistics(zeros, zeros, zeros)

@@ -1,0 +1,1 @@
+"""Bandits that play several actions at once, chosen by an oracle."""

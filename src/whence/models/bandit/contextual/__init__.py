@@ -1,0 +1,1 @@
+"""Bandits whose actions have features: one linear model for all of them."""

@@ -1,0 +1,1 @@
+"""Conditioning on many observations by products with the kernel."""

@@ -1,0 +1,80 @@
+"""Nodes on a line for an integrand of one peak, however narrow, and heavy tails."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ....core._types import Scalar
+
+REACH = 4.2  # in t; a node at the end is sinh(4.2) = 33 spreads from the peak
+POINTS = 81  # looked at together
+LIMIT = 300.0  # points of larger size have no weight, and their exponentials overflow
+
+
+def nodes_on_line(
+    integrand: Callable[[Scalar], Scalar], grid: Array, num_nodes: int
+) -> tuple[Array, Array]:
+    """Return nodes around the peak, spread by sinh, and the logarithms of their widths.
+
+    They are constants to differentiation: the integral at fixed nodes is right to rounding,
+    and so is its derivative.
+
+    Args:
+        integrand: Logarithm of what is to be integrated; NaN counts as minus infinity.
+        grid: Points among which, to half a unit, the peak is looked for.
+        num_nodes: Number of nodes.
+    """
+
+    def value(point):
+        found = integrand(point)
+        return jnp.where(jnp.isnan(found), -jnp.inf, found)
+
+    # In stages of as many points each, so that the integrand is compiled once.
+    far = jnp.pad(grid, (0, -len(grid) % POINTS), mode="edge").reshape(-1, POINTS)
+    unit = jnp.linspace(-1, 1, POINTS, dtype=grid.dtype)
+    near = jnp.stack([width * unit for width in (0.5, 0.02, 0.001)])
+    widths = jnp.asarray(np.geomspace(2.0**-12, 2.0**5, (POINTS - 1) // 2), grid.dtype)
+    last = jnp.concatenate([-widths, jnp.zeros((1,), grid.dtype), widths])
+
+    def look(carry, stage):
+        highest, peak = carry
+        offsets, follows = stage
+        points = follows * peak + offsets
+        values = jax.vmap(value)(points)
+        best = jnp.argmax(values)
+        better = values[best] > highest
+        carry = jax.tree.map(
+            lambda new, old: jnp.where(better, new, old), (values[best], points[best]), carry
+        )
+        return carry, values
+
+    stages = jnp.concatenate([far, near, last[None]])
+    follows = jnp.asarray([0.0] * len(far) + [1.0] * 4, grid.dtype)
+    start = jnp.asarray(-jnp.inf, grid.dtype), grid[0]
+    (_, peak), values = jax.lax.scan(look, start, (stages, follows))
+    # How far until the integrand has fallen by half a nat, as it does one standard
+    # deviation from the peak of a normal density.
+    half = len(widths)
+    drop = values[-1, half] - (values[-1, :half] + values[-1, half + 1 :]) / 2
+    nearest = jnp.argmin(jnp.where(jnp.isfinite(drop), jnp.abs(drop - 0.5), jnp.inf))
+    spread = widths[nearest] / jnp.sqrt(2 * jnp.clip(drop[nearest], 0.1, 2.0))
+    t = jnp.linspace(-REACH, REACH, num_nodes, dtype=grid.dtype)
+    points = peak + spread * jnp.sinh(t)
+    log_widths = jnp.log(spread * jnp.cosh(t) * (t[1] - t[0]))
+    limit = min(LIMIT, float(np.log(np.finfo(grid.dtype).max)) / 2 - 2)
+    points = jnp.clip(points, -limit, limit)
+    return jax.lax.stop_gradient((points, log_widths))
+
+
+def log_grid(centre: Scalar) -> Array:
+    """Return logarithms of scales to look among: all there are, and finer around one.
+
+    Args:
+        centre: Where the peak may well be.
+    """
+    wide = jnp.linspace(-60, 60, 241, dtype=centre.dtype)
+    fine = jnp.linspace(-15, 15, 241, dtype=centre.dtype)
+    return jnp.concatenate([wide, centre + fine])

@@ -1,0 +1,151 @@
+"""Integrals over one scale by a fixed number of nodes, and by importance sampling.
+
+Given n observations with whitened sum of squares q, a law p of the scale v has
+
+    log integral of p(v) v^(-n/2) exp(-q / (2 v)) dv
+
+as its part of the evidence, and the integrand is the posterior of v, not normalised.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float
+
+from ....core._types import PRNGKey, Scalar
+from ....diagnostics import pareto_khat, weight_ess
+
+LogDensity = Callable[[Array], Array]
+
+
+class Nodes(eqx.Module):
+    """A posterior of the scale as points with weights.
+
+    Attributes:
+        log_scales: Logarithms of the points.
+        log_weights: In nats; their sum on the linear scale is the integral.
+    """
+
+    log_scales: Float[Array, " node"]
+    log_weights: Float[Array, " node"]
+
+    @property
+    def log_integral(self) -> Scalar:
+        """Logarithm of the integral."""
+        return logsumexp(self.log_weights)
+
+    def expectation(self, function: Callable[[Array], Array]) -> Scalar:
+        """Return the posterior mean of a function of the scale.
+
+        Args:
+            function: Of an array of scales, elementwise.
+        """
+        weights = jax.nn.softmax(self.log_weights)
+        return jnp.sum(weights * function(jnp.exp(self.log_scales)))
+
+    @property
+    def ess(self) -> float:
+        """Effective number of points; for importance sampling only."""
+        return weight_ess(np.asarray(self.log_weights))
+
+    @property
+    def khat(self) -> float:
+        """Pareto shape of the weights, above 0.7 unreliable; for importance sampling only."""
+        return pareto_khat(np.asarray(self.log_weights))
+
+
+def log_likelihood(log_scale: Array, size: Array | int, quadratic: Array) -> Array:
+    """Return `-n/2 log v - q / (2 v)`.
+
+    Args:
+        log_scale: log v, any shape.
+        size: n, the number of observations.
+        quadratic: q, their whitened sum of squares.
+    """
+    return -size / 2 * log_scale - quadratic / 2 * jnp.exp(-log_scale)
+
+
+def quadrature(
+    log_density: LogDensity, size: Array | int, quadratic: Array, *, num_nodes: int = 65
+) -> Nodes:
+    """Return nodes around the mode in log v, spread by sinh; differentiable.
+
+    Errors of the logarithm of the integral are below 1e-9 for smooth laws with 65 nodes, at
+    n from 1 to 10,000, be the law in conflict with the data or not.
+
+    Args:
+        log_density: Of the law, in nats, at scales.
+        size: Number of observations.
+        quadratic: Their whitened sum of squares.
+        num_nodes: Number of nodes.
+    """
+
+    def integrand(u):
+        # Limits of the exponent keep what is far outside of floating point at weight 0.
+        value = log_density(jnp.exp(u)) + u + log_likelihood(u, size, quadratic)
+        return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+    mode, spread = jax.lax.stop_gradient(_locate(integrand, size, quadratic))
+    t = jnp.linspace(-4.2, 4.2, num_nodes)
+    step = t[1] - t[0]
+    points = mode + spread * jnp.sinh(t)
+    # sinh(4.2) = 33 spreads: exp overflows there only where the weight is 0.
+    limit = float(np.log(np.finfo(t.dtype).max)) - 2
+    points = jnp.clip(points, -limit, limit)
+    return Nodes(points, jax.vmap(integrand)(points) + jnp.log(spread * jnp.cosh(t) * step))
+
+
+def _locate(integrand, size, quadratic) -> tuple[Scalar, Scalar]:
+    """Return the mode and the standard deviation that the curvature there gives."""
+    centre = jnp.where(quadratic > 0, jnp.log(quadratic / jnp.maximum(size, 1)), 0)
+    grid = jnp.linspace(-60, 60, 801)
+    both = jnp.concatenate([grid, centre + grid / 4])
+    mode = both[jnp.argmax(jax.vmap(integrand)(both))]
+    # By grids and not by Newton's steps: laws need not be log concave.
+    for width in (0.3, 0.01, 3e-4):
+        around = mode + jnp.linspace(-width, width, 201)
+        mode = around[jnp.argmax(jax.vmap(integrand)(around))]
+    curvature = jax.grad(jax.grad(integrand))(mode)
+    usable = jnp.isfinite(curvature) & (curvature < -1e-6)
+    return mode, jnp.where(usable, 1 / jnp.sqrt(jnp.where(usable, -curvature, 1)), 1)
+
+
+def importance(
+    log_density: LogDensity,
+    size: int,
+    quadratic: Array,
+    *,
+    key: PRNGKey,
+    num_draws: int = 1000,
+) -> Nodes:
+    """Return draws of the inverse gamma law (n/2, q/2) with weights v p(v).
+
+    That proposal is the posterior under 1/v; weights are nearly equal once n is beyond ten,
+    where draws of the law itself degenerate. Look at `khat`.
+
+    Args:
+        log_density: Of the law, in nats, at scales.
+        size: Number of observations, n.
+        quadratic: Their whitened sum of squares, q.
+        key: Random key.
+        num_draws: Number of draws.
+
+    Raises:
+        ValueError: If there is no observation, as the proposal is then no law.
+
+    References:
+        Lee, Yun, Yang, Lee (2022), Scale mixtures of neural network Gaussian processes,
+        arXiv:2107.01408, for importance sampling with draws of the law.
+    """
+    if size < 1:
+        raise ValueError(f"`size` must be at least 1 to make the proposal; got {size}.")
+    shape, scale = size / 2, quadratic / 2
+    log_draws = jnp.log(scale) - jnp.log(jr.gamma(key, shape, (num_draws,)))
+    log_proposal_integral = jax.scipy.special.gammaln(shape) - shape * jnp.log(scale)
+    weights = log_density(jnp.exp(log_draws)) + log_draws
+    return Nodes(log_draws, weights + log_proposal_integral - jnp.log(num_draws))

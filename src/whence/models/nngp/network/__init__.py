@@ -1,0 +1,1 @@
+"""Descriptions of networks: layers, activations, kernels, and finite twins."""

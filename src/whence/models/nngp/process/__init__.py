@@ -1,0 +1,1 @@
+"""The process mixed over its scale: exact conditioning, regression, classification."""

@@ -1,0 +1,259 @@
+"""Noise of a variance of its own: the process mixed over two scales, v and s2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array
+
+from ....core._types import AnyArray, Scalar
+from ..laws._abstract_law import AbstractLaw
+from ..laws._closed_form import PointMass
+from ..laws._normal_mixture import NormalMixture, NormalMixtureMarginals
+from ..network._abstract_layer import AbstractLayer
+from ._cholesky import whitened_covariance
+from ._remarks import remarks_on
+from ._scale_and_noise import TwoScales, as_law, fitted, log_density, log_likelihood
+from ._scale_mixture import _check_targets
+from ._spectrum import Spectrum
+
+
+class IndependentNoise(eqx.Module):
+    """`f | v ~ GP(0, v K)` and `y | f, s2 ~ N(f, s2)`, with v and s2 of any laws.
+
+    As `ScaleMixture`, but the noise does not grow with the scale. One eigendecomposition of
+    K serves all v and s2, which are integrated over by quadrature: log(s2 / v) on 65 nodes,
+    and log v on 49 for each. Given the ratio, predictions have one location, that moves with
+    it: they are mixtures of normal laws with different locations and covariances.
+
+    Args:
+        network: Description; its readout should have variance 1, which v multiplies.
+        scale: Law of v, a numpyro distribution on the positive numbers, or a number.
+        noise: Law of s2, the variance of the noise, or what `scale` may be; above 0.
+    """
+
+    network: AbstractLayer
+    scale: AbstractLaw
+    noise: AbstractLaw
+
+    def __init__(self, network: AbstractLayer, scale: Any, noise: Any):
+        self.network = network
+        self.scale, self.noise = as_law("scale", scale), as_law("noise", noise)
+
+    def condition(self, x: AnyArray, y: AnyArray) -> IndependentConditioned:
+        """Return the process given observations.
+
+        Args:
+            x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
+            y: Observations, shape `(rows,)`, or `(rows, outputs)` which share v and s2.
+
+        Raises:
+            ValueError: If shapes do not fit or numbers are not finite.
+        """
+        x, y = jnp.asarray(x), _check_targets(x, y)
+        kernel = self.network.nngp(x)
+        y = y.astype(kernel.dtype)
+        known, nodes = fitted((self.scale, self.noise), kernel, y.reshape(len(y), -1))
+        return IndependentConditioned(self, x, y, known, nodes)
+
+    def log_evidence(self, x: AnyArray, y: AnyArray) -> Scalar:
+        """Return `log p(y)`, to differentiate by the network's and the laws' parameters.
+
+        Gradients are right also where eigenvalues of the kernel coincide; there second
+        derivatives are NaN.
+
+        Args:
+            x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
+            y: Observations, shape `(rows,)` or `(rows, outputs)`.
+        """
+        x, y = jnp.asarray(x), _check_targets(x, y)
+        kernel = self.network.nngp(x)
+        columns = y.astype(kernel.dtype).reshape(len(y), -1)
+        nodes = fitted((self.scale, self.noise), kernel, columns)[1]
+        return logsumexp(nodes.log_weights)
+
+
+class IndependentConditioned(eqx.Module):
+    """An `IndependentNoise` given observations; `condition` adds more of them.
+
+    Attributes:
+        process: What was conditioned.
+        x: Inputs.
+        y: Observations, shape `(rows,)` or `(rows, outputs)`.
+        spectrum: Of the kernel matrix of the inputs.
+        scales: Posterior of v and s2.
+    """
+
+    process: IndependentNoise
+    x: Array
+    y: Array
+    spectrum: Spectrum
+    scales: TwoScales
+
+    @property
+    def log_evidence(self) -> Scalar:
+        """Log density of the observations, in nats."""
+        return logsumexp(self.scales.log_weights)
+
+    def log_posterior(self, scale: AnyArray, noise: AnyArray) -> Array:
+        """Return the log density of v and s2 given the observations, in nats.
+
+        Args:
+            scale: v, any shape.
+            noise: s2, of that shape.
+
+        Raises:
+            ValueError: If one of them is known, and so has no density.
+        """
+        process = self.process
+        if isinstance(process.scale, PointMass) or isinstance(process.noise, PointMass):
+            raise ValueError("A scale that is known has no density; see `scales`.")
+        scale, noise = jnp.asarray(scale), jnp.asarray(noise)
+        prior = log_density(process.scale, scale) + log_density(process.noise, noise)
+        ratios = (jnp.log(noise) - jnp.log(scale)).reshape(-1)
+        values = self.spectrum.values + jnp.exp(ratios)[:, None]
+        columns = self._columns
+        squares = jnp.sum((self.spectrum.vectors.T @ columns) ** 2, axis=1)
+        quadratic = jnp.sum(squares / values, axis=1)
+        log_det = jnp.sum(jnp.log(values), axis=1)
+        found = log_likelihood(jnp.log(scale).reshape(-1, 1), quadratic, log_det, columns.shape)
+        return prior + found.reshape(scale.shape) - self.log_evidence
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know before trusting it, in words; empty if nothing."""
+        said = [
+            r for r in remarks_on(self.x, 0.0, float(self._tail(True))) if "repeat" not in r
+        ]
+        values = self.spectrum.values
+        if float(jnp.std(values)) < 0.1 * float(jnp.mean(values)):
+            said.append(
+                "The kernel is nearly a multiple of the identity: the observations do not tell "
+                "scale and noise apart, only the priors do."
+            )
+        return tuple(said)
+
+    def latent(self, x: AnyArray) -> NormalMixture:
+        """Return the law of the function at new inputs, without noise.
+
+        The density of very many points at once is less exact than of few: it speaks of
+        v and s2 where the nodes, which are those for the observations, are few.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            A distribution of shape `(points,)`; with several outputs `(outputs * points,)`,
+            the points of the first output first.
+        """
+        return self._predict(x, False)
+
+    def observation(self, x: AnyArray) -> NormalMixture:
+        """Return the law of new observations, noise included.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            As `latent`.
+        """
+        return self._predict(x, True)
+
+    def latent_marginals(self, x: AnyArray) -> NormalMixtureMarginals:
+        """Return the law of each value of the function by itself: `latent`, for many points.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            A distribution of batch shape `(points,)`, or `(points, outputs)`.
+        """
+        return self._predict_each(x, False)
+
+    def observation_marginals(self, x: AnyArray) -> NormalMixtureMarginals:
+        """Return the law of each new observation by itself: `observation`, for many points.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            As `latent_marginals`.
+        """
+        return self._predict_each(x, True)
+
+    def condition(self, x: AnyArray, y: AnyArray) -> IndependentConditioned:
+        """Return the process given more observations; it is decomposed anew.
+
+        Args:
+            x: New inputs.
+            y: New observations, with as many outputs as before.
+
+        Raises:
+            ValueError: As `IndependentNoise.condition`, or if the outputs differ in number.
+        """
+        x, y = jnp.asarray(x), _check_targets(x, y)
+        if y.shape[1:] != self.y.shape[1:]:
+            raise ValueError(
+                f"`y` must have the outputs of the earlier ones, shape {self.y.shape[1:]} "
+                f"per row; got {y.shape[1:]}."
+            )
+        return self.process.condition(
+            jnp.concatenate([self.x, x]), jnp.concatenate([self.y, y.astype(self.y.dtype)])
+        )
+
+    @property
+    def _columns(self) -> Array:
+        return self.y.reshape(len(self.y), -1)
+
+    def _tail(self, noisy: bool) -> Scalar:
+        order = self.process.scale.tail()
+        if noisy:
+            order = jnp.minimum(order, self.process.noise.tail())
+        return order + self.y.size / 2
+
+    def _read(self, x):
+        """Return what reads the rows, in the eigenbasis, and locations by node."""
+        read = self.spectrum.vectors.T @ self.process.network.nngp(self.x, x)
+        values = self.spectrum.values + jnp.exp(self.scales.log_ratios)[:, None]
+        inside = (self.spectrum.vectors.T @ self._columns) / values[:, :, None]
+        return read, values, jnp.einsum("im,kic->kcm", read, inside)
+
+    def _predict(self, x: AnyArray, noisy: bool) -> NormalMixture:
+        read, values, locs = self._read(x)
+        network = self.process.network
+        own, before = network.nngp(x), network.diagonal(x).nngp
+        outputs = locs.shape[1]
+        noises = jnp.exp(self.scales.log_ratios) * noisy
+
+        def factor(part):
+            node, noise = part
+            tril = whitened_covariance(own - read.T @ (read / node[:, None]), noise, before)
+            return jnp.kron(jnp.eye(outputs, dtype=tril.dtype), tril) if outputs > 1 else tril
+
+        trils = jax.lax.map(factor, (values, noises))
+        locs = locs.reshape(len(locs), -1)
+        return NormalMixture(
+            locs, trils, self.scales.log_scales, self.scales.log_weights, self._tail(noisy)
+        )
+
+    def _predict_each(self, x: AnyArray, noisy: bool) -> NormalMixtureMarginals:
+        read, values, locs = self._read(x)
+        before = self.process.network.diagonal(x).nngp
+        gone = jax.lax.map(lambda node: jnp.sum(read**2 / node[:, None], axis=0), values)
+        rounding = 10 * len(values[0]) * jnp.finfo(before.dtype).eps * before
+        noises = jnp.exp(self.scales.log_ratios)[:, None] * noisy
+        scales = jnp.sqrt(jnp.maximum(before - gone, rounding) + noises)[:, :, None]
+        shape = (len(locs), -1, *self.y.shape[1:])
+        locs = jnp.swapaxes(locs, 1, 2)
+        scales = jnp.broadcast_to(scales, locs.shape)
+        return NormalMixtureMarginals(
+            locs.reshape(shape),
+            scales.reshape(shape),
+            self.scales.log_scales,
+            self.scales.log_weights,
+            self._tail(noisy),
+        )

@@ -1,0 +1,357 @@
+"""A network's Gaussian process mixed over one scale, before and after observations."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.core import Tracer
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from ....core._types import AnyArray, Scalar
+from .._parameter import require_values
+from ..laws._abstract_law import AbstractLaw
+from ..laws._numerical import FromDistribution
+from ..network._abstract_layer import AbstractLayer
+from ._cholesky import cholesky, factor_or_penalty, plus_diagonal, whitened_covariance
+from ._joint import Joint
+from ._remarks import remarks_on
+
+
+class ScaleMixture(eqx.Module):
+    """`f | v ~ GP(0, v K)` and `y | f, v ~ N(f, v noise)`, with v of any law.
+
+    The limit of wide networks whose last layer has a random variance v, shared by all inputs
+    and all outputs. Because it is shared, an outlier widens every prediction: this is not
+    robust regression. Its tails are heavy where observations are few, as degrees of freedom
+    grow with them.
+
+    Args:
+        network: Description; its readout should have variance 1, which v multiplies.
+        scale: Law of v, or a numpyro distribution on the positive numbers.
+        noise: Variance of the noise as a multiple of v, at least 0.
+
+    References:
+        Lee, Yun, Yang, Lee (2022), Scale mixtures of neural network Gaussian processes,
+        arXiv:2107.01408.
+    """
+
+    network: AbstractLayer
+    scale: AbstractLaw
+    noise: Float[Array, ""]
+
+    def __init__(
+        self,
+        network: AbstractLayer,
+        scale: AbstractLaw | dist.Distribution,
+        noise: float | int | Array = 0.0,
+    ):
+        require_values({"network": network, "scale": scale, "noise": noise}, "`ScaleMixture`")
+        if isinstance(noise, float | int) and not 0 <= noise < float("inf"):
+            raise ValueError(f"`noise` must be finite and at least 0; got {noise}.")
+        self.network = network
+        self.scale = FromDistribution(scale) if isinstance(scale, dist.Distribution) else scale
+        self.noise = jnp.asarray(noise, float) if isinstance(noise, int) else jnp.asarray(noise)
+
+    def condition(self, x: AnyArray, y: AnyArray) -> Conditioned:
+        """Return the process given observations.
+
+        Args:
+            x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
+            y: Observations, shape `(rows,)`, or `(rows, outputs)` which share v.
+
+        Inside compiled code nothing is added to the covariance, and what follows is NaN
+        where it is not positive definite.
+
+        Raises:
+            ValueError: If shapes do not fit, numbers are not finite, or the covariance is
+                not positive definite even with 1e-4 of its mean diagonal added.
+        """
+        x, y = jnp.asarray(x), _check_targets(x, y)
+        tril, jitter = _factor(self._with_noise(self.network.nngp(x)))
+        y = y.astype(tril.dtype)
+        white = solve_triangular(tril, y.reshape(len(y), -1), lower=True)
+        return Conditioned(self, x, y, tril, white, jitter)
+
+    def log_evidence(self, x: AnyArray, y: AnyArray) -> Scalar:
+        """Return `log p(y)`, to differentiate by variances, noise and parameters of the law.
+
+        As `condition(x, y).log_evidence`, but without jitter, and minus infinity where the
+        covariance is not positive definite. Raising it over both parameters of an inverse
+        gamma law on one data set is degenerate: it has no maximum short of a known scale.
+
+        Args:
+            x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
+            y: Observations, shape `(rows,)` or `(rows, outputs)`.
+        """
+        y = _check_targets(x, y)
+        outputs = None if y.ndim == 1 else y.shape[1]
+        return self.prior(x, noisy=True, outputs=outputs).log_prob(y)
+
+    def prior(self, x: AnyArray, *, noisy: bool = False, outputs: int | None = None) -> Joint:
+        """Return the law of the function before observations, shape `(rows,)`.
+
+        With `noisy` it is a likelihood: its density is exact, and minus infinity (with a
+        derivative of zero) where the covariance is not positive definite. Without, rounding
+        is added to the diagonal, as the covariance of a smooth function is singular to it.
+
+        Args:
+            x: Inputs.
+            noisy: Whether of observations and not of the function.
+            outputs: Number of outputs, which share v: the shape is `(rows, outputs)`.
+        """
+        covariance = self.network.nngp(x)
+        if noisy:
+            tril, penalty = factor_or_penalty(self._with_noise(covariance))
+        else:
+            tril = whitened_covariance(covariance, jnp.zeros(()), jnp.diagonal(covariance))
+            penalty = jnp.zeros((), tril.dtype)
+        return Joint(self.scale, tril, penalty, outputs)
+
+    def _with_noise(self, covariance: Array) -> Array:
+        return plus_diagonal(covariance, self.noise)
+
+
+class LeaveOneOut(NamedTuple):
+    """Each row of observations given all the others.
+
+    Attributes:
+        log_density: Of a row, all its outputs jointly, in nats, shape `(rows,)`.
+        loc: Location of its predictive law, as `y`.
+        deviation: Scale of that law for v = 1, shape `(rows,)`.
+        quadratic: Whitened sum of squares of the others, shape `(rows,)`.
+    """
+
+    log_density: Array
+    loc: Array
+    deviation: Array
+    quadratic: Array
+
+
+class Conditioned(eqx.Module):
+    """A `ScaleMixture` given observations; `condition` adds more of them.
+
+    Attributes:
+        process: What was conditioned.
+        x: Inputs.
+        y: Observations, shape `(rows,)` or `(rows, outputs)`.
+        tril: Factor L of the covariance A for v = 1, noise and jitter included.
+        white: `L^-1 y`, shape `(rows, outputs)`.
+        jitter: What had to be added to the diagonal of A; 0 usually.
+    """
+
+    process: ScaleMixture
+    x: Array
+    y: Array
+    tril: Float[Array, "rows rows"]
+    white: Float[Array, "rows outputs"]
+    jitter: Float[Array, ""]
+
+    @property
+    def size(self) -> int:
+        """Number of observations, rows times outputs."""
+        return self.white.size
+
+    @property
+    def quadratic(self) -> Scalar:
+        """Whitened sum of squares, the trace of `y' A^-1 y`."""
+        return jnp.sum(self.white**2)
+
+    @property
+    def log_det(self) -> Scalar:
+        """Log determinant of the covariance of all observations for v = 1."""
+        return 2 * self.white.shape[1] * jnp.sum(jnp.log(jnp.diagonal(self.tril)))
+
+    @property
+    def log_evidence(self) -> Scalar:
+        """Log density of the observations, in nats."""
+        integral = self.process.scale.log_integral(self.size, self.quadratic)
+        return integral - (self.size * jnp.log(2 * jnp.pi) + self.log_det) / 2
+
+    @property
+    def scale(self) -> dist.Distribution:
+        """Posterior of v."""
+        return self.process.scale.posterior(self.size, self.quadratic)
+
+    @property
+    def conflict(self) -> Scalar:
+        """Two-sided p-value of the observations' size under the law of the scale.
+
+        Near zero the law of v expects far larger or far smaller observations than came; NaN
+        for an improper law, which expects nothing.
+
+        References:
+            Evans and Moshonov (2006), Checking for prior-data conflict,
+            doi:10.1214/06-BA129.
+        """
+        above = self.process.scale.exceedance(self.size, self.quadratic)
+        return 2 * jnp.minimum(above, 1 - above)
+
+    @property
+    def leave_one_out(self) -> LeaveOneOut:
+        """Predictive densities of each row given all the others, without a fit of any.
+
+        The scale, too, is known from the others only: of `q` the row's share is taken off.
+
+        Raises:
+            ValueError: If there is one row only.
+
+        References:
+            Sundararajan, Keerthi (2001), Predictive approaches for choosing
+            hyperparameters in Gaussian processes, doi:10.1162/08997660151134343, for
+            Gaussian processes.
+        """
+        rows, outputs = self.white.shape
+        if rows < 2:
+            raise ValueError("Leaving one row out needs at least 2 rows; got 1.")
+        root = solve_triangular(self.tril, jnp.eye(rows, dtype=self.tril.dtype), lower=True)
+        precision = jnp.sum(root**2, axis=0)  # diagonal of the inverse of A
+        residual = (root.T @ self.white) / precision[:, None]
+        rest = self.quadratic - jnp.sum(residual**2, axis=1) * precision
+        rest = jnp.maximum(rest, 0)  # rounding
+        law = self.process.scale
+        before = jax.vmap(lambda q: law.log_integral(self.size - outputs, q))(rest)
+        constant = outputs / 2 * (jnp.log(2 * jnp.pi) - jnp.log(precision))
+        density = law.log_integral(self.size, self.quadratic) - before - constant
+        loc = self.y - residual.reshape(self.y.shape)
+        return LeaveOneOut(density, loc, 1 / jnp.sqrt(precision), rest)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know before trusting it, in words; empty if nothing."""
+        order = self.process.scale.tail() + self.size / 2
+        return remarks_on(self.x, float(self.jitter), float(order))
+
+    def moments(self, x: AnyArray) -> tuple[Array, Array]:
+        """Return location `(points, outputs)` and covariance of the function for v = 1.
+
+        Args:
+            x: Inputs at which to predict.
+        """
+        network = self.process.network
+        covariance = network.nngp(x)
+        read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
+        return read.T @ self.white, covariance - read.T @ read
+
+    def latent(self, x: AnyArray) -> dist.Distribution:
+        """Return the law of the function at new inputs, without noise.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            A distribution of shape `(points,)`; with several outputs `(outputs * points,)`,
+            the points of the first output first. Jointly, as all share v.
+        """
+        return self._predict(x, jnp.zeros(()))
+
+    def observation(self, x: AnyArray) -> dist.Distribution:
+        """Return the law of new observations, noise included.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            As `latent`.
+        """
+        return self._predict(x, self.process.noise)
+
+    def latent_marginals(self, x: AnyArray) -> dist.Distribution:
+        """Return the law of the function at each new input by itself, for intervals.
+
+        Its memory grows with the points and not with their square.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            A distribution of batch shape `(points,)`, or `(points, outputs)`.
+        """
+        return self._predict_each(x, jnp.zeros(()))
+
+    def observation_marginals(self, x: AnyArray) -> dist.Distribution:
+        """Return the law of each new observation by itself, noise included.
+
+        Args:
+            x: Inputs at which to predict.
+
+        Returns:
+            As `latent_marginals`.
+        """
+        return self._predict_each(x, self.process.noise)
+
+    def _predict_each(self, x: AnyArray, noise: Array) -> dist.Distribution:
+        network = self.process.network
+        before = network.diagonal(x).nngp
+        read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
+        # What is observed without noise is known, up to rounding of either sign.
+        left = jnp.maximum(before - jnp.sum(read**2, axis=0), jnp.finfo(before.dtype).eps)
+        deviations = jnp.sqrt(left + noise.astype(before.dtype))[:, None]
+        loc = read.T @ self.white
+        shape = (len(before), *self.y.shape[1:])
+        scale = jnp.broadcast_to(deviations, loc.shape).reshape(shape)
+        law = self.process.scale
+        return law.marginals(self.size, self.quadratic, loc.reshape(shape), scale)
+
+    def _predict(self, x: AnyArray, noise: Array) -> dist.Distribution:
+        loc, covariance = self.moments(x)
+        outputs = loc.shape[1]
+        tril = whitened_covariance(covariance, noise, self.process.network.diagonal(x).nngp)
+        if outputs > 1:
+            tril = jnp.kron(jnp.eye(outputs, dtype=tril.dtype), tril)
+        law = self.process.scale
+        return law.mixture(self.size, self.quadratic, loc.T.reshape(-1), tril)
+
+    def condition(self, x: AnyArray, y: AnyArray) -> Conditioned:
+        """Return the process given more observations, by rows added to the factor.
+
+        Args:
+            x: New inputs.
+            y: New observations, with as many outputs as before.
+
+        Raises:
+            ValueError: As `ScaleMixture.condition`, or if the outputs differ in number.
+        """
+        x, y = jnp.asarray(x), _check_targets(x, y)
+        if y.shape[1:] != self.y.shape[1:]:
+            raise ValueError(
+                f"`y` must have the outputs of the earlier ones, shape {self.y.shape[1:]} "
+                f"per row; got {y.shape[1:]}."
+            )
+        network, y = self.process.network, y.astype(self.tril.dtype)
+        read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
+        own = self.process._with_noise(network.nngp(x))
+        own = own + self.jitter * jnp.eye(len(own), dtype=own.dtype)
+        corner, jitter = _factor(own - read.T @ read)
+        above = jnp.zeros((len(self.tril), len(own)), own.dtype)
+        tril = jnp.block([[self.tril, above], [read.T, corner]])
+        residual = y.reshape(len(y), -1) - read.T @ self.white
+        white = jnp.concatenate([self.white, solve_triangular(corner, residual, lower=True)])
+        whole_x, whole_y = jnp.concatenate([self.x, x]), jnp.concatenate([self.y, y])
+        jitter = jnp.maximum(self.jitter, jitter)
+        return Conditioned(self.process, whole_x, whole_y, tril, white, jitter)
+
+
+def _factor(covariance: Array) -> tuple[Array, Array]:
+    """Return the factor and the jitter; in compiled code none, and NaN where it fails."""
+    if not isinstance(covariance, Tracer):
+        tril, jitter = cholesky(covariance)
+        return tril, jnp.asarray(jitter, tril.dtype)
+    tril, penalty = factor_or_penalty(covariance)
+    return jnp.where(penalty < 0, jnp.nan, tril), jnp.zeros((), tril.dtype)
+
+
+def _check_targets(x: AnyArray, y: AnyArray) -> Array:
+    if y.ndim not in (1, 2) or y.shape[0] != x.shape[0] or 0 in y.shape:
+        raise ValueError(
+            "`y` must have shape (rows,) or (rows, outputs) with a row for each of the "
+            f"{x.shape[0]} rows of `x`; got {y.shape}."
+        )
+    if not isinstance(y, Tracer) and not np.all(np.isfinite(np.asarray(y))):
+        raise ValueError(f"`y` must be finite; {np.sum(~np.isfinite(np.asarray(y)))} are not.")
+    return jnp.asarray(y)
