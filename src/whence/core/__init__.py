@@ -13,12 +13,18 @@ from ._engine import (
     Trace as Trace,
     never as never,
 )
+from ._flat import (
+    flat_init as flat_init,
+    flat_view as flat_view,
+    position_shapes as position_shapes,
+)
 from ._growing import GrowingTarget as GrowingTarget, rows_so_far as rows_so_far
 from ._results import (
     RESULTS as RESULTS,
     InferenceError as InferenceError,
     InferenceWarning as InferenceWarning,
 )
+from ._start import MAX_STARTS as MAX_STARTS, find_start as find_start
 from ._target import (
     AbstractDataTarget as AbstractDataTarget,
     AbstractDescribedTarget as AbstractDescribedTarget,

@@ -4,12 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._engine import AbstractEngine
+from ._flat import position_shapes
 from ._target import AbstractTarget
 
 
@@ -54,7 +54,7 @@ def check_positions(target: AbstractTarget, engine: str) -> None:
     Raises:
         ValueError: Naming the engine, the rule and what it got.
     """
-    leaves = jax.tree.leaves(jax.eval_shape(lambda key: target.init(key=key), jr.key(0)))
+    leaves = jax.tree.leaves(position_shapes(target))
     for leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(

@@ -9,6 +9,7 @@ import numpyro
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..core._cache import compiled
+from ..core._flat import position_shapes
 from ..core._require import require_target
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
@@ -188,10 +189,10 @@ def _bad_gradients(gradient, finite) -> list[str]:
 
 def _describe(target) -> tuple[str, ...]:
     if not isinstance(target, ModelTarget):
-        shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+        shapes = tree_leaves_with_path(position_shapes(target))
         return tuple(
             f"{keystr(path, simple=True, separator='.') or 'position'}: shape {leaf.shape}"
-            for path, leaf in tree_leaves_with_path(shapes)
+            for path, leaf in shapes
         )
     lines = []
     for site in target.sites:

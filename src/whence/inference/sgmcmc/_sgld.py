@@ -9,8 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...core._data import Epoch, log_density_estimate
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
+from ...core._flat import flat_view
 from ...core._results import RESULTS
 from ...core._rows import check_rows
+from ...core._start import find_start
 from ...core._target import AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from ._decay import AbstractDecay, ConstantStep
@@ -18,7 +20,6 @@ from ._gradient import MinibatchGradient
 from ._integrator import langevin
 from ._preconditioner import AbstractPreconditioner, Identity
 
-MAX_STARTS = 20  # initial points tried before a chain gives up
 DEFAULT_DRAWS = 1_000  # draws recorded per chain if `thin` is not given
 
 
@@ -178,21 +179,12 @@ class SGLD(AbstractOnlineEngine):
         size = self.batch_size
         rows = None if size is None else jnp.arange(size, dtype=jnp.int32)
 
-        def try_next(carry):
-            _, _, count = carry
-            position = target.init(key=jr.fold_in(key, count))
-            finite = jnp.isfinite(log_density_estimate(target, position, rows))
-            return position, finite, count + 1
+        def attempt(key):
+            position = target.init(key=key)
+            return position, jnp.isfinite(log_density_estimate(target, position, rows))
 
-        position, finite, _ = jax.lax.while_loop(
-            lambda carry: ~carry[1] & (carry[2] < MAX_STARTS),
-            try_next,
-            (
-                _zeros(jax.eval_shape(lambda: target.init(key=key))),
-                jnp.asarray(False),
-                jnp.zeros((), jnp.int32),
-            ),
-        )
+        zeros, unravel = flat_view(target)
+        position, finite = find_start(attempt, unravel(zeros), key=key)
         return SGLDState(
             position,
             self._gradient.init(target),
@@ -289,7 +281,3 @@ class SGLD(AbstractOnlineEngine):
                 f"{type(self.preconditioner).__name__}."
             )
         return 0.1 * (self.batch_size or num_data) / num_data**2
-
-
-def _zeros(shapes: Position) -> Position:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

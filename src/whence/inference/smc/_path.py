@@ -22,6 +22,7 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ...core._flat import flat_view
 from ...core._target import AbstractDataTarget, AbstractTarget, SamplesPrior
 from ...core._types import Position, PRNGKey, Scalar
 from ._weights import wide_dtype
@@ -133,9 +134,7 @@ def flatten(positions: Position) -> Float[Array, "particle dim"]:
 
 def unflatten(target: AbstractTarget, x: Float[Array, " dim"]) -> Position:
     """Undo `flatten` for one row."""
-    shapes: Any = jax.eval_shape(lambda key: target.init(key=key), jr.key(0))
-    example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return ravel_pytree(example)[1](x)
+    return flat_view(target)[1](x)
 
 
 def _draw_prior(target: Any, key: PRNGKey) -> Position:

@@ -1,0 +1,50 @@
+"""Positions as flat vectors: most engines compute with those, whatever a position is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from ._target import AbstractTarget
+from ._types import Position, PRNGKey
+
+FlatPosition = Float[Array, " dim"]
+
+
+def position_shapes(target: AbstractTarget) -> Any:
+    """Return shapes and types of a position, without drawing one.
+
+    Args:
+        target: The target.
+
+    Returns:
+        A pytree like a position, with a `jax.ShapeDtypeStruct` for each array.
+    """
+    return jax.eval_shape(lambda key: target.init(key=key), jr.key(0))
+
+
+def flat_view(
+    target: AbstractTarget,
+) -> tuple[FlatPosition, Callable[[FlatPosition], Position]]:
+    """Return a flat position of zeros, and the function that gives one its structure back.
+
+    Args:
+        target: The target.
+    """
+    return ravel_pytree(
+        jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), position_shapes(target))
+    )
+
+
+def flat_init(target: AbstractTarget, *, key: PRNGKey) -> FlatPosition:
+    """Return a random initial position as a flat vector.
+
+    Args:
+        target: The target.
+        key: For `target.init`.
+    """
+    return ravel_pytree(target.init(key=key))[0]
