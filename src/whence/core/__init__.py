@@ -1,12 +1,15 @@
 """The nouns that all rooms speak of: target, engine, data, results. No algorithm, no model."""
 
 from ._cache import clear_programs as clear_programs, compiled as compiled
+from ._conditioned import Conditioned as Conditioned
 from ._data import Minibatches as Minibatches
 from ._dtype import enable_x64 as enable_x64
 from ._engine import (
     AbstractEngine as AbstractEngine,
     AbstractOnlineEngine as AbstractOnlineEngine,
     AbstractPausingEngine as AbstractPausingEngine,
+    AbstractPausingProcedure as AbstractPausingProcedure,
+    AbstractProcedure as AbstractProcedure,
     Info as Info,
     Sample as Sample,
     Schedule as Schedule,

@@ -72,6 +72,11 @@ from .process._independent_noise import (
 from .process._joint import Joint as Joint
 from .process._regression import Regression as Regression
 from .process._scale_and_noise import TwoScales as TwoScales
-from .process._scale_mixture import Conditioned as Conditioned, ScaleMixture as ScaleMixture
+from .process._scale_mixture import (
+    ScaleMixture as ScaleMixture,
+    ScaleMixtureConditioned as ScaleMixtureConditioned,
+)
 from .process._softmax import SoftmaxLabels as SoftmaxLabels
 from .process._trained import Trained as Trained
+
+Conditioned = ScaleMixtureConditioned

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ....core._types import AnyArray, PRNGKey, Scalar
 from ..laws._abstract_law import AbstractLaw
 from ..process._remarks import remarks_on
-from ..process._scale_mixture import ScaleMixture, _check_targets
+from ..process._scale_mixture import ScaleMixture, check_targets
 from ._gradient import evidence_gradient
 from ._kernel import KernelTiles, kernel_tiles
 from ._log_det import log_det_estimate
@@ -247,7 +247,7 @@ def condition_large(
         Ubaru, Chen, Saad (2017), doi:10.1137/16M1104974. Chen, Epperly, Tropp, Webber
         (2023), arXiv:2207.06503.
     """
-    y = _check_targets(x, y)
+    y = check_targets(x, y)
     _check(process, len(y), tolerance, rank, probes, memory, max_steps)
     rank = max(1, min(MAX_RANK, len(y) // 2)) if rank is None else rank
     key_pivots, key_probes = jr.split(key)

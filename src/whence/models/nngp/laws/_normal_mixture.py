@@ -75,15 +75,27 @@ class NormalMixture(dist.Distribution):
             key: Random key.
             sample_shape: Axes before the event's.
         """
+        return self.sample_with_scale(key, sample_shape)[0]
+
+    def sample_with_scale(self, key: Any, sample_shape=()):
+        """Draw from the mixture; return draws, the node k of each, and its scale v.
+
+        Args:
+            key: Random key.
+            sample_shape: Axes before the event's.
+        """
         key_node, key_normal = jr.split(key)
-        node, deviation = _drawn(self, key_node, sample_shape)
+        node, log_scale = _drawn(self, key_node, sample_shape)
+        deviation = jnp.exp(log_scale / 2)
         white = jr.normal(key_normal, (*sample_shape, *self.event_shape), self.locs.dtype)
 
-        def one(node, deviation, white):
+        def one(part):
+            node, deviation, white = part
             return self.locs[node] + deviation * (self.scale_trils[node] @ white)
 
         flat = node.reshape(-1), deviation.reshape(-1), white.reshape(-1, *self.event_shape)
-        return jax.lax.map(lambda part: one(*part), flat, batch_size=64).reshape(white.shape)
+        drawn = jax.lax.map(one, flat, batch_size=64)
+        return drawn.reshape(white.shape), node, jnp.exp(log_scale)
 
     @property
     def mean(self):
@@ -202,11 +214,11 @@ class NormalMixtureMarginals(dist.Distribution):
         """
         key_node, key_normal = jr.split(key)
         shape = (*sample_shape, *self.batch_shape)
-        node, deviation = _drawn(self, key_node, shape)
+        node, log_scale = _drawn(self, key_node, shape)
         entry = jnp.indices(shape)[len(sample_shape) :]
         white = jr.normal(key_normal, shape, self.locs.dtype)
         at = (node, *entry)
-        return self.locs[at] + self.scales[at] * deviation * white
+        return self.locs[at] + self.scales[at] * jnp.exp(log_scale / 2) * white
 
     @property
     def mean(self):
@@ -235,7 +247,7 @@ def normalised(log_weights):
 
 
 def _drawn(mixture, key, shape):
-    """Draw nodes, and the roots of their scales."""
+    """Draw nodes, and log v of each."""
     flat = jr.categorical(key, mixture.log_weights.reshape(-1), shape=shape)
     node = flat // mixture.log_weights.shape[1]
-    return node, jnp.exp(mixture.log_scales.reshape(-1)[flat] / 2)
+    return node, mixture.log_scales.reshape(-1)[flat]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
-from ....core._types import AnyArray, Scalar
+from ....core._types import AnyArray, PRNGKey, Scalar
 from ..laws._abstract_law import AbstractLaw
 from ..laws._closed_form import PointMass
 from ..laws._normal_mixture import NormalMixture, NormalMixtureMarginals
@@ -18,7 +18,7 @@ from ..network._abstract_layer import AbstractLayer
 from ._cholesky import whitened_covariance
 from ._remarks import remarks_on
 from ._scale_and_noise import TwoScales, as_law, fitted, log_density, log_likelihood
-from ._scale_mixture import _check_targets
+from ._scale_mixture import check_targets, repeated
 from ._spectrum import Spectrum
 
 
@@ -54,7 +54,7 @@ class IndependentNoise(eqx.Module):
         Raises:
             ValueError: If shapes do not fit or numbers are not finite.
         """
-        x, y = jnp.asarray(x), _check_targets(x, y)
+        x, y = jnp.asarray(x), check_targets(x, y)
         kernel = self.network.nngp(x)
         y = y.astype(kernel.dtype)
         known, nodes = fitted((self.scale, self.noise), kernel, y.reshape(len(y), -1))
@@ -70,7 +70,7 @@ class IndependentNoise(eqx.Module):
             x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
             y: Observations, shape `(rows,)` or `(rows, outputs)`.
         """
-        x, y = jnp.asarray(x), _check_targets(x, y)
+        x, y = jnp.asarray(x), check_targets(x, y)
         kernel = self.network.nngp(x)
         columns = y.astype(kernel.dtype).reshape(len(y), -1)
         nodes = fitted((self.scale, self.noise), kernel, columns)[1]
@@ -78,7 +78,7 @@ class IndependentNoise(eqx.Module):
 
 
 class IndependentConditioned(eqx.Module):
-    """An `IndependentNoise` given observations; `condition` adds more of them.
+    """An `IndependentNoise` given observations: a `whence.core.Conditioned`.
 
     Attributes:
         process: What was conditioned.
@@ -195,15 +195,31 @@ class IndependentConditioned(eqx.Module):
         Raises:
             ValueError: As `IndependentNoise.condition`, or if the outputs differ in number.
         """
-        x, y = jnp.asarray(x), _check_targets(x, y)
-        if y.shape[1:] != self.y.shape[1:]:
-            raise ValueError(
-                f"`y` must have the outputs of the earlier ones, shape {self.y.shape[1:]} "
-                f"per row; got {y.shape[1:]}."
-            )
+        x, y = jnp.asarray(x), check_targets(x, y, self.y)
         return self.process.condition(
             jnp.concatenate([self.x, x]), jnp.concatenate([self.y, y.astype(self.y.dtype)])
         )
+
+    def sample(self, x: AnyArray, *, key: PRNGKey, draws: int = 1) -> dict[str, Array]:
+        """Draw scale and noise from the nodes of the quadrature and, given them, the function.
+
+        Args:
+            x: Inputs of the function.
+            key: A typed key.
+            draws: Number of draws.
+
+        Returns:
+            `scale` and `noise`, shape `(draw,)`, and `latent`, shape `(draw, point)` or
+            `(draw, point, output)`.
+        """
+        latent, node, scale = self._predict(x, False).sample_with_scale(key, (draws,))
+        outputs = self._columns.shape[1]
+        latent = jnp.swapaxes(latent.reshape(draws, outputs, -1), 1, 2)
+        return {
+            "scale": scale,
+            "noise": scale * jnp.exp(self.scales.log_ratios[node]),
+            "latent": latent.reshape(draws, -1, *self.y.shape[1:]),
+        }
 
     @property
     def _columns(self) -> Array:
@@ -232,7 +248,7 @@ class IndependentConditioned(eqx.Module):
         def factor(part):
             node, noise = part
             tril = whitened_covariance(own - read.T @ (read / node[:, None]), noise, before)
-            return jnp.kron(jnp.eye(outputs, dtype=tril.dtype), tril) if outputs > 1 else tril
+            return repeated(tril, outputs)
 
         trils = jax.lax.map(factor, (values, noises))
         locs = locs.reshape(len(locs), -1)

@@ -24,7 +24,7 @@ from ._cholesky import explain_factor
 from ._identifiability import degeneracies
 from ._joint import Joint
 from ._remarks import remarks_on_inputs, remarks_on_moments, repeated_rows
-from ._scale_mixture import Conditioned, ScaleMixture
+from ._scale_mixture import ScaleMixture, ScaleMixtureConditioned
 
 
 def _specs(model: Regression) -> dict[str, Latent]:
@@ -109,7 +109,7 @@ class Regression(Model):
         """
         return self.process().prior(x, noisy=True, outputs=self.outputs)
 
-    def given(self, y: AnyArray, x: AnyArray) -> Conditioned:
+    def given(self, y: AnyArray, x: AnyArray) -> ScaleMixtureConditioned:
         """Return the process of this draw given observations.
 
         Its `latent(new)` is the law of the function at new inputs, `observation(new)` that

@@ -7,13 +7,14 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from ....core._types import AnyArray, Scalar
+from ....core._types import AnyArray, PRNGKey, Scalar
 from .._parameter import require_values
 from ..laws._abstract_law import AbstractLaw
 from ..laws._numerical import FromDistribution
@@ -58,7 +59,7 @@ class ScaleMixture(eqx.Module):
         self.scale = FromDistribution(scale) if isinstance(scale, dist.Distribution) else scale
         self.noise = jnp.asarray(noise, float) if isinstance(noise, int) else jnp.asarray(noise)
 
-    def condition(self, x: AnyArray, y: AnyArray) -> Conditioned:
+    def condition(self, x: AnyArray, y: AnyArray) -> ScaleMixtureConditioned:
         """Return the process given observations.
 
         Args:
@@ -72,11 +73,11 @@ class ScaleMixture(eqx.Module):
             ValueError: If shapes do not fit, numbers are not finite, or the covariance is
                 not positive definite even with 1e-4 of its mean diagonal added.
         """
-        x, y = jnp.asarray(x), _check_targets(x, y)
+        x, y = jnp.asarray(x), check_targets(x, y)
         tril, jitter = _factor(self._with_noise(self.network.nngp(x)))
         y = y.astype(tril.dtype)
         white = solve_triangular(tril, y.reshape(len(y), -1), lower=True)
-        return Conditioned(self, x, y, tril, white, jitter)
+        return ScaleMixtureConditioned(self, x, y, tril, white, jitter)
 
     def log_evidence(self, x: AnyArray, y: AnyArray) -> Scalar:
         """Return `log p(y)`, to differentiate by variances, noise and parameters of the law.
@@ -89,7 +90,7 @@ class ScaleMixture(eqx.Module):
             x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
             y: Observations, shape `(rows,)` or `(rows, outputs)`.
         """
-        y = _check_targets(x, y)
+        y = check_targets(x, y)
         outputs = None if y.ndim == 1 else y.shape[1]
         return self.prior(x, noisy=True, outputs=outputs).log_prob(y)
 
@@ -133,8 +134,8 @@ class LeaveOneOut(NamedTuple):
     quadratic: Array
 
 
-class Conditioned(eqx.Module):
-    """A `ScaleMixture` given observations; `condition` adds more of them.
+class ScaleMixtureConditioned(eqx.Module):
+    """A `ScaleMixture` given observations: a `whence.core.Conditioned`.
 
     Attributes:
         process: What was conditioned.
@@ -299,15 +300,36 @@ class Conditioned(eqx.Module):
         return law.marginals(self.size, self.quadratic, loc.reshape(shape), scale)
 
     def _predict(self, x: AnyArray, noise: Array) -> dist.Distribution:
-        loc, covariance = self.moments(x)
-        outputs = loc.shape[1]
-        tril = whitened_covariance(covariance, noise, self.process.network.diagonal(x).nngp)
-        if outputs > 1:
-            tril = jnp.kron(jnp.eye(outputs, dtype=tril.dtype), tril)
+        loc, tril = self._factored(x, noise)
+        tril = repeated(tril, loc.shape[1])
         law = self.process.scale
         return law.mixture(self.size, self.quadratic, loc.T.reshape(-1), tril)
 
-    def condition(self, x: AnyArray, y: AnyArray) -> Conditioned:
+    def _factored(self, x: AnyArray, noise: Array) -> tuple[Array, Array]:
+        loc, covariance = self.moments(x)
+        before = self.process.network.diagonal(x).nngp
+        return loc, whitened_covariance(covariance, noise, before)
+
+    def sample(self, x: AnyArray, *, key: PRNGKey, draws: int = 1) -> dict[str, Array]:
+        """Draw the scale and, given it, the function.
+
+        Args:
+            x: Inputs of the function.
+            key: A typed key.
+            draws: Number of draws.
+
+        Returns:
+            `scale`, shape `(draw,)`, and `latent`, shape `(draw, point)` or
+            `(draw, point, output)`.
+        """
+        key_scale, key_latent = jr.split(key)
+        loc, tril = self._factored(x, jnp.zeros(()))
+        scale = jnp.asarray(self.scale.sample(key_scale, (draws,)))
+        white = tril @ jr.normal(key_latent, (draws, *loc.shape), loc.dtype)
+        latent = loc + jnp.sqrt(scale)[:, None, None].astype(loc.dtype) * white
+        return {"scale": scale, "latent": latent.reshape(draws, -1, *self.y.shape[1:])}
+
+    def condition(self, x: AnyArray, y: AnyArray) -> ScaleMixtureConditioned:
         """Return the process given more observations, by rows added to the factor.
 
         Args:
@@ -317,12 +339,7 @@ class Conditioned(eqx.Module):
         Raises:
             ValueError: As `ScaleMixture.condition`, or if the outputs differ in number.
         """
-        x, y = jnp.asarray(x), _check_targets(x, y)
-        if y.shape[1:] != self.y.shape[1:]:
-            raise ValueError(
-                f"`y` must have the outputs of the earlier ones, shape {self.y.shape[1:]} "
-                f"per row; got {y.shape[1:]}."
-            )
+        x, y = jnp.asarray(x), check_targets(x, y, self.y)
         network, y = self.process.network, y.astype(self.tril.dtype)
         read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
         own = self.process._with_noise(network.nngp(x))
@@ -334,7 +351,7 @@ class Conditioned(eqx.Module):
         white = jnp.concatenate([self.white, solve_triangular(corner, residual, lower=True)])
         whole_x, whole_y = jnp.concatenate([self.x, x]), jnp.concatenate([self.y, y])
         jitter = jnp.maximum(self.jitter, jitter)
-        return Conditioned(self.process, whole_x, whole_y, tril, white, jitter)
+        return ScaleMixtureConditioned(self.process, whole_x, whole_y, tril, white, jitter)
 
 
 def _factor(covariance: Array) -> tuple[Array, Array]:
@@ -346,7 +363,33 @@ def _factor(covariance: Array) -> tuple[Array, Array]:
     return jnp.where(penalty < 0, jnp.nan, tril), jnp.zeros((), tril.dtype)
 
 
-def _check_targets(x: AnyArray, y: AnyArray) -> Array:
+def repeated(tril: Array, outputs: int) -> Array:
+    """Return the factor for several outputs, those of the first one first.
+
+    Args:
+        tril: Factor L for one output.
+        outputs: Their number.
+    """
+    return jnp.kron(jnp.eye(outputs, dtype=tril.dtype), tril) if outputs > 1 else tril
+
+
+def check_targets(x: AnyArray, y: AnyArray, earlier: Array | None = None) -> Array:
+    """Return observations as an array.
+
+    Args:
+        x: Inputs, rows first.
+        y: Observations.
+        earlier: Observations to which these are added.
+
+    Raises:
+        ValueError: If there is not one finite number for each row, and for each output of
+            the earlier ones.
+    """
+    if earlier is not None and y.shape[1:] != earlier.shape[1:]:
+        raise ValueError(
+            f"`y` must have the outputs of the earlier ones, shape {earlier.shape[1:]} "
+            f"per row; got {y.shape[1:]}."
+        )
     if y.ndim not in (1, 2) or y.shape[0] != x.shape[0] or 0 in y.shape:
         raise ValueError(
             "`y` must have shape (rows,) or (rows, outputs) with a row for each of the "

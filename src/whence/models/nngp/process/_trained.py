@@ -22,7 +22,7 @@ from ..laws._closed_form import InverseGamma, Jeffreys, PointMass
 from ..laws._normal_mixture import NormalMixture
 from ..laws._peak_nodes import log_grid, nodes_on_line
 from ._cholesky import cholesky, whitened_covariance
-from ._scale_mixture import ScaleMixture, _check_targets
+from ._scale_mixture import ScaleMixture, check_targets, repeated
 
 NUM_NODES = 65
 
@@ -72,7 +72,7 @@ class Trained(eqx.Module):
             ValueError: If shapes do not fit, numbers are not finite, `process.noise` is not
                 0, or the law of the scale is improper.
         """
-        y = _check_targets(jnp.asarray(x), y)
+        y = check_targets(jnp.asarray(x), y)
         if not isinstance(process.noise, Tracer) and float(process.noise) != 0:
             raise ValueError(
                 "Training knows no noise: `noise` of the process must be 0; got "
@@ -135,15 +135,13 @@ class Trained(eqx.Module):
         tril = whitened_covariance(covariance + moved, jnp.zeros(()), before)
         zero = jnp.zeros((), tril.dtype)
         loc = read @ self.y.astype(tril.dtype)
-        return self.process.scale.mixture(0, zero, loc.T.reshape(-1), self._repeated(tril))
+        return self.process.scale.mixture(
+            0, zero, loc.T.reshape(-1), repeated(tril, self.y.shape[1])
+        )
 
     def _started(self, x: AnyArray) -> tuple[Array, Array]:
         network = self.process.network
         return network.nngp(x), network.diagonal(x).nngp
-
-    def _repeated(self, tril: Array) -> Array:
-        outputs = self.y.shape[1]
-        return jnp.kron(jnp.eye(outputs, dtype=tril.dtype), tril) if outputs > 1 else tril
 
     def _at(self, x: AnyArray, own: Array, tangent: Array, across: Array, time: float | int):
         values, vectors = jnp.linalg.eigh(tangent)
@@ -163,7 +161,7 @@ class Trained(eqx.Module):
             read = rotated * learnt
             moved = read @ kernel @ read.T - read @ cross - (read @ cross).T
             tril = whitened_covariance(covariance + moved, jnp.zeros(()), before)
-            return (read @ y).T.reshape(-1), self._repeated(tril)
+            return (read @ y).T.reshape(-1), repeated(tril, self.y.shape[1])
 
         locs, trils = jax.lax.map(node, log_scales)
         return NormalMixture(
