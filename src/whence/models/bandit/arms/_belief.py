@@ -36,6 +36,9 @@ class AbstractBelief(eqx.Module):
         Args:
             arm: Index of the arm, an integer of shape `(*batch,)`.
             reward: The reward of that arm, shape `(*batch,)`.
+
+        Raises:
+            ValueError: If the arm does not exist or the reward is impossible.
         """
 
     @abc.abstractmethod
@@ -45,6 +48,9 @@ class AbstractBelief(eqx.Module):
         Args:
             arms: Indices of arms, shape `(data, *batch)`.
             rewards: Their rewards, shape `(data, *batch)`.
+
+        Raises:
+            ValueError: If an arm does not exist or a reward is impossible.
         """
 
     @abc.abstractmethod

@@ -18,22 +18,9 @@ class AbstractBeliefPolicy(AbstractPolicy):
         return self.prior.arms
 
     def init(self, batch: tuple[int, ...] = ()) -> AbstractBelief:
-        """Return the prior, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
+        """Return the prior, for a batch of problems."""
         return self.prior.expand(batch)
 
     def update(self, state: AbstractBelief, arm: Numbers, reward: Numbers) -> AbstractBelief:
-        """Return the belief after a reward.
-
-        Args:
-            state: The belief.
-            arm: The arm that was pulled, shape `(*batch,)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is impossible.
-        """
+        """Return the belief after a reward."""
         return state.update(arm, reward)

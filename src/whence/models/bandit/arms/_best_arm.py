@@ -52,12 +52,7 @@ class TopTwoTS(AbstractBeliefPolicy):
             raise ValueError(f"`prior` must have at least 2 arms; got {self.prior.arms}.")
 
     def act(self, state: AbstractBelief, *, key: PRNGKey) -> Arm:
-        """Return the best arm of one draw, or of one that has another.
-
-        Args:
-            state: The belief.
-            key: For the draws, and for which of the two.
-        """
+        """Return the best arm of one draw, or of one that has another."""
         key_first, key_coin, key_second = jr.split(key, 3)
         first = jnp.argmax(state.sample(key=key_first), axis=0)
         stay = jr.uniform(key_coin, first.shape) < self.beta

@@ -90,21 +90,12 @@ class BetaBernoulli(AbstractBelief):
         return betaln(post.alpha, post.beta) - betaln(self.alpha, self.beta)
 
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
-        """Draw probabilities of success from the belief.
-
-        Args:
-            shape: Shape of independent draws.
-            key: For the draws.
-
-        Returns:
-            Draws of shape `(*shape, arm, *batch)`.
-        """
+        """Draw probabilities of success from the belief."""
         return jr.beta(
             key, self.alpha, self.beta, (*shape, *self.alpha.shape), self.alpha.dtype
         )
 
     def predictive(self) -> dist.BernoulliProbs:
-        """Return the distribution of the next reward of each arm."""
         return dist.BernoulliProbs(self.mean)
 
 

@@ -104,12 +104,6 @@ class GaussianArms(AbstractEnvironment):
         return self.loc
 
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
-        """Draw rewards.
-
-        Args:
-            lead: Shape of independent draws.
-            key: For the draws.
-        """
         noise = jr.normal(key, (*lead, *self.loc.shape), self.loc.dtype)
         return self.loc + self.scale * noise
 
@@ -141,12 +135,6 @@ class BernoulliArms(AbstractEnvironment):
         return self.probs
 
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
-        """Draw rewards.
-
-        Args:
-            lead: Shape of independent draws.
-            key: For the draws.
-        """
         shape = (*lead, *self.probs.shape)
         return jr.bernoulli(key, self.probs, shape).astype(self.probs.dtype)
 
@@ -182,12 +170,6 @@ class BetaArms(AbstractEnvironment):
         return self.alpha / (self.alpha + self.beta)
 
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
-        """Draw rewards.
-
-        Args:
-            lead: Shape of independent draws.
-            key: For the draws.
-        """
         shape = (*lead, *self.alpha.shape)
         return jr.beta(key, self.alpha, self.beta, shape, self.alpha.dtype)
 
@@ -223,12 +205,6 @@ class UniformArms(AbstractEnvironment):
         return self.centre
 
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
-        """Draw rewards.
-
-        Args:
-            lead: Shape of independent draws.
-            key: For the draws.
-        """
         shape, dtype = (*lead, *self.centre.shape), self.centre.dtype
         return self.centre + self.half_width * jr.uniform(key, shape, dtype, -1, 1)
 

@@ -40,36 +40,18 @@ class HondaTakemura(AbstractPolicy):
         return max(2, 3 - math.floor(2 * self.a))
 
     def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
-        """Return the statistics of no rewards.
-
-        Args:
-            batch: Shape of a batch of independent problems.
-        """
+        """Return the statistics of no rewards."""
         return no_rewards(self.arms, batch)
 
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest draw.
-
-        Args:
-            state: Statistics of the rewards so far.
-            key: For one draw per arm.
-        """
+        """Return the arm with the highest draw."""
         degrees = jnp.maximum(state.count + 2 * self.a - 1, 1)
         noise = standard_t(key, degrees, state.mean.shape)
         scale = jnp.sqrt(state.squares / (state.at_least_one * degrees))
         return highest(state.first(state.mean + scale * noise, self.first_pulls))
 
     def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
-        """Return the statistics after a reward.
-
-        Args:
-            state: Statistics of the rewards so far.
-            arm: The arm that was pulled, shape `(*batch,)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is not finite.
-        """
+        """Return the statistics after a reward."""
         return state.update(arm, reward)
 
 
@@ -96,20 +78,11 @@ class MVTS(AbstractPolicy):
             raise ValueError(f"`rho` must not be negative; got {self.rho}.")
 
     def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
-        """Return the statistics of no rewards.
-
-        Args:
-            batch: Shape of a batch of independent problems.
-        """
+        """Return the statistics of no rewards."""
         return no_rewards(self.arms, batch)
 
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest draw of the trade-off.
-
-        Args:
-            state: Statistics of the rewards so far.
-            key: For the draws of each arm.
-        """
+        """Return the arm with the highest draw of the trade-off."""
         key_mean, key_precision = jr.split(key)
         shape, dtype = state.mean.shape, state.mean.dtype
         noise = standard_normal(key_mean, shape, dtype)
@@ -120,14 +93,5 @@ class MVTS(AbstractPolicy):
         return highest(state.first(value))
 
     def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
-        """Return the statistics after a reward.
-
-        Args:
-            state: Statistics of the rewards so far.
-            arm: The arm that was pulled, shape `(*batch,)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is not finite.
-        """
+        """Return the statistics after a reward."""
         return state.update(arm, reward)

@@ -34,33 +34,15 @@ class AbstractIndex(AbstractPolicy):
         """
 
     def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
-        """Return the statistics of no rewards.
-
-        Args:
-            batch: Shape of a batch of independent problems.
-        """
+        """Return the statistics of no rewards."""
         return no_rewards(self.arms, batch)
 
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest index.
-
-        Args:
-            state: Statistics of the rewards so far.
-            key: Not used: nothing is left to chance.
-        """
+        """Return the arm with the highest index."""
         return highest(self.index(state))
 
     def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
-        """Return the statistics after a reward.
-
-        Args:
-            state: Statistics of the rewards so far.
-            arm: The arm that was pulled, shape `(*batch,)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is not finite.
-        """
+        """Return the statistics after a reward."""
         return state.update(arm, reward)
 
 
@@ -82,11 +64,6 @@ class UCB1(AbstractIndex):
         require_positive("scale", self.scale)
 
     def index(self, state: ArmStatistics) -> PerArm:
-        """Return the index of each arm.
-
-        Args:
-            state: Statistics of the rewards so far.
-        """
         width = jnp.sqrt(2 * jnp.log(state.next_round) / state.at_least_one)
         return state.first(state.mean + self.scale * width)
 
@@ -107,11 +84,6 @@ class UCB1Tuned(AbstractIndex):
     arms: int
 
     def index(self, state: ArmStatistics) -> PerArm:
-        """Return the index of each arm.
-
-        Args:
-            state: Statistics of the rewards so far.
-        """
         ratio = jnp.log(state.next_round) / state.at_least_one
         bound = jnp.minimum(0.25, state.variance + jnp.sqrt(2 * ratio))
         return state.first(state.mean + jnp.sqrt(ratio * bound))
@@ -138,11 +110,6 @@ class UCBV(AbstractIndex):
         require_positive("zeta", self.zeta)
 
     def index(self, state: ArmStatistics) -> PerArm:
-        """Return the index of each arm.
-
-        Args:
-            state: Statistics of the rewards so far.
-        """
         ratio = self.zeta * jnp.log(state.next_round) / state.at_least_one
         width = jnp.sqrt(2 * state.variance * ratio) + 3 * self.range * ratio
         return state.first(state.mean + width)
@@ -164,11 +131,6 @@ class UCB1Normal(AbstractIndex):
     arms: int
 
     def index(self, state: ArmStatistics) -> PerArm:
-        """Return the index of each arm.
-
-        Args:
-            state: Statistics of the rewards so far.
-        """
         unbiased = state.squares / jnp.maximum(state.count - 1, 1)
         # In the first round the logarithm of 0 would be taken; no arm has an index then.
         log_rounds = jnp.log(jnp.maximum(state.next_round - 1, 1))
@@ -193,11 +155,6 @@ class CHKUCB(AbstractIndex):
     arms: int
 
     def index(self, state: ArmStatistics) -> PerArm:
-        """Return the index of each arm.
-
-        Args:
-            state: Statistics of the rewards so far.
-        """
         power = 2 / jnp.maximum(state.count - 2, 1)
         growth = jnp.expm1(power * jnp.log(state.next_round))
         return state.first(state.mean + jnp.sqrt(state.variance * growth), 3)
@@ -224,12 +181,7 @@ class BayesUCB(AbstractBeliefPolicy):
         require_within("prior.alpha", self.prior.alpha, 1.0, math.inf)
 
     def act(self, state: NormalGamma, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest quantile, the first of them in a tie.
-
-        Args:
-            state: The belief.
-            key: Not used: nothing is left to chance.
-        """
+        """Return the arm with the highest quantile, the first of them in a tie."""
         prior = self.prior.expand(state.batch_shape)
         round = jnp.sum(state.kappa - prior.kappa, axis=0) + 1
         quantile = t_upper_quantile(1 / (round + 0.5), 2 * state.alpha)

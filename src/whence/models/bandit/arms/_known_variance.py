@@ -58,33 +58,14 @@ class KnownVariance(AbstractBelief):
 
     @property
     def mean(self) -> PerArm:
-        """Expected mean reward of each arm."""
         return self.mu
 
     def update(self, arm: Numbers, reward: Numbers) -> "KnownVariance":
-        """Return the belief after one more reward.
-
-        Args:
-            arm: Index of the arm, an integer of shape `(*batch,)`.
-            reward: The reward of that arm, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is not finite.
-        """
         require_finite("reward", reward)
         hit, reward = chosen(self, arm, reward)
         return self._updated(hit.astype(self.mu.dtype), reward)
 
     def update_batch(self, arms: Numbers, rewards: Numbers) -> "KnownVariance":
-        """Return the belief after many rewards, in any order.
-
-        Args:
-            arms: Indices of arms, shape `(data, *batch)`.
-            rewards: Their rewards, shape `(data, *batch)`.
-
-        Raises:
-            ValueError: If an arm does not exist or a reward is not finite.
-        """
         require_finite("rewards", rewards)
         count, mean, _ = moments(*chosen_many(self, arms, rewards))
         return self._updated(count, mean)
@@ -97,12 +78,6 @@ class KnownVariance(AbstractBelief):
         return KnownVariance(mu, self.variance * (self.noise / total), self.noise)
 
     def log_evidence(self, arms: Numbers, rewards: Numbers) -> PerArm:
-        """Return the log marginal likelihood of rewards, per arm, in nats.
-
-        Args:
-            arms: Indices of arms, shape `(data, *batch)`.
-            rewards: Their rewards, shape `(data, *batch)`.
-        """
         require_finite("rewards", rewards)
         count, mean, squares = moments(*chosen_many(self, arms, rewards))
         total = self.noise + count * self.variance

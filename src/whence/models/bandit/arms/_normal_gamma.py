@@ -105,7 +105,6 @@ class NormalGamma(AbstractBelief):
 
     @property
     def mean(self) -> PerArm:
-        """Expected mean reward of each arm."""
         return self.mu
 
     @property
@@ -123,13 +122,6 @@ class NormalGamma(AbstractBelief):
         """Return the belief after one more reward.
 
         In Welford's form, which does not cancel in float32 as sums of squares do.
-
-        Args:
-            arm: Index of the arm, an integer of shape `(*batch,)`.
-            reward: The reward of that arm, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is not finite.
         """
         require_finite("reward", reward)
         hit, reward = chosen(self, arm, reward)
@@ -143,15 +135,6 @@ class NormalGamma(AbstractBelief):
         )
 
     def update_batch(self, arms: Numbers, rewards: Numbers) -> "NormalGamma":
-        """Return the belief after many rewards, in any order.
-
-        Args:
-            arms: Indices of arms, shape `(data, *batch)`.
-            rewards: Their rewards, shape `(data, *batch)`.
-
-        Raises:
-            ValueError: If an arm does not exist or a reward is not finite.
-        """
         require_finite("rewards", rewards)
         count, mean, squares = moments(*chosen_many(self, arms, rewards))
         kappa = self.kappa + count
@@ -164,12 +147,6 @@ class NormalGamma(AbstractBelief):
         )
 
     def log_evidence(self, arms: Numbers, rewards: Numbers) -> PerArm:
-        """Return the log marginal likelihood of rewards, per arm, in nats.
-
-        Args:
-            arms: Indices of arms, shape `(data, *batch)`.
-            rewards: Their rewards, shape `(data, *batch)`.
-        """
         post = self.update_batch(arms, rewards)
         count = 2 * (post.alpha - self.alpha)
         return (
@@ -181,15 +158,7 @@ class NormalGamma(AbstractBelief):
         )
 
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
-        """Draw mean rewards, the precisions integrated out: t draws by Bailey's method.
-
-        Args:
-            shape: Shape of independent draws.
-            key: For the draws.
-
-        Returns:
-            Draws of shape `(*shape, arm, *batch)`.
-        """
+        """Draw mean rewards, the precisions integrated out: t draws by Bailey's method."""
         noise = standard_t(key, 2 * self.alpha, (*shape, *self.mu.shape))
         return self.mu + self.scale * noise
 

@@ -19,12 +19,7 @@ class AbstractThompson(AbstractBeliefPolicy):
     """
 
     def act(self, state: AbstractBelief, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest draw.
-
-        Args:
-            state: The belief.
-            key: For one draw per arm.
-        """
+        """Return the arm with the highest draw."""
         return highest(state.sample(key=key))
 
 

@@ -52,24 +52,11 @@ class ContextualCombinatorial(AbstractContextualEnvironment):
         self.cascade = cascade
 
     def accepts(self, policy: Any) -> str:
-        """Return what is wrong with a policy for this environment; nothing if it fits.
-
-        Args:
-            policy: The policy.
-        """
         if not isinstance(policy, AbstractCombinatorialPolicy):
             return f"chooses sets of actions; it is a {type(policy).__name__}"
         return wrong_number("features", policy.features, self.coefficients.shape[0])
 
     def turn(self, policy: Any, state: Any, round: Array, *, key: PRNGKey) -> Turn:
-        """Play one round on every instance.
-
-        Args:
-            policy: The policy.
-            state: Its state, for all instances.
-            round: Number of the round, from 0.
-            key: For the round.
-        """
         key_context, key_reward, key_act = jr.split(key, 3)
         x = self.draw_features(round, key=key_context)
         probs = jnp.einsum("af...,f...->a...", x, self.coefficients)

@@ -42,23 +42,13 @@ class AbstractRidgeBounds(AbstractCombinatorialPolicy):
         """Return what the weight of each reward in the fit is divided by."""
 
     def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
-        """Return coefficients of zero, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
+        """Return coefficients of zero, for a batch of problems."""
         return start_ridge(self.features, self.ridge, batch)
 
     def values(
         self, state: RidgeState, features: Numbers, *, key: PRNGKey
     ) -> Float[Array, "action *batch"]:
-        """Return the upper bounds.
-
-        Args:
-            state: The fit.
-            features: Features of each action, shape `(action, feature, *batch)`.
-            key: Not used: nothing is left to chance.
-        """
+        """Return the upper bounds."""
         return self._bounds(state, checked_actions(state, features))[1]
 
     def update(
@@ -194,23 +184,13 @@ class CombinatorialTS(AbstractCombinatorialPolicy):
         return len(self.prior.mu)
 
     def init(self, batch: tuple[int, ...] = ()) -> LinearState:
-        """Return the prior, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
+        """Return the prior, for a batch of problems."""
         return start_linear(self.prior, batch)
 
     def values(
         self, state: LinearState, features: Numbers, *, key: PRNGKey
     ) -> Float[Array, "action *batch"]:
-        """Return the mean rewards under a draw of the coefficients.
-
-        Args:
-            state: The belief.
-            features: Features of each action, shape `(action, feature, *batch)`.
-            key: For one draw per problem.
-        """
+        """Return the mean rewards under a draw of the coefficients."""
         x = checked_actions(state.fit, features)
         return jnp.einsum("af...,f...->a...", x, state.sample(key=key))
 
@@ -221,17 +201,7 @@ class CombinatorialTS(AbstractCombinatorialPolicy):
         rewards: Numbers,
         observed: Numbers | None = None,
     ) -> LinearState:
-        """Return the belief after the rewards of one round.
-
-        Args:
-            state: The belief.
-            features: Features of the actions chosen, shape `(position, feature, *batch)`.
-            rewards: What they gave, shape `(position, *batch)`.
-            observed: Which rewards were seen; by default all.
-
-        Raises:
-            ValueError: If shapes do not match or a value is not finite.
-        """
+        """Return the belief after the rewards of one round."""
         x, y, seen = _checked_round(state.fit, features, rewards, observed)
         fit, squared = _learn_all(state.fit, x, y, seen, jnp.ones_like(y))
         count = jnp.sum(seen, 0).astype(y.dtype)

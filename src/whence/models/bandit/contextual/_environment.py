@@ -147,11 +147,7 @@ class ContextualLinear(AbstractContextualEnvironment):
         return ContextualLinear(prior.mu[:, None] + step, jnp.sqrt(variance), contexts)
 
     def accepts(self, policy: Any) -> str:
-        """Return what is wrong with a policy; one that sees no features is fine.
-
-        Args:
-            policy: The policy.
-        """
+        """Return what is wrong with a policy; one that sees no features is fine."""
         if isinstance(policy, AbstractPolicy):
             return wrong_number("arms", policy.arms, self.arms)
         if not isinstance(policy, AbstractContextualPolicy):
@@ -159,14 +155,6 @@ class ContextualLinear(AbstractContextualEnvironment):
         return wrong_number("features", policy.features, self.coefficients.shape[0])
 
     def turn(self, policy: Any, state: Any, round: Array, *, key: PRNGKey) -> Turn:
-        """Play one round on every instance.
-
-        Args:
-            policy: The policy.
-            state: Its state, for all instances.
-            round: Number of the round, from 0.
-            key: For the round.
-        """
         key_context, key_noise, key_act = jr.split(key, 3)
         x = self.draw_features(round, key=key_context)
         means = jnp.einsum("af...,f...->a...", x, self.coefficients)

@@ -76,24 +76,11 @@ class AbstractLinearBelief(AbstractContextualPolicy):
         return len(self.prior.mu)
 
     def init(self, batch: tuple[int, ...] = ()) -> LinearState:
-        """Return the prior, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
+        """Return the prior, for a batch of problems."""
         return start_linear(self.prior, batch)
 
     def update(self, state: LinearState, features: Numbers, reward: Numbers) -> LinearState:
-        """Return the belief after a reward.
-
-        Args:
-            state: The belief.
-            features: Features of the action taken, shape `(feature, *batch)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If shapes do not match or a value is not finite.
-        """
+        """Return the belief after a reward."""
         return state.update(features, reward)
 
 
@@ -114,16 +101,7 @@ class LinearTS(AbstractLinearBelief):
     prior: LinearGaussian
 
     def act(self, state: LinearState, features: Numbers, *, key: PRNGKey) -> Arm:
-        """Return the action that is best under a draw of the coefficients.
-
-        Args:
-            state: The belief.
-            features: Features of each action, shape `(action, feature, *batch)`.
-            key: For one draw per problem.
-
-        Raises:
-            ValueError: If the shape is another or a value is not finite.
-        """
+        """Return the action that is best under a draw of the coefficients."""
         x = checked_actions(state.fit, features)
         draw = state.sample(key=key)
         return jnp.argmax(jnp.einsum("af...,f...->a...", x, draw), axis=0)
@@ -150,16 +128,7 @@ class LinearBayesUCB(AbstractLinearBelief):
         require_within("prior.alpha", self.prior.alpha, 1.0, jnp.inf)
 
     def act(self, state: LinearState, features: Numbers, *, key: PRNGKey) -> Arm:
-        """Return the action with the highest quantile, the first of them in a tie.
-
-        Args:
-            state: The belief.
-            features: Features of each action, shape `(action, feature, *batch)`.
-            key: Not used: nothing is left to chance.
-
-        Raises:
-            ValueError: If the shape is another or a value is not finite.
-        """
+        """Return the action with the highest quantile, the first of them in a tie."""
         mean, width = state.fit.predict(checked_actions(state.fit, features))
         round = 2 * (state.alpha - self.prior.alpha) + 1
         quantile = t_upper_quantile(1 / (round + 0.5), 2 * state.alpha)
@@ -192,37 +161,15 @@ class LinUCB(AbstractContextualPolicy):
         require_positive("ridge", self.ridge)
 
     def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
-        """Return coefficients of zero, for a batch of problems.
-
-        Args:
-            batch: Shape of the batch.
-        """
+        """Return coefficients of zero, for a batch of problems."""
         return start_ridge(self.features, self.ridge, batch)
 
     def act(self, state: RidgeState, features: Numbers, *, key: PRNGKey) -> Arm:
-        """Return the action with the highest index, the first of them in a tie.
-
-        Args:
-            state: The fit.
-            features: Features of each action, shape `(action, feature, *batch)`.
-            key: Not used: nothing is left to chance.
-
-        Raises:
-            ValueError: If the shape is another or a value is not finite.
-        """
+        """Return the action with the highest index, the first of them in a tie."""
         mean, width = state.predict(checked_actions(state, features))
         return jnp.argmax(mean + self.width * width, axis=0)
 
     def update(self, state: RidgeState, features: Numbers, reward: Numbers) -> RidgeState:
-        """Return the fit after a reward.
-
-        Args:
-            state: The fit.
-            features: Features of the action taken, shape `(feature, *batch)`.
-            reward: What it gave, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If shapes do not match or a value is not finite.
-        """
+        """Return the fit after a reward."""
         x, y = checked_reward(state, features, reward)
         return state.learn(x, y, jnp.ones_like(y))[0]

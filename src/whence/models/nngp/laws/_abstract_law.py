@@ -112,34 +112,14 @@ class AbstractDensityLaw(AbstractLaw):
         return _nodes(self, jnp.asarray(size, jnp.result_type(float)), quadratic, num_nodes)
 
     def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the log of the integral of `p(v) v^(-n/2) exp(-q / (2 v))`.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
         return self.nodes(size, quadratic).log_integral
 
     def posterior(self, size: int, quadratic: Scalar) -> dist.Distribution:
-        """Return the law of v given observations.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
         return ScalePosterior(self, size, quadratic)
 
     def mixture(
         self, size: int, quadratic: Scalar, loc: Array, scale_tril: Array
     ) -> NormalScaleMixture:
-        """Return `N(loc, v L L')` mixed over the posterior of v.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Shape `(dim,)`.
-            scale_tril: L, shape `(dim, dim)`.
-        """
         nodes = self.nodes(size, quadratic)
         tail = self.tail() + size / 2
         posterior = ScalePosterior(self, size, quadratic)
@@ -150,25 +130,11 @@ class AbstractDensityLaw(AbstractLaw):
     def marginals(
         self, size: int, quadratic: Scalar, loc: Array, scale: Array
     ) -> ScaleMixtureMarginals:
-        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Any shape.
-            scale: Standard deviations for v = 1, of that shape.
-        """
         nodes = self.nodes(size, quadratic)
         tail = self.tail() + size / 2
         return ScaleMixtureMarginals(loc, scale, nodes.log_scales, nodes.log_weights, tail)
 
     def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the probability, before the observations, of a larger sum of squares.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
         before = self.nodes(0, jnp.zeros_like(quadratic))
         return before.expectation(lambda v: gammaincc(size / 2, quadratic / (2 * v)))
 
@@ -199,12 +165,7 @@ class ScalePosterior(dist.Distribution):
         super().__init__((), (), validate_args=validate_args)
 
     def log_prob(self, value, intermediates=None):
-        """Return the normalised log density.
-
-        Args:
-            value: v, any shape.
-            intermediates: Not used.
-        """
+        """Return the normalised log density."""
         likelihood = log_likelihood(jnp.log(value), self.size, self.quadratic)
         whole = self.law.log_integral(self.size, self.quadratic)
         return self.law.log_density(jnp.asarray(value)) + likelihood - whole
@@ -230,12 +191,7 @@ class ScalePosterior(dist.Distribution):
         return with_them(more.reshape(-1)).reshape(more.shape) - before
 
     def sample(self, key: Any, sample_shape=()):
-        """Draw by the inverse of the distribution function, tabulated at 1025 points.
-
-        Args:
-            key: Random key.
-            sample_shape: Axes of the draws.
-        """
+        """Draw by the inverse of the distribution function, tabulated at 1025 points."""
         nodes = self.law.nodes(self.size, self.quadratic, num_nodes=1025)
         weights = jax.nn.softmax(nodes.log_weights)
         total = jnp.cumsum(weights) - weights / 2  # mass below the middle of each node

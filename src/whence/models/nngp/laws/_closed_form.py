@@ -48,12 +48,6 @@ class InverseGamma(AbstractLaw):
         return self.shape + size / 2, self.scale + quadratic / 2
 
     def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the log of the integral of `p(v) v^(-n/2) exp(-q / (2 v))`.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
         shape, scale = self._updated(size, quadratic)
         # Differences of like terms: with a shape of 1e6 each term alone is near 1e7.
         log_ratio = jnp.log1p(quadratic / (2 * self.scale))
@@ -61,52 +55,24 @@ class InverseGamma(AbstractLaw):
         return gammas - size / 2 * jnp.log(self.scale) - shape * log_ratio
 
     def posterior(self, size: int, quadratic: Scalar) -> dist.InverseGamma:
-        """Return the law of v given observations, inverse gamma too.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return the law of v given observations, inverse gamma too."""
         return dist.InverseGamma(*self._updated(size, quadratic))
 
     def mixture(
         self, size: int, quadratic: Scalar, loc: Array, scale_tril: Array
     ) -> dist.MultivariateStudentT:
-        """Return `N(loc, v L L')` mixed over the posterior of v.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Shape `(dim,)`.
-            scale_tril: L, shape `(dim, dim)`.
-        """
         shape, scale = self._updated(size, quadratic)
         return dist.MultivariateStudentT(2 * shape, loc, jnp.sqrt(scale / shape) * scale_tril)
 
     def marginals(self, size: int, quadratic: Scalar, loc: Array, scale: Array) -> StudentT:
-        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Any shape.
-            scale: Standard deviations for v = 1, of that shape.
-        """
         shape, rate = self._updated(size, quadratic)
         return StudentT(2 * shape, loc, jnp.sqrt(rate / shape) * scale)
 
     def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the probability, before the observations, of a larger sum of squares.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
         # (q / n) (shape / scale) has the F distribution with n and 2 shape degrees of freedom.
         return betainc(self.shape, size / 2, self.scale / (self.scale + quadratic / 2))
 
     def tail(self) -> Scalar:
-        """Return the order below which moments of v exist before any observation."""
         return self.shape
 
 
@@ -117,58 +83,28 @@ class Jeffreys(AbstractLaw):
     """
 
     def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the log of the integral of `v^(-n/2 - 1) exp(-q / (2 v))`.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return the log of the integral of `v^(-n/2 - 1) exp(-q / (2 v))`."""
         return gammaln(size / 2) - size / 2 * jnp.log(quadratic / 2)
 
     def posterior(self, size: int, quadratic: Scalar) -> dist.InverseGamma:
-        """Return the law of v given observations, inverse gamma.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return the law of v given observations, inverse gamma."""
         _check_observed(size)
         return dist.InverseGamma(size / 2, quadratic / 2)
 
     def mixture(
         self, size: int, quadratic: Scalar, loc: Array, scale_tril: Array
     ) -> dist.MultivariateStudentT:
-        """Return `N(loc, v L L')` mixed over the posterior of v: n degrees of freedom.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Shape `(dim,)`.
-            scale_tril: L, shape `(dim, dim)`.
-        """
+        """Return `N(loc, v L L')` mixed over the posterior of v: n degrees of freedom."""
         _check_observed(size)
         factor = jnp.sqrt(quadratic / size)
         return dist.MultivariateStudentT(float(size), loc, factor * scale_tril)
 
     def marginals(self, size: int, quadratic: Scalar, loc: Array, scale: Array) -> StudentT:
-        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Any shape.
-            scale: Standard deviations for v = 1, of that shape.
-        """
         _check_observed(size)
         return StudentT(float(size), loc, jnp.sqrt(quadratic / size) * scale)
 
     def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return NaN: an improper law says nothing before the observations.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return NaN: an improper law says nothing before the observations."""
         return jnp.full_like(quadratic, jnp.nan)
 
     def tail(self) -> Scalar:
@@ -194,54 +130,22 @@ class PointMass(AbstractLaw):
         self.value = parameter("value", value)
 
     def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return `-n/2 log v - q / (2 v)`.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return `-n/2 log v - q / (2 v)`."""
         return log_likelihood(jnp.log(self.value), size, quadratic)
 
     def posterior(self, size: int, quadratic: Scalar) -> dist.Delta:
-        """Return the point.
-
-        Args:
-            size: Not used.
-            quadratic: Not used.
-        """
+        """Return the point."""
         return dist.Delta(self.value)
 
     def mixture(
         self, size: int, quadratic: Scalar, loc: Array, scale_tril: Array
     ) -> dist.MultivariateNormal:
-        """Return `N(loc, v L L')`.
-
-        Args:
-            size: Not used.
-            quadratic: Not used.
-            loc: Shape `(dim,)`.
-            scale_tril: L, shape `(dim, dim)`.
-        """
         return dist.MultivariateNormal(loc, scale_tril=jnp.sqrt(self.value) * scale_tril)
 
     def marginals(self, size: int, quadratic: Scalar, loc: Array, scale: Array) -> dist.Normal:
-        """Return `N(loc, v scale^2)`.
-
-        Args:
-            size: Not used.
-            quadratic: Not used.
-            loc: Any shape.
-            scale: Standard deviations for v = 1, of that shape.
-        """
         return dist.Normal(loc, jnp.sqrt(self.value) * scale)
 
     def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the probability, before the observations, of a larger sum of squares.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
         return gammaincc(size / 2, quadratic / (2 * self.value))
 
     def tail(self) -> Scalar:

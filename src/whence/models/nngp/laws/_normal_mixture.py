@@ -45,12 +45,7 @@ class NormalMixture(dist.Distribution):
         super().__init__((), locs.shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value, intermediates=None):
-        """Return the joint log density.
-
-        Args:
-            value: Shape `(..., dim)`.
-            intermediates: Not used.
-        """
+        """Return the joint log density."""
         dim = self.locs.shape[-1]
         flat = jnp.asarray(value).reshape(-1, dim)
 
@@ -69,12 +64,7 @@ class NormalMixture(dist.Distribution):
         return densities.reshape(jnp.shape(value)[:-1])
 
     def sample(self, key: Any, sample_shape=()):
-        """Draw from the mixture.
-
-        Args:
-            key: Random key.
-            sample_shape: Axes before the event's.
-        """
+        """Draw from the mixture."""
         return self.sample_with_scale(key, sample_shape)[0]
 
     def sample_with_scale(self, key: Any, sample_shape=()):
@@ -155,12 +145,7 @@ class NormalMixtureMarginals(dist.Distribution):
         return jax.lax.scan(add, start, parts)[0]
 
     def log_prob(self, value, intermediates=None):
-        """Return log densities.
-
-        Args:
-            value: Broadcast against the batch.
-            intermediates: Not used.
-        """
+        """Return log densities."""
         shape = jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
         value = jnp.broadcast_to(value, shape)[..., None]
 
@@ -172,11 +157,7 @@ class NormalMixtureMarginals(dist.Distribution):
         return self._over_nodes(add, jnp.full(shape, -jnp.inf, self.locs.dtype))
 
     def cdf(self, value):
-        """Return the distribution function.
-
-        Args:
-            value: Broadcast against the batch.
-        """
+        """Return the distribution function."""
         shape = jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
         value = jnp.broadcast_to(value, shape)[..., None]
 
@@ -186,11 +167,7 @@ class NormalMixtureMarginals(dist.Distribution):
         return self._over_nodes(add, jnp.zeros(shape, self.locs.dtype))
 
     def icdf(self, q):
-        """Return quantiles, by bisection of the distribution function.
-
-        Args:
-            q: Probabilities, broadcast against the batch.
-        """
+        """Return quantiles, by bisection of the distribution function."""
         shape = jnp.broadcast_shapes(jnp.shape(q), self.batch_shape)
         z = jnp.broadcast_to(ndtri(q), shape)[..., None]
 
@@ -206,12 +183,7 @@ class NormalMixtureMarginals(dist.Distribution):
         return bisected(self, q, low, high)
 
     def sample(self, key: Any, sample_shape=()):
-        """Draw each entry with a node and a scale of its own.
-
-        Args:
-            key: Random key.
-            sample_shape: Axes before the batch's.
-        """
+        """Draw each entry with a node and a scale of its own."""
         key_node, key_normal = jr.split(key)
         shape = (*sample_shape, *self.batch_shape)
         node, log_scale = _drawn(self, key_node, shape)

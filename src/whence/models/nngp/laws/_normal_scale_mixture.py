@@ -58,12 +58,7 @@ class NormalScaleMixture(dist.Distribution):
         super().__init__((), loc.shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value, intermediates=None):
-        """Return the joint log density.
-
-        Args:
-            value: Shape `(..., dim)`.
-            intermediates: Not used.
-        """
+        """Return the joint log density."""
         solve = jax.scipy.linalg.solve_triangular
         residual = jnp.moveaxis(jnp.atleast_2d(value - self.loc), -1, 0)
         white = solve(self.scale_tril, residual.reshape(residual.shape[0], -1), lower=True)
@@ -78,12 +73,7 @@ class NormalScaleMixture(dist.Distribution):
         return logsumexp(self.log_weights + normal - exponent, axis=-1)
 
     def sample(self, key: Any, sample_shape=()):
-        """Draw from the mixture of the nodes.
-
-        Args:
-            key: Random key.
-            sample_shape: Axes before the event's.
-        """
+        """Draw from the mixture of the nodes."""
         key_node, key_normal = jr.split(key)
         node = jr.categorical(key_node, self.log_weights, shape=sample_shape)
         white = jr.normal(key_normal, (*sample_shape, *self.event_shape), self.loc.dtype)
@@ -142,30 +132,17 @@ class ScaleMixtureMarginals(dist.Distribution):
         return (value - self.loc)[..., None] / deviations, deviations
 
     def log_prob(self, value, intermediates=None):
-        """Return log densities.
-
-        Args:
-            value: Broadcast against the batch.
-            intermediates: Not used.
-        """
+        """Return log densities."""
         z, deviations = self._standard(value)
         normal = -(z**2) / 2 - jnp.log(deviations) - jnp.log(2 * jnp.pi) / 2
         return logsumexp(self.log_weights + normal, axis=-1)
 
     def cdf(self, value):
-        """Return the distribution function.
-
-        Args:
-            value: Broadcast against the batch.
-        """
+        """Return the distribution function."""
         return jnp.sum(jnp.exp(self.log_weights) * ndtr(self._standard(value)[0]), axis=-1)
 
     def icdf(self, q):
-        """Return quantiles, by bisection of the distribution function.
-
-        Args:
-            q: Probabilities, broadcast against the batch.
-        """
+        """Return quantiles, by bisection of the distribution function."""
         # The mixture's quantile lies between those of its nodes.
         z = jax.scipy.special.ndtri(q)[..., None] * jnp.exp(self.log_scales / 2)
         z = self.scale[..., None] * jnp.where(jnp.exp(self.log_weights) > 0, z, 0)
@@ -173,12 +150,7 @@ class ScaleMixtureMarginals(dist.Distribution):
         return bisected(self, q, low, high)
 
     def sample(self, key: Any, sample_shape=()):
-        """Draw each entry with a scale of its own.
-
-        Args:
-            key: Random key.
-            sample_shape: Axes before the batch's.
-        """
+        """Draw each entry with a scale of its own."""
         key_node, key_normal = jr.split(key)
         shape = (*sample_shape, *self.batch_shape)
         node = jr.categorical(key_node, self.log_weights, shape=shape)

@@ -29,17 +29,11 @@ class BurrXII(AbstractDensityLaw):
         self.c, self.d = parameter("c", c), parameter("d", d)
 
     def log_density(self, scale: Array) -> Array:
-        """Return the log density of v, in nats.
-
-        Args:
-            scale: v, any shape.
-        """
         log = jnp.log(scale)
         body = jnp.logaddexp(0, self.c * log)
         return jnp.log(self.c * self.d) + (self.c - 1) * log - (self.d + 1) * body
 
     def tail(self) -> Scalar:
-        """Return the order below which moments of v exist before any observation."""
         return self.c * self.d
 
 
@@ -56,11 +50,6 @@ class HalfCauchy(AbstractDensityLaw):
         self.scale = parameter("scale", scale)
 
     def log_density(self, scale: Array) -> Array:
-        """Return the log density of v, in nats.
-
-        Args:
-            scale: v, any shape.
-        """
         log = jnp.log(scale)
         body = jnp.logaddexp(0, log - 2 * jnp.log(self.scale))
         return -jnp.log(jnp.pi * self.scale) - log / 2 - body
@@ -95,11 +84,6 @@ class GIG(AbstractDensityLaw):
         return (self.order - 1) * jnp.log(scale) - body
 
     def log_density(self, scale: Array) -> Array:
-        """Return the log density of v, in nats.
-
-        Args:
-            scale: v, any shape.
-        """
         constant = quadrature(self._kernel, 0, jnp.zeros(())).log_integral
         return self._kernel(scale) - constant
 
@@ -134,17 +118,11 @@ class FromDistribution(AbstractDensityLaw):
         self.order = jnp.asarray(order, float)
 
     def log_density(self, scale: Array) -> Array:
-        """Return the log density of v, in nats.
-
-        Args:
-            scale: v, any shape.
-        """
         support: Any = self.distribution.support
         inside = support(scale)
         return jnp.where(inside, self.distribution.log_prob(scale), -jnp.inf)
 
     def tail(self) -> Scalar:
-        """Return the order below which moments of v exist before any observation."""
         return self.order
 
 
@@ -171,21 +149,11 @@ class Draws(AbstractLaw):
         return Nodes(log, log_likelihood(log, size, quadratic) - jnp.log(len(self.values)))
 
     def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the log of the mean likelihood over draws.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return the log of the mean likelihood over draws."""
         return self.nodes(size, quadratic).log_integral
 
     def posterior(self, size: int, quadratic: Scalar) -> dist.Distribution:
-        """Return the law on the draws.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return the law on the draws."""
         nodes = self.nodes(size, quadratic)
         weights = dist.CategoricalLogits(nodes.log_weights)
         return dist.MixtureSameFamily(weights, dist.Delta(self.values))
@@ -193,38 +161,16 @@ class Draws(AbstractLaw):
     def mixture(
         self, size: int, quadratic: Scalar, loc: Array, scale_tril: Array
     ) -> NormalScaleMixture:
-        """Return `N(loc, v L L')` mixed over the posterior of v.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Shape `(dim,)`.
-            scale_tril: L, shape `(dim, dim)`.
-        """
         nodes = self.nodes(size, quadratic)
         return NormalScaleMixture(loc, scale_tril, nodes.log_scales, nodes.log_weights)
 
     def marginals(
         self, size: int, quadratic: Scalar, loc: Array, scale: Array
     ) -> ScaleMixtureMarginals:
-        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Any shape.
-            scale: Standard deviations for v = 1, of that shape.
-        """
         nodes = self.nodes(size, quadratic)
         return ScaleMixtureMarginals(loc, scale, nodes.log_scales, nodes.log_weights)
 
     def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the probability, before the observations, of a larger sum of squares.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
         return jnp.mean(gammaincc(size / 2, quadratic / (2 * self.values)))
 
     def tail(self) -> Scalar:

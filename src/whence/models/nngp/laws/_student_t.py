@@ -16,11 +16,7 @@ class StudentT(dist.StudentT):
     """
 
     def cdf(self, value):
-        """Return the distribution function.
-
-        Args:
-            value: Broadcast against the batch.
-        """
+        """Return the distribution function."""
         z = (jnp.asarray(value) - jnp.asarray(self.loc)) / jnp.asarray(self.scale)
         ratio = z**2 / jnp.asarray(self.df)
         between, beyond = _masses(self.df, ratio)
@@ -29,11 +25,7 @@ class StudentT(dist.StudentT):
         )
 
     def icdf(self, q):
-        """Return quantiles, by bisection in the logarithm of the distance from the location.
-
-        Args:
-            q: Probabilities, broadcast against the batch.
-        """
+        """Return quantiles, by bisection in the logarithm of the distance from the location."""
         # Not the shape of the batch: one number of degrees of freedom has one quantile.
         q = jnp.asarray(q, jnp.result_type(float))
         return self.loc + self.scale * _standard_quantile(q, jnp.asarray(self.df, q.dtype))

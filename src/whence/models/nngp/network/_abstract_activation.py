@@ -44,11 +44,6 @@ class AbstractActivation(AbstractLayer):
         """
 
     def moments(self, state: State) -> State:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs.
-        """
         if not state.gaussian:
             raise ValueError(
                 f"`{type(self).__name__}` must read Gaussian units: put a `Dense` or `Conv` "
@@ -63,13 +58,7 @@ class AbstractActivation(AbstractLayer):
         return State(cross, left, right, left_pairs, right_pairs, False)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[eqx.Module, Shape]:
-        """Return the activation, which is its own finite twin.
-
-        Args:
-            shape: Of one example that it reads.
-            plan: Not used.
-            key: Not used.
-        """
+        """Return the activation, which is its own finite twin."""
         return self, shape
 
     def _own(self, own: Moments) -> Moments:

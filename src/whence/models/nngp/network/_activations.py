@@ -30,31 +30,14 @@ class LeakyReLU(AbstractActivation):
     slope: float = eqx.field(static=True, default=0.01)
 
     def __call__(self, x: Array) -> Array:
-        """Apply the function to every unit.
-
-        Args:
-            x: Values, any shape.
-        """
         return jnp.where(x > 0, x, self.slope * x)
 
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of two units.
-
-        Args:
-            q1: Variance of the first.
-            q2: Variance of the second.
-            c: Covariance.
-        """
         bend, line = (1 - self.slope) ** 2 / (2 * np.pi), (1 + self.slope**2) / 2
         excess, angle = arc_cosine(q1, q2, c)
         return bend * excess + line * c, line - bend * angle
 
     def single(self, q: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of a unit with itself.
-
-        Args:
-            q: Variance.
-        """
         line = (1 + self.slope**2) / 2
         return line * q, jnp.full_like(q, line)
 
@@ -73,30 +56,13 @@ class Erf(AbstractActivation):
     """
 
     def __call__(self, x: Array) -> Array:
-        """Apply the function to every unit.
-
-        Args:
-            x: Values, any shape.
-        """
         return jax.scipy.special.erf(x)
 
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of two units.
-
-        Args:
-            q1: Variance of the first.
-            q2: Variance of the second.
-            c: Covariance.
-        """
         root = jnp.sqrt((1 + 2 * q1) * (1 + 2 * q2) - 4 * c**2)
         return 2 / np.pi * arcsine_angle(2 * c, root), 4 / (np.pi * root)
 
     def single(self, q: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of a unit with itself.
-
-        Args:
-            q: Variance.
-        """
         root = jnp.sqrt(1 + 4 * q)
         return 2 / np.pi * arcsine_angle(2 * q, root), 4 / (np.pi * root)
 
@@ -105,31 +71,14 @@ class GELU(AbstractActivation):
     """`x Phi(x)`, the exact form, with Phi the normal distribution function."""
 
     def __call__(self, x: Array) -> Array:
-        """Apply the function to every unit.
-
-        Args:
-            x: Values, any shape.
-        """
         return x * jax.scipy.special.ndtr(x)
 
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of two units.
-
-        Args:
-            q1: Variance of the first.
-            q2: Variance of the second.
-            c: Covariance.
-        """
         plain, shifted = q1 * q2, (1 + q1) * (1 + q2)
         gap = shifted - c**2
         return self._value(plain, shifted, gap, c)
 
     def single(self, q: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of a unit with itself.
-
-        Args:
-            q: Variance.
-        """
         return self._value(q**2, (1 + q) ** 2, 1 + 2 * q, q)
 
     def _value(self, plain, shifted, gap, c):
@@ -146,21 +95,9 @@ class Sin(AbstractActivation):
     frequency: float = eqx.field(static=True, default=1.0)
 
     def __call__(self, x: Array) -> Array:
-        """Apply the function to every unit.
-
-        Args:
-            x: Values, any shape.
-        """
         return jnp.sin(self.frequency * x)
 
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of two units.
-
-        Args:
-            q1: Variance of the first.
-            q2: Variance of the second.
-            c: Covariance.
-        """
         square = self.frequency**2
         # Two exponents of at most 0: exp times sinh would overflow.
         difference = jnp.exp(-square * (q1 + q2 - 2 * c) / 2)
@@ -168,11 +105,6 @@ class Sin(AbstractActivation):
         return (difference - total) / 2, square * (difference + total) / 2
 
     def single(self, q: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of a unit with itself.
-
-        Args:
-            q: Variance.
-        """
         square = self.frequency**2
         total = jnp.exp(-2 * square * q)
         return -jnp.expm1(-2 * square * q) / 2, square * (1 + total) / 2
@@ -184,30 +116,13 @@ class Rbf(AbstractActivation):
     rate: float = eqx.field(static=True, default=1.0)
 
     def __call__(self, x: Array) -> Array:
-        """Apply the function to every unit.
-
-        Args:
-            x: Values, any shape.
-        """
         return math.sqrt(2) * jnp.sin(math.sqrt(2 * self.rate) * x + math.pi / 4)
 
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of two units.
-
-        Args:
-            q1: Variance of the first.
-            q2: Variance of the second.
-            c: Covariance.
-        """
         k = jnp.exp(-self.rate * (q1 + q2 - 2 * c))
         return k, 2 * self.rate * k
 
     def single(self, q: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of a unit with itself.
-
-        Args:
-            q: Variance.
-        """
         return jnp.ones_like(q), jnp.full_like(q, 2 * self.rate)
 
 
@@ -225,21 +140,9 @@ class Activation(AbstractActivation):
     num_nodes: int = eqx.field(static=True, default=32)
 
     def __call__(self, x: Array) -> Array:
-        """Apply the function to every unit.
-
-        Args:
-            x: Values, any shape.
-        """
         return self.function(x)
 
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of two units.
-
-        Args:
-            q1: Variance of the first.
-            q2: Variance of the second.
-            c: Covariance.
-        """
         nodes, weights = self._rule(c.dtype)
         root1, root2 = safe_sqrt(q1), safe_sqrt(q2)
         product = root1 * root2
@@ -263,11 +166,6 @@ class Activation(AbstractActivation):
         return total
 
     def single(self, q: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of a unit with itself.
-
-        Args:
-            q: Variance.
-        """
         nodes, weights = self._rule(q.dtype)
         value, slope = self._both(safe_sqrt(q)[..., None] * nodes)
         return value**2 @ weights, slope**2 @ weights

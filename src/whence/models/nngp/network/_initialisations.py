@@ -32,12 +32,6 @@ class Independent(AbstractInitialisation):
     """Independent standard normal entries."""
 
     def sample(self, shape: tuple[int, int], *, key: PRNGKey) -> Float[Array, "out in"]:
-        """Draw a matrix with entries of mean 0 and variance 1.
-
-        Args:
-            shape: Units out, units in.
-            key: Random key.
-        """
         return jr.normal(key, shape)
 
 
@@ -45,12 +39,6 @@ class Orthogonal(AbstractInitialisation):
     """Orthonormal rows or columns, whichever are fewer, uniformly distributed."""
 
     def sample(self, shape: tuple[int, int], *, key: PRNGKey) -> Float[Array, "out in"]:
-        """Draw a matrix with entries of mean 0 and variance 1.
-
-        Args:
-            shape: Units out, units in.
-            key: Random key.
-        """
         large, small = max(shape), min(shape)
         columns = _orthonormal(large, small, key) * jnp.sqrt(float(large))
         return columns if shape[0] == large else columns.T
@@ -65,12 +53,6 @@ class LowRank(AbstractInitialisation):
         _check_fraction("fraction", self.fraction)
 
     def sample(self, shape: tuple[int, int], *, key: PRNGKey) -> Float[Array, "out in"]:
-        """Draw a matrix with entries of mean 0 and variance 1.
-
-        Args:
-            shape: Units out, units in.
-            key: Random key.
-        """
         key_left, key_right = jr.split(key)
         rank = max(1, round(self.fraction * min(shape)))
         left = _orthonormal(shape[0], rank, key_left)
@@ -86,12 +68,6 @@ class Sparse(AbstractInitialisation):
         _check_fraction("density", self.density)
 
     def sample(self, shape: tuple[int, int], *, key: PRNGKey) -> Float[Array, "out in"]:
-        """Draw a matrix with entries of mean 0 and variance 1.
-
-        Args:
-            shape: Units out, units in.
-            key: Random key.
-        """
         key_place, key_value = jr.split(key)
         count = max(1, round(self.density * shape[1]))
         order = jnp.argsort(jr.uniform(key_place, shape), axis=1)

@@ -48,11 +48,6 @@ class Dense(AbstractLayer):
         self.bias_variance = parameter("bias_variance", bias_variance, zero=True)
 
     def moments(self, state: State) -> State:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs, of vectors.
-        """
         if state.cross.spatial:
             raise ValueError(
                 f"`Dense` reads vectors; got {state.cross.spatial} axes of pixels. "
@@ -62,13 +57,6 @@ class Dense(AbstractLayer):
         return as_gaussian(new, True)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Linear, Shape]:
-        """Make the finite twin with random weights.
-
-        Args:
-            shape: Of one example that it reads.
-            plan: Width and initialisation.
-            key: Random key.
-        """
         if shape.spatial:
             raise ValueError(
                 f"`Dense` reads vectors; got pixels of shape {shape.spatial}. "
@@ -117,11 +105,6 @@ class Conv(AbstractLayer):
             )
 
     def moments(self, state: State) -> State:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs, with as many axes of pixels as the window has.
-        """
         self._check(state.cross.spatial)
 
         def one(m: Moments) -> Moments:
@@ -133,13 +116,6 @@ class Conv(AbstractLayer):
         return as_gaussian(map_moments(one, state), True)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Linear, Shape]:
-        """Make the finite twin with random weights.
-
-        Args:
-            shape: Of one example that it reads.
-            plan: Width and initialisation.
-            key: Random key.
-        """
         self._check(len(shape.spatial))
         variances = self.weight_variance, self.bias_variance
         return linear(shape, plan, variances, self.window, self.stride, key=key)
@@ -156,11 +132,6 @@ class Flatten(AbstractLayer):
     """All pixels in one vector; the kernel averages pairs of the same pixel."""
 
     def moments(self, state: State) -> State:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs, of images.
-        """
         if not state.cross.spatial:
             raise ValueError("`Flatten` reads images; got vectors. Leave it out.")
         cross, left, right = (
@@ -169,13 +140,6 @@ class Flatten(AbstractLayer):
         return State(cross, left, right, None, None, False)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Ravel, Shape]:
-        """Make the finite twin.
-
-        Args:
-            shape: Of one example that it reads.
-            plan: Not used.
-            key: Not used.
-        """
         size = int(np.prod(shape.spatial))
         return Ravel(), Shape((), shape.channels * size, shape.is_input)
 
@@ -186,11 +150,6 @@ class GlobalAveragePooling(AbstractLayer):
     needs_pixel_pairs: ClassVar[bool] = True
 
     def moments(self, state: State) -> State:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs, of images.
-        """
         if state.left_pairs is None or state.right_pairs is None:
             raise ValueError("`GlobalAveragePooling` reads images; got vectors. Leave it out.")
         cross, left, right = (
@@ -199,13 +158,6 @@ class GlobalAveragePooling(AbstractLayer):
         return State(cross, left, right, None, None, state.gaussian)
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Average, Shape]:
-        """Make the finite twin.
-
-        Args:
-            shape: Of one example that it reads.
-            plan: Not used.
-            key: Not used.
-        """
         return Average(), Shape((), shape.channels, shape.is_input)
 
 
@@ -215,11 +167,6 @@ class Residual(AbstractLayer):
     branch: AbstractLayer
 
     def moments(self, state: State) -> State:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs.
-        """
         new = self.branch.moments(state)
         if new.cross.nngp.shape != state.cross.nngp.shape:
             raise ValueError(
@@ -232,13 +179,6 @@ class Residual(AbstractLayer):
         return jax.tree.map(jnp.add, as_gaussian(state, both), as_gaussian(new, both))
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Skip, Shape]:
-        """Make the finite twin with random weights.
-
-        Args:
-            shape: Of one example that it reads.
-            plan: Width and initialisation.
-            key: Random key.
-        """
         branch, new = self.branch.finite(shape, plan, key=key)
         if new[:2] != shape[:2]:
             raise ValueError(
@@ -264,23 +204,11 @@ class Serial(AbstractLayer):
         self.layers = layers
 
     def moments(self, state: State) -> State:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs.
-        """
         for layer in self.layers:
             state = layer.moments(state)
         return state
 
     def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Chain, Shape]:
-        """Make the finite twin with random weights.
-
-        Args:
-            shape: Of one example that it reads.
-            plan: Width and initialisation.
-            key: Random key.
-        """
         made = []
         last = len(self.layers) - 1
         for i, (layer, layer_key) in enumerate(zip(self.layers, jr.split(key, last + 1))):

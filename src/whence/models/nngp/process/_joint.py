@@ -42,12 +42,7 @@ class Joint(dist.Distribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def log_prob(self, value, intermediates=None):
-        """Return the joint log density.
-
-        Args:
-            value: Shape `(..., rows)`, or `(..., rows, outputs)`.
-            intermediates: Not used.
-        """
+        """Return the joint log density."""
         value = jnp.asarray(value)
         batch = value.shape[: value.ndim - len(self.event_shape)]
         if not batch:

@@ -113,12 +113,7 @@ class SoftmaxLabels(dist.Distribution):
         return constraints.integer_interval(0, self.loc.shape[-1] - 1)
 
     def log_prob(self, value, intermediates=None):
-        """Return the mean log probability of classes, in nats.
-
-        Args:
-            value: Classes, shape `(row,)`.
-            intermediates: Not used.
-        """
+        """Return the mean log probability of classes, in nats."""
         places = jnp.asarray(value).astype(int)[:, None]
         chosen = jnp.take_along_axis(self.loc, places, axis=1)[:, 0]
         return chosen - expected_logsumexp(self.loc, self.deviation)
@@ -134,12 +129,7 @@ class SoftmaxLabels(dist.Distribution):
         return jnp.exp(self.log_probs)
 
     def sample(self, key: Any, sample_shape=()):
-        """Draw f, and classes given it.
-
-        Args:
-            key: Random key.
-            sample_shape: Axes before the rows.
-        """
+        """Draw f, and classes given it."""
         key_function, key_class = jax.random.split(key)
         shape = (*sample_shape, *self.loc.shape)
         white = jax.random.normal(key_function, shape, self.loc.dtype)
