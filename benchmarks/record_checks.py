@@ -18,7 +18,6 @@ from whence import testing as wt
 from whence.calibration._rank_messages import shape as shape_of
 from whence.testing._compare import Estimate, _row, estimate, scalars
 from whence.testing._conformance_engine import _Record, _run, _Spy, check_one_trace
-from whence.testing._conformance_loop import check_cuts
 
 # A cell is called wrong with at most this probability if the engine is right: with about a
 # hundred cells judged by chance, a flawless page shows a failure in one case of twenty.
@@ -366,10 +365,9 @@ def geweke(row: Row, check: str, scale: Scale) -> Cell:
 def resumes(row: Row, check: str, scale: Scale) -> Cell:
     """Runs cut, stopped and resumed, or extended give the same draws to the last bit."""
     key_target, key_run = jr.split(key_of(check))
-    target = TARGETS["regression"](key_target)
-    posterior = infer(target, row.short, key_run)
+    target, pieces = TARGETS["regression"](key_target), ("chunks", "resume", "until")
     try:
-        check_cuts(row.short, target, posterior, key=key_run)
+        wt.check_engine(row.short, target, key=key_run, only=pieces)
     except AssertionError as error:
         return Cell("wrong", "no", detail=str(error))
     return Cell("right", "yes")

@@ -43,6 +43,10 @@ class Walk(AbstractEngine):
         state = {"position": position, "lp": target.log_density(position)}
         if self.fault == "weak type":
             state["scale"] = jnp.where(state["lp"] > 0, 1.0, 2.0)
+        if self.fault == "Python float":
+            state["scale"] = 0.5
+        if self.fault == "raises in init":
+            state["scale"] = target.no_such_thing
         if self.fault == "double precision":
             state = jax.tree.map(lambda x: x.astype(jnp.float64), state)
         return state
@@ -66,20 +70,34 @@ class Walk(AbstractEngine):
         state, accepted = jax.lax.scan(move, state, jr.split(key, 10))
         if self.fault == "changes type":
             state = state | {"lp": state["lp"].astype(jnp.float32)}
+        if self.fault == "changes shape":
+            state = state | {"lp": state["lp"][None]}
+        if self.fault == "grows":
+            state = state | {"more": state["lp"]}
+        if self.fault == "Python if" and accepted[0]:
+            state = state | {"lp": state["lp"]}
         stats = {"lp": state["lp"], "acceptance_rate": accepted.mean(dtype=state["lp"].dtype)}
         if self.fault == "wrong lp":
             stats["lp"] = -stats["lp"]
         if self.fault == "not finite":
             stats["energy"] = jnp.log(-jnp.ones(()))
+        if self.fault == "becomes a float":
+            return state | {"lp": 0.0}, Info(state["position"], stats)
         if self.fault == "no info":
             return state, stats
+        if self.fault == "tuple for info":
+            return state, (state["position"], stats)
+        if self.fault == "info unpacked":
+            return state, state["position"], stats
+        if self.fault == "stats in a list":
+            return state, Info(state["position"], [state["lp"]])
         return state, Info(state["position"], stats)
 
     def done(self, state):
-        return never()
+        return False if self.fault == "done in Python" else never()
 
     def result(self, state):
-        return RESULTS.successful
+        return "fine" if self.fault == "result in words" else RESULTS.successful
 
     def posterior(self, target, state, trace, *, key):
         positions, stats, weights = trace.sampling.position, trace.sampling.stats, None
@@ -92,7 +110,12 @@ class Walk(AbstractEngine):
             weights = jnp.zeros(stats["lp"].shape)
         if self.fault == "keeps few draws":
             positions, stats = jax.tree.map(lambda x: x[:, :10], (positions, stats))
-        return Sample(positions, stats, log_weights=weights)
+        if self.fault == "no sample":
+            return positions
+        if self.fault == "posterior raises":
+            raise KeyError("draws")
+        method = "guess" if self.fault == "method" else "mcmc"
+        return Sample(positions, stats, method=method, log_weights=weights)
 
 
 def test_a_correct_engine_passes(key):
@@ -105,6 +128,25 @@ def test_an_engine_that_needs_data_is_given_data(key):
     check_engine(Walk(scale=0.25, steps=4_500, fault="needs data"), key=key)
 
 
+def test_it_says_what_it_checks_and_returns_the_names(key, capsys):
+    target = Gaussian(2)
+    wanted = ("configuration", "state")
+    assert check_engine(Walk(), target, key=key, only=wanted, verbose=True) == wanted
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "configuration: name, schedule and hash"
+    assert said[1].startswith("state: strongly typed arrays")
+    assert check_engine(Walk(), target, key=key, only="state") == ("state",)
+    assert capsys.readouterr().out == ""
+
+
+def test_one_check_alone_finds_its_own_fault_and_no_other(key):
+    assert check_engine(Walk(fault="wrong lp"), LogGamma(), key=key, only="transforms")
+    with pytest.raises(AssertionError, match="Walk fails the check `sample`"):
+        check_engine(Walk(fault="wrong lp"), LogGamma(), key=key, only="sample")
+    with pytest.raises(ValueError, match="`only` must be among configuration, .*; got 'speed'"):
+        check_engine(Walk(), key=key, only="speed")
+
+
 def test_an_engine_that_runs_on_nothing(key):
     with pytest.raises(AssertionError, match="refuses every target"):
         check_engine(Walk(fault="refuses all"), key=key)
@@ -113,7 +155,25 @@ def test_an_engine_that_runs_on_nothing(key):
 @pytest.mark.parametrize(
     ("fault", "match"),
     [
-        ("weak type", "weak type"),
+        ("weak type", "`state`.*weak type"),
+        (
+            "Python float",
+            r"leaf `\['scale'\]` of the state of `init` must be an array; got 0.5",
+        ),
+        ("raises in init", "`init` raised AttributeError: .*no_such_thing"),
+        ("changes shape", r"Leaf `\['lp'\]` .* shape \(1,\), of the state of `init` .* \(\)"),
+        ("grows", "The state of `step` has structure"),
+        ("becomes a float", "Leaf .*lp.* of the state of `step` is the float 0.0"),
+        ("Python if", "`step` raised TracerBoolConversionError.*`jnp.where`"),
+        ("tuple for info", r"must return an `Info` beside the state.*; got tuple"),
+        ("info unpacked", "must return the new state and an `Info`; got tuple"),
+        # The type checker of this suite, where it is on, speaks first.
+        ("stats in a list", "`Info.stats` must be a dict|`step` raised TypeCheckError"),
+        ("done in Python", "`done` must return a boolean scalar.*got False"),
+        ("result in words", "`result` must return one of `RESULTS`.*got 'fine'"),
+        ("no sample", "`sample`.*`posterior` must return a `Sample`"),
+        ("posterior raises", "`posterior` raised KeyError: 'draws'"),
+        ("method", "`posterior` raised ValueError: `method` must be"),
         ("changes type", "Leaf .*lp.* of the state of `step`"),
         ("double precision", "is float64 though the target's position is float32"),
         ("no info", "must return an `Info`"),

@@ -23,7 +23,13 @@ app = typer.Typer(
 Spec = Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="A target in a file.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 Float32 = Annotated[bool, typer.Option("--float32", help="Compute in float32, not float64.")]
-Engine = Annotated[str, typer.Option("--engine", "-e", help="See `whence engines`.")]
+Engine = Annotated[
+    str, typer.Option("--engine", "-e", help="See `whence engines`; or FILE.py:NAME.")
+]
+StoredEngine = Annotated[
+    str | None,
+    typer.Option("--engine", "-e", help="The run's engine, if not whence's own: FILE.py:NAME."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same draws.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="netCDF file (or .zarr) to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
@@ -154,6 +160,7 @@ def fit(
 def resume(
     store: Store,
     target: StoredSpec = None,
+    engine: StoredEngine = None,
     out: Out = POSTERIOR,
     overwrite: Overwrite = False,
     debug: Debug = False,
@@ -162,10 +169,10 @@ def resume(
     from ..running import resume
     from ._fit import quiet, save_and_judge
 
-    loaded = _stored_target(store, target)
+    loaded, built = _stored(store, target, engine)
     _check_out(out, overwrite)
     with quiet():
-        posterior = resume(store, loaded)
+        posterior = resume(store, loaded, engine=built)
     _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
 
 
@@ -174,6 +181,7 @@ def resume(
 def extend(
     store: Store,
     target: StoredSpec = None,
+    engine: StoredEngine = None,
     draws: Annotated[
         int | None, typer.Option("--draws", "-n", help="How many more draws per chain.")
     ] = None,
@@ -189,26 +197,28 @@ def extend(
     from ..running import extend
     from ._fit import quiet, save_and_judge
 
-    loaded = _stored_target(store, target)
+    loaded, built = _stored(store, target, engine)
     _check_out(out, overwrite)
     until = _until(ess, rhat, max_draws, max_seconds)
     if (draws is None) == (until is None):
         raise UsageProblem("Say either --draws, or when to end: --ess, --rhat and the like.")
     with quiet():
-        posterior = extend(store, loaded, draws=draws, until=until)
+        posterior = extend(store, loaded, draws=draws, until=until, engine=built)
     _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
 
 
 @app.command()
 @one_paragraph
-def replay(store: Store, target: StoredSpec = None, debug: Debug = False) -> None:
+def replay(
+    store: Store, target: StoredSpec = None, engine: StoredEngine = None, debug: Debug = False
+) -> None:
     """Run a stored fit again and say whether its draws agree; exit code 1 if they do not."""
     from ..running import replay
     from ._fit import quiet
 
-    loaded = _stored_target(store, target)
+    loaded, built = _stored(store, target, engine)
     with quiet():
-        found = replay(store, loaded)
+        found = replay(store, loaded, engine=built)
     typer.echo(f"{found.tier}\n{found}")
     _exit_if(not found.ok)
 
@@ -231,6 +241,7 @@ def report(
             help="What was fitted; adds predictive checks. A store knows its own.",
         ),
     ] = None,
+    engine: StoredEngine = None,
     png: Annotated[bool, typer.Option("--png", help="Write the plots as PNG too.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -241,7 +252,8 @@ def report(
     from ._report import write_report
 
     if (posterior / "manifest.json").is_file():
-        fitted = load(posterior, target=_stored_target(posterior, target))
+        loaded, built = _stored(posterior, target, engine)
+        fitted = load(posterior, target=loaded, engine=built)
     else:
         fitted = load(posterior)
         if target:
@@ -301,10 +313,11 @@ def _until(ess, rhat, max_draws, max_seconds):
     return Until(**given) if given else None
 
 
-def _stored_target(store: Path, spec: str | None):
-    """Return the target of a stored run, in the precision of the run."""
+def _stored(store: Path, spec: str | None, engine: str | None):
+    """Return target and engine of a stored run, in its precision; None for an own engine."""
     from ..core import enable_x64
     from ..storage import RunStore
+    from ._engines import stored_engine
     from ._load import load_target
 
     manifest = RunStore.open(store).manifest
@@ -315,7 +328,8 @@ def _stored_target(store: Path, spec: str | None):
         raise UsageProblem(
             f"{store} does not say where its target comes from; give it: FILE.py:NAME."
         )
-    return load_target(found)
+    built = stored_engine(manifest["configuration"], engine)
+    return load_target(found), built
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -7,12 +7,15 @@ import inspect
 import sys
 import types
 import typing
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 
 from ..core import AbstractEngine
-from ._errors import UsageProblem, message
+from ..core._json import from_json
+from ._errors import USER_MODULE, UsageProblem, message
+from ._load import is_engine, load_engine
 
 GROUP = "whence.engines"  # entry points by which other packages add engines
 
@@ -22,7 +25,7 @@ def own_engines() -> dict[str, type[AbstractEngine]]:
     import whence
 
     values = {name: getattr(whence, name) for name in sorted(dir(whence))}
-    return {name: value for name, value in values.items() if _is_engine(value)}
+    return {name: value for name, value in values.items() if is_engine(value)}
 
 
 def other_engines() -> dict[str, importlib.metadata.EntryPoint]:
@@ -30,17 +33,24 @@ def other_engines() -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
 
 
-def find_engine(name: str) -> type[AbstractEngine]:
-    """Return the engine of this name; upper and lower case are the same.
+def find_engine(name: str) -> type[AbstractEngine] | AbstractEngine:
+    """Return the engine of this name, in upper or lower case, or of this `FILE.py:NAME`.
 
     Raises:
         UsageProblem: If there is none, or its package cannot be imported.
+        FileNotFoundError: As for `load_engine`.
+        FileProblem: As for `load_engine`.
     """
+    if ".py" in name:
+        return load_engine(name)
     known = {**other_engines(), **own_engines()}
     for candidate, value in known.items():
         if candidate.lower() == name.lower():
             return _load(value) if isinstance(value, importlib.metadata.EntryPoint) else value
-    raise UsageProblem(f"There is no engine {name!r}; there are {', '.join(known)}.")
+    raise UsageProblem(
+        f"There is no engine {name!r}; there are {', '.join(known)}, and those in files: "
+        "FILE.py:NAME."
+    )
 
 
 def _load(entry: importlib.metadata.EntryPoint) -> type[AbstractEngine]:
@@ -51,14 +61,9 @@ def _load(entry: importlib.metadata.EntryPoint) -> type[AbstractEngine]:
             f"Engine {entry.name!r} ({entry.value}) cannot be imported: "
             f"{type(error).__name__}: {message(error)}"
         ) from error
-    if not _is_engine(engine):
+    if not is_engine(engine):
         raise UsageProblem(f"Engine {entry.name!r} ({entry.value}) is not a whence engine.")
     return engine
-
-
-def _is_engine(value: Any) -> bool:
-    is_class = isinstance(value, type) and issubclass(value, AbstractEngine)
-    return is_class and not inspect.isabstract(value)
 
 
 def settings(engine: type[AbstractEngine]) -> dict[str, str]:
@@ -76,19 +81,23 @@ def settings(engine: type[AbstractEngine]) -> dict[str, str]:
     return found
 
 
-def build_engine(engine: type[AbstractEngine], pairs: list[str]) -> AbstractEngine:
+def build_engine(
+    engine: type[AbstractEngine] | AbstractEngine, pairs: list[str]
+) -> AbstractEngine:
     """Return an engine with settings from the command line.
 
     Args:
-        engine: The class.
+        engine: The class, or one that is configured and of which settings are replaced.
         pairs: Each `name=value`; a value is a Python literal, a bare word (a string), or a
             call such as `FullRank()` of something that whence or the engine's package has.
 
     Raises:
         UsageProblem: If a name is unknown or given twice, or a value does not fit.
     """
+    make = engine if isinstance(engine, type) else partial(dataclasses.replace, engine)
+    engine = engine if isinstance(engine, type) else type(engine)
     known = settings(engine)
-    hints = _hints(engine)
+    hints, converts = _hints(engine)
     given: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -102,22 +111,66 @@ def build_engine(engine: type[AbstractEngine], pairs: list[str]) -> AbstractEngi
         if name in given:
             raise UsageProblem(f"--set gives `{name}` twice.")
         value = _whole(parse(text, engine), hints[name])
-        if not fits(value, hints[name]):
+        if name not in converts and not fits(value, hints[name]):
             raise UsageProblem(
                 f"`{name}` of {engine.__name__} must be {_spell(hints[name])}; got {text}."
             )
         given[name] = value
     try:
-        return engine(**given)
+        return make(**given)
     except (ValueError, TypeError) as error:
         raise UsageProblem(f"{engine.__name__}: {message(error)}") from error
 
 
-def _hints(engine: type[AbstractEngine]) -> dict[str, Any]:
-    """Return annotated types; a field that converts what it is given takes anything."""
-    converts = {f.name for f in dataclasses.fields(engine) if "converter" in f.metadata}
-    hints = typing.get_type_hints(engine)
-    return {name: Any if name in converts else hint for name, hint in hints.items()}
+def stored_engine(configuration: dict[str, Any], name: str | None) -> AbstractEngine | None:
+    """Return the engine of a stored run, with the settings that it had.
+
+    Args:
+        configuration: What the store says of it.
+        name: As for `find_engine`; None for one of whence's own, which the store finds.
+
+    Raises:
+        UsageProblem: If the engine is needed and not given, or is another one.
+    """
+    module, _, wanted = configuration["class"].partition(":")
+    if name is None:
+        if module.partition(".")[0] == "whence":
+            return None
+        raise UsageProblem(
+            f"The run was made by {_readable(configuration['class'])}, which is not one of "
+            "whence's own engines; name it: --engine FILE.py:NAME, or as `whence engines` does."
+        )
+    engine = find_engine(name)
+    if isinstance(engine, AbstractEngine):
+        return engine
+    found = f"{engine.__module__}:{engine.__qualname__}"
+    if found != configuration["class"]:
+        raise UsageProblem(
+            f"--engine must be the engine of the run, {_readable(configuration['class'])}; got "
+            f"{_readable(found)}."
+        )
+    try:
+        return from_json(configuration, packages=("whence", module.partition(".")[0]))
+    except (ValueError, TypeError) as error:
+        raise UsageProblem(
+            f"The settings of {wanted} in the store do not fit: {message(error)}"
+        ) from error
+
+
+def _readable(path: str) -> str:
+    module, _, name = path.partition(":")
+    file = f"{module.removeprefix(USER_MODULE)}.py:{name}"
+    return file if module.startswith(USER_MODULE) else f"{name} of {module}"
+
+
+def _hints(engine: type[AbstractEngine]) -> tuple[dict[str, Any], set[str]]:
+    """Return annotated types, and the fields that judge themselves what they are given."""
+    fields = dataclasses.fields(engine)
+    try:
+        hints = typing.get_type_hints(engine)
+    except Exception:  # an annotation that only a type checker can read
+        hints = dict.fromkeys((field.name for field in fields), Any)
+    return hints, {field.name for field in fields if "converter" in field.metadata}
 
 
 def parse(text: str, engine: type[AbstractEngine]) -> Any:

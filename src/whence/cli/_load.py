@@ -1,17 +1,19 @@
-"""`FILE.py:NAME` becomes a target."""
+"""`FILE.py:NAME` becomes a target or an engine."""
 
 import inspect
 import sys
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..core import AbstractTarget
+from ..core import AbstractEngine, AbstractTarget
 from ..language import Model
 from ._errors import USER_MODULE, FileProblem, UsageProblem, message, user_line
 
 _HOW = "a target is named FILE.py:NAME, for example `model.py:target`"
+_HOW_ENGINE = "an engine is named FILE.py:NAME, for example `--engine walk.py:Walk`"
 
 
 def load_target(spec: str) -> AbstractTarget:
@@ -26,13 +28,10 @@ def load_target(spec: str) -> AbstractTarget:
         FileNotFoundError: If there is no such file.
         FileProblem: If the file raises an error, or NAME is missing or no target.
     """
-    path, name = _split(spec)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}; {_HOW}.")
-    module = _run(path)
-    if not name:
-        name = _only_target(module, path)
-    value = _lookup(module, name, path)
+    path, name = _split(spec, _HOW)
+    module = _run(path, _HOW)
+    name = name or _only(_targets(module), path, "target", _HOW)
+    value = _lookup(module, name, path, "targets", _targets(module))
     if callable(value) and not isinstance(value, type | AbstractTarget | Model):
         value = _call(value, name, path)
     if not isinstance(value, AbstractTarget):
@@ -40,22 +39,70 @@ def load_target(spec: str) -> AbstractTarget:
     return value
 
 
+def load_engine(spec: str) -> type[AbstractEngine] | AbstractEngine:
+    """Run a Python file and return the engine of this name in it.
+
+    Args:
+        spec: `FILE.py:NAME`, where NAME is a class of engines or one that is configured;
+            `FILE.py` alone if it has exactly one class.
+
+    Raises:
+        UsageProblem: If `spec` is not of this form.
+        FileNotFoundError: If there is no such file.
+        FileProblem: If the file raises an error, or NAME is missing or no engine.
+    """
+    path, name = _split(spec, _HOW_ENGINE)
+    module = _run(path, _HOW_ENGINE)
+    # Not those that the file imports.
+    own = [
+        n for n, v in vars(module).items() if is_engine(v) and v.__module__ == module.__name__
+    ]
+    name = name or _only(own, path, "engine", _HOW_ENGINE)
+    value = _lookup(module, name, path, "engines", own)
+    if isinstance(value, type) and issubclass(value, AbstractEngine) and not is_engine(value):
+        missing = ", ".join(f"`{method}`" for method in sorted(value.__abstractmethods__))
+        raise FileProblem(f"`{name}` in {path} is not a complete engine; it lacks {missing}.")
+    if not is_engine(value) and not isinstance(value, AbstractEngine):
+        kind = (
+            f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        )
+        raise FileProblem(
+            f"`{name}` in {path} must be an engine, a subclass of `whence.AbstractEngine` or "
+            f"an instance of one; got {kind}."
+        )
+    return value
+
+
+def is_engine(value: Any) -> bool:
+    """Whether a value is a class of engines that can be built."""
+    is_class = isinstance(value, type) and issubclass(value, AbstractEngine)
+    return is_class and not inspect.isabstract(value)
+
+
 def absolute_spec(spec: str) -> str:
     """Return `spec` with its file's absolute path: valid from any folder."""
-    path, name = _split(spec)
+    path, name = _split(spec, _HOW)
     return f"{path.resolve()}:{name}" if name else str(path.resolve())
 
 
-def _split(spec: str) -> tuple[Path, str]:
+def _split(spec: str, how: str) -> tuple[Path, str]:
     file, colon, name = spec.rpartition(":")
     if not colon or name.endswith(".py"):  # the second is a drive letter: C:\model.py
         file, name = spec, ""
     if not file.endswith(".py") or (name and not name.isidentifier()):
-        raise UsageProblem(f"{spec!r} does not name a target: {_HOW}.")
+        raise UsageProblem(f"{spec!r} cannot be read: {how}.")
     return Path(file), name
 
 
-def _run(path: Path) -> ModuleType:
+def _run(path: Path, how: str) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}; {how}.")
+    return _executed(path, path.resolve(), path.stat().st_mtime_ns)
+
+
+@cache
+def _executed(path: Path, real: Path, changed: int) -> ModuleType:
+    """Run a file, once for target and engine: their classes must be the same."""
     name = USER_MODULE + path.stem
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -63,7 +110,7 @@ def _run(path: Path) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
     # As `python FILE.py` does, so that it can import its neighbours.
-    sys.path.insert(0, str(path.parent.resolve()))
+    sys.path.insert(0, str(real.parent))
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -97,19 +144,18 @@ def _targets(module: ModuleType) -> list[str]:
     return [n for n, v in vars(module).items() if isinstance(v, AbstractTarget)]
 
 
-def _only_target(module: ModuleType, path: Path) -> str:
-    found = _targets(module)
+def _only(found: list[str], path: Path, kind: str, how: str) -> str:
     if len(found) != 1:
         there = f"it has {', '.join(found)}" if found else "it has none"
-        raise UsageProblem(f"Say which target of {path} to use ({there}): {_HOW}.")
+        raise UsageProblem(f"Say which {kind} of {path} to use ({there}): {how}.")
     return found[0]
 
 
-def _lookup(module: ModuleType, name: str, path: Path) -> Any:
+def _lookup(module: ModuleType, name: str, path: Path, kind: str, found: list[str]) -> Any:
     if hasattr(module, name):
         return getattr(module, name)
-    found = ", ".join(f"`{target}`" for target in _targets(module)) or "none"
-    raise FileProblem(f"{path} has no `{name}`; the targets in it: {found}.")
+    names = ", ".join(f"`{one}`" for one in found) or "none"
+    raise FileProblem(f"{path} has no `{name}`; the {kind} in it: {names}.")
 
 
 def _no_target(value: Any, name: str, path: Path) -> str:

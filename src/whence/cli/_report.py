@@ -121,4 +121,5 @@ def _figure(plot: Plot) -> str:
 
 def _provenance(posterior: Posterior) -> str:
     text = html.escape(json.dumps(posterior.manifest, indent=2))
-    return f"<h2>How it was made</h2><pre>{text}</pre>"
+    cited = html.escape(posterior.citation())
+    return f"<h2>What to cite</h2><pre>{cited}</pre><h2>How it was made</h2><pre>{text}</pre>"

@@ -1,7 +1,8 @@
 """The suite that the author of an engine runs: `check_engine(MyEngine(), key=key)`."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
@@ -12,15 +13,97 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..core._engine import AbstractEngine, AbstractPausingEngine, Info, Sample, Trace
+from ..core._results import RESULTS
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
+from ..core._wrapped import AbstractWrappedEngine
 from ..posterior._posterior import Posterior
 from ..running._infer import InferenceWarning, infer
 from ._compare import compare_moments
-from ._conformance_loop import check_cuts
+from ._conformance_loop import check_chunks, check_resume, check_until
 from ._data_targets import ConjugateRegression, GaussianMean
-from ._require import require, require_arrays, require_close, require_same_structure
+from ._require import (
+    first_line,
+    require,
+    require_arrays,
+    require_close,
+    require_same_structure,
+)
 from ._targets import Gaussian, LogGamma
+
+
+class _Subject:
+    """An engine under test, with the runs that several checks look at, each made once."""
+
+    def __init__(self, engine, targets, key_steps, key_run, tolerances):
+        self.engine, self.targets, self.tolerances = engine, targets, tolerances
+        self.key_steps, self.key_run = key_steps, key_run
+        self._runs = {}
+
+    def key(self, number: int) -> PRNGKey:
+        return jr.fold_in(self.key_run, number)
+
+    def run(self, number: int) -> tuple[Posterior, "_Spy"]:
+        if number not in self._runs:
+            spy = _Spy(self.engine, _Record())
+            self._runs[number] = _run(self.targets[number], spy, key=self.key(number)), spy
+        return self._runs[number]
+
+    def each(self, check: Callable[..., None]) -> None:
+        for number, target in enumerate(self.targets):
+            check(target, *self.run(number))
+
+    def in_pieces(self, check: Callable[..., None]) -> None:
+        check(self.engine, self.targets[0], self.run(0)[0], key=self.key(0))
+
+    def steps(self, check: Callable[..., None]) -> None:
+        check(self.engine, self.targets[0], key=self.key_steps)
+
+
+# In this order, with what each looks at.
+CHECKS: dict[str, tuple[str, Callable[[_Subject], None]]] = {
+    "configuration": (
+        "name, schedule and hash",
+        lambda it: check_configuration(it.engine),
+    ),
+    "state": (
+        "strongly typed arrays that keep shape and type over steps; `Info`, `done`, `result`",
+        lambda it: it.steps(check_state),
+    ),
+    "transforms": (
+        "a step is the same compiled, uncompiled, repeated and vmapped",
+        lambda it: it.steps(check_transforms),
+    ),
+    "float32": (
+        "on a float32 target all is float32, though float64 is enabled",
+        lambda it: it.steps(check_single_precision),
+    ),
+    "sample": (
+        "a run fills its schedule; draws, weights and statistics are finite and well formed; "
+        "`lp` is the log density of the draw",
+        lambda it: it.each(lambda t, p, spy: check_sample(it.engine, t, p, spy.record)),
+    ),
+    "retrace": (
+        "a second run on other data of the same shapes traces nothing",
+        lambda it: check_one_trace(it.run(0)[1], it.targets[0], key=it.key(99)),
+    ),
+    "chunks": (
+        "draws do not depend on the chunks a run is cut into",
+        lambda it: it.in_pieces(check_chunks),
+    ),
+    "resume": (
+        "a run stopped halfway and resumed from its store gives the same draws",
+        lambda it: it.in_pieces(check_resume),
+    ),
+    "until": (
+        "if `schedule.extendable`: a run that ends by a rule gives the same first draws",
+        lambda it: it.in_pieces(check_until),
+    ),
+    "truth": (
+        "moments and evidence are right within Monte Carlo error",
+        lambda it: it.each(lambda t, p, _: check_truth(p, t, **it.tolerances)),
+    ),
+}
 
 
 def check_engine(
@@ -28,18 +111,17 @@ def check_engine(
     target: AbstractTarget | None = None,
     *,
     key: PRNGKey,
+    only: str | Sequence[str] | None = None,
+    verbose: bool = False,
     bias: float = 0.0,
     max_z: float = 5.0,
     min_ess: float = 100.0,
-) -> None:
+) -> tuple[str, ...]:
     """Check that an engine keeps the contract of `AbstractEngine`, and that it is right.
 
-    Its configuration is valid and hashable; the state has a fixed structure of strong
-    types, also in float32; a step is the same compiled, uncompiled and vmapped; a run is
-    traced once, does not depend on the chunks it is cut into, goes on from a store as if
-    never stopped, and fills its schedule; what it records and returns is finite and well
-    formed; `lp` is the log density of the draw; and moments and evidence are right within
-    Monte Carlo error.
+    The checks are, in this order: `configuration`, `state`, `transforms`, `float32`,
+    `sample`, `retrace`, `chunks`, `resume`, `until` and `truth`; `verbose=True` says what
+    each looks at.
 
     Args:
         engine: The engine, with a schedule long enough for `min_ess` and short enough to
@@ -48,28 +130,39 @@ def check_engine(
             this package do, its moments are checked. By default a correlated Gaussian and a
             skewed target, or if the engine refuses these, two with data.
         key: A typed key; choose it before looking.
+        only: The check or checks to make, by name; by default all.
+        verbose: Print each check before it is made.
         bias: Systematic error of means and standard deviations to forgive, in units of the
             true standard deviation: for engines that are approximate by design.
         max_z: Most Monte Carlo standard errors a moment may be off.
         min_ess: Least effective sample size of every variable.
 
+    Returns:
+        Names of the checks that were made; all have passed.
+
     Raises:
-        AssertionError: With a sentence that names what is wrong.
+        AssertionError: With the name of the check and a sentence on what is wrong.
+        ValueError: If `only` names no check.
     """
+    wanted = tuple(CHECKS) if only is None else (only,) if isinstance(only, str) else only
+    for name in wanted:
+        if name not in CHECKS:
+            raise ValueError(f"`only` must be among {', '.join(CHECKS)}; got {name!r}.")
     key_targets, key_steps, key_run = jr.split(key, 3)
+    tolerances = {"bias": bias, "max_z": max_z, "min_ess": min_ess}
     targets = _targets_for(engine, target, key_targets)
-    check_configuration(engine)
-    check_state(engine, targets[0], key=key_steps)
-    check_transforms(engine, targets[0], key=key_steps)
-    check_single_precision(engine, targets[0], key=key_steps)
-    for number, one in enumerate(targets):
-        spy = _Spy(engine, _Record())
-        posterior = _run(one, spy, key=jr.fold_in(key_run, number))
-        check_sample(engine, one, posterior, spy.record)
-        if number == 0:
-            check_one_trace(spy, one, key=jr.fold_in(key_run, 99))
-            check_cuts(engine, one, posterior, key=jr.fold_in(key_run, number))
-        check_truth(posterior, one, bias=bias, max_z=max_z, min_ess=min_ess)
+    subject = _Subject(engine, targets, key_steps, key_run, tolerances)
+    for name in wanted:
+        description, check = CHECKS[name]
+        if verbose:
+            print(f"{name}: {description}")
+        try:
+            check(subject)
+        except AssertionError as error:
+            raise AssertionError(
+                f"{type(engine).__name__} fails the check `{name}` ({description}). {error}"
+            ) from error.__cause__
+    return tuple(wanted)
 
 
 def check_configuration(engine: AbstractEngine) -> None:
@@ -106,18 +199,47 @@ def check_configuration(engine: AbstractEngine) -> None:
 
 def check_state(engine: AbstractEngine, target: AbstractTarget, *, key: PRNGKey) -> None:
     """The state is of strongly typed arrays and keeps its structure over steps."""
-    state = eqx.filter_eval_shape(engine.init, target, key=key)
-    require_arrays(state, "state of `init`")
-    index = jax.ShapeDtypeStruct((), np.int32)
-    new, info = eqx.filter_eval_shape(engine.step, target, state, index, key=key)
-    require_same_structure(state, new, "state of `init`", "state of `step`")
-    require(isinstance(info, Info), f"`step` must return an `Info`; got {type(info)}.")
+    state, info = _abstractly(engine, target, key)
     require_arrays(info, "`Info`")
-    done = eqx.filter_eval_shape(engine.done, state)
+    with _sentence("done"):
+        done = eqx.filter_eval_shape(engine.done, state)
     require(
-        done.shape == () and done.dtype == bool,
-        f"`done` must return a boolean scalar; got {done}.",
+        hasattr(done, "dtype") and done.shape == () and done.dtype == np.dtype(bool),
+        f"`done` must return a boolean scalar, for example `jnp.asarray(False)`; got {done}.",
     )
+    with _sentence("result"):
+        result = eqx.filter_eval_shape(engine.result, state)
+    require(
+        isinstance(result, RESULTS),
+        f"`result` must return one of `RESULTS`, as `RESULTS.successful` or what "
+        f"`RESULTS.where` makes; got {result!r}.",
+    )
+
+
+def _abstractly(engine, target, key) -> tuple[PyTree, Info]:
+    """Return shapes of the state and of `Info`, once `init` and `step` agree on the former."""
+    with _sentence("init"):
+        state = eqx.filter_eval_shape(engine.init, target, key=key)
+    require_arrays(state, "state of `init`", others=True)
+    index = jax.ShapeDtypeStruct((), np.int32)
+    with _sentence("step"):
+        made = eqx.filter_eval_shape(engine.step, target, state, index, key=key)
+    require(
+        isinstance(made, tuple) and len(made) == 2,
+        f"`step` must return the new state and an `Info`; got {type(made).__name__}.",
+    )
+    new, info = made
+    require_same_structure(state, new, "state of `init`", "state of `step`")
+    require(
+        isinstance(info, Info),
+        "`step` must return an `Info` beside the state, `whence.Info(position, stats)`; got "
+        f"{type(info).__name__}.",
+    )
+    require(
+        isinstance(info.stats, dict) and all(isinstance(name, str) for name in info.stats),
+        f"`Info.stats` must be a dict of arrays by name; got {info.stats!r}.",
+    )
+    return state, info
 
 
 def check_single_precision(
@@ -134,10 +256,7 @@ def check_single_precision(
     value = eqx.filter_eval_shape(target.log_density, position)
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves((position, value))):
         return  # this target does not follow the dtype of its data
-    check_state(engine, target, key=key)
-    state = eqx.filter_eval_shape(engine.init, target, key=key)
-    index = jax.ShapeDtypeStruct((), np.int32)
-    _, info = eqx.filter_eval_shape(engine.step, target, state, index, key=key)
+    _, info = _abstractly(engine, target, key)
     for leaf in jax.tree.leaves(info.position):
         require(
             leaf.dtype != np.float64,
@@ -150,11 +269,11 @@ def check_transforms(engine: AbstractEngine, target: AbstractTarget, *, key: PRN
     """A step is the same compiled, uncompiled, repeated and vmapped."""
     init = lambda key: engine.init(target, key=key)
     step = lambda state, index, key: engine.step(target, state, index, key=key)
-    compiled = jax.jit(step)
-    vmapped = jax.jit(jax.vmap(step, in_axes=(0, None, 0)))
+    compiled = eqx.filter_jit(step)
+    vmapped = eqx.filter_jit(eqx.filter_vmap(step, in_axes=(eqx.if_array(0), None, 0)))
     keys_init, keys_step = jr.split(key, (2, 2))
-    states = jax.jit(jax.vmap(init))(keys_init)
-    alone = [jax.jit(init)(k) for k in keys_init]
+    states = eqx.filter_jit(eqx.filter_vmap(init))(keys_init)
+    alone = [eqx.filter_jit(init)(k) for k in keys_init]
     # One step at the start, in warm-up if there is one, and one after it.
     for number in sorted({0, min(engine.schedule.warmup, engine.schedule.steps - 1)}):
         index = jnp.asarray(number, jnp.int32)
@@ -287,44 +406,31 @@ class _Record:
         self.done = False
 
 
-class _Spy(AbstractPausingEngine):
+class _Spy(AbstractWrappedEngine):
     """An engine that behaves as another and remembers how it was used."""
 
-    engine: AbstractEngine
+    watched: AbstractEngine
     record: _Record = eqx.field(static=True)
 
     @property
-    def name(self):
-        return self.engine.name
-
-    @property
-    def schedule(self):
-        return self.engine.schedule
-
-    def validate(self, target):
-        self.engine.validate(target)
-
-    def init(self, target, *, key):
-        return self.engine.init(target, key=key)
+    def engine(self):
+        return self.watched
 
     def step(self, target, state, index, *, key):
         self.record.traces += 1
-        return self.engine.step(target, state, index, key=key)
-
-    def pause(self, state, index):
-        assert isinstance(self.engine, AbstractPausingEngine)
-        return self.engine.pause(state, index)
-
-    def done(self, state):
-        return self.engine.done(state)
-
-    def result(self, state):
-        return self.engine.result(state)
+        return self.watched.step(target, state, index, key=key)
 
     def posterior(self, target, state, trace, *, key) -> Sample:
         self.record.trace = trace
-        self.record.done = bool(np.all(jax.vmap(self.engine.done)(state)))
-        return self.engine.posterior(target, state, trace, key=key)
+        self.record.done = bool(np.all(eqx.filter_vmap(self.watched.done)(state)))
+        with _sentence("posterior"):
+            sample = self.watched.posterior(target, state, trace, key=key)
+        require(
+            isinstance(sample, Sample),
+            "`posterior` must return a `Sample`, `whence.Sample(positions, stats, "
+            f'method="mcmc")`; got {type(sample).__name__}.',
+        )
+        return sample
 
 
 def _targets_for(engine, target, key) -> Sequence[AbstractTarget]:
@@ -356,4 +462,20 @@ def _run(target, engine, **kwargs) -> Posterior:
 
 
 def _at(tree: PyTree, i: int) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[i], tree)
+    return jax.tree.map(lambda leaf: leaf[i] if eqx.is_array(leaf) else leaf, tree)
+
+
+@contextmanager
+def _sentence(method: str) -> Iterator[None]:
+    """Turn what a method of the engine raises into a sentence that names the method."""
+    try:
+        yield
+    except AssertionError:
+        raise
+    except Exception as error:
+        hint = ""
+        if isinstance(error, jax.errors.ConcretizationTypeError):
+            hint = " A traced value has no number yet: write `jnp.where` or `jax.lax.cond`."
+        raise AssertionError(
+            f"`{method}` raised {type(error).__name__}: {first_line(error)}{hint}"
+        ) from error

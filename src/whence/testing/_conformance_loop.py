@@ -2,6 +2,8 @@
 
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..core._engine import AbstractEngine
@@ -16,10 +18,10 @@ from ..running._until import Until
 from ._require import require_close
 
 
-def check_cuts(
+def check_chunks(
     engine: AbstractEngine, target: AbstractTarget, posterior: Posterior, *, key: PRNGKey
 ) -> None:
-    """The same draws come from a run in other chunks, one stopped and resumed, a shorter one.
+    """The draws do not depend on the chunks that a run is cut into.
 
     Args:
         engine: The engine.
@@ -30,35 +32,55 @@ def check_cuts(
     Raises:
         AssertionError: With a sentence that names what is wrong.
     """
+    with _without_warnings():
+        other = infer(target, engine, progress=False, **_in_thirds(engine, key))
+    _require_same(other, posterior, "A run in chunks of another size")
+
+
+def check_resume(
+    engine: AbstractEngine, target: AbstractTarget, posterior: Posterior, *, key: PRNGKey
+) -> None:
+    """A run that is stopped halfway and resumed gives the same draws; see `check_chunks`."""
+    schedule, how = engine.schedule, _in_thirds(engine, key)
+    with _without_warnings(), tempfile.TemporaryDirectory() as scratch:
+        more = {"vectorised": False, "until": None}
+        store = create_store(Path(scratch) / "run", target, engine, key, more)
+        half = (schedule.warmup + schedule.steps) // 2
+        run(target, engine, steps=half, vectorised=False, store=store, **how)
+        chunk = how["chunk_steps"]
+        resumed = resume(store.folder, target, engine=engine, progress=False, chunk_steps=chunk)
+        _require_same(resumed, posterior, "A run stopped and resumed")
+
+
+def check_until(
+    engine: AbstractEngine, target: AbstractTarget, posterior: Posterior, *, key: PRNGKey
+) -> None:
+    """A shorter run gives the first draws, if the engine's schedule is `extendable`."""
     schedule = engine.schedule
-    how = {"key": key, "chunk_steps": schedule.steps // 3 + 1}
+    if not schedule.extendable:
+        return
+    draws = max((schedule.steps - schedule.warmup) // 2, 1)
+    with _without_warnings():
+        until = Until(max_draws=draws)
+        how = _in_thirds(engine, key)
+        shorter = infer(target, engine, until=until, progress=False, **how)
+        start = Posterior(target, posterior.sample, engine=engine.name)
+        first = {n: v[:, :draws] for n, v in start.variables.items()}
+    name = "A shorter run of an engine whose schedule is `extendable`"
+    require_close(shorter.variables, first, name, "cut short", exact=True)
+
+
+def _in_thirds(engine, key):
+    return {"key": key, "chunk_steps": engine.schedule.steps // 3 + 1}
+
+
+def _require_same(other: Posterior, posterior: Posterior, name: str) -> None:
     wanted = posterior.sample.positions
+    require_close(other.sample.positions, wanted, name, "in one piece", exact=True)
 
-    def require_same(other, name, wanted=wanted):
-        require_close(other.sample.positions, wanted, name, "in one piece", exact=True)
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InferenceWarning)
-        other = infer(target, engine, progress=False, **how)
-        require_same(other, "A run in chunks of another size")
-        with tempfile.TemporaryDirectory() as scratch:
-            more = {"vectorised": False, "until": None}
-            store = create_store(Path(scratch) / "run", target, engine, key, more)
-            half = (schedule.warmup + schedule.steps) // 2
-            run(target, engine, steps=half, vectorised=False, store=store, **how)
-            resumed = resume(
-                store.folder,
-                target,
-                engine=engine,
-                progress=False,
-                chunk_steps=how["chunk_steps"],
-            )
-            require_same(resumed, "A run stopped and resumed")
-        if schedule.extendable:
-            draws = max((schedule.steps - schedule.warmup) // 2, 1)
-            until = Until(max_draws=draws)
-            shorter = infer(target, engine, until=until, progress=False, **how)
-            start = Posterior(target, posterior.sample, engine=engine.name)
-            first = {n: v[:, :draws] for n, v in start.variables.items()}
-            name = "A shorter run of an engine whose schedule is `extendable`"
-            require_close(shorter.variables, first, name, "cut short", exact=True)
+        yield
