@@ -177,10 +177,11 @@ def test_modules_are_private():
 
 
 def test_files_are_short():
+    """One concern a file: 500 lines hold one."""
     long = {
         path.name: n
         for path in _modules().values()
-        if (n := len(path.read_text().splitlines())) > 400
+        if (n := len(path.read_text().splitlines())) > 500
     }
     assert not long, long
 

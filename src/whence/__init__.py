@@ -10,6 +10,8 @@ from .core import (
     AbstractEngine as AbstractEngine,
     AbstractOnlineEngine as AbstractOnlineEngine,
     AbstractPausingEngine as AbstractPausingEngine,
+    AbstractPausingProcedure as AbstractPausingProcedure,
+    AbstractProcedure as AbstractProcedure,
     AbstractTarget as AbstractTarget,
     InferenceError as InferenceError,
     InferenceWarning as InferenceWarning,
@@ -52,6 +54,7 @@ from .language import (
 )
 from .posterior import Posterior as Posterior
 from .running import (
+    Trained as Trained,
     Until as Until,
     distributed as distributed,
     extend as extend,
@@ -60,6 +63,7 @@ from .running import (
     mesh as mesh,
     replay as replay,
     resume as resume,
+    train as train,
 )
 
 __version__ = importlib.metadata.version("whence")

@@ -86,7 +86,7 @@ class NoTest(wh.AbstractEngine):
         return wh.RESULTS.successful
 
     def posterior(self, target, state, trace, *, key):
-        return wh.Sample(trace.sampling.position, {})
+        return wh.Sample(trace.sampling.position, {}, method="mcmc")
 
 
 def test_a_random_walk_passes(key):

@@ -255,7 +255,7 @@ def test_tree_and_picture(key, tmp_path):
         ({"simulations": 5}, "at least 10; got 5"),
         ({"num_draws": 1}, "at least 2; got 1"),
         ({"num_draws": 500}, "at most the draws of a fit, 99; got 500"),
-        ({"alpha": 2.0}, "between 0 and 1; got 2"),
+        ({"alpha": 2.0}, "above 0 and below 1; got 2"),
         ({"test_quantities": {"mu": lambda m, y: m.mu}}, "name of a variable"),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from whence.diagnostics import diagnose
+from whence.diagnostics import AdaptedChains, diagnose
 
 CHAINS, DRAWS = 4, 1000
 
@@ -16,7 +16,8 @@ def rates(rng, means, draws=DRAWS, chains=CHAINS):
 
 def report(rate, target=0.8, **stats):
     x = np.random.default_rng(0).normal(size=rate.shape)
-    return diagnose({"x": x}, {"acceptance_rate": rate, **stats}, target_acceptance=target)
+    record = None if target is None else AdaptedChains(target)
+    return diagnose({"x": x}, {"acceptance_rate": rate, **stats}, record=record)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.signal import lfilter
 
-from whence.diagnostics import diagnose
+from whence.diagnostics import AdaptedChains, diagnose
 
 CHAINS, DRAWS = 4, 500
 
@@ -37,7 +37,7 @@ def test_clean_chains_are_ok(rng):
         statistics(rng),
         engine="NUTS",
         max_tree_depth=10,
-        target_acceptance=0.8,
+        record=AdaptedChains(0.8),
     )
     assert report.ok
     assert {f.severity for f in report} == {"ok"}
@@ -206,7 +206,9 @@ def test_energy_tree_depth_and_acceptance(rng):
     stats["energy"][2] = np.cumsum(stats["energy"][2])  # a random walk between levels
     stats["tree_depth"][0, ::5] = 10
     stats["acceptance_rate"][1] *= 0.6
-    report = diagnose({"theta": clean(rng)}, stats, max_tree_depth=10, target_acceptance=0.8)
+    report = diagnose(
+        {"theta": clean(rng)}, stats, max_tree_depth=10, record=AdaptedChains(0.8)
+    )
     assert report["bfmi"].where == ("chain 2",)
     assert report["bfmi"].value < 0.3
     assert_allclose(report["tree_depth"].value, 100 / 2000)
@@ -231,18 +233,26 @@ def test_failed_and_incomplete_runs(rng):
 
 
 def test_unadjusted_samplers_have_a_standing_note(rng):
-    for engine in ("SGLD", "SGHMC", "pSGLD"):
-        report = diagnose({"mu": clean(rng, ())}, {}, engine=engine)
-        assert report["discretisation"].severity == "note"
-        assert report.ok
+    report = diagnose({"mu": clean(rng, ())}, {}, engine="Mine", method="unadjusted")
+    assert report["discretisation"].severity == "note"
+    assert report.ok
     assert "discretisation" not in diagnose({"mu": clean(rng, ())}, {}, engine="NUTS")
 
 
 def test_exact_draws_need_no_chains(rng):
-    report = diagnose({"mu": rng.normal(size=(1, 50))}, {}, engine="ConjugateNormal")
+    report = diagnose({"mu": rng.normal(size=(1, 50))}, {}, method="exact")
     assert report.ok
     assert "rhat" not in report.to_dict()["findings"]
-    assert diagnose({"mu": rng.normal(size=(1, 50))}, {}, method="exact").ok
+
+
+@pytest.mark.parametrize("engine", ["ExactHMC", "ConjugateNormal", "SGLD", "BBVI"])
+def test_the_name_of_an_engine_says_nothing(rng, engine):
+    """Chains at -30, -10, 10 and 30 are no sample, whoever made them."""
+    apart = clean(rng, ()) + np.array([-30.0, -10.0, 10.0, 30.0])[:, None]
+    report = diagnose({"mu": apart}, {}, engine=engine)
+    assert not report.ok
+    assert report["rhat"].is_problem
+    assert "discretisation" not in [f.code for f in report]
 
 
 def test_bad_arguments(rng):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from whence.diagnostics import diagnose
+from whence.diagnostics import ParticleHistory, diagnose
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def path(**changes):
     return good | {name: np.asarray(value) for name, value in changes.items()}
 
 
-def smc(rng, size=2048, **arguments):
-    arguments = {"smc": path()} | arguments
+def smc(rng, size=2048, smc=None, **arguments):
+    arguments = {"record": ParticleHistory(**(smc or path())), "method": "smc"} | arguments
     particles = {"theta": rng.normal(size=(1, size, 3))}
     return diagnose(particles, {}, engine="TemperedSMC", **arguments)
 
@@ -83,7 +83,7 @@ def test_particles_of_zero_weight_are_allowed(rng):
 def test_copies_are_seen_though_weights_are_equal(rng):
     particles = rng.normal(size=(1, 2048, 3))
     copies = particles[:, rng.integers(0, 40, 2048)]
-    report = diagnose({"theta": copies}, {}, smc=path())
+    report = diagnose({"theta": copies}, {}, method="smc", record=ParticleHistory(**path()))
     assert report["distinct"].value == 40
     assert report["distinct"].is_problem
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from whence.diagnostics import diagnose
+from whence.diagnostics import VariationalFit, diagnose
 
 
 @pytest.fixture
@@ -12,9 +12,10 @@ def rng():
     return np.random.default_rng(20261120)
 
 
-def bbvi(rng, **arguments):
+def bbvi(rng, **fit):
     draws = {"theta": rng.normal(size=(1, 1000, 2))}
-    return diagnose(draws, {}, engine="BBVI", **arguments)
+    record = VariationalFit(**fit)
+    return diagnose(draws, {}, engine="BBVI", method="variational", record=record)
 
 
 def trace(rng, steps=2000, decay=100.0, noise=1.0):

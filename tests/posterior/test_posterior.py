@@ -43,14 +43,17 @@ def target():
     return wh.condition(model, Y, X, dims=("group", "time"))
 
 
-def _posterior(target, chains=2, draws=50, log_weights=None, **extra):
+def _posterior(target, chains=2, draws=50, log_weights=None):
     keys = jr.split(jr.key(3), (chains, draws))
     positions = jax.vmap(jax.vmap(lambda k: target.init(key=k)))(keys)
     positions = jax.tree.map(np.asarray, positions)
     lp = jax.vmap(jax.vmap(target.log_density))(positions)
     stats = {"lp": np.asarray(lp), "diverging": np.zeros((chains, draws), bool)}
     manifest = {"key": [0, 1], "key_impl": "threefry2x32", "versions": {"whence": "0"}}
-    sample = wh.Sample(positions, stats, log_weights=log_weights, extra=extra)
+    weighted = log_weights is not None
+    sample = wh.Sample(
+        positions, stats, method="smc" if weighted else "mcmc", log_weights=log_weights
+    )
     return wh.Posterior(target, sample, engine="Test", manifest=manifest)
 
 

@@ -79,7 +79,7 @@ class Counting(wh.AbstractEngine):
 
     def posterior(self, target, state, trace, *, key):
         del target, state, key
-        return Sample(trace.sampling.position, trace.sampling.stats)
+        return Sample(trace.sampling.position, trace.sampling.stats, method="mcmc")
 
 
 KEY = jr.key(5)
@@ -330,7 +330,7 @@ class Adding(AbstractPausingEngine):
         return RESULTS.successful
 
     def posterior(self, target, state, trace, *, key):
-        return Sample(trace.sampling.position, {})
+        return Sample(trace.sampling.position, {}, method="mcmc")
 
 
 @pytest.mark.parametrize("chunk_steps", [1, 2, 5, None])

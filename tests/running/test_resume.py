@@ -293,7 +293,7 @@ def test_full_disk_keeps_what_was_written(target, tmp_path, monkeypatch):
 
 
 def test_engine_of_somebody_else_must_be_passed(tmp_path):
-    from whence.running._manifest import from_json, to_json
+    from whence.core._json import from_json, to_json
 
     assert from_json(to_json(ENGINES["bbvi"])) == ENGINES["bbvi"]
     assert from_json(to_json(ENGINES["sgld"])) == ENGINES["sgld"]

@@ -185,7 +185,7 @@ def test_until_refuses(target):
         with pytest.raises(ValueError, match=name):
             wh.Until(**wrong)
     with pytest.raises(ValueError, match="`until` must be"):
-        wh.running._infer._check_until(400, NUTS)
+        wh.running._infer.check_until(400, NUTS)
     with pytest.raises(ValueError, match="ends by itself"):
         wh.infer(target, wh.BBVI(steps=10), key=KEY, until=wh.Until(ess=10))
 
@@ -193,10 +193,10 @@ def test_until_refuses(target):
 def test_quality_is_that_of_the_worst_latent():
     draws = np.random.default_rng(0).normal(size=(2, 500, 2))
     sticky = np.cumsum(np.random.default_rng(1).normal(size=(2, 500)), axis=1)
-    found = quality(Sample({"a": draws, "b": sticky}, {}))
+    found = quality(Sample({"a": draws, "b": sticky}, {}, method="mcmc"))
     assert found.ess < 50
     assert found.rhat > 1.05
-    still = quality(Sample({"a": draws, "b": np.zeros((2, 500))}, {}))
+    still = quality(Sample({"a": draws, "b": np.zeros((2, 500))}, {}, method="mcmc"))
     assert still.ess == 0
     assert still.rhat == np.inf
     assert quality(None) == Quality(0.0, np.inf)
@@ -328,7 +328,7 @@ def test_early_ends_of_replicas_that_run_together_are_kept(tmp_path):
             return wh.RESULTS.where(state[2] >= 0, wh.RESULTS.successful, wh.RESULTS.max_steps)
 
         def posterior(self, target, state, trace, *, key):
-            return wh.Sample(trace.sampling.position, trace.sampling.stats)
+            return wh.Sample(trace.sampling.position, trace.sampling.stats, method="mcmc")
 
     from whence.running._loop import run
 

@@ -1,7 +1,7 @@
 """Many data sets in one program: what suits accelerators, and engines without branches.
 
-An engine on many data sets is an engine again, on a target that holds them all: its state
-is a batch of states, its step a mapped step. So the one loop runs it, like any other.
+An engine on many data sets is a procedure, on a target that holds them all: its state is a
+batch of states, its step a mapped step. So the loop runs it, like any other.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ..core._engine import (
     AbstractEngine,
-    AbstractPausingEngine,
+    AbstractPausingProcedure,
     Info,
     Sample,
     Schedule,
@@ -57,7 +57,7 @@ class BatchedTarget(AbstractTarget):
         return jax.vmap(one)(self.data, *batches)
 
 
-class BatchedEngine(AbstractPausingEngine):
+class BatchedFits(AbstractPausingProcedure):
     """An engine on every data set of a `BatchedTarget`.
 
     Attributes:
@@ -100,6 +100,7 @@ class BatchedEngine(AbstractPausingEngine):
 
     def pause(self, state: PyTree, index: int) -> PyTree:
         """Pause for each data set."""
+        assert isinstance(self.engine, AbstractPausingProcedure)
         return pause_each(self.engine, state, index)
 
     def done(self, state: PyTree) -> Array:
@@ -107,24 +108,35 @@ class BatchedEngine(AbstractPausingEngine):
         return jnp.all(jax.vmap(self.engine.done)(state))
 
     def result(self, state: PyTree) -> RESULTS:
-        """Success: what became of each data set is told in `posterior`."""
+        """Success: what became of each data set is told by `samples_of`."""
         return RESULTS.successful
 
-    def posterior(self, target: BatchedTarget, state: PyTree, trace: Trace, *, key) -> Sample:
-        """Return the sample of each data set, or what went wrong, in `extra`."""
-        outcomes = jax.vmap(jax.vmap(self.engine.result))(jax.tree.map(jnp.asarray, state))
-        found, empty = [], np.zeros((1, 1))
-        for i in range(len(target.numbers)):
-            failure = _failure(jax.tree.map(lambda x: x[:, i], outcomes))
-            if failure:
-                found.append(failure)
-                continue
-            own = target.target.with_data({n: value[i] for n, value in target.data.items()})
-            mine = jax.tree.map(lambda x: x[:, i], state)
-            parts = Trace(*(_part(part, i) for part in trace))
-            number = jr.fold_in(key, target.numbers[i])
-            found.append(self.engine.posterior(own, mine, parts, key=number))
-        return Sample(empty, {}, extra={"each": tuple(found)})
+
+def samples_of(
+    target: BatchedTarget, engine: AbstractEngine, state: PyTree, trace: Trace, *, key
+) -> list[Sample | str]:
+    """Return the sample of each data set, or what went wrong there.
+
+    Args:
+        target: With all data sets.
+        engine: The engine of each.
+        state: Final states, replicas first.
+        trace: What the steps recorded.
+        key: For draws that engines make at the end.
+    """
+    outcomes = jax.vmap(jax.vmap(engine.result))(jax.tree.map(jnp.asarray, state))
+    found: list[Sample | str] = []
+    for i in range(len(target.numbers)):
+        failure = _failure(jax.tree.map(lambda x: x[:, i], outcomes))
+        if failure:
+            found.append(failure)
+            continue
+        own = target.target.with_data({n: value[i] for n, value in target.data.items()})
+        mine = jax.tree.map(lambda x: x[:, i], state)
+        parts = Trace(*(_part(part, i) for part in trace))
+        number = jr.fold_in(key, target.numbers[i])
+        found.append(engine.posterior(own, mine, parts, key=number))
+    return found
 
 
 def _part(info: Info | None, i: int) -> Info | None:

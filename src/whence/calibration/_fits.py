@@ -15,9 +15,11 @@ from ..core._target import AbstractDescribedTarget, ReplacesData
 from ..core._types import PRNGKey
 from ..diagnostics import convergence
 from ..posterior._posterior import Posterior
+from ..running._collect import trace_of
 from ..running._infer import InferenceError, InferenceWarning, infer
+from ..running._job import RunOptions, prepare, run_job
 from ..running._loop import cores
-from ._batched import BatchedEngine, BatchedTarget
+from ._batched import BatchedFits, BatchedTarget, samples_of
 from ._generative import Functions, evaluate
 
 NOT_FINITE = "the parameters or data simulated are not finite"
@@ -129,8 +131,14 @@ def fit_batched(
         numbers = np.resize(good[begin : begin + size], size)
         some = {name: jnp.asarray(value[numbers]) for name, value in data.items()}
         stack = BatchedTarget(task.target, some, jnp.asarray(numbers, jnp.int32))
-        run = infer(stack, BatchedEngine(task.engine), key=key, progress=False, vectorised=True)
-        for i, found in zip(numbers, run.sample.extra["each"]):
+        job = prepare(stack, BatchedFits(task.engine), key, None, True, None, None, None)
+        outcome = run_job(job, RunOptions(False, True, None, None))
+        if outcome.ending == "interrupted":
+            raise KeyboardInterrupt
+        schedule = task.engine.schedule
+        trace = trace_of(outcome, list(range(schedule.replicas)), schedule.warmup)
+        samples = samples_of(stack, task.engine, outcome.state, trace, key=key)
+        for i, found in zip(numbers, samples):
             own = {name: value[i] for name, value in data.items()}
             fits[i] = _failed(found) if isinstance(found, str) else _wrap(task, found, own, key)
         _check_enough(fits[numbers[0]], task.least)
@@ -180,7 +188,7 @@ def _keep(
     """
     # Draws made independently need no estimate of how many they are worth.
     sample = posterior.sample
-    independent = sample.method in ("exact", "variational") or "log_weights_is" in sample.extra
+    independent = sample.method in ("exact", "variational")
     ess = float(posterior.num_chains * posterior.num_draws) if independent else math.nan
     if posterior.log_weights is not None:
         ess = _weight_ess(posterior)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..core._cache import compiled
+from ..core._convert import fraction
 from ..core._require import require_engine, require_key, require_target
 from ..core._target import AbstractDescribedTarget, ReplacesData
 from ..core._types import Draw, PRNGKey
@@ -37,8 +38,7 @@ def check_arguments(target: Any, engine: Any, key: Any, alpha: float) -> Any:
         )
     require_engine(engine)
     require_key(key)
-    if not 0 < alpha < 1:
-        raise ValueError(f"`alpha` must lie between 0 and 1; got {alpha}.")
+    fraction("alpha")(alpha)
     engine.validate(target)
     return target
 

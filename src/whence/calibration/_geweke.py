@@ -9,6 +9,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
+from ..core._convert import whole
 from ..core._engine import AbstractEngine
 from ..core._target import AbstractTarget, latent_names
 from ..core._types import PRNGKey
@@ -73,10 +74,8 @@ def geweke(
     """
     model = check_arguments(target, engine, key, alpha)
     check_transition(model, engine)
-    least = {"replicates": LEAST_REPLICATES, "iterations": 1, "steps": 1}
-    for (name, low), value in zip(least.items(), (replicates, iterations, steps)):
-        if value < low:
-            raise ValueError(f"`{name}` must be at least {low}; got {value}.")
+    replicates = whole("replicates", least=LEAST_REPLICATES)(replicates)
+    iterations, steps = whole("iterations", least=1)(iterations), whole("steps", least=1)(steps)
     functions, shapes = check_functions(test_quantities), shapes_of(model)
     clock = time.perf_counter()
     start_key, prior_key, run_key, tie_key = jr.split(key, 4)

@@ -9,6 +9,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
+from ..core._convert import whole
 from ..core._engine import AbstractEngine
 from ..core._target import AbstractTarget, latent_names
 from ..core._types import PRNGKey
@@ -74,7 +75,8 @@ def sbc(
         Säilynoja, Bürkner and Vehtari (2022), doi:10.1007/s11222-022-10090-6, on the test.
     """
     model = check_arguments(target, engine, key, alpha)
-    _check_counts(simulations, num_draws)
+    simulations = whole("simulations", least=LEAST_SIMULATIONS)(simulations)
+    num_draws = whole("num_draws", least=2, optional=True)(num_draws)
     functions = check_functions(test_quantities)
     begin = time.perf_counter()
     prior_key, fit_key, tie_key = jr.split(key, 3)
@@ -113,15 +115,6 @@ def sbc(
         dims=dict(model.dims),
         coords=dict(model.coords),
     )
-
-
-def _check_counts(simulations: int, num_draws: int | None) -> None:
-    if simulations < LEAST_SIMULATIONS:
-        raise ValueError(
-            f"`simulations` must be at least {LEAST_SIMULATIONS}; got {simulations}."
-        )
-    if num_draws is not None and num_draws < 2:
-        raise ValueError(f"`num_draws` must be at least 2; got {num_draws}.")
 
 
 def _all_finite(values: dict[str, np.ndarray]) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from ..core._advance import advance
 from ..core._cache import compiled
 from ..core._engine import AbstractEngine, Trace
 from ..core._results import RESULTS
@@ -179,14 +180,7 @@ def _move(target, engine, steps, positions, data, keys):
         start = StartAt(target.with_data(data), position)
         init_key, step_key = jr.split(key)
         state = engine.init(start, key=init_key)
-
-        def step(index, carry):
-            state, _ = carry
-            return engine.step(start, state, index, key=jr.fold_in(step_key, index))
-
-        shapes = jax.eval_shape(step, jnp.zeros((), jnp.int32), (state, None))[1]
-        blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        state, info = jax.lax.fori_loop(0, steps, step, (state, blank))
+        state, info = advance(engine, start, state, 0, steps, key=step_key)
         return state, info, engine.result(state) == RESULTS.successful
 
     # One after the other on CPU: mapped trajectories would all wait for the longest.

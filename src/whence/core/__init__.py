@@ -1,5 +1,6 @@
 """The nouns that all rooms speak of: target, engine, data, results. No algorithm, no model."""
 
+from ._advance import advance as advance
 from ._cache import clear_programs as clear_programs, compiled as compiled
 from ._conditioned import Conditioned as Conditioned
 from ._data import Minibatches as Minibatches

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Int
 
+from ._convert import one_of, whole
 from ._target import AbstractDataTarget, AbstractTarget
 from ._types import Position, PRNGKey, Scalar
 
+BATCHING = ("reshuffle", "iid")
 Epoch = Int[Array, " used"]  # the order of the rows in the running epoch
 
 
@@ -48,20 +50,18 @@ class Minibatches(eqx.Module):
     """
 
     num_data: int | None
-    batch_size: int | None
-    mode: str = "reshuffle"
+    batch_size: int | None = eqx.field(converter=whole("batch_size", least=1, optional=True))
+    mode: str = eqx.field(default="reshuffle", converter=one_of("mode", BATCHING))
 
     def __check_init__(self):
-        if self.mode not in ("reshuffle", "iid"):
-            raise ValueError(f"`mode` must be 'reshuffle' or 'iid'; got {self.mode!r}.")
         if self.batch_size is None:
             return
         if self.num_data is None:
             raise ValueError("`batch_size` needs `num_data`; got None.")
-        if not 1 <= self.batch_size <= self.num_data:
+        if self.batch_size > self.num_data:
             raise ValueError(
-                "`batch_size` must be at least 1 and at most the number of data rows, "
-                f"{self.num_data}; got {self.batch_size}."
+                f"`batch_size` must be at most the number of data rows, {self.num_data}; got "
+                f"{self.batch_size}."
             )
 
     @property

@@ -1,14 +1,15 @@
-"""What an inference engine is: a configuration with two pure functions.
+"""What the loop runs: a configuration with two pure functions.
 
-An engine is a frozen `equinox.Module`. The loop (`_loop.py`) calls `init` once and then
-`step` for `index = 0, 1, ...` inside one compiled program, once for every replica; it
-stacks what `step` returns in `Info` and finally hands everything to `posterior`, which
-turns it into a `Sample`. Everything between two steps (progress, stopping, storing,
-threads, devices) belongs to the loop, never to an engine.
+A procedure is a frozen `equinox.Module`. The loop calls `init` once and then `step` for
+`index = 0, 1, ...` inside one compiled program, once for every replica, and stacks what
+`step` returns in `Info`. An engine is a procedure whose end is a sample: the loop hands
+everything to its `posterior`. Training a network is a procedure without that end.
+Everything between two steps (progress, stopping, storing, threads, devices) belongs to the
+loop, never to a procedure.
 """
 
 import abc
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
+from ..diagnostics._diagnose import check_method
+from ..diagnostics._records import AbstractRecord
 from ._results import RESULTS
 from ._target import AbstractTarget
 from ._types import AnyArray, Position, PRNGKey
@@ -81,42 +84,48 @@ class Sample(eqx.Module):
         positions: Positions (as `Target.init` makes them) batched over `(chain, draw)`;
             weighted particles use `chain = 1`.
         stats: Arrays of shape `(chain, draw)`, by ArviZ's names.
+        method: What the draws are: those of Markov chains, `"mcmc"`, or of chains without a
+            Metropolis step, `"unadjusted"`; independent ones, of a fitted family,
+            `"variational"`, or of the posterior itself, `"exact"`; weighted particles,
+            `"smc"`; or a maximum, `"point"`. It decides how they are judged.
         log_weights: Normalised log weights, `(chain, draw)`; None if all are equal.
         log_evidence: Estimate of the log normalising constant, in nats, or None.
         log_evidence_error: Its standard error, in nats, or None.
         warmup_positions: As `positions`, for warm-up; None if not kept.
         warmup_stats: As `stats`, for warm-up.
-        extra: Further results of the engine (for example a fitted family, an ELBO trace),
-            by name.
-        method: What the draws are, for `diagnose`: `"mcmc"`, `"unadjusted"`,
-            `"variational"`, `"smc"`, `"exact"` or `"point"`; None lets it tell by what is
-            there.
-        target_acceptance: Acceptance rate that the step size was adapted to, or None.
+        record: What else there is to tell (a fitted family, a path of temperatures), or None;
+            it is judged by `diagnose` and stored with the draws.
     """
 
     positions: Position
     stats: dict[str, AnyArray]
+    method: str = eqx.field(static=True, kw_only=True)
     log_weights: AnyArray | None = None
     log_evidence: float | None = None
     log_evidence_error: float | None = None
     warmup_positions: Position | None = None
     warmup_stats: dict[str, AnyArray] | None = None
-    extra: dict[str, PyTree] = eqx.field(default_factory=dict)
-    method: str | None = eqx.field(default=None, static=True)
-    target_acceptance: float | None = eqx.field(default=None, static=True)
+    record: AbstractRecord | None = None
+
+    def __check_init__(self):
+        check_method(self.method, is_weighted=False)
 
 
-class AbstractEngine(eqx.Module):
-    """An inference algorithm: a frozen configuration and its pure functions.
+class AbstractProcedure(eqx.Module):
+    """An iterative algorithm: a frozen configuration and its pure functions.
 
     `init`, `step`, `done` and `result` are traced: no side effects, no host callbacks, and
-    a state of strongly typed arrays of fixed shape. `name` and `schedule` are plain Python.
+    a state of strongly typed arrays of fixed shape; what else a state holds (functions of a
+    network) must stay as it is. `name` and `schedule` are plain Python.
+
+    What it works on is a pytree: for an engine a target; for training, data and whatever
+    the procedure asks for. Arrays in it are data, all else is part of the program.
     """
 
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """The engine's name for people and manifests, for example `"NUTS"`."""
+        """Its name for people and manifests, for example `"NUTS"`."""
 
     @property
     @abc.abstractmethod
@@ -124,21 +133,21 @@ class AbstractEngine(eqx.Module):
         """How many replicas and steps the loop makes."""
 
     @abc.abstractmethod
-    def validate(self, target: AbstractTarget) -> None:
-        """Raise `ValueError` if this engine cannot run on `target`; before any compilation."""
+    def validate(self, target: Any) -> None:
+        """Raise `ValueError` if this cannot run on `target`; before any compilation."""
 
     @abc.abstractmethod
-    def init(self, target: AbstractTarget, *, key: PRNGKey) -> PyTree:
+    def init(self, target: Any, *, key: PRNGKey) -> PyTree:
         """Return the state of one replica before its first step."""
 
     @abc.abstractmethod
     def step(
-        self, target: AbstractTarget, state: PyTree, index: Array, *, key: PRNGKey
+        self, target: Any, state: PyTree, index: Array, *, key: PRNGKey
     ) -> tuple[PyTree, Info]:
         """Make step number `index` and return the new state with what to record.
 
         Args:
-            target: The target density.
+            target: What it works on.
             state: As returned by `init` or the last `step`.
             index: Number of this step, an int32 scalar counted from 0. It is the same for
                 all replicas, so a branch on it stays a branch under `vmap`.
@@ -153,11 +162,18 @@ class AbstractEngine(eqx.Module):
     def result(self, state: PyTree) -> RESULTS:
         """How this replica fares: `RESULTS.successful` or what went wrong."""
 
+
+class AbstractEngine(AbstractProcedure):
+    """An inference algorithm: a procedure on a target that ends in a sample."""
+
     @abc.abstractmethod
     def posterior(
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        """Turn a finished run into draws. Runs once, after the loop, on the host.
+        """Turn what a run recorded into draws, on the host.
+
+        With `Until`, and for a posterior that is read from a store, it is called several
+        times, for the draws so far.
 
         Args:
             target: The target density.
@@ -167,8 +183,8 @@ class AbstractEngine(eqx.Module):
         """
 
 
-class AbstractPausingEngine(AbstractEngine):
-    """An engine that thinks between steps, in NumPy on the host.
+class AbstractPausingProcedure(AbstractProcedure):
+    """A procedure that thinks between steps, in NumPy on the host.
 
     What is done a few times a run and costs the compiler much (factorisations, decisions
     of warm-up) belongs there: it need not be compiled at all.
@@ -188,18 +204,24 @@ class AbstractPausingEngine(AbstractEngine):
         """
 
 
-def pause_each(engine: AbstractEngine, states: PyTree, index: int) -> PyTree:
+class AbstractPausingEngine(AbstractEngine, AbstractPausingProcedure):
+    """An engine that thinks between steps; see `AbstractPausingProcedure`."""
+
+
+def pause_each(procedure: AbstractPausingProcedure, states: PyTree, index: int) -> PyTree:
     """Return what `pause` makes of each of several states.
 
     Args:
-        engine: An `AbstractPausingEngine`.
+        procedure: What is run.
         states: NumPy arrays, with the states along the first axis.
         index: Number of the step to come.
     """
-    assert isinstance(engine, AbstractPausingEngine)
-    number = len(jax.tree.leaves(states)[0])
-    each = [engine.pause(jax.tree.map(lambda x: x[i], states), index) for i in range(number)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    arrays, rest = eqx.partition(states, eqx.is_array_like)
+    number = len(jax.tree.leaves(arrays)[0])
+    one = lambda i: eqx.combine(jax.tree.map(lambda x: x[i], arrays), rest)
+    each = [procedure.pause(one(i), index) for i in range(number)]
+    stacked = [eqx.filter(state, eqx.is_array_like) for state in each]
+    return eqx.combine(jax.tree.map(lambda *leaves: np.stack(leaves), *stacked), rest)
 
 
 class AbstractOnlineEngine(AbstractEngine):

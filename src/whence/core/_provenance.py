@@ -24,5 +24,5 @@ def fingerprint(target: AbstractTarget) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Return versions of packages; looking them up would cost each refit milliseconds."""
-    packages = ("whence", "jax", "jaxlib", "equinox", "numpyro", "blackjax", "numpy")
+    packages = ("whence", "jax", "jaxlib", "equinox", "numpyro", "blackjax", "numpy", "arviz")
     return {name: importlib.metadata.version(name) for name in packages}

@@ -26,6 +26,13 @@ from ._convergence import (
 )
 from ._diagnose import diagnose as diagnose
 from ._mcse import MonteCarloError as MonteCarloError, mcse as mcse
+from ._records import (
+    AbstractRecord as AbstractRecord,
+    AdaptedChains as AdaptedChains,
+    Optimum as Optimum,
+    ParticleHistory as ParticleHistory,
+    VariationalFit as VariationalFit,
+)
 from ._report import Finding as Finding, Report as Report
 from ._scores import (
     Coverage as Coverage,

@@ -1,6 +1,5 @@
 """`diagnose`: all checks that apply to what an engine returned."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,15 +8,13 @@ import numpy as np
 from ._chains import check_chains
 from ._data import Draws
 from ._hamiltonian import check_hamiltonian
-from ._particles import check_smc, check_weights
-from ._point import check_point
+from ._particles import check_weights
+from ._records import AbstractRecord, AdaptedChains, ParticleHistory
 from ._report import Finding, Report, make_report
 from ._values import check_values
-from ._variational import check_variational
 
 METHODS = ("mcmc", "unadjusted", "variational", "smc", "exact", "point")
-_UNADJUSTED = re.compile(r"SG[A-Z]*(LD|HMC|NHT|MCMC)|\bULA\b|Unadjusted")
-_EXACT = re.compile(r"Exact|Conjugate")
+CHAINS = ("mcmc", "unadjusted")  # methods whose draws are those of Markov chains
 
 
 def diagnose(
@@ -30,12 +27,8 @@ def diagnose(
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
     log_weights: Any = None,
-    log_weights_is: Any = None,
-    elbo: Any = None,
-    smc: Mapping[str, Any] | None = None,
-    point: Mapping[str, Any] | None = None,
+    record: AbstractRecord | None = None,
     max_tree_depth: int | None = None,
-    target_acceptance: float | None = None,
     failed: Sequence[object] = (),
     incomplete: bool = False,
 ) -> Report:
@@ -50,30 +43,19 @@ def diagnose(
         stats: Sample statistics by ArviZ's names, each `(chain, draw)`; read are
             `diverging`, `energy`, `tree_depth`, `reached_max_treedepth`,
             `acceptance_rate`, `step_size`, `n_steps` and `lp`.
-        engine: Name of the engine, for the title and to infer `method`.
+        engine: Name of the engine, for the title.
         method: `"mcmc"`; `"unadjusted"` (a Markov chain without a Metropolis step, such
             as SGLD); `"variational"` (independent draws from a fitted family); `"smc"`
             (weighted particles); `"exact"` (independent draws from the posterior);
-            `"point"` (a maximum, without uncertainty). None infers it: `"smc"` if
-            `log_weights` or a temperature is given, `"variational"` if `elbo` or
-            `log_weights_is` is, `"unadjusted"` or `"exact"` by the name of the engine,
-            `"mcmc"` otherwise.
+            `"point"` (a maximum, without uncertainty). None: `"smc"` with `log_weights`,
+            else `"mcmc"`.
         unconstrained: Positions on the unconstrained space, `(chain, draw, ...)` by name
             or one array; used to say where divergences lie and whether chains move.
         dims: Names of the axes of a variable, by variable, without chain and draw.
         coords: Labels along named axes, to name elements: `theta[Choate]`.
         log_weights: Log weights of the draws in nats, `(chain, draw)`; None if equal.
-        log_weights_is: Log importance ratios (target over approximation) in nats, any
-            shape, at independent draws of a variational family.
-        elbo: Evidence lower bound by step in nats, `(step,)` or `(replica, step)`; larger
-            is better.
-        smc: History by stage, arrays `(stage,)`, of any of `temperature`, `ess` (number
-            of effective particles before resampling) and `acceptance_rate`.
-        point: Of a maximum: `objectives` and `converged` by start, best first, and the
-            shape of the objective there; see `check_point`.
+        record: What else the engine tells, for example a `VariationalFit`.
         max_tree_depth: Limit of NUTS, if `stats` has no `reached_max_treedepth`.
-        target_acceptance: Acceptance rate the step size was adapted to, the highest of all
-            chains.
         failed: Chains that were dropped: strings that say what happened, or numbers.
         incomplete: Whether the run was stopped before its end.
 
@@ -83,10 +65,7 @@ def diagnose(
     Raises:
         ValueError: If `method` is unknown or arrays disagree in chains and draws.
     """
-    if method is None:
-        method = _infer_method(engine, log_weights, log_weights_is, elbo, smc)
-    if method not in METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}.")
+    method = check_method(method, is_weighted=log_weights is not None)
     draws = Draws(variables, stats or {}, unconstrained, dims, coords)
     findings, numbers = check_values(draws)
     findings += _check_run(failed, incomplete)
@@ -95,31 +74,33 @@ def diagnose(
         findings.extend(checked[0])
         numbers.update(checked[1])
 
-    if method in ("mcmc", "unadjusted"):
+    if method in CHAINS:
         add(check_chains(draws))
-        add(check_hamiltonian(draws, max_tree_depth, target_acceptance))
+        rate = record.target_acceptance if isinstance(record, AdaptedChains) else None
+        add(check_hamiltonian(draws, max_tree_depth, rate))
     if method == "unadjusted":
         findings.append(_unadjusted())
-    if method == "variational":
-        add(check_variational(elbo, log_weights_is))
-    if point:
-        add(check_point(point, draws, alone=method == "point"))
+    if method == "smc" and record is None:
+        record = ParticleHistory()
+    if record is not None:
+        add(record.judge(draws, method))
     if log_weights is not None:
         add(check_weights(log_weights))
-    if method == "smc":
-        add(check_smc(smc or {}, draws))
     title = f"{engine}, {_size(draws, method)}"
     return make_report(findings, numbers, title, _praise(numbers))
 
 
-def _infer_method(engine, log_weights, log_weights_is, elbo, smc) -> str:
-    if log_weights is not None or (smc or {}).get("temperature") is not None:
-        return "smc"
-    if elbo is not None or log_weights_is is not None:
-        return "variational"
-    if _EXACT.search(engine):
-        return "exact"
-    return "unadjusted" if _UNADJUSTED.search(engine) else "mcmc"
+def check_method(method: str | None, *, is_weighted: bool) -> str:
+    """Return what draws are; raise `ValueError` unless that is one of `METHODS`.
+
+    Args:
+        method: What they are said to be; None for weighted particles or a Markov chain.
+        is_weighted: Whether they have weights.
+    """
+    method = method or ("smc" if is_weighted else "mcmc")
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}.")
+    return method
 
 
 def _size(draws: Draws, method: str) -> str:

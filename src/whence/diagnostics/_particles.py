@@ -1,6 +1,5 @@
 """Checks of weighted particles and of the path that led to them."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -106,34 +105,36 @@ def check_khat(khat: float, size: int, what: str, remedy: str) -> Finding:
     return Finding("khat", "warning", message, khat, limit, _PSIS, remedy)
 
 
-def check_smc(smc: Mapping[str, Any], draws: Draws) -> tuple[list[Finding], dict[str, float]]:
+def check_smc(
+    temperature: Any, ess: Any, acceptance_rate: Any, draws: Draws
+) -> tuple[list[Finding], dict[str, float]]:
     """Check the particles and the path of a sequential Monte Carlo run.
 
     Args:
-        smc: Arrays by stage: any of `temperature`, `ess`, `acceptance_rate`.
+        temperature: Inverse temperature by stage; None if there is none.
+        ess: Number of effective particles by stage, before resampling; or None.
+        acceptance_rate: Of the moves, by stage; or None.
         draws: The final particles.
     """
+    temperature, ess, rate = (_flat(x) for x in (temperature, ess, acceptance_rate))
     size = draws.num_chains * draws.num_draws
     distinct = len({row.tobytes() for row in draws.positions.reshape(size, -1)})
     findings, numbers = [_distinct(distinct, size)], {"distinct_particles": float(distinct)}
-    if _given(smc, "temperature"):
-        temperature = np.ravel(np.asarray(smc["temperature"], np.float64))
+    if temperature.size:
         findings.append(_temperature(temperature))
         numbers["temperature"] = float(temperature[-1])
         numbers["num_stages"] = float(len(temperature))
-    if _given(smc, "ess"):
-        ess = np.ravel(np.asarray(smc["ess"], np.float64))
+    if ess.size:
         findings.append(_stages(ess, size))
         numbers["min_stage_ess"] = float(ess.min())
-    if _given(smc, "acceptance_rate"):
-        rate = np.ravel(np.asarray(smc["acceptance_rate"], np.float64))
+    if rate.size:
         findings.append(_moves(rate))
         numbers["min_acceptance_rate"] = float(rate.min())
     return findings, numbers
 
 
-def _given(smc: Mapping[str, Any], name: str) -> bool:
-    return smc.get(name) is not None and np.size(smc[name]) > 0
+def _flat(values: Any) -> np.ndarray:
+    return np.zeros(0) if values is None else np.ravel(np.asarray(values, np.float64))
 
 
 def _distinct(distinct: int, size: int) -> Finding:

@@ -1,6 +1,5 @@
 """Checks of a point estimate: do the starts agree, and is it a maximum?"""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,34 +10,36 @@ from ._report import Finding
 
 AGREE = 0.01  # nats; maxima closer than this are taken for the same
 LEAST_DECLINE = 0.05  # of what the curvature promises
-SHAPE = ("curvatures", "axes", "slopes", "declines")
+Shape = tuple[Any, Any, Any, Any]  # curvatures, axes, slopes, declines
 
 
 def check_point(
-    point: Mapping[str, Any], draws: Draws, *, alone: bool
+    objectives: np.ndarray, converged: np.ndarray, shape: Shape, draws: Draws, *, alone: bool
 ) -> tuple[list[Finding], dict[str, float]]:
     """Judge the best of several maxima by the others and by the shape around it.
 
     Args:
-        point: Of all starts, best first: `objectives` and `converged`; of the best one, if
-            known, `curvatures`, `axes`, `slopes` and `declines`, as engine `MAP` makes them.
+        objectives: Of all starts, best first, in nats.
+        converged: Whether the search from each start did.
+        shape: Curvatures, axes, slopes and declines at the best point, as engine `MAP` makes
+            them; None each if not known.
         draws: The point.
         alone: Whether there is nothing but the point.
     """
-    objectives = np.asarray(point["objectives"], float)
+    objectives = np.asarray(objectives, float)
     findings = [_no_uncertainty()] if alone else []
     findings.append(_starts(objectives))
     agreed = _agreed(objectives)
     numbers = {"objective": float(objectives[0]), "starts_agreed": float(agreed)}
     left = 0.0
-    if "declines" in point:
-        curvatures, axes, slopes, declines = (np.asarray(point[n], float) for n in SHAPE)
+    if shape[0] is not None:
+        curvatures, axes, slopes, declines = (np.asarray(x, float) for x in shape)
         findings.append(_maximum(curvatures, axes, declines, draws))
         left = _left(curvatures, slopes, declines)
         numbers |= {"condition": _condition(curvatures), "newton_gain": left}
     else:
         findings.append(_not_looked())
-    return findings + _stationary(left, bool(np.asarray(point["converged"])[0])), numbers
+    return findings + _stationary(left, bool(np.asarray(converged)[0])), numbers
 
 
 def _no_uncertainty() -> Finding:

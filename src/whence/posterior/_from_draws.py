@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 
 from ..core._cache import compiled
 from ..core._engine import Sample
+from ..core._flat import position_shapes
 from ..core._provenance import fingerprint, versions
 from ..core._require import require_target
 from ..core._target import AbstractTarget, NamesLatents, Unconstrains
 from ..core._tree import named_leaves
+from ..diagnostics._diagnose import check_method
+from ..diagnostics._records import AbstractRecord
 from ._map_draws import map_draws, variables
 
 
@@ -26,6 +28,7 @@ def external(
     log_weights: Any = None,
     engine: str = "external",
     method: str | None = None,
+    record: AbstractRecord | None = None,
 ) -> dict[str, Any]:
     """Return what a `Posterior` of draws made elsewhere holds; see `Posterior.from_draws`.
 
@@ -33,11 +36,8 @@ def external(
         ValueError: If names or shapes are not those of the target, numbers of chains and
             draws differ, or values are not finite or outside of their support.
     """
-    from ..diagnostics._diagnose import METHODS
-
     require_target(target)
-    if method is not None and method not in METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}.")
+    method = check_method(method, is_weighted=log_weights is not None)
     if unconstrained:
         positions = _check_positions(target, draws)
     else:
@@ -49,7 +49,7 @@ def external(
     }
     if log_weights is not None:
         log_weights = _check_weights(log_weights, lead)
-    sample = Sample(positions, checked, log_weights=log_weights, method=method)
+    sample = Sample(positions, checked, method=method, log_weights=log_weights, record=record)
     return {"sample": sample, "engine": engine, "manifest": _manifest(target, engine)}
 
 
@@ -81,7 +81,7 @@ class _Known(NamedTuple):
 
 
 def _known(target) -> _Known:
-    position = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+    position = position_shapes(target)
     draw = jax.eval_shape(target.constrain, position)
     if not isinstance(target, NamesLatents):
         shapes = {name: leaf.shape for name, leaf in named_leaves(draw).items()}
@@ -153,7 +153,7 @@ def _check_support(values, back) -> None:
 
 
 def _check_positions(target, positions):
-    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+    shapes = position_shapes(target)
     want, got = jax.tree.structure(shapes), jax.tree.structure(positions)
     if want != got:
         raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core._cache import compiled
 from ..core._engine import Sample
+from ..core._json import to_json
 from ..core._target import AbstractDescribedTarget
 from ._map_draws import pointwise
 
@@ -84,9 +85,10 @@ def saved_tree(posterior: "Posterior") -> "xarray.DataTree":
             continue
         if values:
             made[name] = values
-    extra = {n: v for n, v in posterior.sample.extra.items() if _is_numeric(v)}
+    arrays: dict[str, np.ndarray] = {}
     attrs = _attrs(posterior)
-    attrs["whence_extra"] = json.dumps({n: np.asarray(v).tolist() for n, v in extra.items()})
+    attrs["whence_record"] = json.dumps(to_json(posterior.sample.record, arrays))
+    made["record"] = arrays
     return to_datatree(
         made,
         dims=posterior._described["dims"],
@@ -117,7 +119,6 @@ def _attrs(posterior: "Posterior") -> dict[str, Any]:
         "whence_complete": json.dumps(posterior.complete),
         "whence_stopped": json.dumps(posterior.stopped),
         "whence_method": json.dumps(posterior.sample.method),
-        "whence_target_acceptance": json.dumps(posterior.sample.target_acceptance),
         "whence_log_evidence": json.dumps(_number(posterior.log_evidence)),
         "whence_log_evidence_error": json.dumps(_number(posterior.log_evidence_error)),
     }
@@ -125,10 +126,6 @@ def _attrs(posterior: "Posterior") -> dict[str, Any]:
 
 def _number(value) -> float | None:
     return None if value is None else float(value)
-
-
-def _is_numeric(value) -> bool:
-    return isinstance(value, np.ndarray | float | int) and np.asarray(value).size <= 2**20
 
 
 def _described(posterior: "Posterior") -> AbstractDescribedTarget:
@@ -225,7 +222,7 @@ def _warmup_posterior(posterior, key, prior_draws, automatic):
     if positions is None:
         raise _NotApplicable("warm-up draws were not kept (`keep_warmup=True` keeps them).")
     stats = posterior.sample.warmup_stats or {}
-    return posterior._like(Sample(positions=positions, stats=stats)).variables
+    return posterior._like(Sample(positions, stats, method=posterior.sample.method)).variables
 
 
 def _warmup_stats(posterior, key, prior_draws, automatic):

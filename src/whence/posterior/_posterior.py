@@ -14,6 +14,8 @@ from ..core._engine import Sample
 from ..core._target import AbstractDescribedTarget, AbstractTarget, LabelsDraws, latent_names
 from ..core._tree import named_leaves
 from ..core._types import PRNGKey
+from ..diagnostics._records import AbstractRecord
+from ._citation import cite, references
 from ._from_draws import external
 from ._groups import export, saved_tree
 from ._map_draws import apply, constrain, map_draws, pointwise, predict, variables
@@ -74,6 +76,7 @@ class Posterior:
         log_weights: Any = None,
         engine: str = "external",
         method: str | None = None,
+        record: AbstractRecord | None = None,
     ) -> "Posterior":
         """Make a posterior of draws that were made elsewhere.
 
@@ -84,9 +87,13 @@ class Posterior:
             stats: Arrays `(chain, draw)` by ArviZ's names (`lp`, `diverging`, ...).
             log_weights: Log weights of the draws of a single chain, up to a constant.
             engine: A name for where they come from.
-            method: As for `Sample`: what kind of draws they are.
+            method: As for `Sample`: what kind of draws they are; None for weighted particles
+                if there are weights, else those of a Markov chain.
+            record: As for `Sample`.
         """
-        made = external(target, draws, unconstrained, stats, log_weights, engine, method)
+        made = external(
+            target, draws, unconstrained, stats, log_weights, engine, method, record
+        )
         return cls(target, **made)
 
     # -- values ------------------------------------------------------------------
@@ -112,6 +119,11 @@ class Posterior:
     def stats(self) -> dict[str, Any]:
         """Sample statistics by ArviZ's names, each `(chain, draw)`."""
         return self.sample.stats
+
+    @property
+    def record(self) -> AbstractRecord | None:
+        """What the engine tells besides draws, such as a `diagnostics.VariationalFit`."""
+        return self.sample.record
 
     @property
     def log_weights(self) -> Any:
@@ -220,8 +232,6 @@ class Posterior:
         """Judge the draws: a `whence.diagnostics.Report`, printable and testable."""
         from ..diagnostics import diagnose
 
-        extra = self.sample.extra
-        smc = {n: extra[n] for n in ("temperature", "ess", "acceptance_rate") if n in extra}
         return diagnose(
             self.variables,
             self.stats,
@@ -230,21 +240,18 @@ class Posterior:
             dims=self._described["dims"],
             coords=self._described["coords"],
             log_weights=self.log_weights,
-            log_weights_is=extra.get("log_weights_is"),
-            elbo=extra.get("elbo"),
-            smc=smc or None,
-            point=extra if "objectives" in extra else None,
+            record=self.record,
             failed=self.failed,
             incomplete=not self.complete,
             method=self.sample.method,
-            target_acceptance=self.sample.target_acceptance,
         )
 
     def trouble(self) -> str:
         """Return one sentence on what is most wrong, from what costs nothing to compute."""
+        from ..diagnostics._diagnose import CHAINS
         from ..diagnostics._trouble import trouble
 
-        chains = self.log_weights is None and "log_weights_is" not in self.sample.extra
+        chains = self.sample.method in CHAINS
         found = trouble(jax.tree.leaves(self.sample.positions), self.stats, chains=chains)
         return f"{self.engine}: {found}." if found else ""
 
@@ -301,6 +308,17 @@ class Posterior:
             known = [n[5:] for n in dir(arviz_plots) if n.startswith("plot_")]
             raise ValueError(f"`kind` must be one of {', '.join(known)}; got {kind!r}.")
         return function(self.to_datatree(), **kwargs)
+
+    def citation(self) -> str:
+        """Return what to cite for these draws, a line each: libraries, then papers.
+
+        Papers are those of the engine and the parts and settings it ran with, of the model,
+        and of the diagnostics, as their docstrings name them under "References". They are
+        noted when the run is made, so that a loaded posterior knows them too.
+        """
+        noted = self.manifest.get("references")
+        entries = references(self.target) if noted is None else noted
+        return cite(entries, self.manifest.get("versions", {}), self.sample.method)
 
     # -- export ------------------------------------------------------------------
 

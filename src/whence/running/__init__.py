@@ -6,4 +6,5 @@ from ._load import load as load
 from ._mesh import mesh as mesh
 from ._replay import Replay as Replay, replay as replay
 from ._resume import extend as extend, resume as resume
+from ._train import Trained as Trained, train as train
 from ._until import Until as Until

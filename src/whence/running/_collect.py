@@ -1,14 +1,16 @@
 """What became of a run: which replicas to keep, and their draws."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import PyTree
 
-from ..core._engine import AbstractEngine, Sample, Trace
+from ..core._engine import AbstractEngine, AbstractProcedure, Sample, Trace
 from ..core._results import RESULTS, InferenceError
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
@@ -30,8 +32,8 @@ class Verdict(NamedTuple):
 
 def judge(
     outcome: Outcome,
-    engine: AbstractEngine,
-    target: AbstractTarget,
+    engine: AbstractProcedure,
+    target: Any,
     key: PRNGKey,
     *,
     throw: bool,
@@ -83,10 +85,25 @@ def collect(
         target: The target density.
         keep: Numbers of the replicas.
         key: Key of the run.
-        thin: Keep every so manyeth draw.
+        thin: Keep one draw of so many.
+    """
+    trace = trace_of(outcome, keep, engine.schedule.warmup, thin)
+    state = take_replicas(outcome.state, keep)
+    sample = engine.posterior(target, state, trace, key=_posterior_key(key))
+    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, sample)
+
+
+def trace_of(outcome: Outcome, keep: list[int], warmup: int, thin: int = 1) -> Trace:
+    """Return what some replicas recorded, over the steps that all of them made.
+
+    Args:
+        outcome: What the loop returned.
+        keep: Numbers of the replicas.
+        warmup: Steps of warm-up.
+        thin: As for `collect`.
     """
     length = min(outcome.total, *(int(outcome.steps[i]) for i in keep))
-    warmup = min(engine.schedule.warmup, length)
+    warmup = min(warmup, length)
     warm, rest = [], []
     for i in keep:
         record = outcome.read(i)
@@ -95,11 +112,13 @@ def collect(
         rest.append(jax.tree.map(np.array, part) if thin > 1 else part)  # a copy frees the rest
         del record
     stack = lambda parts: jax.tree.map(lambda *x: np.stack(x), *parts)
-    trace = Trace(stack(warm) if warmup else None, stack(rest) if length > warmup else None)
-    del warm, rest
-    state = jax.tree.map(lambda x: x[np.asarray(keep)], outcome.state)
-    sample = engine.posterior(target, state, trace, key=_posterior_key(key))
-    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, sample)
+    return Trace(stack(warm) if warmup else None, stack(rest) if length > warmup else None)
+
+
+def take_replicas(state: PyTree, keep: list[int]) -> PyTree:
+    """Return the states of some replicas."""
+    take = lambda x: x[np.asarray(keep)] if eqx.is_array_like(x) else x
+    return jax.tree.map(take, state)
 
 
 def so_far(
@@ -115,7 +134,7 @@ def _succeeded(outcome: Outcome) -> list[bool]:
     return [_is(result, RESULTS.successful) for result in outcome.results]
 
 
-def _has_draws(outcome: Outcome, engine: AbstractEngine) -> np.ndarray:
+def _has_draws(outcome: Outcome, engine: AbstractProcedure) -> np.ndarray:
     schedule = engine.schedule
     needs = schedule.steps > schedule.warmup
     return outcome.steps > schedule.warmup if needs else outcome.steps >= 0
@@ -127,7 +146,8 @@ def _is(result, item) -> bool:
 
 def _explain(outcome, engine, target, messages, key) -> str:
     text = f"{engine.name} failed. " + " ".join(dict.fromkeys(messages.values()))
-    if any(_is(r, RESULTS.nonfinite_start) for r in outcome.results):
+    failed_to_start = any(_is(r, RESULTS.nonfinite_start) for r in outcome.results)
+    if failed_to_start and isinstance(target, AbstractTarget):
         found = check(target, key=key)
         text += "".join(f"\n  {problem}" for problem in found.problems)
     return text

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ..core._convert import whole
 from ..storage import RunStore
 
 
@@ -37,8 +38,7 @@ def distributed(
     Raises:
         ValueError: If JAX has started already, or does not know the cluster.
     """
-    if devices is not None and devices < 1:
-        raise ValueError(f"`devices` must be at least 1; got {devices}.")
+    devices = whole("devices", least=1, optional=True)(devices)
     try:
         if devices is not None:
             jax.config.update("jax_num_cpu_devices", devices)

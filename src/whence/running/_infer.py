@@ -1,33 +1,22 @@
 """`infer()`: a target and an engine become a `Posterior`."""
 
-import dataclasses
-import sys
 import time
 import warnings
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
-from ..core._engine import AbstractEngine
-from ..core._require import check_values, require_engine, require_key, require_target
-from ..core._results import (
-    InferenceError as InferenceError,
-    InferenceWarning as InferenceWarning,
-)
+from ..core._engine import AbstractEngine, AbstractProcedure
+from ..core._require import require_engine, require_target
+from ..core._results import InferenceError as InferenceError, InferenceWarning
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
 from ..posterior._posterior import Posterior
-from ..storage import RunStore
 from ._collect import collect, judge, so_far
-from ._distributed import create_shared, is_first
-from ._loop import Outcome, run
-from ._manifest import create_store, manifest
-from ._mesh import Layout, plan_layout
-from ._progress import progress_bar
+from ._job import Job, RunOptions, prepare, run_job, seconds_of, write_ending
+from ._loop import Outcome
+from ._manifest import manifest
 from ._until import StoppingRule, Until
 
 LOOK_BYTES = 2**28  # a stored run larger than this is not read only to warn of trouble
@@ -82,81 +71,41 @@ def infer(
         OSError: If the store cannot be written; what is in it can be resumed.
         KeyboardInterrupt: If Ctrl-C came before there were any draws.
     """
-    _check_arguments(target, engine, key, chunk_steps, threads)
-    _check_until(until, engine)
-    check_values(target)
-    engine.validate(target)
-    layout = None if mesh is None else plan_layout(mesh, target, engine)
-    if vectorised is None:
-        platform = jax.default_backend() if layout is None else layout.platform
-        vectorised = engine.schedule.replicas > 1 and platform != "cpu"
-    opened = None
-    if store is not None:
-        more = {
-            "vectorised": vectorised or layout is not None,
-            "mesh": layout and layout.described(vectorised),
-            "until": until and dataclasses.asdict(until),
-            "source": source,
-        }
-        create = lambda: create_store(store, target, engine, key, more)
-        opened = create() if layout is None else create_shared(create, store)
-    job = Job(target, engine, key, until, None, opened, vectorised, layout)
-    return fit(job, RunOptions(progress, throw, chunk_steps, threads))
-
-
-class Job(NamedTuple):
-    """What is run: all of it goes into a store.
-
-    Attributes:
-        target: The target density.
-        engine: The engine.
-        key: A typed key.
-        until: When to end; None for after `steps`.
-        steps: Steps in all; None for those of the engine's schedule.
-        store: Where it is written, or None.
-        vectorised: Whether replicas run in one program.
-        layout: What is divided over which devices.
-    """
-
-    target: AbstractTarget
-    engine: AbstractEngine
-    key: PRNGKey
-    until: Until | None
-    steps: int | None
-    store: RunStore | None
-    vectorised: bool
-    layout: Layout | None = None
-
-
-class RunOptions(NamedTuple):
-    """How it is run; nothing of it changes the draws. The arguments of `infer`."""
-
-    progress: bool | None
-    throw: bool
-    chunk_steps: int | None
-    threads: int | None
+    require_target(target)
+    require_engine(engine)
+    check_until(until, engine)
+    options = RunOptions(progress, throw, chunk_steps, threads)
+    job = prepare(target, engine, key, until, vectorised, store, source, mesh)
+    return fit(job, options)
 
 
 def fit(job: Job, options: RunOptions) -> Posterior:
     """Run, judge and collect; what `infer`, `resume` and `extend` share."""
-    begin = time.perf_counter()
-    rule = StoppingRule(job.until, job.engine) if job.until else None
-    outcome = _run(job, options, rule)
-    verdict = judge(outcome, job.engine, job.target, job.key, throw=options.throw)
+    begin, engine = time.perf_counter(), job.engine
+    assert isinstance(engine, AbstractEngine)
+    rule = StoppingRule(job.until, engine) if job.until else None
+
+    def draws(outcome: Outcome):
+        return lambda: so_far(outcome, engine, job.target, job.key)
+
+    def go_on(outcome: Outcome) -> int | None:
+        return rule.next(outcome.total, draws(outcome)) if rule else None
+
+    outcome = run_job(job, options, rule, go_on)
+    verdict = judge(outcome, engine, job.target, job.key, throw=options.throw)
     if rule and outcome.ending == "time over":
         steps = min(int(outcome.steps[i]) for i in verdict.keep)
-        rule.time_over(steps, _draws(job, outcome))
+        rule.time_over(steps, draws(outcome))
         outcome = outcome._replace(total=steps)
     interrupted = outcome.ending == "interrupted"
-    sample = partial(collect, outcome, job.engine, job.target, verdict.keep, job.key)
-    if job.store is not None:
-        _write_ending(job.store, outcome, rule)
+    sample = partial(collect, outcome, engine, job.target, verdict.keep, job.key)
+    write_ending(job, outcome, rule)
     posterior = Posterior(
         job.target,
         sample if job.store is not None else sample(),
-        engine=job.engine.name,
-        seconds={**outcome.seconds, "total": time.perf_counter() - begin},
-        manifest=manifest(job.target, job.engine, job.key),
+        engine=engine.name,
+        seconds=seconds_of(outcome, begin),
+        manifest=manifest(job.target, engine, job.key),
         failed=verdict.failed,
         complete=not interrupted,
         stopped=rule.stopped if rule else None,
@@ -165,47 +114,8 @@ def fit(job: Job, options: RunOptions) -> Posterior:
     return posterior
 
 
-def _run(job: Job, options: RunOptions, rule: StoppingRule | None) -> Outcome:
-    def go_on(outcome: Outcome) -> int | None:
-        return rule.next(outcome.total, _draws(job, outcome)) if rule else None
-
-    wanted = sys.stderr.isatty() if options.progress is None else options.progress
-    wanted = wanted and (job.layout is None or is_first())
-    with progress_bar(job.engine.name) if wanted else nullcontext() as on_progress:
-        try:
-            return run(
-                job.target,
-                job.engine,
-                key=job.key,
-                steps=rule.first() if rule else job.steps,
-                go_on=go_on,
-                deadline=rule.deadline if rule else None,
-                on_progress=on_progress,
-                chunk_steps=options.chunk_steps,
-                vectorised=job.vectorised,
-                threads=options.threads,
-                store=job.store,
-                layout=job.layout,
-            )
-        except TimeoutError as error:
-            raise InferenceError(f"{job.engine.name}: {error}") from None
-
-
-def _draws(job: Job, outcome: Outcome):
-    return lambda: so_far(outcome, job.engine, job.target, job.key)
-
-
-def _write_ending(store: RunStore, outcome: Outcome, rule: StoppingRule | None) -> None:
-    before = dict(store.manifest)
-    ended = outcome.ending != "interrupted"
-    store.manifest["complete"] = bool(outcome.finished.all() or rule) and ended
-    if rule and ended:
-        store.manifest |= {"steps": outcome.total, "stopped": rule.stopped}
-    if store.manifest != before:  # a complete run may lie in a folder that is only read
-        store.write_manifest()
-
-
-def _check_until(until, engine):
+def check_until(until: Until | None, engine: AbstractProcedure) -> None:
+    """Raise `ValueError` unless a run of the engine may end by `until`."""
     if until is None:
         return
     if not isinstance(until, Until):
@@ -217,15 +127,6 @@ def _check_until(until, engine):
             f"`until` needs an engine that makes draw after draw, such as NUTS; {engine.name} "
             "ends by itself."
         )
-
-
-def _check_arguments(target, engine, key, chunk_steps, threads):
-    require_target(target)
-    require_engine(engine)
-    require_key(key)
-    for name, value in {"chunk_steps": chunk_steps, "threads": threads}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {value}.")
 
 
 def _warn(posterior: Posterior, interrupted: bool, rule, store) -> None:

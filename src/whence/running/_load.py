@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.random as jr
 import numpy as np
 
 from ..core._engine import AbstractEngine, Sample
+from ..core._flat import position_shapes
+from ..core._json import from_json
 from ..core._provenance import fingerprint
 from ..core._target import AbstractTarget
 from ..core._tree import named_leaves
+from ..diagnostics._records import AbstractRecord, ForeignRecord
 from ..posterior._posterior import Posterior
 from ._stored import read_run
 
@@ -65,16 +67,14 @@ def load(
     )
     stats = arrays("sample_stats")
     stored = lambda name: json.loads(attrs.get(name, "null"))
-    extra = {n: np.asarray(v) for n, v in stored("whence_extra").items()}
     sample = Sample(
         positions=_positions(arrays("unconstrained_posterior"), target),
         stats={n: v for n, v in stats.items() if n != "log_weight"},
         log_weights=stats.get("log_weight"),
         log_evidence=stored("whence_log_evidence"),
         log_evidence_error=stored("whence_log_evidence_error"),
-        extra=extra,
         method=stored("whence_method"),
-        target_acceptance=stored("whence_target_acceptance"),
+        record=_record(stored("whence_record"), arrays("record")),
     )
     return Posterior(
         target,
@@ -90,10 +90,18 @@ def load(
     )
 
 
+def _record(content: Any, arrays: dict[str, np.ndarray]) -> AbstractRecord | None:
+    try:
+        return from_json(content, arrays)
+    except ValueError:
+        fields = {n: from_json(v, arrays) for n, v in content["fields"].items()}
+        return ForeignRecord(content["class"], fields)
+
+
 def _positions(named: dict[str, np.ndarray], target):
     if target is None:
         return named
-    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+    shapes = position_shapes(target)
     leaves, treedef = jax.tree.flatten(shapes)
     names = list(named_leaves(shapes))
     return jax.tree.unflatten(

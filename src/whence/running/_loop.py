@@ -26,8 +26,7 @@ from jaxtyping import PyTree
 from threadpoolctl import threadpool_limits
 
 from ..core._cache import is_data, remembered
-from ..core._engine import AbstractEngine
-from ..core._target import AbstractTarget
+from ..core._engine import AbstractProcedure
 from ..core._types import PRNGKey
 from ..storage import RunStore
 from ._distributed import first, most
@@ -71,8 +70,8 @@ class Outcome(NamedTuple):
 
 
 def run(
-    target: AbstractTarget,
-    engine: AbstractEngine,
+    target: Any,
+    engine: AbstractProcedure,
     *,
     key: PRNGKey,
     steps: int | None = None,
@@ -218,7 +217,7 @@ def _gather(workers, total, seconds, ending, vectorised) -> Outcome:
         lambda *s: np.stack([to_host(x) for x in s]), *[w.state for w in workers]
     )
     return Outcome(
-        state,
+        eqx.combine(state, workers[0].plan.rest),
         lambda i: workers[i].recorded(),
         np.array([w.at for w in workers], dtype=int),
         [w.status.result for w in workers],
@@ -233,7 +232,7 @@ def _gather_vectorised(worker, total, seconds, ending) -> Outcome:
     steps = np.asarray(worker.stops, dtype=int)
     joined = cache(worker.recorded)
     return Outcome(
-        jax.tree.map(to_host, worker.state),
+        eqx.combine(jax.tree.map(to_host, worker.state), worker.plan.rest),
         lambda i: jax.tree.map(lambda x: x[i, : steps[i]], joined()),
         steps,
         [jax.tree.map(lambda x: x[i], worker.status.result) for i in range(len(steps))],

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from ..core._engine import AbstractEngine
-from ..core._target import AbstractDataTarget, AbstractTarget
+from ..core._convert import whole
+from ..core._engine import AbstractProcedure
+from ..core._target import AbstractDataTarget
 
 AXES = ("chain", "data", "particle")
 
@@ -51,10 +52,10 @@ def mesh(
     Raises:
         ValueError: If a size is less than 1 or there are too few devices.
     """
-    sizes = (chain, data, particle)
-    for name, size in zip(AXES, sizes):
-        if size is not None and size < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {size}.")
+    sizes = tuple(
+        whole(name, least=1, optional=True)(size)
+        for name, size in zip(AXES, (chain, data, particle))
+    )
     if sizes == (None, None, None):
         sizes = (len(jax.devices() if devices is None else devices), 1, 1)
     shape = tuple(1 if size is None else size for size in sizes)
@@ -143,7 +144,7 @@ class Layout(NamedTuple):
         return self.of(None, *self.of_member(leaf[0]).spec)
 
 
-def plan_layout(mesh: Mesh, target: AbstractTarget, engine: AbstractEngine) -> Layout:
+def plan_layout(mesh: Mesh, target: Any, engine: AbstractProcedure) -> Layout:
     """Return what of `target` and `engine` is divided over `mesh`.
 
     Args:
@@ -199,7 +200,7 @@ def _check_divides(axis: str, size: int, count: int, what: str) -> None:
         raise ValueError(f"`mesh` has {axis}={size}, which must divide {what}.")
 
 
-def _ensemble(axis: str, size: int, engine: AbstractEngine) -> tuple[str, int]:
+def _ensemble(axis: str, size: int, engine: AbstractProcedure) -> tuple[str, int]:
     ensemble = engine.schedule.ensemble
     if ensemble is None or ensemble[0] != axis:
         raise ValueError(
@@ -211,7 +212,7 @@ def _ensemble(axis: str, size: int, engine: AbstractEngine) -> tuple[str, int]:
     return axis, count
 
 
-def _rows(size: int, target: AbstractTarget) -> int:
+def _rows(size: int, target: Any) -> int:
     rows = target.num_data if isinstance(target, AbstractDataTarget) else None
     if rows is None:
         raise ValueError(

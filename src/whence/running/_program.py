@@ -52,7 +52,7 @@ def chunk(plan, data, state, key, replica, start, stop):
 
     def cond(carry):
         index, state, _ = carry
-        return (index < stop) & ~plan.engine_of(data).done(state)
+        return (index < stop) & ~plan.fate(data, state)[0]
 
     def body(carry):
         index, state, buffers = carry
@@ -61,8 +61,7 @@ def chunk(plan, data, state, key, replica, start, stop):
         return index + 1, state, jax.tree.map(write, buffers, info)
 
     index, state, buffers = jax.lax.while_loop(cond, body, (start, state, buffers))
-    engine = plan.engine_of(data)
-    return state, buffers, Status(index, engine.done(state), engine.result(state))
+    return state, buffers, Status(index, *plan.fate(data, state))
 
 
 class _Shapes(NamedTuple):
@@ -70,7 +69,7 @@ class _Shapes(NamedTuple):
 
     init: Any
     step: Any
-    engine_of: Any
+    fate: Any  # whether it is done, and how it fares
     state: PyTree
     info: PyTree
     length: int
@@ -80,7 +79,8 @@ class Plan(NamedTuple):
     """A compiled run, without its data."""
 
     program: Program
-    state: PyTree  # placeholder
+    state: PyTree  # placeholder for the arrays of a state
+    rest: PyTree  # what in a state is no array, and the same in all
     info: PyTree  # shapes
     length: int  # most steps that one call records
 
@@ -93,17 +93,27 @@ def build_plan(target, engine, key, chunk_steps, vectorised, layout=None) -> Pla
     """
     begin = time.perf_counter()
     data, static = eqx.partition((target, engine), is_data)
+    rest = None
 
     @partial(jax.jit, inline=True)
     def init(data, key):
+        nonlocal rest
         target, engine = eqx.combine(data, static)
-        return keep(layout, engine.init(target, key=key))
+        state, rest = split_state(engine.init(target, key=key))
+        return keep(layout, state)
 
     @partial(jax.jit, inline=True)
     def step(data, state, index, key):
         target, engine = eqx.combine(data, static)
-        state, info = engine.step(target, state, index, key=key)
+        state, info = engine.step(target, eqx.combine(state, rest), index, key=key)
+        state, other = split_state(state)
+        if not eqx.tree_equal(rest, other):
+            raise ValueError(f"`step` of {engine.name} must leave what is no array as it is.")
         return keep(layout, state), info
+
+    def fate(data, state):
+        engine, state = eqx.combine(data, static)[1], eqx.combine(state, rest)
+        return engine.done(state), engine.result(state)
 
     index = jax.ShapeDtypeStruct((), np.int32)
     state = jax.eval_shape(init, data, key)
@@ -113,7 +123,7 @@ def build_plan(target, engine, key, chunk_steps, vectorised, layout=None) -> Pla
     together = vectorised or layout is not None
     lanes = layout.lanes if layout is not None else replicas if vectorised else 1
     length = _buffer_steps(info, schedule, chunk_steps, lanes)
-    shapes = _Shapes(init, step, lambda d: eqx.combine(d, static)[1], state, info, length)
+    shapes = _Shapes(init, step, fate, state, info, length)
     begin = time.perf_counter() - begin
     every = partial(chunk, shapes)
     if layout is not None:
@@ -135,16 +145,23 @@ def build_plan(target, engine, key, chunk_steps, vectorised, layout=None) -> Pla
     program = program._replace(
         call=lambda *args: run(*put(*args)), trace_seconds=program.trace_seconds + begin
     )
-    return Plan(program, empty, info, length)
+    return Plan(program, empty, rest, info, length)
 
 
-def shapes_of(target, engine, key) -> tuple[PyTree, PyTree]:
-    """Return shapes and types of an engine's state and of what a step records."""
+def split_state(state: PyTree) -> tuple[PyTree, PyTree]:
+    """Return the arrays of a state, and the rest of it (functions of a network, say)."""
+    return eqx.partition(state, eqx.is_array_like)
+
+
+def shapes_of(target, engine, key) -> tuple[PyTree, PyTree, PyTree]:
+    """Return shapes and types of a state, what in it is no array, and those of `Info`."""
     init = lambda target, key: engine.init(target, key=key)
     step = lambda target, state, index, key: engine.step(target, state, index, key=key)
     index = jax.ShapeDtypeStruct((), np.int32)
     state = eqx.filter_eval_shape(init, target, key)
-    return eqx.filter_eval_shape(step, target, state, index, key)
+    state, info = eqx.filter_eval_shape(step, target, state, index, key)
+    arrays, rest = eqx.partition(state, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    return arrays, rest, info
 
 
 def _buffer_steps(info, schedule, chunk_steps, lanes) -> int:

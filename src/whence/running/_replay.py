@@ -9,7 +9,8 @@ import numpy as np
 
 from ..core._engine import AbstractEngine
 from ..core._target import AbstractTarget
-from ._infer import Job, RunOptions, fit
+from ._infer import fit
+from ._job import Job, RunOptions
 from ._manifest import manifest
 from ._stored import open_run, posterior_of, stored_layout, stored_outcome
 
@@ -87,13 +88,14 @@ def replay(
     Raises:
         ValueError: For what `resume` refuses; if there are no draws yet.
     """
+    options = RunOptions(progress, False, None, threads)
     stored = open_run(folder, target, engine)
     outcome = stored_outcome(stored, target)
     then = posterior_of(stored, outcome, target)
     steps = min(outcome.total, int(outcome.steps.max()))
     layout, vectorised = stored_layout(stored, target, None)
     job = Job(target, stored.engine, stored.key, None, steps, None, vectorised, layout)
-    now = fit(job, RunOptions(progress, False, None, threads))
+    now = fit(job, options)
     length = then.num_draws
     before = {n: np.asarray(v) for n, v in then.variables.items()}
     after = {n: np.asarray(v)[: then.num_chains, :length] for n, v in now.variables.items()}

@@ -1,29 +1,36 @@
 """`resume()` and `extend()`: a stored run goes on, bit for bit."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
-from ..core._engine import AbstractEngine
+from ..core._convert import whole
+from ..core._engine import AbstractEngine, AbstractProcedure
 from ..core._target import AbstractTarget
 from ..posterior._posterior import Posterior
-from ._infer import Job, RunOptions, fit
+from ._infer import check_until, fit
+from ._job import Job, RunOptions
 from ._stored import open_run, stored_layout
+from ._train import finish
 from ._until import Until
 
 
 def resume(
     folder: str | Path,
-    target: AbstractTarget,
+    target: Any,
     *,
-    engine: AbstractEngine | None = None,
+    engine: AbstractProcedure | None = None,
     progress: bool | None = None,
     throw: bool = True,
     chunk_steps: int | None = None,
     threads: int | None = None,
     mesh: Mesh | None = None,
-) -> Posterior:
-    """Go on with a run that `infer(..., store=folder)` began, in this or another process.
+) -> Any:
+    """Go on with a run that `infer` or `train` began with `store=folder`.
+
+    In this or another process.
 
     On the same platform the draws equal those of an uninterrupted run bit for bit. A run
     that is complete is read and returned. A run with `until` goes on towards its goal, with
@@ -32,7 +39,8 @@ def resume(
     Args:
         folder: The store.
         target: The target of the run; its data must be the same.
-        engine: The engine of the run, if it is not one of whence's own.
+        engine: The engine or procedure of the run, if it is not one of whence's own, or has
+            parts that cannot be stored, such as an optax optimiser.
         progress: As for `infer`.
         throw: As for `infer`.
         chunk_steps: As for `infer`; it does not change the draws.
@@ -40,19 +48,18 @@ def resume(
         mesh: Devices, if the run was begun with a mesh; by default one.
 
     Returns:
-        The posterior of the whole run.
+        The `Posterior` of the whole run; of `train`, what that returns (`Trained`).
 
     Raises:
         ValueError: If the folder is no store, a file in it is damaged, or target, engine
             or precision are not those of the run.
     """
+    options = RunOptions(progress, throw, chunk_steps, threads)
     stored = open_run(folder, target, engine)
     layout = stored_layout(stored, target, mesh)
     content = stored.store.manifest
     until = None if content["complete"] or not content["until"] else Until(**content["until"])
-    return _go_on(
-        stored, target, until, layout, RunOptions(progress, throw, chunk_steps, threads)
-    )
+    return _go_on(stored, target, until, layout, options)
 
 
 def extend(
@@ -92,11 +99,12 @@ def extend(
         ValueError: If neither or both of `draws` and `until` are given, if the engine makes
             its draws only at its end, or for what `resume` refuses.
     """
+    options = RunOptions(progress, throw, chunk_steps, threads)
     stored = open_run(folder, target, engine)
     if (draws is None) == (until is None):
         raise ValueError("`extend` must be given either `draws` or `until`.")
-    if draws is not None and draws < 1:
-        raise ValueError(f"`draws` must be at least 1; got {draws}.")
+    draws = whole("draws", least=1, optional=True)(draws)
+    check_until(until, stored.engine)
     if not stored.engine.schedule.extendable:
         raise ValueError(
             f"The run in {folder} cannot be extended: {stored.engine.name} ends by itself. "
@@ -104,18 +112,19 @@ def extend(
         )
     layout = stored_layout(stored, target, mesh)
     content = stored.store.manifest
-    content |= {"complete": False, "stopped": None, "until": until and vars(until)}
+    goal = until and dataclasses.asdict(until)
+    content |= {"complete": False, "stopped": None, "until": goal}
     content["steps"] += draws or 0
     stored.store.write_manifest()
-    return _go_on(
-        stored, target, until, layout, RunOptions(progress, throw, chunk_steps, threads)
-    )
+    return _go_on(stored, target, until, layout, options)
 
 
-def _go_on(stored, target, until, layout, options) -> Posterior:
+def _go_on(stored, target, until, layout, options) -> Any:
     content = stored.store.manifest
     steps, (layout, vectorised) = int(content["steps"]), layout
     job = Job(target, stored.engine, stored.key, until, steps, stored.store, vectorised, layout)
+    if not isinstance(stored.engine, AbstractEngine):
+        return finish(job, options)
     posterior = fit(job, options)
     posterior.stopped = content["stopped"]
     return posterior

@@ -2,13 +2,16 @@
 
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ..core._engine import AbstractEngine
+from ..core._convert import whole
+from ..core._engine import AbstractEngine, AbstractProcedure
+from ..core._json import from_json, to_json
 from ..core._provenance import fingerprint
 from ..core._require import check_values, require_target
 from ..core._target import AbstractTarget
@@ -18,7 +21,7 @@ from ..storage import RunStore
 from ._collect import collect, judge
 from ._distributed import share
 from ._loop import Outcome
-from ._manifest import from_json, key_from, to_json
+from ._manifest import key_from
 from ._mesh import Layout, mesh as make_mesh, plan_layout
 from ._program import shapes_of
 from ._worker import read_chunks, restored
@@ -34,20 +37,17 @@ class Stored(NamedTuple):
     """
 
     store: RunStore
-    engine: AbstractEngine
+    engine: AbstractProcedure
     key: PRNGKey
 
 
-def open_run(
-    folder: str | Path, target: AbstractTarget, engine: AbstractEngine | None
-) -> Stored:
+def open_run(folder: str | Path, target: Any, engine: AbstractProcedure | None) -> Stored:
     """Open the store of a run on `target`.
 
     Raises:
         ValueError: If the folder is no store, or target, engine or precision are not those
             of the run.
     """
-    require_target(target)
     store = RunStore.open(folder)
     content = store.manifest
     if content["data_sha256"] != fingerprint(target):
@@ -59,14 +59,26 @@ def open_run(
         want = "float64 (`whence.enable_x64()`)" if content["x64"] else "float32"
         raise ValueError(f"The run in {folder} was made in {want}; switch to it first.")
     if engine is None:
-        engine = from_json(content["configuration"])
+        engine = _stored_engine(folder, content["configuration"])
     elif to_json(engine) != content["configuration"]:
         raise ValueError(f"`engine` must be the one of the run: {content['engine']}.")
-    if not isinstance(engine, AbstractEngine):
+    if not isinstance(engine, AbstractProcedure):
         raise ValueError(f"{folder} does not hold the configuration of an engine.")
+    if isinstance(engine, AbstractEngine):
+        require_target(target)
     check_values(target)
     engine.validate(target)
     return Stored(store, engine, key_from(content))
+
+
+def _stored_engine(folder: str | Path, configuration: Any) -> Any:
+    try:
+        return from_json(configuration)
+    except ValueError as error:
+        raise ValueError(
+            f"`engine` must be given: the run in {folder} does not hold all of it ({error}). "
+            "Write `whence.resume(folder, target, engine=...)`."
+        ) from None
 
 
 def stored_layout(
@@ -115,12 +127,20 @@ def read_run(
         ValueError: As for `resume`; if there are no draws yet; if `thin` does not apply.
     """
     stored = open_run(folder, target, engine)
-    if thin < 1:
-        raise ValueError(f"`thin` must be at least 1; got {thin}.")
-    engine = stored.engine
-    if thin > 1 and not engine.schedule.extendable:
-        raise ValueError(f"`thin` does not apply to {engine.name}: its draws come at the end.")
+    thin = whole("thin", least=1)(thin)
+    own = _engine(stored)
+    if thin > 1 and not own.schedule.extendable:
+        raise ValueError(f"`thin` does not apply to {own.name}: its draws come at the end.")
     return posterior_of(stored, stored_outcome(stored, target), target, thin=thin)
+
+
+def _engine(stored: Stored) -> AbstractEngine:
+    if not isinstance(stored.engine, AbstractEngine):
+        raise ValueError(
+            f"The run in {stored.store.folder} is one of {stored.engine.name}, which makes no "
+            "posterior; go on with `whence.resume`."
+        )
+    return stored.engine
 
 
 def posterior_of(
@@ -134,7 +154,7 @@ def posterior_of(
         target: Its target.
         thin: Keep every so manyeth draw.
     """
-    store, engine, key = stored
+    store, engine, key = stored.store, _engine(stored), stored.key
     verdict = judge(outcome, engine, target, key, throw=False)
     return Posterior(
         target,
@@ -160,7 +180,7 @@ def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome:
     store, engine, key = stored
     schedule = engine.schedule
     nothing = f"The run in {store.folder} has no draws yet; go on with `whence.resume`."
-    empty, info = shapes_of(target, engine, key)
+    empty, rest, info = shapes_of(target, engine, key)
     together = bool(store.manifest["vectorised"])
     found = {}
     for number in range(1 if together else schedule.replicas):
@@ -190,9 +210,10 @@ def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome:
             return read_chunks(store, numbers[i], info, (), int(steps[i]))
         return jax.tree.map(lambda x: x[i, : steps[i]], joined())
 
-    results = jax.vmap(engine.result)(restored(empty, leaves))
+    result = lambda state: engine.result(eqx.combine(state, rest))
+    results = jax.vmap(result)(restored(empty, leaves))
     return Outcome(
-        jax.tree.unflatten(jax.tree.structure(empty), leaves),
+        eqx.combine(jax.tree.unflatten(jax.tree.structure(empty), leaves), rest),
         read,
         steps,
         [jax.tree.map(lambda x: x[i], results) for i in range(len(steps))],

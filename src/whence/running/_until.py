@@ -1,21 +1,21 @@
 """`Until`: run until the posterior is good enough, and say what ended the run."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 
+from ..core._convert import number, positive, whole
 from ..core._engine import AbstractEngine, Sample
 
 FIRST_DRAWS = 100  # draws per chain before the first look
 SMALLEST_STEP, LARGEST_STEP = 1.25, 2.0  # growth of a run between looks
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Until:
+class Until(eqx.Module):
     """When a run is to end; whichever comes first.
 
     All chains advance to the same number of draws, are looked at together, and go on by a
@@ -35,25 +35,22 @@ class Until:
         Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), doi:10.1214/20-BA1221.
     """
 
-    ess: int | float | None = None
-    rhat: int | float | None = None
-    max_draws: int | None = None
-    max_seconds: int | float | None = None
+    ess: float | None = eqx.field(
+        default=None, kw_only=True, converter=positive("ess", optional=True)
+    )
+    rhat: float | None = eqx.field(
+        default=None, kw_only=True, converter=number("rhat", above=1, optional=True)
+    )
+    max_draws: int | None = eqx.field(
+        default=None, kw_only=True, converter=whole("max_draws", least=1, optional=True)
+    )
+    max_seconds: float | None = eqx.field(
+        default=None, kw_only=True, converter=positive("max_seconds", optional=True)
+    )
 
-    def __post_init__(self):
-        rules = {
-            "ess": (lambda v: v > 0, "positive"),
-            "rhat": (lambda v: v > 1, "above 1"),
-            "max_draws": (lambda v: v >= 1, "at least 1"),
-            "max_seconds": (lambda v: v > 0, "positive"),
-        }
-        given = {name: getattr(self, name) for name in rules}
-        if all(value is None for value in given.values()):
-            raise ValueError(f"`Until` must be given at least one of {', '.join(rules)}.")
-        for name, (holds, rule) in rules.items():
-            value = given[name]
-            if value is not None and not (np.isfinite(value) and holds(value)):
-                raise ValueError(f"`{name}` of `Until` must be {rule}; got {value}.")
+    def __check_init__(self):
+        if not any(vars(self).values()):
+            raise ValueError(f"`Until` must be given at least one of {', '.join(vars(self))}.")
 
     @property
     def has_goal(self) -> bool:
@@ -160,7 +157,7 @@ class StoppingRule:
         words = {
             "goal": "The goal was reached",
             "max_draws": "The most draws allowed (`max_draws`) were made",
-            "max_seconds": f"The {self.until.max_seconds} s of `max_seconds` are over",
+            "max_seconds": f"The {self.until.max_seconds:g} s of `max_seconds` are over",
         }
         self.reached |= why == "goal"
         text = f"{words[why]}, after {draws} draws per chain"

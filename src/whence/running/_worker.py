@@ -4,14 +4,15 @@ import threading
 import time
 from collections.abc import Iterator
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..core._engine import AbstractPausingEngine, pause_each
+from ..core._engine import AbstractPausingProcedure, pause_each
 from ..storage import RunStore
 from ._distributed import agree
-from ._program import Plan, Status, to_host, to_state
+from ._program import Plan, Status, split_state, to_host, to_state
 
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up
 
@@ -89,10 +90,12 @@ class Worker:
 
     def paused(self) -> PyTree:
         """Return the state after the engine has thought about it, replica by replica."""
-        assert isinstance(self.engine, AbstractPausingEngine)
+        assert isinstance(self.engine, AbstractPausingProcedure)
         if not self.replica.ndim:
-            return self.engine.pause(self.state, self.at)
-        new = pause_each(self.engine, jax.tree.map(to_host, self.state), self.at)
+            new = self.engine.pause(eqx.combine(self.state, self.plan.rest), self.at)
+            return split_state(new)[0]
+        state = eqx.combine(jax.tree.map(to_host, self.state), self.plan.rest)
+        new, _ = split_state(pause_each(self.engine, state, self.at))
         return restored(self.plan.state, jax.tree.leaves(new))
 
     def call(self, stop: int) -> PyTree:

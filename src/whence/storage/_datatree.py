@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import xarray
 
 SAMPLE_DIMS = ("chain", "draw")
-_WITHOUT_SAMPLES = ("observed_data", "constant_data", "predictions_constant_data")
+_WITHOUT_SAMPLES = ("observed_data", "constant_data", "predictions_constant_data", "record")
 GROUPS = (
     "posterior",
     "unconstrained_posterior",
@@ -24,6 +24,7 @@ GROUPS = (
     "predictions_constant_data",
     "warmup_posterior",
     "warmup_sample_stats",
+    "record",
 )
 
 

@@ -1,0 +1,87 @@
+"""Configurations and records as JSON and back, with their arrays beside them."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+
+def to_json(value: Any, arrays: dict[str, np.ndarray] | None = None) -> Any:
+    """Return a configuration or a record as JSON values.
+
+    What JSON cannot hold, such as an optimiser, is told by its name: `from_json` refuses it.
+
+    Args:
+        value: Numbers, text, None, and tuples, dicts and modules of such.
+        arrays: Where arrays are put, by a name made for each; None to refuse them.
+
+    Raises:
+        ValueError: If there are arrays and no place for them.
+    """
+    inside = lambda item: to_json(item, arrays)
+    if isinstance(value, eqx.Module):
+        cls = type(value)
+        fields = {f.name: inside(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": f"{cls.__module__}:{cls.__qualname__}", "fields": fields}
+    if isinstance(value, dict):
+        return {"dict": [[str(name), inside(item)] for name, item in value.items()]}
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return {"tuple": [inside(item) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        if arrays is None:
+            raise ValueError(f"An engine that is stored must not hold arrays; got {value!r}.")
+        name = f"x{len(arrays)}"
+        arrays[name] = np.asarray(value)
+        return {"array": name}
+    return {"opaque": _name_of(value)}
+
+
+def _name_of(value: Any) -> str:
+    """Return what tells two such values apart without their addresses in memory."""
+    if isinstance(value, tuple):
+        return f"{type(value).__qualname__}({', '.join(_name_of(item) for item in value)})"
+    cls = value if hasattr(value, "__qualname__") else type(value)
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def from_json(
+    value: Any,
+    arrays: dict[str, np.ndarray] | None = None,
+    packages: tuple[str, ...] = ("whence",),
+) -> Any:
+    """Return what `to_json` wrote.
+
+    Only classes of whence itself are looked up, unless told: a file is data, not code.
+
+    Args:
+        value: JSON values.
+        arrays: Arrays by name.
+        packages: Packages whose classes may be looked up.
+
+    Raises:
+        ValueError: If a class is of another package, or a part could not be written.
+    """
+    inside = lambda item: from_json(item, arrays, packages)
+    if not isinstance(value, dict):
+        return value
+    if "tuple" in value:
+        return tuple(inside(item) for item in value["tuple"])
+    if "dict" in value:
+        return {name: inside(item) for name, item in value["dict"]}
+    if "array" in value:
+        return (arrays or {})[value["array"]]
+    if "opaque" in value:
+        raise ValueError(f"a part of it, {value['opaque']}, cannot be stored")
+    module, _, name = value["class"].partition(":")
+    if module.split(".")[0] not in packages:
+        raise ValueError(f"{name} of {module} is not one of whence's own classes")
+    cls = getattr(importlib.import_module(module), name)
+    if not issubclass(cls, eqx.Module):
+        raise ValueError(f"{value['class']} is no engine, record or part of one")
+    settable = {f.name for f in dataclasses.fields(cls) if f.init}
+    return cls(**{n: inside(v) for n, v in value["fields"].items() if n in settable})

@@ -1,0 +1,52 @@
+"""An engine that is another engine with something added, or in its place."""
+
+import equinox as eqx
+from jaxtyping import Array, Bool, PyTree
+
+from ._engine import AbstractEngine, AbstractPausingEngine, Schedule
+from ._results import RESULTS
+from ._target import AbstractTarget
+from ._types import PRNGKey
+
+
+class AbstractWrappedEngine(AbstractPausingEngine):
+    """An engine that leaves its work to another.
+
+    A final class brings `step` and `posterior`: what it adds is added there.
+
+    Attributes:
+        engine: The engine that does the work.
+    """
+
+    engine: eqx.AbstractVar[AbstractEngine]
+
+    @property
+    def name(self) -> str:
+        """Name of the engine."""
+        return self.engine.name
+
+    @property
+    def schedule(self) -> Schedule:
+        """Schedule of the engine."""
+        return self.engine.schedule
+
+    def validate(self, target: AbstractTarget) -> None:
+        """Raise `ValueError` if the engine cannot run on `target`."""
+        self.engine.validate(target)
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> PyTree:
+        """Return the engine's state."""
+        return self.engine.init(target, key=key)
+
+    def pause(self, state: PyTree, index: int) -> PyTree:
+        """Pause as the engine does; called only if its schedule has pauses."""
+        assert isinstance(self.engine, AbstractPausingEngine)
+        return self.engine.pause(state, index)
+
+    def done(self, state: PyTree) -> Bool[Array, ""]:
+        """Whether the engine has finished."""
+        return self.engine.done(state)
+
+    def result(self, state: PyTree) -> RESULTS:
+        """How the engine fares."""
+        return self.engine.result(state)

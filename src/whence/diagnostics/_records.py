@@ -1,0 +1,163 @@
+"""What an engine tells of its run besides draws: a record for each kind of method.
+
+A record knows how it is judged, and its arrays are stored with the draws. An engine with
+another story to tell brings a record of its own.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import PyTree
+
+from ._data import Draws
+from ._particles import check_smc
+from ._point import check_point
+from ._report import Finding
+from ._variational import check_variational
+
+Judged = tuple[list[Finding], dict[str, float]]
+Values = Any  # an array, or None where an engine does not know
+
+
+class AbstractRecord(eqx.Module):
+    """Results of a run that are no draws; arrays, numbers, text, and dicts of them."""
+
+    @abc.abstractmethod
+    def judge(self, draws: Draws, method: str) -> Judged:
+        """Return findings and the numbers they rest on.
+
+        Args:
+            draws: The draws.
+            method: What they are; one of `METHODS`.
+        """
+
+
+class AdaptedChains(AbstractRecord):
+    """Markov chains with a step size that was adapted.
+
+    Attributes:
+        target_acceptance: Acceptance rate the step size was adapted to, the highest of all
+            chains.
+    """
+
+    target_acceptance: float
+
+    def judge(self, draws: Draws, method: str) -> Judged:
+        return [], {}  # the rate is judged with the statistics that the chains recorded
+
+
+class VariationalFit(AbstractRecord):
+    """A family that was fitted by its evidence lower bound.
+
+    Attributes:
+        elbo: Estimates by step in nats, `(step,)` or `(replica, step)`; larger is better.
+        log_weights_is: Log importance ratios (target over family) in nats, any shape, at
+            independent draws of the family.
+        parameters: Of the fitted family, by name.
+        elbo_final: Evidence lower bound of the fit, in nats.
+        elbo_final_error: Its standard error, in nats.
+        num_nonfinite: Updates left out because their gradient was not finite.
+    """
+
+    elbo: Values = None
+    log_weights_is: Values = None
+    parameters: dict[str, PyTree] = eqx.field(default_factory=dict)
+    elbo_final: float | None = None
+    elbo_final_error: float | None = None
+    num_nonfinite: int = 0
+
+    def judge(self, draws: Draws, method: str) -> Judged:
+        return check_variational(self.elbo, self.log_weights_is)
+
+
+class ParticleHistory(AbstractRecord):
+    """How weighted particles came about: arrays `(stage,)`.
+
+    Attributes:
+        temperature: Inverse temperatures.
+        rows: Rows of data taken in.
+        ess: Effective number of particles before resampling.
+        log_evidence_increment: In nats; its sum is the log evidence.
+        resampled: Whether particles were resampled.
+        unique_ancestors: Initial particles that have descendants left.
+        acceptance_rate: Of the moves.
+        num_moves: Moves of every particle.
+        num_evaluations: Evaluations of the log density by each particle.
+        scale: Step size of the moves.
+        num_nonfinite: Particles with a likelihood of zero.
+        num_nonfinite_start: As `num_nonfinite`, of the initial particles.
+    """
+
+    temperature: Values = None
+    rows: Values = None
+    ess: Values = None
+    log_evidence_increment: Values = None
+    resampled: Values = None
+    unique_ancestors: Values = None
+    acceptance_rate: Values = None
+    num_moves: Values = None
+    num_evaluations: Values = None
+    scale: Values = None
+    num_nonfinite: Values = None
+    num_nonfinite_start: int = 0
+
+    def judge(self, draws: Draws, method: str) -> Judged:
+        return check_smc(self.temperature, self.ess, self.acceptance_rate, draws)
+
+
+class ForeignRecord(AbstractRecord):
+    """A record of another package, as a file held it.
+
+    Attributes:
+        name: Its class.
+        fields: What it held, by name.
+    """
+
+    name: str
+    fields: dict[str, PyTree]
+
+    def judge(self, draws: Draws, method: str) -> Judged:
+        message = f"What {self.name} tells of the run was read from a file and is not judged"
+        return [Finding("record", "note", message)], {}
+
+
+class Optimum(AbstractRecord):
+    """The best of several maxima, and the shape of the objective there.
+
+    Attributes:
+        points: Maxima found, best first, flat and unconstrained, `(start, dim)`.
+        objectives: In nats, `(start,)`.
+        gains: Of the last step of each search, in nats.
+        converged: Whether each search did.
+        steps: Of each search.
+        curvatures: Eigenvalues of minus the Hessian at the best point, `(dim,)`; None if the
+            dimension is too high to look.
+        axes: Their eigenvectors, in columns.
+        slopes: Of the objective along the axes.
+        declines: Share of what the curvature promises by which the objective falls.
+        log_weights_is: As in `VariationalFit`, of the Gaussian with this curvature.
+    """
+
+    objectives: np.ndarray
+    converged: np.ndarray
+    points: Values = None
+    gains: Values = None
+    steps: Values = None
+    curvatures: Values = None
+    axes: Values = None
+    slopes: Values = None
+    declines: Values = None
+    log_weights_is: Values = None
+
+    def judge(self, draws: Draws, method: str) -> Judged:
+        shape = (self.curvatures, self.axes, self.slopes, self.declines)
+        alone = method == "point"
+        findings, numbers = check_point(
+            self.objectives, self.converged, shape, draws, alone=alone
+        )
+        if self.log_weights_is is None:
+            return findings, numbers
+        more, others = check_variational(None, self.log_weights_is)
+        return findings + more, numbers | others

@@ -1,0 +1,148 @@
+"""A run of a procedure: what is run, how, and where it is written."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+from jax.sharding import Mesh
+
+from ..core._convert import flag, whole
+from ..core._engine import AbstractProcedure
+from ..core._require import check_values, require_key
+from ..core._results import InferenceError
+from ..core._types import PRNGKey
+from ..storage import RunStore
+from ._distributed import create_shared, is_first
+from ._loop import Outcome, run
+from ._manifest import create_store
+from ._mesh import Layout, plan_layout
+from ._progress import progress_bar
+from ._until import StoppingRule, Until
+
+
+class Job(NamedTuple):
+    """What is run: all of it goes into a store.
+
+    Attributes:
+        target: What the procedure works on.
+        engine: The procedure.
+        key: A typed key.
+        until: When to end; None for after `steps`.
+        steps: Steps in all; None for those of the schedule.
+        store: Where it is written, or None.
+        vectorised: Whether replicas run in one program.
+        layout: What is divided over which devices.
+    """
+
+    target: Any
+    engine: AbstractProcedure
+    key: PRNGKey
+    until: Until | None
+    steps: int | None
+    store: RunStore | None
+    vectorised: bool
+    layout: Layout | None = None
+
+
+class RunOptions(eqx.Module):
+    """How it is run; nothing of it changes the draws. The arguments of `infer`."""
+
+    progress: bool | None = eqx.field(converter=flag("progress", optional=True))
+    throw: bool = eqx.field(converter=flag("throw"))
+    chunk_steps: int | None = eqx.field(converter=whole("chunk_steps", least=1, optional=True))
+    threads: int | None = eqx.field(converter=whole("threads", least=1, optional=True))
+
+
+def prepare(
+    target: Any,
+    procedure: AbstractProcedure,
+    key: PRNGKey,
+    until: Until | None,
+    vectorised: bool | None,
+    store: str | Path | None,
+    source: str | None,
+    mesh: Mesh | None,
+) -> Job:
+    """Return a new run, its store begun; the arguments are those of `infer`.
+
+    Raises:
+        ValueError: If an argument is wrong; before anything is compiled.
+    """
+    require_key(key)
+    check_values(target)
+    procedure.validate(target)
+    layout = None if mesh is None else plan_layout(mesh, target, procedure)
+    if vectorised is None:
+        platform = jax.default_backend() if layout is None else layout.platform
+        vectorised = procedure.schedule.replicas > 1 and platform != "cpu"
+    opened = None
+    if store is not None:
+        more = {
+            "vectorised": vectorised or layout is not None,
+            "mesh": layout and layout.described(vectorised),
+            "until": until and dataclasses.asdict(until),
+            "source": source,
+        }
+        create = lambda: create_store(store, target, procedure, key, more)
+        opened = create() if layout is None else create_shared(create, store)
+    return Job(target, procedure, key, until, None, opened, vectorised, layout)
+
+
+def run_job(
+    job: Job,
+    options: RunOptions,
+    rule: StoppingRule | None = None,
+    go_on: Callable[[Outcome], int | None] | None = None,
+) -> Outcome:
+    """Run a job through the loop, with a progress bar.
+
+    Args:
+        job: What to run.
+        options: How.
+        rule: When to end; None for after its steps.
+        go_on: As for `run`.
+    """
+    wanted = sys.stderr.isatty() if options.progress is None else options.progress
+    wanted = wanted and (job.layout is None or is_first())
+    with progress_bar(job.engine.name) if wanted else nullcontext() as on_progress:
+        try:
+            return run(
+                job.target,
+                job.engine,
+                key=job.key,
+                steps=rule.first() if rule else job.steps,
+                go_on=go_on,
+                deadline=rule.deadline if rule else None,
+                on_progress=on_progress,
+                chunk_steps=options.chunk_steps,
+                vectorised=job.vectorised,
+                threads=options.threads,
+                store=job.store,
+                layout=job.layout,
+            )
+        except TimeoutError as error:
+            raise InferenceError(f"{job.engine.name}: {error}") from None
+
+
+def write_ending(job: Job, outcome: Outcome, rule: StoppingRule | None = None) -> None:
+    """Write into the store, if there is one, how the run ended."""
+    if job.store is None:
+        return
+    store, before = job.store, dict(job.store.manifest)
+    ended = outcome.ending != "interrupted"
+    store.manifest["complete"] = bool(outcome.finished.all() or rule) and ended
+    if rule and ended:
+        store.manifest |= {"steps": outcome.total, "stopped": rule.stopped}
+    if store.manifest != before:  # a complete run may lie in a folder that is only read
+        store.write_manifest()
+
+
+def seconds_of(outcome: Outcome, begin: float) -> dict[str, float]:
+    """Return the durations of a run that began at a moment of `time.perf_counter`."""
+    return {**outcome.seconds, "total": time.perf_counter() - begin}
