@@ -253,7 +253,7 @@ def test_tree_and_picture(key, tmp_path):
     [
         ({"target": wh.from_log_density(lambda x: -(x**2), 0.0)}, "sample_prior"),
         ({"simulations": 5}, "at least 10; got 5"),
-        ({"num_draws": 1}, "at least 2; got 1"),
+        ({"num_draws": 1}, "at least 2, or None; got 1"),
         ({"num_draws": 500}, "at most the draws of a fit, 99; got 500"),
         ({"alpha": 2.0}, "above 0 and below 1; got 2"),
         ({"test_quantities": {"mu": lambda m, y: m.mu}}, "name of a variable"),

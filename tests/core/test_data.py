@@ -153,9 +153,9 @@ def test_invalid_input(key):
     target = Quartic(jr.normal(key, (20,)))
     with pytest.raises(ValueError, match="at most the number of data rows, 20; got 21"):
         minibatches(target, 21)
-    with pytest.raises(ValueError, match="`batch_size` must be at least 1 .* got 0"):
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, .* got 0"):
         minibatches(target, 0)
-    with pytest.raises(ValueError, match="`mode` must be 'reshuffle' or 'iid'; got 'sorted'"):
+    with pytest.raises(ValueError, match="`mode` must be one of 'reshuffle', 'iid'; got 'sorted'"):
         minibatches(target, 5, "sorted")
     with pytest.raises(ValueError, match="got 5 with NoData"):
         minibatches(NoData(), 5)

@@ -83,7 +83,7 @@ def test_extend_refuses(target, tmp_path):
     for wrong in ({}, {"draws": 3, "until": wh.Until(ess=10)}):
         with pytest.raises(ValueError, match="either `draws` or `until`"):
             wh.extend(tmp_path / "a", target, **wrong)
-    with pytest.raises(ValueError, match="at least 1; got 0"):
+    with pytest.raises(ValueError, match="at least 1, or None; got 0"):
         wh.extend(tmp_path / "a", target, draws=0)
     assert (tmp_path / "a" / "manifest.json").read_text() == before
     wh.infer(target, wh.TemperedSMC(particles=50), key=KEY, store=tmp_path / "s")

@@ -164,13 +164,9 @@ def _readable(path: str) -> str:
 
 
 def _hints(engine: type[AbstractEngine]) -> tuple[dict[str, Any], set[str]]:
-    """Return annotated types, and the fields that judge themselves what they are given."""
-    fields = dataclasses.fields(engine)
-    try:
-        hints = typing.get_type_hints(engine)
-    except Exception:  # an annotation that only a type checker can read
-        hints = dict.fromkeys((field.name for field in fields), Any)
-    return hints, {field.name for field in fields if "converter" in field.metadata}
+    """Return annotated types, and which fields convert (and check) what they are given."""
+    converts = {f.name for f in dataclasses.fields(engine) if "converter" in f.metadata}
+    return typing.get_type_hints(engine), converts
 
 
 def parse(text: str, engine: type[AbstractEngine]) -> Any:

@@ -219,7 +219,7 @@ def test_failure_to_mix_is_seen_in_rhat(key):
         ({"chains": 3}, "`chains` must be at least 4; got 3"),
         ({"warmup": 5}, "`warmup` must be at least 10; got 5"),
         ({"draws": 0}, "`draws` must be at least 1; got 0"),
-        ({"target_accept": 1.0}, "`target_accept` must be in"),
+        ({"target_accept": 1.0}, "`target_accept` must be above 0 and below 1; got 1.0"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive"),
         ({"metric": "full"}, "`metric` must be"),
     ],

@@ -82,7 +82,7 @@ def test_divergences_are_reported(key):
     ("arguments", "message"),
     [
         ({"num_steps": 4, "trajectory_length": 1.0}, "not both; got 1.0 and 4"),
-        ({"num_steps": 0}, "`num_steps` must lie between 1 and 1000; got 0"),
+        ({"num_steps": 0}, "`num_steps` must be at least 1 and at most 1000, or None; got 0"),
         ({"trajectory_length": -1.0}, "`trajectory_length` must be positive and finite"),
         ({"jitter": 1.0}, "`jitter` must be at least 0 and below 1; got 1.0"),
         ({"draws": 0}, "`draws` must be at least 1; got 0"),

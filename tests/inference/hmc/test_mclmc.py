@@ -284,7 +284,7 @@ def test_slowest_time():
     [
         ({"chains": 0}, "`chains` must be at least 1; got 0"),
         ({"warmup": 10}, "`warmup` must be at least 20; got 10"),
-        ({"target_accept": 0.0}, "`target_accept` must be in"),
+        ({"target_accept": 0.0}, "`target_accept` must be above 0 and below 1; got 0.0"),
         ({"energy_variance": 0.0}, "`energy_variance` must be positive"),
         ({"metric": "full"}, "`metric` must be one of"),
         ({"integrator": "euler"}, "`integrator` must be one of"),

@@ -15,7 +15,7 @@ from whence.inference.hmc import NUTS
 from whence.inference.hmc._integrator import PhasePoint, leapfrog
 from whence.inference.hmc._metric import DiagonalMetric
 from whence.inference.hmc._transition import SAMPLING
-from whence.inference.hmc._tree import _hash, _uniform, plant
+from whence.inference.hmc._tree import _hash, _uniform, start_tree
 from whence.running._loop import run
 from whence.testing import Funnel, Gaussian, LogGamma, check_engine, check_truth
 
@@ -32,7 +32,7 @@ VALUE_AND_GRAD = jax.value_and_grad(_banana)
 def _grow(position, momentum, step_size, max_depth, key):
     log_density, gradient = VALUE_AND_GRAD(position)
     point = PhasePoint(position, momentum, log_density, gradient, gradient)
-    tree = plant(point, step_size, 7, max_depth, key=key)
+    tree = start_tree(point, step_size, 7, max_depth, key=key)
 
     def body(tree):
         return tree.extend(leapfrog(VALUE_AND_GRAD, UNIT, tree.end(), tree.step))
@@ -194,7 +194,7 @@ def test_conformance(key):
     check_engine(NUTS(warmup=300, draws=300), key=key)
 
 
-@pytest.mark.parametrize("metric", ["auto", "diag", "fisher", "dense", "low_rank"])
+@pytest.mark.parametrize("metric", ["auto", "diagonal", "fisher", "dense", "low_rank"])
 @pytest.mark.parametrize("condition_number", [1.0, 1e4])
 def test_moments_of_correlated_normals(metric, condition_number, key):
     correlated = condition_number > 1
@@ -261,7 +261,7 @@ def test_auto_learns_a_correlation_early(key):
     assert np.sum(steps[:, :1000]) < 60_000
 
 
-@pytest.mark.parametrize("metric", ["auto", "diag"])
+@pytest.mark.parametrize("metric", ["auto", "diagonal"])
 def test_frozen_after_warmup_at_the_rate_asked_for(metric, key):
     engine = NUTS(metric=metric, warmup=400, draws=400)
     outcome = run(Gaussian(8), engine, key=key)
@@ -275,9 +275,9 @@ def test_divergences_of_warmup_make_steps_smaller(key):
     """And the posterior says what was aimed at."""
     engine = NUTS(draws=500)
     posterior = wh.infer(Funnel(4, scale=3.0), engine, key=key, progress=False)
-    assert 0.85 < posterior.sample.target_acceptance <= 0.96
+    assert 0.85 < posterior.record.target_acceptance <= 0.96
     calm = wh.infer(Gaussian(3), engine, key=key, progress=False)
-    assert_allclose(calm.sample.target_acceptance, 0.8)
+    assert_allclose(calm.record.target_acceptance, 0.8)
 
 
 class Far(AbstractTarget):
@@ -396,11 +396,11 @@ def test_without_jit(key):
     [
         ({"chains": 0}, "`chains` must be at least 1; got 0"),
         ({"warmup": -1}, "`warmup` must be at least 0; got -1"),
-        ({"target_accept": 1.0}, "`target_accept` must lie between 0 and 1; got 1.0"),
+        ({"target_accept": 1.0}, "`target_accept` must be above 0 and below 1; got 1.0"),
         ({"step_size": 0.0}, "`step_size` must be positive and finite, or None; got 0.0"),
-        ({"max_tree_depth": 0}, "`max_tree_depth` must lie between 1 and 20; got 0"),
-        ({"metric": "identity"}, '`metric` must be one of .* got "identity"'),
-        ({"backend": "stan"}, '`backend` must be one of .* got "stan"'),
+        ({"max_tree_depth": 0}, "`max_tree_depth` must be at least 1 and at most 20; got 0"),
+        ({"metric": "identity"}, "`metric` must be one of .* got 'identity'"),
+        ({"backend": "stan"}, "`backend` must be one of .* got 'stan'"),
         ({"options": {"depth": 3}}, "`options` are for other backends"),
     ],
 )
@@ -418,7 +418,7 @@ def test_backends_are_handed_everything():
         options={"divergence_threshold": 500.0},
         max_tree_depth=4,
     )
-    inner = engine._engine()
+    inner = engine.engine
     assert (inner.chains, inner.warmup, inner.draws, inner.max_tree_depth) == (2, 7, 5, 4)
     assert inner.options == (("divergence_threshold", 500.0),)
     assert engine.name == "NUTS (blackjax)"

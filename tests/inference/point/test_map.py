@@ -105,7 +105,7 @@ def test_the_best_of_several_maxima(key):
 
     posterior = _map(_density(fn, {"a": 0.0}), key, starts=12)
     assert_allclose(posterior["a"], 1.5, atol=1e-6)
-    objectives = posterior.sample.extra["objectives"]
+    objectives = posterior.sample.record.objectives
     gap = np.log(0.7 / 0.3)
     low = np.isclose(objectives, objectives[0] - gap, atol=1e-6)
     assert np.all(low | np.isclose(objectives, objectives[0], atol=1e-6))
@@ -150,7 +150,7 @@ def test_an_unbounded_likelihood_is_told(key):
     target = wh.condition(Mixture(), np.array([-1.5, 0.2, 1.1, 1.3, 1.2]))
     with pytest.warns(wh.InferenceWarning, match="component on one data point"):
         posterior = _map(target, key, objective="likelihood", starts=8)
-    assert len(posterior.failed) + len(posterior.sample.extra["objectives"]) == 8
+    assert len(posterior.failed) + len(posterior.sample.record.objectives) == 8
     assert all("unbounded" in said for said in posterior.failed)
     assert not posterior.diagnose().ok
 
@@ -277,7 +277,7 @@ WRONG = {
     "draws. must be at least 0": lambda t, k: wh.MAP(draws=-1),
     "tolerance. must be positive": lambda t, k: wh.MAP(tolerance=0.0),
     "unconstrained space": lambda t, k: wh.MAP(draws=10),
-    "must be one of posterior, likelihood": lambda t, k: _map(t, k, objective="evidence"),
+    "must be one of 'posterior', 'likelihood'": lambda t, k: _map(t, k, objective="evidence"),
     "prior and likelihood apart": lambda t, k: _map(t, k, objective="likelihood"),
     "log-Jacobian": lambda t, k: _map(Gaussian(2), k),
     "at most|up to 500": lambda t, k: _map(

@@ -345,7 +345,9 @@ def test_schedule():
 
 def test_posterior_splits_off_warmup(key):
     target = Gaussian(jnp.ones(3))
-    engine = SGLD(chains=2, steps=50, thin=5, warmup=20, step_size=0.1)
+    engine = SGLD(
+        chains=2, steps=50, thin=5, warmup=20, step_size=0.1, keep_warmup=True
+    )
     states, info = run(engine, target, key)
     cut = engine.schedule.warmup
     warmup, sampling = (
@@ -391,13 +393,13 @@ def test_default_step_size(key):
     [
         ({"chains": 0}, "`chains` must be at least 1; got 0"),
         ({"steps": 0}, "`steps` must be at least 1; got 0"),
-        ({"thin": 0}, "`thin` must be at least 1; got 0"),
-        ({"warmup": -1}, "`warmup` must be at least 0; got -1"),
+        ({"thin": 0}, "`thin` must be at least 1, or None; got 0"),
+        ({"warmup": -1}, "`warmup` must be at least 0, or None; got -1"),
         ({"steps": 10, "warmup": 10}, "`steps` must leave at least one draw"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1; got 0"),
-        ({"step_size": 0.0}, "`step_size` must be positive and finite; got 0.0"),
-        ({"step_size": float("nan")}, "`step_size` must be positive and finite; got nan"),
-        ({"batching": "sorted"}, "`batching` must be 'reshuffle' or 'iid'; got 'sorted'"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, or None; got 0"),
+        ({"step_size": 0.0}, "`step_size` must be positive and finite, or None; got 0.0"),
+        ({"step_size": float("nan")}, "`step_size` must be positive and finite, or None; got nan"),
+        ({"batching": "sorted"}, "`batching` must be one of 'reshuffle', 'iid'; got 'sorted'"),
     ],
 )
 def test_invalid_options(options, message):
@@ -406,13 +408,13 @@ def test_invalid_options(options, message):
 
 
 def test_invalid_parts():
-    with pytest.raises(ValueError, match="`offset` must be positive; got 0"):
+    with pytest.raises(ValueError, match="`offset` must be positive and finite; got 0"):
         PolynomialDecay(offset=0)
     with pytest.raises(ValueError, match="`power` must be above 0.5 and at most 1; got 0.5"):
         PolynomialDecay(power=0.5)
     with pytest.raises(ValueError, match="`memory` must be at least 0 and below 1; got 1"):
         RMSprop(memory=1)
-    with pytest.raises(ValueError, match="`floor` must be positive; got 0"):
+    with pytest.raises(ValueError, match="`floor` must be positive and finite; got 0"):
         RMSprop(floor=0)
 
 

@@ -95,7 +95,7 @@ def test_a_skewed_posterior_and_those_before_it(key):
     # Each row given those before it is negative binomial.
     shape, inverse = 2.0 + np.array([0, 0, 2]), 1.0 + np.arange(3)
     want = stats.nbinom.logpmf(COUNTS, shape, inverse / (inverse + 1))
-    got = posterior.sample.extra["log_evidence_increment"]
+    got = posterior.sample.record.log_evidence_increment
     assert_allclose(got, want, atol=0.1)
     assert abs(posterior.log_evidence - want.sum()) < 4.5 * posterior.log_evidence_error
     assert posterior.log_evidence_error < 0.05
@@ -106,7 +106,7 @@ def test_report_adds_up(key):
     sample = wh.infer(
         CONJUGATE, DataTemperedSMC(particles=500, rows=3, kernel="rwm"), key=key
     ).sample
-    table = sample.extra
+    table = vars(sample.record)
     assert_allclose(table["rows"], [3, 6, 9, 12, 15, 18, 20])
     assert_allclose(table["log_evidence_increment"].sum(), sample.log_evidence, rtol=1e-12)
     assert len(table["acceptance_rate"]) == table["resampled"].sum() + (table["ess"][-1] <= 250)
@@ -205,9 +205,9 @@ REFUSED = {
     ).validate(CONJUGATE),
     "`particles` must be at least 2; got 1": lambda: DataTemperedSMC(particles=1),
     "`rows` must be at least 1; got 0": lambda: DataTemperedSMC(rows=0),
-    "`threshold` must be between 0 and 1; got 1.5": lambda: DataTemperedSMC(threshold=1.5),
-    "`moves` must be at least 1 or None; got 0": lambda: DataTemperedSMC(moves=0),
-    "`kernel` must be one of hmc, rwm; got 'nuts'": lambda: DataTemperedSMC(kernel="nuts"),
+    "`threshold` must be at least 0 and at most 1; got 1.5": lambda: DataTemperedSMC(threshold=1.5),
+    "`moves` must be at least 1, or None; got 0": lambda: DataTemperedSMC(moves=0),
+    "`kernel` must be one of 'hmc', 'rwm'; got 'nuts'": lambda: DataTemperedSMC(kernel="nuts"),
     "`metric` must be one of": lambda: DataTemperedSMC(metric="sparse"),
     "`resampling` must be one of": lambda: DataTemperedSMC(resampling="best"),
     "`max_steps` must be at least 2": lambda: DataTemperedSMC(max_steps=1),

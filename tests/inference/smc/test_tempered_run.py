@@ -105,7 +105,7 @@ def test_conformance(kernel, key):
 def test_report_by_temperature_adds_up(key):
     target = Conjugate.simulate(2)
     sample = wh.infer(target, TemperedSMC(particles=500), key=key).sample
-    table = sample.extra
+    table = vars(sample.record)
     assert np.all(np.diff(table["temperature"]) > 0)
     assert table["temperature"][-1] == 1.0
     assert_allclose(table["log_evidence_increment"].sum(), sample.log_evidence, rtol=1e-12)
@@ -137,7 +137,7 @@ def test_no_particle_with_a_finite_likelihood_is_a_failure(key):
 def test_particles_without_likelihood_are_counted(key):
     target = OneDimension(lambda x: jnp.where(x < 0.0, jnp.nan, norm.logpdf(x, 1.0, 0.3)))
     sample = wh.infer(target, TemperedSMC(particles=1000, kernel="rwm"), key=key).sample
-    assert 400 < sample.extra["num_nonfinite_start"] < 600
+    assert 400 < sample.record.num_nonfinite_start < 600
     assert np.all(np.exp(sample.log_weights[0])[sample.positions[0, :, 0] < 0] == 0)
     off = sample.log_evidence - target.expect(np.ones_like)[0]
     assert abs(off) < 4.5 * sample.log_evidence_error
@@ -154,7 +154,7 @@ def test_stalled_tempering_says_so(key):
 def test_a_vague_prior_does_not_stall(key):
     target = OneDimension(lambda x: norm.logpdf(x, 0.3, 1e-3), 1e4)
     sample = wh.infer(target, TemperedSMC(particles=1000, kernel="rwm"), key=key).sample
-    assert sample.extra["temperature"][0] < 1e-10
+    assert sample.record.temperature[0] < 1e-10
     off = sample.log_evidence - norm.logpdf(0.3, 0.0, 1e4)
     assert abs(off) < 4.5 * sample.log_evidence_error
 

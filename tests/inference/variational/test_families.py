@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.special import gammaln
 
 import whence as wh
+from whence.core._json import from_json, to_json
 from whence.inference.variational import (
     BBVI,
     Blocks,
@@ -22,7 +23,6 @@ from whence.inference.variational import (
     Point,
     ScaleMixtureFamily,
 )
-from whence.running._manifest import from_json, to_json
 
 X = np.array([[1.0, 0.2], [0.4, -1.0], [-1.5, 0.3], [0.1, 0.1], [0.9, -0.7]])
 Y = np.array([1.2, -0.9, -2.0, 0.3, 0.1])
@@ -164,11 +164,11 @@ def test_bbvi_finds_the_posterior(key):
     engine = BBVI(family=ScaleMixtureFamily("v", FullRank()), steps=3_000, draws=500)
     posterior = wh.infer(target, engine, key=key)
     a, b, mean, covariance, evidence = truth()
-    found = posterior.sample.extra["family"]
+    found = posterior.sample.record.parameters
     assert_allclose(np.array([found["a"], found["b"]]), np.array([a, b]), rtol=1e-3)
     assert_allclose(found["loc"], mean, atol=1e-3)
     assert_allclose(found["scale_tril"] @ found["scale_tril"].T, covariance, rtol=1e-2)
-    assert_allclose(posterior.sample.extra["elbo_final"], evidence, atol=1e-4)
+    assert_allclose(posterior.sample.record.elbo_final, evidence, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ def test_factors_with_a_point(key):
     target = wh.condition(Conjugate(), Y, X)
     family = Factors({"v": Point()}, rest=FullRank())
     posterior = wh.infer(target, BBVI(family=family, steps=2_000, draws=300), key=key)
-    found = posterior.sample.extra["family"]
+    found = posterior.sample.record.parameters
     a, b, *_ = truth()
     # Of log v, whose density is that of v times v.
     # The gradient by a point keeps its noise at the optimum: about 0.01 after this run.
@@ -187,7 +187,7 @@ def test_factors_with_a_point(key):
     v = b / a
     assert_allclose(found["rest: loc"], mean / np.sqrt(v), atol=0.05)
     at_mode = a * np.log(b) - gammaln(a) - a * np.log(v) - b / v
-    assert_allclose(posterior.sample.extra["elbo_final"], evidence + at_mode, atol=5e-3)
+    assert_allclose(posterior.sample.record.elbo_final, evidence + at_mode, atol=5e-3)
 
 
 @pytest.mark.slow
@@ -270,5 +270,5 @@ def test_bad_settings():
         ScaleMixtureFamily("v", initial_shape=0.0)
     with pytest.raises(ValueError, match="`blocks` must be at least 1"):
         Blocks(0)
-    with pytest.raises(ValueError, match="must be a family"):
+    with pytest.raises(ValueError, match="must be an instance of AbstractFamily"):
         Factors({"v": 3.0})

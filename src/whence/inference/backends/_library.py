@@ -6,7 +6,6 @@ is always evaluated in the type of its own positions.
 """
 
 import abc
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,17 +13,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._flat import flat_init, flat_view, position_shapes
 from ...core._require import check_positions
 from ...core._results import RESULTS
+from ...core._start import find_start
 from ...core._target import AbstractTarget
 from ...core._tree import unravel
-from ...core._types import Position, PRNGKey, Scalar
+from ...core._types import PRNGKey, Scalar
+from ...diagnostics._records import AdaptedChains
 
-_MAX_STARTS = 100  # initial points tried before a chain gives up
 LogDensity = Callable[[Array], Array]
 
 
@@ -50,7 +50,6 @@ class AbstractLibraryNUTS(AbstractEngine):
     """
 
     library: eqx.AbstractClassVar[str]
-    metrics: eqx.AbstractClassVar[tuple[str, ...]]
 
     chains: eqx.AbstractVar[int]
     warmup: eqx.AbstractVar[int]
@@ -61,26 +60,6 @@ class AbstractLibraryNUTS(AbstractEngine):
     step_size: eqx.AbstractVar[float | None]
     keep_warmup: eqx.AbstractVar[bool]
     options: eqx.AbstractVar[tuple]
-
-    def __check_init__(self):
-        for name, least in (("chains", 1), ("warmup", 0), ("draws", 1), ("max_tree_depth", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}; got {value}.")
-        if not 0 < self.target_accept < 1:
-            raise ValueError(
-                f"`target_accept` must lie between 0 and 1; got {self.target_accept}."
-            )
-        if self.step_size is not None and not 0 < self.step_size < math.inf:
-            raise ValueError(
-                f"`step_size` must be positive and finite, or None; got {self.step_size}."
-            )
-        if self.metric not in self.metrics:
-            choices = ", ".join(f'"{m}"' for m in self.metrics)
-            raise ValueError(
-                f'`metric` with backend="{self.library}" must be one of {choices}; '
-                f'got "{self.metric}".'
-            )
 
     @abc.abstractmethod
     def start(self, log_density: LogDensity, start: Start, *, key: PRNGKey) -> PyTree:
@@ -132,7 +111,7 @@ class AbstractLibraryNUTS(AbstractEngine):
         inner, position, stats = self.transition(
             _flat_log_density(target), state.inner, index, key=key
         )
-        dtype = _flatten(_template(target))[0].dtype
+        dtype = flat_view(target)[0].dtype
         info = Info(position.astype(dtype), {k: _plain(v, dtype) for k, v in stats.items()})
         return State(strong(inner), state.started), info
 
@@ -145,16 +124,17 @@ class AbstractLibraryNUTS(AbstractEngine):
     def posterior(
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        template = _template(target)
+        template = position_shapes(target)
         if trace.sampling is None:
             raise ValueError("NUTS has made no draws yet: warm-up is not over.")
         kept = trace.warmup if self.keep_warmup else None
         return Sample(
             positions=unravel(trace.sampling.position, template),
             stats=jax.tree.map(jnp.asarray, trace.sampling.stats),
+            method="mcmc",
             warmup_positions=None if kept is None else unravel(kept.position, template),
             warmup_stats=None if kept is None else jax.tree.map(jnp.asarray, kept.stats),
-            target_acceptance=self.target_accept,
+            record=AdaptedChains(self.target_accept),
         )
 
 
@@ -182,18 +162,9 @@ def _plain(value: Array, dtype: Any) -> Array:
     return value
 
 
-def _template(target: AbstractTarget) -> PyTree:
-    """Return the shapes and types of a position."""
-    return jax.eval_shape(lambda: target.init(key=jr.key(0)))
-
-
-def _flatten(template: PyTree) -> tuple[Array, Callable[[Array], Position]]:
-    return ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), template))
-
-
 def _flat_log_density(target: AbstractTarget) -> LogDensity:
     """Return the log density of a flat vector, in that vector's type."""
-    zeros, unravel = _flatten(_template(target))
+    zeros, unravel = flat_view(target)
 
     def log_density(flat: Array) -> Array:
         return target.log_density(unravel(flat.astype(zeros.dtype))).astype(flat.dtype)
@@ -206,32 +177,18 @@ def _find_start(
 ) -> tuple[Start, Bool[Array, ""]]:
     """Try fresh initial points until the log density and its gradient are finite."""
 
-    def evaluate(attempt: Array) -> Start:
-        position = target.init(key=jr.fold_in(key, attempt))
-        flat = ravel_pytree(position)[0].astype(jnp.result_type(float))
+    def attempt(key: PRNGKey) -> tuple[Start, Bool[Array, ""]]:
+        flat = flat_init(target, key=key).astype(jnp.result_type(float))
         if forward_mode:
             gradient, value = jax.jacfwd(with_value, has_aux=True)(flat)
         else:
             value, gradient = jax.value_and_grad(log_density)(flat)
-        return strong(Start(flat, value, gradient))
+        is_finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+        return strong(Start(flat, value, gradient)), is_finite
 
     def with_value(flat: Array) -> tuple[Array, Array]:
         value = log_density(flat)
         return value, value
 
-    def search(carry):
-        attempt, _, _ = carry
-        start = evaluate(attempt)
-        finite = jnp.isfinite(start.log_density) & jnp.all(jnp.isfinite(start.gradient))
-        return attempt + 1, start, finite
-
-    # The loop evaluates the first point too: one copy of the gradient to compile.
-    blank = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(evaluate, jnp.int32(0))
-    )
-    _, start, found = jax.lax.while_loop(
-        lambda carry: ~carry[2] & (carry[0] < _MAX_STARTS),
-        search,
-        (jnp.int32(0), blank, jnp.asarray(False)),
-    )
-    return start, found
+    zeros = flat_view(target)[0].astype(jnp.result_type(float))
+    return find_start(attempt, Start(zeros, jnp.zeros((), zeros.dtype), zeros), key=key)

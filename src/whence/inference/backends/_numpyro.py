@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PyTree
 
+from ...core._convert import flag, fraction, positive, whole
 from ...core._types import PRNGKey
+from .._settings import metric_name
 from ._library import AbstractLibraryNUTS, LogDensity, Start, tree_depth
 from ._options import freeze, initial_metric, route
 
@@ -36,7 +38,7 @@ class NumpyroNUTS(AbstractLibraryNUTS):
         draws: Steps after it.
         target_accept: Acceptance statistic that dual averaging aims at.
         max_tree_depth: Largest number of doublings.
-        metric: `"diag"` (also `"auto"`) or `"dense"`.
+        metric: `"diagonal"` (also `"auto"`) or `"dense"`.
         step_size: Initial step size; None for NumPyro's, 1.
         keep_warmup: Whether the result has the draws of warm-up too.
         options: Further options of `numpyro.infer.NUTS`, by name: `inverse_mass_matrix` (the
@@ -45,16 +47,17 @@ class NumpyroNUTS(AbstractLibraryNUTS):
     """
 
     library: ClassVar[str] = "numpyro"
-    metrics: ClassVar[tuple[str, ...]] = ("auto", "diag", "dense")
 
-    chains: int = 4
-    warmup: int = 1000
-    draws: int = 1000
-    target_accept: float = 0.8
-    max_tree_depth: int = 10
-    metric: str = "auto"
-    step_size: float | None = None
-    keep_warmup: bool = False
+    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
+    warmup: int = eqx.field(default=1000, converter=whole("warmup", least=0))
+    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
+    target_accept: float = eqx.field(default=0.8, converter=fraction("target_accept"))
+    max_tree_depth: int = eqx.field(default=10, converter=whole("max_tree_depth", least=1))
+    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal", "dense"))
+    step_size: float | None = eqx.field(
+        default=None, converter=positive("step_size", optional=True)
+    )
+    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
     options: tuple = eqx.field(default=(), converter=freeze)
 
     def __check_init__(self):

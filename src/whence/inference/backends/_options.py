@@ -1,7 +1,7 @@
 """Options of another library: made hashable, checked, and handed to the right function."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,10 +10,18 @@ import numpy as np
 from jaxtyping import Array
 
 
-def freeze(options: Mapping[str, Any] | tuple) -> tuple:
+def freeze(options: Any) -> tuple:
     """Return options as sorted pairs that can be hashed: arrays become nested tuples."""
-    pairs = options.items() if isinstance(options, Mapping) else options
-    return tuple(sorted((name, _freeze_value(value)) for name, value in pairs))
+    try:
+        pairs = dict(options).items()
+        frozen = tuple(sorted((name, _freeze_value(value)) for name, value in pairs))
+        hash(frozen)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`options` must be a dict, or pairs, of names and values that can be hashed; got "
+            f"{options!r}."
+        ) from error
+    return frozen
 
 
 def _freeze_value(value: Any) -> Any:

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ...core._convert import flag, fraction, positive, whole
 from ...core._types import PRNGKey
+from .._settings import metric_name
 from ._library import AbstractLibraryNUTS, LogDensity, Start, tree_depth
 from ._options import freeze, route
 
@@ -55,7 +57,7 @@ class TFPNUTS(AbstractLibraryNUTS):
         draws: Steps after it.
         target_accept: Acceptance statistic that dual averaging aims at.
         max_tree_depth: Largest number of doublings, at most 12.
-        metric: `"diag"` (also `"auto"`).
+        metric: `"diagonal"` (also `"auto"`).
         step_size: Initial step size; None for TensorFlow Probability's, `dim**-0.25 / 2`.
         keep_warmup: Whether the result has the draws of warm-up too.
         options: Further options of TensorFlow Probability, by name: `max_energy_diff` and
@@ -67,16 +69,17 @@ class TFPNUTS(AbstractLibraryNUTS):
     """
 
     library: ClassVar[str] = "tfp"
-    metrics: ClassVar[tuple[str, ...]] = ("auto", "diag")
 
-    chains: int = 4
-    warmup: int = 1000
-    draws: int = 1000
-    target_accept: float = 0.8
-    max_tree_depth: int = 10
-    metric: str = "auto"
-    step_size: float | None = None
-    keep_warmup: bool = False
+    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
+    warmup: int = eqx.field(default=1000, converter=whole("warmup", least=0))
+    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
+    target_accept: float = eqx.field(default=0.8, converter=fraction("target_accept"))
+    max_tree_depth: int = eqx.field(default=10, converter=whole("max_tree_depth", least=1))
+    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal"))
+    step_size: float | None = eqx.field(
+        default=None, converter=positive("step_size", optional=True)
+    )
+    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
     options: tuple = eqx.field(default=(), converter=freeze)
 
     def __check_init__(self):

@@ -13,10 +13,12 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ...core._convert import flag, fraction, positive, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
+from .._settings import metric_name
 from ._common import (
     MAX_ENERGY_ERROR,
     START_TRIES,
@@ -88,6 +90,7 @@ class ChEES(AbstractEngine):
             many chains as dimensions.
         max_leapfrogs: Longest trajectory, in leapfrog steps.
         learning_rate: Of Adam, on the log trajectory length.
+        keep_warmup: Whether to keep the draws of warm-up.
 
     References:
         Hoffman, Radul, Sountsov (2021), An adaptive-MCMC scheme for setting trajectory
@@ -97,28 +100,14 @@ class ChEES(AbstractEngine):
         Seyboldt, Carlson, Carpenter (2026), arXiv:2603.18845 (the metric).
     """
 
-    chains: int = 64
-    warmup: int = 500
-    draws: int = 500
-    target_accept: float = 0.651
-    metric: str = "auto"
-    max_leapfrogs: int = 1000
-    learning_rate: float = 0.025
-
-    def __check_init__(self):
-        for name, least in (("chains", 4), ("warmup", 10), ("draws", 1), ("max_leapfrogs", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"`{name}` must be at least {least}; got {getattr(self, name)}."
-                )
-        if not 0 < self.target_accept < 1:
-            raise ValueError(f"`target_accept` must be in (0, 1); got {self.target_accept}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"`learning_rate` must be positive; got {self.learning_rate}.")
-        if self.metric not in ("auto", "diagonal", "dense"):
-            raise ValueError(
-                f"`metric` must be 'auto', 'diagonal' or 'dense'; got {self.metric!r}."
-            )
+    chains: int = eqx.field(default=64, converter=whole("chains", least=4))
+    warmup: int = eqx.field(default=500, converter=whole("warmup", least=10))
+    draws: int = eqx.field(default=500, converter=whole("draws", least=1))
+    target_accept: float = eqx.field(default=0.651, converter=fraction("target_accept"))
+    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal", "dense"))
+    max_leapfrogs: int = eqx.field(default=1000, converter=whole("max_leapfrogs", least=1))
+    learning_rate: float = eqx.field(default=0.025, converter=positive("learning_rate"))
+    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
 
     @property
     def name(self) -> str:
@@ -277,12 +266,13 @@ class ChEES(AbstractEngine):
         """Return draws and statistics with axes `(chain, draw)`."""
         assert trace.sampling is not None  # the loop asks for draws only if there are any
         positions, stats = _chain_first(target, trace.sampling)
-        if trace.warmup is None:
-            return Sample(positions=positions, stats=stats)
+        if trace.warmup is None or not self.keep_warmup:
+            return Sample(positions=positions, stats=stats, method="mcmc")
         warmup_positions, warmup_stats = _chain_first(target, trace.warmup)
         return Sample(
             positions=positions,
             stats=stats,
+            method="mcmc",
             warmup_positions=warmup_positions,
             warmup_stats=warmup_stats,
         )

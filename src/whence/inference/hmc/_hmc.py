@@ -2,16 +2,16 @@
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int
 
-from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace
-from ...core._results import RESULTS
-from ...core._target import AbstractTarget
+from ...core._convert import flag, fraction, number, positive, whole
 from ...core._types import PRNGKey, Scalar
+from .._settings import metric_name
 from ._integrator import End, PhasePoint
-from ._sampler import AbstractPolicy, Sampler
+from ._sampler import METRICS, AbstractSampler
 from ._trajectory import AbstractTrajectory, Proposal
 from ._tree import MAX_ENERGY_ERROR
 
@@ -97,48 +97,7 @@ class Path(AbstractTrajectory):
         return self.error > MAX_ENERGY_ERROR
 
 
-class PathPolicy(AbstractPolicy):
-    """Starts paths of a given length, in time or in steps, shortened at random."""
-
-    trajectory_length: float | None
-    num_steps: int  # of no effect if a length is given
-    jitter: float
-
-    def plant(
-        self,
-        point: PhasePoint,
-        step_size: Array,
-        is_single: Bool[Array, ""],
-        index: Array,
-        *,
-        key: PRNGKey,
-    ) -> Path:
-        del index
-        dtype = step_size.dtype
-        jitter_key, accept_key = jax.random.split(key)
-        share = 1 - self.jitter * jax.random.uniform(jitter_key, (), dtype)
-        if self.trajectory_length is not None:
-            wanted = share * self.trajectory_length / step_size
-        else:
-            wanted = share * self.num_steps
-        limit = jnp.clip(jnp.ceil(wanted), 1, _MAX_STEPS).astype(jnp.int32)
-        energy = point.energy()
-        start = Proposal(point.position, point.gradient, point.log_density, energy)
-        return Path(
-            candidate=start,
-            proposal=start,
-            step=step_size,
-            tail=point.end(),
-            steps=jnp.zeros((), jnp.int32),
-            limit=jnp.where(is_single, 1, limit).astype(jnp.int32),
-            start_energy=energy,
-            error=jnp.zeros((), dtype),
-            max_error=jnp.full((), -jnp.inf, dtype),
-            log_uniform=-jax.random.exponential(accept_key, (), dtype),
-        )
-
-
-class HMC(AbstractPausingEngine):
+class HMC(AbstractSampler):
     """Hamiltonian Monte Carlo with trajectories of a given length, jittered.
 
     Cheaper than `NUTS` per gradient where a good length is known; otherwise use `NUTS`.
@@ -162,16 +121,22 @@ class HMC(AbstractPausingEngine):
         Neal (2011), MCMC using Hamiltonian dynamics, arXiv:1206.1901.
     """
 
-    chains: int = 4
-    warmup: int = 1000
-    draws: int = 1000
-    trajectory_length: float | None = None
-    num_steps: int | None = None
-    jitter: float = 0.5
-    target_accept: float = 0.8
-    metric: str = "auto"
-    step_size: float | None = None
-    keep_warmup: bool = False
+    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
+    warmup: int = eqx.field(default=1000, converter=whole("warmup", least=0))
+    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
+    trajectory_length: float | None = eqx.field(
+        default=None, converter=positive("trajectory_length", optional=True)
+    )
+    num_steps: int | None = eqx.field(
+        default=None, converter=whole("num_steps", least=1, most=_MAX_STEPS, optional=True)
+    )
+    jitter: float = eqx.field(default=0.5, converter=number("jitter", least=0, below=1))
+    target_accept: float = eqx.field(default=0.8, converter=fraction("target_accept"))
+    metric: str = eqx.field(default="auto", converter=metric_name(*METRICS))
+    step_size: float | None = eqx.field(
+        default=None, converter=positive("step_size", optional=True)
+    )
+    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
 
     def __check_init__(self):
         length, steps = self.trajectory_length, self.num_steps
@@ -179,64 +144,43 @@ class HMC(AbstractPausingEngine):
             raise ValueError(
                 f"Give `trajectory_length` or `num_steps`, not both; got {length} and {steps}."
             )
-        if length is not None and not 0 < length < math.inf:
-            raise ValueError(f"`trajectory_length` must be positive and finite; got {length}.")
-        if steps is not None and not 1 <= steps <= _MAX_STEPS:
-            raise ValueError(f"`num_steps` must lie between 1 and {_MAX_STEPS}; got {steps}.")
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"`jitter` must be at least 0 and below 1; got {self.jitter}.")
-        self._engine()  # checks the rest
-
-    def _engine(self) -> Sampler:
-        length = self.trajectory_length
-        if length is None and self.num_steps is None:
-            length = math.pi  # with the jitter: a quarter to half a period
-        return Sampler(
-            label="HMC",
-            policy=PathPolicy(length, self.num_steps or 1, self.jitter),
-            chains=self.chains,
-            warmup=self.warmup,
-            draws=self.draws,
-            target_accept=self.target_accept,
-            metric=self.metric,
-            step_size=self.step_size,
-            keep_warmup=self.keep_warmup,
-        )
 
     @property
     def name(self) -> str:
-        return self._engine().name
+        return "HMC"
 
-    @property
-    def schedule(self) -> Schedule:
-        return self._engine().schedule
-
-    def validate(self, target: AbstractTarget) -> None:
-        self._engine().validate(target)
-
-    def init(self, target: AbstractTarget, *, key: PRNGKey) -> PyTree:
-        return self._engine().init(target, key=key)
-
-    def step(
-        self, target: AbstractTarget, state: PyTree, index: Array, *, key: PRNGKey
-    ) -> tuple[PyTree, Info]:
-        return self._engine().step(target, state, index, key=key)
-
-    def pause(self, state: PyTree, index: int) -> PyTree:
-        engine = self._engine()
-        assert isinstance(engine, AbstractPausingEngine)
-        return engine.pause(state, index)
-
-    def done(self, state: PyTree) -> Bool[Array, ""]:
-        return self._engine().done(state)
-
-    def result(self, state: PyTree) -> RESULTS:
-        return self._engine().result(state)
-
-    def posterior(
-        self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
-    ) -> Sample:
-        return self._engine().posterior(target, state, trace, key=key)
+    def start_trajectory(
+        self,
+        point: PhasePoint,
+        step_size: Array,
+        is_single: Bool[Array, ""],
+        index: Array,
+        *,
+        key: PRNGKey,
+    ) -> Path:
+        del index
+        dtype = step_size.dtype
+        jitter_key, accept_key = jax.random.split(key)
+        share = 1 - self.jitter * jax.random.uniform(jitter_key, (), dtype)
+        if self.num_steps is not None:
+            wanted = share * self.num_steps
+        else:  # by default with the jitter a quarter to half a period
+            wanted = share * (self.trajectory_length or math.pi) / step_size
+        limit = jnp.clip(jnp.ceil(wanted), 1, _MAX_STEPS).astype(jnp.int32)
+        energy = point.energy()
+        start = Proposal(point.position, point.gradient, point.log_density, energy)
+        return Path(
+            candidate=start,
+            proposal=start,
+            step=step_size,
+            tail=point.end(),
+            steps=jnp.zeros((), jnp.int32),
+            limit=jnp.where(is_single, 1, limit).astype(jnp.int32),
+            start_energy=energy,
+            error=jnp.zeros((), dtype),
+            max_error=jnp.full((), -jnp.inf, dtype),
+            log_uniform=-jax.random.exponential(accept_key, (), dtype),
+        )
 
 
 def _where(condition: Bool[Array, ""], yes: Proposal, no: Proposal) -> Proposal:

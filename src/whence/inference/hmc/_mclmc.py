@@ -8,11 +8,14 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ...core._convert import flag, fraction, one_of, positive, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._tree import unravel
 from ...core._types import PRNGKey, Scalar
+from ...diagnostics._records import AdaptedChains
+from .._settings import metric_name
 from ._autocorrelation import Memory, forget, remember, slowest_time
 from ._common import (
     MAX_ENERGY_ERROR,
@@ -85,6 +88,7 @@ class MCLMC(AbstractEngine):
         integrator: `"leapfrog"`, or `"minimal_norm"` with two gradients a step.
         langevin: Whether adjusted trajectories have noise in their direction, too.
         max_steps: Longest trajectory, in steps.
+        keep_warmup: Whether to keep the draws of warm-up.
 
     References:
         Robnik, De Luca, Silverstein, Seljak (2023), Microcanonical Hamiltonian Monte
@@ -94,35 +98,17 @@ class MCLMC(AbstractEngine):
         Riou-Durand, Vogrinc (2022), arXiv:2202.13230 (a test that allows for noise).
     """
 
-    chains: int = 4
-    warmup: int = 1000
-    draws: int = 1000
-    adjusted: bool = True
-    target_accept: float = 0.9
-    energy_variance: float = 5e-4
-    metric: str = "auto"
-    integrator: str = "leapfrog"
-    langevin: bool = False
-    max_steps: int = 1000
-
-    def __check_init__(self):
-        for name, least in (("chains", 1), ("warmup", 20), ("draws", 1), ("max_steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"`{name}` must be at least {least}; got {getattr(self, name)}."
-                )
-        if not 0 < self.target_accept < 1:
-            raise ValueError(f"`target_accept` must be in (0, 1); got {self.target_accept}.")
-        if not self.energy_variance > 0:
-            raise ValueError(f"`energy_variance` must be positive; got {self.energy_variance}.")
-        for name, allowed in (
-            ("metric", ("auto", "diagonal", "dense")),
-            ("integrator", INTEGRATORS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"`{name}` must be one of {allowed}; got {getattr(self, name)!r}."
-                )
+    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
+    warmup: int = eqx.field(default=1000, converter=whole("warmup", least=20))
+    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
+    adjusted: bool = eqx.field(default=True, converter=flag("adjusted"))
+    target_accept: float = eqx.field(default=0.9, converter=fraction("target_accept"))
+    energy_variance: float = eqx.field(default=5e-4, converter=positive("energy_variance"))
+    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal", "dense"))
+    integrator: str = eqx.field(default="leapfrog", converter=one_of("integrator", INTEGRATORS))
+    langevin: bool = eqx.field(default=False, converter=flag("langevin"))
+    max_steps: int = eqx.field(default=1000, converter=whole("max_steps", least=1))
+    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
 
     @property
     def name(self) -> str:
@@ -329,14 +315,14 @@ class MCLMC(AbstractEngine):
         """Return draws and statistics with axes `(chain, draw)`."""
         assert trace.sampling is not None  # the loop asks for draws only if there are any
         like = example_position(target)
-        warmup = trace.warmup
+        warmup = trace.warmup if self.keep_warmup else None
         return Sample(
             positions=unravel(trace.sampling.position, like),
             stats=trace.sampling.stats,
             warmup_positions=None if warmup is None else unravel(warmup.position, like),
             warmup_stats=None if warmup is None else warmup.stats,
             method="mcmc" if self.adjusted else "unadjusted",
-            target_acceptance=self.target_accept if self.adjusted else None,
+            record=AdaptedChains(self.target_accept) if self.adjusted else None,
         )
 
 

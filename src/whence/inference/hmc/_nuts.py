@@ -1,37 +1,45 @@
 """The No-U-Turn sampler."""
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import functools
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from ...core._engine import AbstractEngine, AbstractPausingEngine, Info, Sample, Schedule, Trace
-from ...core._results import RESULTS
+from ...core._convert import flag, fraction, one_of, positive, whole
+from ...core._engine import AbstractEngine, Info, Sample, Trace
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey
+from ...core._wrapped import AbstractWrappedEngine
+from .. import backends
+from .._settings import metric_name
+from ..backends._options import freeze
 from ._integrator import PhasePoint
-from ._sampler import AbstractPolicy, Sampler
-from ._tree import Tree, plant
+from ._sampler import METRICS, AbstractSampler
+from ._tree import Tree, start_tree
 
-BACKENDS = ("whence", "blackjax", "numpyro", "tfp")
 # While the metric knows nothing a long trajectory is not worth its gradients.
 _EARLY_SHARE, _EARLY_DEPTH = 0.15, 6
 
 
-def _freeze(options: Mapping[str, Any] | tuple) -> tuple:
-    pairs = options.items() if isinstance(options, Mapping) else options
-    return tuple(sorted((name, value) for name, value in pairs))
+class TreeSampler(AbstractSampler):
+    """whence's own NUTS; its settings are those of `NUTS`, which has checked them."""
 
-
-class TreePolicy(AbstractPolicy):
-    """Starts NUTS trees, smaller ones at the very start of warm-up."""
-
-    max_depth: int
+    chains: int
     warmup: int
+    draws: int
+    target_accept: float
+    max_tree_depth: int
+    metric: str
+    step_size: float | None
+    keep_warmup: bool
 
-    def plant(
+    @property
+    def name(self) -> str:
+        return "NUTS"
+
+    def start_trajectory(
         self,
         point: PhasePoint,
         step_size: Array,
@@ -40,13 +48,23 @@ class TreePolicy(AbstractPolicy):
         *,
         key: PRNGKey,
     ) -> Tree:
+        """Start a tree, a smaller one at the very start of warm-up."""
         early = int(_EARLY_SHARE * self.warmup)
-        limit = jnp.where(index < early, min(_EARLY_DEPTH, self.max_depth), self.max_depth)
+        depth = self.max_tree_depth
+        limit = jnp.where(index < early, min(_EARLY_DEPTH, depth), depth)
         limit = jnp.where(is_single, 1, limit).astype(jnp.int32)
-        return plant(point, step_size, self.max_depth, limit, key=key)
+        return start_tree(point, step_size, depth, limit, key=key)
 
 
-class NUTS(AbstractPausingEngine):
+ENGINES: dict[str, type[AbstractEngine]] = {
+    "whence": TreeSampler,
+    "blackjax": backends.BlackjaxNUTS,
+    "numpyro": backends.NumpyroNUTS,
+    "tfp": backends.TFPNUTS,
+}
+
+
+class NUTS(AbstractWrappedEngine):
     """No-U-Turn sampler: the default engine for continuous posteriors.
 
     Multinomial NUTS with the generalised U-turn criterion and its checks across subtrees.
@@ -61,14 +79,14 @@ class NUTS(AbstractPausingEngine):
         draws: Draws kept from each chain.
         target_accept: Mean acceptance rate that the step size aims at. Chains that diverge in
             warm-up aim higher, at up to five times fewer rejections; the posterior's
-            `sample.target_acceptance` is the highest of their aims. Nearer to 1: slower,
+            `record.target_acceptance` is the highest of their aims. Nearer to 1: slower,
             fewer divergences.
         max_tree_depth: Doublings at most: up to `2^max_tree_depth - 1` gradients a draw.
-        metric: `"diag"`: variances of draws. `"fisher"`: variances of draws and of
+        metric: `"diagonal"`: variances of draws. `"fisher"`: variances of draws and of
             gradients. `"dense"`: covariance of draws. `"low_rank"`: `"fisher"`, corrected along
             at most 16 directions. `"auto"`: up to 64 dimensions dense or diagonal, from draws
             and gradients, whichever predicts better; above, `"fisher"` for windows of fewer
-            than 100 draws and `"diag"` for longer ones. Other backends know `"diag"`,
+            than 100 draws and `"diagonal"` for longer ones. Other backends know `"diagonal"`,
             `"dense"` and `"auto"`.
         step_size: First step size; None to search for one.
         keep_warmup: Whether to keep the draws of warm-up.
@@ -77,92 +95,59 @@ class NUTS(AbstractPausingEngine):
         options: Options of the other library, as a dict or as pairs.
 
     References:
-        Hoffman and Gelman (2014), http://jmlr.org/papers/v15/hoffman14a.html.
+        Hoffman and Gelman (2014), The No-U-Turn sampler, JMLR 15(47).
         Betancourt (2017), arXiv:1701.02434.
-        Seyboldt, Carlson and Carpenter (2026), arXiv:2603.18845: metrics from gradients.
+        Seyboldt, Carlson and Carpenter (2026), metrics from gradients, arXiv:2603.18845
+        [backend: whence] [metric: auto, fisher, low_rank].
+        Cabezas, Corenflos, Lao and Louf (2024), arXiv:2402.10797 [backend: blackjax].
+        Phan, Pradhan and Jankowiak (2019), arXiv:1912.11554 [backend: numpyro].
+        Lao et al. (2020), arXiv:2002.01184 [backend: tfp].
     """
 
-    chains: int = 4
-    warmup: int = 1000
-    draws: int = 1000
-    target_accept: float = 0.8
-    max_tree_depth: int = 10
-    metric: str = "auto"
-    step_size: float | None = None
-    keep_warmup: bool = False
-    backend: str = "whence"
-    options: tuple = eqx.field(default=(), converter=_freeze)
+    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
+    warmup: int = eqx.field(default=1000, converter=whole("warmup", least=0))
+    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
+    target_accept: float = eqx.field(default=0.8, converter=fraction("target_accept"))
+    max_tree_depth: int = eqx.field(
+        default=10, converter=whole("max_tree_depth", least=1, most=20)
+    )
+    metric: str = eqx.field(default="auto", converter=metric_name(*METRICS))
+    step_size: float | None = eqx.field(
+        default=None, converter=positive("step_size", optional=True)
+    )
+    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
+    backend: str = eqx.field(default="whence", converter=one_of("backend", ENGINES))
+    options: tuple = eqx.field(default=(), converter=freeze)
 
     def __check_init__(self):
-        if self.backend not in BACKENDS:
-            choices = ", ".join(f'"{name}"' for name in BACKENDS)
-            raise ValueError(f'`backend` must be one of {choices}; got "{self.backend}".')
-        if not 1 <= self.max_tree_depth <= 20:
-            raise ValueError(
-                f"`max_tree_depth` must lie between 1 and 20; got {self.max_tree_depth}."
-            )
         if self.backend == "whence" and self.options:
             raise ValueError(
                 '`options` are for other backends; with backend="whence" there are none; '
                 f"got {dict(self.options)}."
             )
-        self._engine()  # checks the rest
-
-    def _engine(self) -> AbstractEngine:
-        common = {
-            "chains": self.chains,
-            "warmup": self.warmup,
-            "draws": self.draws,
-            "target_accept": self.target_accept,
-            "metric": self.metric,
-            "step_size": self.step_size,
-            "keep_warmup": self.keep_warmup,
-        }
-        if self.backend == "whence":
-            policy = TreePolicy(self.max_tree_depth, self.warmup)
-            return Sampler(label="NUTS", policy=policy, **common)
-        from .. import backends
-
-        engines = {
-            "blackjax": backends.BlackjaxNUTS,
-            "numpyro": backends.NumpyroNUTS,
-            "tfp": backends.TFPNUTS,
-        }
-        return engines[self.backend](
-            max_tree_depth=self.max_tree_depth, options=self.options, **common
-        )
+        _ = self.engine  # checks the rest
 
     @property
-    def name(self) -> str:
-        return self._engine().name
-
-    @property
-    def schedule(self) -> Schedule:
-        return self._engine().schedule
-
-    def validate(self, target: AbstractTarget) -> None:
-        self._engine().validate(target)
-
-    def init(self, target: AbstractTarget, *, key: PRNGKey) -> PyTree:
-        return self._engine().init(target, key=key)
+    def engine(self) -> AbstractEngine:
+        """The sampler that `backend` names, with these settings."""
+        return _build(self)
 
     def step(
         self, target: AbstractTarget, state: PyTree, index: Array, *, key: PRNGKey
     ) -> tuple[PyTree, Info]:
-        return self._engine().step(target, state, index, key=key)
-
-    def pause(self, state: PyTree, index: int) -> PyTree:
-        engine = self._engine()
-        assert isinstance(engine, AbstractPausingEngine)
-        return engine.pause(state, index)
-
-    def done(self, state: PyTree) -> Bool[Array, ""]:
-        return self._engine().done(state)
-
-    def result(self, state: PyTree) -> RESULTS:
-        return self._engine().result(state)
+        return self.engine.step(target, state, index, key=key)
 
     def posterior(
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        return self._engine().posterior(target, state, trace, key=key)
+        return self.engine.posterior(target, state, trace, key=key)
+
+
+@functools.lru_cache
+def _build(nuts: NUTS) -> AbstractEngine:
+    kind = ENGINES[nuts.backend]
+    settings = {f.name: getattr(nuts, f.name) for f in dataclasses.fields(kind)}
+    try:
+        return kind(**settings)
+    except ValueError as error:
+        raise ValueError(f'With backend="{nuts.backend}": {error}') from error

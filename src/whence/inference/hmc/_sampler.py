@@ -17,6 +17,7 @@ from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._tree import unravel
 from ...core._types import PRNGKey
+from ...diagnostics._records import AdaptedChains
 from ._adapt import Adaptation, adapt, aim, learn, pauses, start_adaptation
 from ._estimate import (
     AbstractEstimator,
@@ -29,17 +30,42 @@ from ._integrator import PhasePoint
 from ._trajectory import AbstractTrajectory
 from ._transition import FAILED, SAMPLING, SEARCHING, Chain, start_with, transition
 
-METRICS = ("auto", "diag", "fisher", "dense", "low_rank")
+METRICS = ("auto", "diagonal", "fisher", "dense", "low_rank")
 # Above this dimension two products with a dense matrix per gradient begin to cost as much
 # as a typical gradient.
 MAX_DENSE_DIM = 64
 
 
-class AbstractPolicy(eqx.Module):
-    """How trajectories are started."""
+class SamplerState(eqx.Module):
+    """State of one chain; after warm-up only the metric of `adaptation` is of use."""
+
+    chain: Chain
+    adaptation: Adaptation
+
+
+class AbstractSampler(AbstractPausingEngine):
+    """A Hamiltonian sampler whose step size and metric adapt; it lacks trajectories alone.
+
+    Attributes:
+        chains: Number of chains.
+        warmup: Steps of adaptation.
+        draws: Draws kept from each chain.
+        target_accept: Mean acceptance rate to aim at.
+        metric: One of `METRICS`.
+        step_size: The first step size; None to search for one.
+        keep_warmup: Whether to return the draws of warm-up as well.
+    """
+
+    chains: eqx.AbstractVar[int]
+    warmup: eqx.AbstractVar[int]
+    draws: eqx.AbstractVar[int]
+    target_accept: eqx.AbstractVar[float]
+    metric: eqx.AbstractVar[str]
+    step_size: eqx.AbstractVar[float | None]
+    keep_warmup: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def plant(
+    def start_trajectory(
         self,
         point: PhasePoint,
         step_size: Array,
@@ -58,61 +84,6 @@ class AbstractPolicy(eqx.Module):
             key: For all that is random in the trajectory.
         """
 
-
-class SamplerState(eqx.Module):
-    """State of one chain; after warm-up only the metric of `adaptation` is of use."""
-
-    chain: Chain
-    adaptation: Adaptation
-
-
-class Sampler(AbstractPausingEngine):
-    """The engine behind `NUTS` and `HMC`, which differ in their trajectories alone.
-
-    Attributes:
-        label: The engine's name.
-        policy: Starts trajectories.
-        chains: Number of chains.
-        warmup: Steps of adaptation.
-        draws: Draws kept from each chain.
-        target_accept: Mean acceptance rate to aim at.
-        metric: One of `METRICS`.
-        step_size: The first step size; None to search for one.
-        keep_warmup: Whether to return the draws of warm-up as well.
-    """
-
-    label: str
-    policy: AbstractPolicy
-    chains: int
-    warmup: int
-    draws: int
-    target_accept: float
-    metric: str
-    step_size: float | None
-    keep_warmup: bool
-
-    def __check_init__(self):
-        for name, least in (("chains", 1), ("warmup", 0), ("draws", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"`{name}` must be at least {least}; got {getattr(self, name)}."
-                )
-        if not 0 < self.target_accept < 1:
-            raise ValueError(
-                f"`target_accept` must lie between 0 and 1; got {self.target_accept}."
-            )
-        if self.step_size is not None and not 0 < self.step_size < math.inf:
-            raise ValueError(
-                f"`step_size` must be positive and finite, or None; got {self.step_size}."
-            )
-        if self.metric not in METRICS:
-            choices = ", ".join(f'"{name}"' for name in METRICS)
-            raise ValueError(f'`metric` must be one of {choices}; got "{self.metric}".')
-
-    @property
-    def name(self) -> str:
-        return self.label
-
     @property
     def schedule(self) -> Schedule:
         return Schedule(
@@ -125,7 +96,7 @@ class Sampler(AbstractPausingEngine):
         )
 
     def validate(self, target: AbstractTarget) -> None:
-        check_positions(target, self.label)
+        check_positions(target, self.name)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> SamplerState:
         """Return a state without a position: the first step searches for one."""
@@ -144,13 +115,13 @@ class Sampler(AbstractPausingEngine):
         def log_density(x):
             return jnp.asarray(target.log_density(unravel(x)), like.dtype)
 
-        def plant(point, step_size, is_single, *, key):
-            return self.policy.plant(point, step_size, is_single, index, key=key)
+        def start(point, step_size, is_single, *, key):
+            return self.start_trajectory(point, step_size, is_single, index, key=key)
 
         chain, stats = transition(
             jax.value_and_grad(log_density),
             lambda key: ravel_pytree(target.init(key=key))[0],
-            plant,
+            start,
             state.adaptation.metric,
             state.chain,
             start_with(self.step_size is None, descend=self.warmup > 0),
@@ -180,12 +151,14 @@ class Sampler(AbstractPausingEngine):
         like = _template(target)
         draws, warm = trace.sampling, trace.warmup if self.keep_warmup else None
         assert draws is not None  # the loop asks only once there are draws
+        highest = float(np.max(aim(self.target_accept, state.adaptation.caution)))
         return Sample(
             positions=unravel(draws.position, like),
             stats=draws.stats,
+            method="mcmc",
             warmup_positions=None if warm is None else unravel(warm.position, like),
             warmup_stats=None if warm is None else warm.stats,
-            target_acceptance=float(np.max(aim(self.target_accept, state.adaptation.caution))),
+            record=AdaptedChains(highest),
         )
 
     def _adapt(self, state: SamplerState, chain: Chain, stats: dict[str, Array], index: Array):
@@ -210,7 +183,7 @@ class Sampler(AbstractPausingEngine):
         if self.metric == "auto":
             return AutoEstimator() if dim <= MAX_DENSE_DIM else DiagonalEstimator()
         named = {
-            "diag": DiagonalEstimator(many=0.0),
+            "diagonal": DiagonalEstimator(many=0.0),
             "fisher": DiagonalEstimator(many=math.inf),
             "dense": CovarianceEstimator(),
             "low_rank": LowRankEstimator(),

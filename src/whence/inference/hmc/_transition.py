@@ -38,7 +38,7 @@ _MEMORY = 5  # steps of a descent to learn curvature from
 _RESOLVED, _NEAR_STEPS = 1.0, 5  # nats; steps of little gain where rounding is more
 _SCALING_RATE = 0.8  # Hoffman and Gelman (2014) have 0.5; Stan has 0.8
 
-Plant = Callable[..., AbstractTrajectory]
+StartTrajectory = Callable[..., AbstractTrajectory]
 
 
 class Chain(eqx.Module):
@@ -98,7 +98,7 @@ def start_with(scale: bool, *, descend: bool) -> After:
 def transition(
     log_density_and_grad: LogDensityAndGradient,
     draw_start: Callable[[PRNGKey], Vector],
-    plant: Plant,
+    start_trajectory: StartTrajectory,
     metric: AbstractMetric,
     chain: Chain,
     after: After,
@@ -110,8 +110,8 @@ def transition(
     Args:
         log_density_and_grad: Log density in nats and gradient at a flat position.
         draw_start: A random candidate for the start.
-        plant: `plant(point, step_size, is_single, key=key)` starts a trajectory, one of a
-            single step if `is_single`.
+        start_trajectory: Called as `start_trajectory(point, step_size, is_single, key=key)`;
+            the trajectory is of a single step if `is_single`.
         metric: Maps whitened momenta to velocities.
         chain: Where to start.
         after: The phases that follow a search and a descent.
@@ -129,7 +129,7 @@ def transition(
         return lax.while_loop(lambda t: t.is_extending(), follow, trajectory).close()
 
     def body(now: _Round) -> _Round:
-        next_key, start_key, momentum_key, plant_key = jax.random.split(now.key, 4)
+        next_key, start_key, momentum_key, trajectory_key = jax.random.split(now.key, 4)
         is_search, is_descent = (now.chain.phase == p for p in (SEARCHING, DESCENDING))
         chain = _unevaluated(now.chain, is_search, draw_start, start_key)
         # A descent starts while the metric is the identity: its momentum is its step.
@@ -143,12 +143,12 @@ def transition(
         )
         step_size = jnp.where(is_search, 0, jnp.where(is_descent, 1, chain.step_size))
         is_single = chain.phase != SAMPLING
-        trajectory = plant(point, step_size, is_single, key=plant_key)
+        trajectory = start_trajectory(point, step_size, is_single, key=trajectory_key)
         trajectory = lax.while_loop(lambda t: t.is_growing(), grow, trajectory)
         return _after(now, chain, trajectory, after, next_key)
 
     dtype = chain.position.dtype
-    stats = _blank_stats(plant, chain, key)
+    stats = _blank_stats(start_trajectory, chain, key)
     none = jnp.zeros((), jnp.int32)
     zero = jnp.zeros((), dtype)
     radius = jnp.asarray(_FIRST_RADIUS, dtype)
@@ -307,13 +307,15 @@ def _after(
     )
 
 
-def _blank_stats(plant: Plant, chain: Chain, key: PRNGKey) -> dict[str, Array]:
+def _blank_stats(
+    start_trajectory: StartTrajectory, chain: Chain, key: PRNGKey
+) -> dict[str, Array]:
     """Return statistics of the right shapes for a transition that is not made."""
     x = chain.position
     point = PhasePoint(x, x, chain.log_density, x, x)
     is_single = jnp.asarray(False)
     shapes = jax.eval_shape(
-        lambda k: plant(point, chain.step_size, is_single, key=k).stats(), key
+        lambda k: start_trajectory(point, chain.step_size, is_single, key=k).stats(), key
     )
     like = chain.log_density
     scalars = {"step_size": like, "lp": like}

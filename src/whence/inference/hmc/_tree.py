@@ -224,7 +224,7 @@ class Tree(AbstractTrajectory):
         return jnp.where(merges > 0, first, momentum)
 
 
-def plant(point: PhasePoint, step_size: Scalar, max_depth, limit, *, key: PRNGKey) -> Tree:
+def start_tree(point: PhasePoint, step_size: Scalar, max_depth, limit, *, key: PRNGKey) -> Tree:
     """Return the trajectory that consists of its first point.
 
     Args:

@@ -1,26 +1,29 @@
 """The maximum of a posterior density or of a likelihood, from many starts."""
 
+import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
+from ...core._convert import one_of, positive, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._flat import flat_init, flat_view, position_shapes
 from ...core._results import RESULTS, InferenceError
+from ...core._start import find_start
 from ...core._target import AbstractTarget
 from ...core._tree import unravel
 from ...core._types import PRNGKey, Scalar
+from ...diagnostics._records import Optimum
 from ._lbfgs import Memory, search
-from ._objective import check_objective, evaluate
+from ._objective import Objective, check_objective, evaluate
 from ._shape import LARGEST, Shape, shape_at
 
-START_TRIES = 100  # initial points tried before a start gives up
 MAX_WALLS = 5  # line searches in a row that end where nothing is finite any more
 
 
@@ -93,21 +96,16 @@ class MAP(AbstractEngine):
         doi:10.1007/s10107-012-0514-2.
     """
 
-    starts: int = 8
-    steps: int = 5_000
-    objective: str = "posterior"
-    tolerance: float = 1e-12
-    memory: int = 10
-    draws: int = 0
+    starts: int = eqx.field(default=8, converter=whole("starts", least=1))
+    steps: int = eqx.field(default=5_000, converter=whole("steps", least=1))
+    objective: str = eqx.field(
+        default="posterior", converter=one_of("objective", get_args(Objective))
+    )
+    tolerance: float = eqx.field(default=1e-12, converter=positive("tolerance"))
+    memory: int = eqx.field(default=10, converter=whole("memory", least=1))
+    draws: int = eqx.field(default=0, converter=whole("draws", least=0))
 
     def __check_init__(self):
-        for name, least in (("starts", 1), ("steps", 1), ("memory", 1), ("draws", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"`{name}` must be at least {least}; got {getattr(self, name)}."
-                )
-        if not 0 < self.tolerance < float("inf"):
-            raise ValueError(f"`tolerance` must be positive and finite; got {self.tolerance}.")
         if self.draws and self.objective != "unconstrained":
             raise ValueError(
                 "`draws` are of a Gaussian in unconstrained space, around the maximum there: "
@@ -131,7 +129,7 @@ class MAP(AbstractEngine):
             target: The target density.
         """
         check_objective(self.objective, target)
-        size = _example(target)[0].size
+        size = flat_view(target)[0].size
         if size == 0:
             raise ValueError("`target` must have at least one latent variable; it has none.")
         if self.draws and size > LARGEST:
@@ -143,20 +141,11 @@ class MAP(AbstractEngine):
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> MAPState:
         """Return a point at which the objective is finite."""
 
-        def draw(tries):
-            point = ravel_pytree(target.init(key=jr.fold_in(key, tries)))[0]
+        def attempt(key):
+            point = flat_init(target, key=key)
             return point, jnp.isfinite(self._loss(target, point))
 
-        def again(carry):
-            tries, _, finite = carry
-            return ~finite & (tries < START_TRIES)
-
-        def body(carry):
-            return carry[0] + 1, *draw(carry[0])
-
-        example = _example(target)[0]
-        first = jnp.zeros((), jnp.int32), example, jnp.asarray(False)
-        _, point, _ = jax.lax.while_loop(again, body, first)
+        point, _ = find_start(attempt, flat_view(target)[0], key=key)
         zero, no = jnp.zeros_like(point), jnp.asarray(False)
         count, infinite = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, point.dtype)
         memory = Memory.empty(self.memory, point)
@@ -226,31 +215,29 @@ class MAP(AbstractEngine):
         losses = np.asarray(state.loss)
         order = np.argsort(losses, kind="stable")
         point = jnp.asarray(state.point[order[0]])
-        extra: dict[str, Any] = {
-            "points": np.asarray(state.point)[order],
-            "objectives": -losses[order],
-            "gains": np.asarray(state.gain)[order],
-            "converged": np.asarray(state.converged)[order],
-            "steps": np.asarray(state.count)[order],
-        }
         shape = None
         if point.size <= LARGEST:
             shape = _shape(target, self.objective, point)
-            names = "curvatures", "axes", "slopes", "declines"
-            extra |= {n: np.asarray(getattr(shape, n)) for n in names}
+        found = Optimum(
+            objectives=-losses[order],
+            converged=np.asarray(state.converged)[order],
+            points=np.asarray(state.point)[order],
+            gains=np.asarray(state.gain)[order],
+            steps=np.asarray(state.count)[order],
+            **{} if shape is None else {n: np.asarray(v) for n, v in vars(shape).items()},
+        )
         if self.draws:
             assert shape is not None
-            return self._laplace(target, point, shape, extra, key)
-        like = jax.eval_shape(lambda: target.init(key=jr.key(0)))
+            return self._laplace(target, point, shape, found, key)
         log_density = _log_density(target, point)
         stats = {
             "lp": np.asarray(log_density)[None, None],
-            "objective": extra["objectives"][:1][None],
+            "objective": found.objectives[:1][None],
         }
-        positions = unravel(np.asarray(point)[None, None], like)
-        return Sample(positions, stats, extra=extra, method="point")
+        positions = unravel(np.asarray(point)[None, None], position_shapes(target))
+        return Sample(positions, stats, method="point", record=found)
 
-    def _laplace(self, target, point, shape, extra, key) -> Sample:
+    def _laplace(self, target, point, shape, found: Optimum, key) -> Sample:
         if not shape.curvatures[0] > 0:
             raise InferenceError(
                 "The Hessian at the best point is not negative definite (its largest "
@@ -259,35 +246,29 @@ class MAP(AbstractEngine):
             )
         drawn = _draw_laplace(target, point, shape, self.draws, key)
         positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
-        extra |= {"log_weights_is": log_weights}
+        found = dataclasses.replace(found, log_weights_is=log_weights)
         stats = {"lp": log_density}
-        return Sample(positions, stats, extra=extra, method="variational")
+        return Sample(positions, stats, method="variational", record=found)
 
     def _loss(self, target: AbstractTarget, point: Float[Array, " dim"]) -> Scalar:
-        return -evaluate(self.objective, target, _example(target)[1](point))
-
-
-def _example(target: AbstractTarget) -> tuple[Float[Array, " dim"], Any]:
-    """A flat position of zeros, and the function that gives it its form."""
-    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
-    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        return -evaluate(self.objective, target, flat_view(target)[1](point))
 
 
 @eqx.filter_jit
 def _log_density(target, point):
-    return target.log_density(_example(target)[1](point))
+    return target.log_density(flat_view(target)[1](point))
 
 
 @eqx.filter_jit
 def _shape(target, objective: str, point) -> Shape:
-    form = _example(target)[1]
+    form = flat_view(target)[1]
     return shape_at(lambda x: evaluate(objective, target, form(x)), point)
 
 
 @eqx.filter_jit
 def _draw_laplace(target, point, shape: Shape, num_draws: int, key):
     """Positions, log densities and log importance ratios of the Gaussian approximation."""
-    form = _example(target)[1]
+    form = flat_view(target)[1]
     deviations = 1 / jnp.sqrt(shape.curvatures)
 
     def one(noise):

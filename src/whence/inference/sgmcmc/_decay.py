@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from ...core._convert import number, positive
 from ...core._types import Scalar
 
 
@@ -45,17 +46,8 @@ class PolynomialDecay(AbstractDecay):
         dynamics", ICML, equation 2 and section 5.
     """
 
-    offset: float | int = 1_000.0
-    power: float | int = 0.55
-
-    def __check_init__(self):
-        if not self.offset > 0:
-            raise ValueError(f"`offset` must be positive; got {self.offset}.")
-        if not 0.5 < self.power <= 1:
-            raise ValueError(
-                f"`power` must be above 0.5 and at most 1; got {self.power}: outside, the "
-                "steps do not add up to infinity with a finite sum of squares."
-            )
+    offset: float = eqx.field(default=1_000.0, converter=positive("offset"))
+    power: float = eqx.field(default=0.55, converter=number("power", above=0.5, most=1))
 
     def factor(self, counter: Int[Array, ""], dtype) -> Scalar:
         """Return `(1 + counter / offset) ** -power`."""

@@ -6,7 +6,8 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int
 
-from ...core._data import Epoch, Minibatches, log_density_estimate, minibatches
+from ...core._convert import one_of, whole
+from ...core._data import BATCHING, Epoch, Minibatches, log_density_estimate, minibatches
 from ...core._target import AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 
@@ -22,8 +23,10 @@ class MinibatchGradient(eqx.Module):
         batching: `"reshuffle"` or `"iid"`, see `Minibatches`.
     """
 
-    batch_size: int | None = None
-    batching: str = "reshuffle"
+    batch_size: int | None = eqx.field(
+        default=None, converter=whole("batch_size", least=1, optional=True)
+    )
+    batching: str = eqx.field(default="reshuffle", converter=one_of("batching", BATCHING))
 
     def batches(self, target: AbstractTarget) -> Minibatches:
         """Return the batches of the target, or raise `ValueError` if there are none."""

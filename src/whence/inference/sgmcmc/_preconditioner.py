@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ...core._convert import number, positive
 from ...core._types import Position
 
 
@@ -56,14 +57,8 @@ class RMSprop(AbstractPreconditioner):
         dynamics for deep neural networks", AAAI, algorithm 1.
     """
 
-    memory: float | int = 0.99
-    floor: float | int = 1e-5
-
-    def __check_init__(self):
-        if not 0 <= self.memory < 1:
-            raise ValueError(f"`memory` must be at least 0 and below 1; got {self.memory}.")
-        if not self.floor > 0:
-            raise ValueError(f"`floor` must be positive; got {self.floor}.")
+    memory: float = eqx.field(default=0.99, converter=number("memory", least=0, below=1))
+    floor: float = eqx.field(default=1e-5, converter=positive("floor"))
 
     def init(self, position: Position) -> Position:
         """Return negative values, which `update` reads as no gradient seen."""

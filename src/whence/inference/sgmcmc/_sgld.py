@@ -7,7 +7,8 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ...core._data import Epoch, log_density_estimate
+from ...core._convert import flag, one_of, part, positive, whole
+from ...core._data import BATCHING, Epoch, log_density_estimate
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._flat import flat_view
 from ...core._results import RESULTS
@@ -83,6 +84,7 @@ class SGLD(AbstractOnlineEngine):
         thin: Updates per recorded draw; None records at most 1000 draws.
         warmup: Updates at the start that are not draws; None is a fifth of `steps`.
         batching: `"reshuffle"` (without replacement) or `"iid"`.
+        keep_warmup: Whether to keep the draws of warm-up.
 
     References:
         Welling and Teh (2011), "Bayesian learning via stochastic gradient Langevin
@@ -91,27 +93,28 @@ class SGLD(AbstractOnlineEngine):
         variance of stochastic gradient Langevin dynamics", JMLR 17(159).
     """
 
-    chains: int = 4
-    steps: int = 50_000
-    batch_size: int | None = None
-    step_size: float | int | None = None
-    decay: AbstractDecay = ConstantStep()
-    preconditioner: AbstractPreconditioner = Identity()
-    thin: int | None = None
-    warmup: int | None = None
-    batching: str = "reshuffle"
+    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
+    steps: int = eqx.field(default=50_000, converter=whole("steps", least=1))
+    batch_size: int | None = eqx.field(
+        default=None, converter=whole("batch_size", least=1, optional=True)
+    )
+    step_size: float | None = eqx.field(
+        default=None, converter=positive("step_size", optional=True)
+    )
+    decay: AbstractDecay = eqx.field(
+        default=ConstantStep(), converter=part("decay", AbstractDecay)
+    )
+    preconditioner: AbstractPreconditioner = eqx.field(
+        default=Identity(), converter=part("preconditioner", AbstractPreconditioner)
+    )
+    thin: int | None = eqx.field(default=None, converter=whole("thin", least=1, optional=True))
+    warmup: int | None = eqx.field(
+        default=None, converter=whole("warmup", least=0, optional=True)
+    )
+    batching: str = eqx.field(default="reshuffle", converter=one_of("batching", BATCHING))
+    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
 
     def __check_init__(self):
-        for name, least in (("chains", 1), ("steps", 1), ("thin", 1), ("warmup", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"`{name}` must be at least {least}; got {value}.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}.")
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise ValueError(f"`step_size` must be positive and finite; got {self.step_size}.")
-        if self.batching not in ("reshuffle", "iid"):
-            raise ValueError(f"`batching` must be 'reshuffle' or 'iid'; got {self.batching!r}.")
         if self.schedule.steps <= self.schedule.warmup:
             raise ValueError(
                 "`steps` must leave at least one draw after `warmup`; got "
@@ -261,7 +264,7 @@ class SGLD(AbstractOnlineEngine):
         """Return the recorded positions as they are."""
         if trace.sampling is None:
             raise ValueError("The run ended within `warmup` and made no draw.")
-        warmup = trace.warmup
+        warmup = trace.warmup if self.keep_warmup else None
         return Sample(
             trace.sampling.position,
             trace.sampling.stats,
@@ -272,7 +275,7 @@ class SGLD(AbstractOnlineEngine):
 
     def _step_size(self, target: AbstractTarget) -> float:
         if self.step_size is not None:
-            return float(self.step_size)
+            return self.step_size
         num_data = self._gradient.batches(target).num_data
         if num_data is None or not isinstance(self.preconditioner, Identity):
             raise ValueError(

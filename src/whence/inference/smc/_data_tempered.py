@@ -9,17 +9,20 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ...core._convert import number, one_of, whole
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._growing import rows_so_far
 from ...core._results import RESULTS
 from ...core._rows import check_rows
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
+from ...diagnostics._records import ParticleHistory
+from .._settings import metric_name
 from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh_at_last
 from ._kernels import KERNELS, AbstractKernel, LogTerms, Particles
-from ._moves import MoveStats, move_particles
-from ._options import is_dense, require, require_common
+from ._moves import MoveStats, is_dense, move_particles
 from ._path import choose_path, draw_initial, unflatten
+from ._resampling import SCHEMES
 from ._weights import effective_sample_size, normalise, wide_dtype
 
 
@@ -172,7 +175,7 @@ class DataTemperedSMC(AbstractOnlineEngine):
     after another. When their weights have grown uneven they are resampled, and moved under
     the posterior of the rows taken in so far. Since that is sooner or later a good part of
     all rows, moves become rare. So every posterior on the way is a by-product, and so is the
-    probability of every row given those before it (`extra["log_evidence_increment"]`), whose
+    probability of every row given those before it (`record.log_evidence_increment`), whose
     product is the evidence. New rows can be taken in as they come: see
     `whence.models.bandit.ModelTS`.
 
@@ -199,19 +202,17 @@ class DataTemperedSMC(AbstractOnlineEngine):
         doi:10.1093/biomet/89.3.539.
     """
 
-    particles: int = 2048
-    rows: int = 1
-    threshold: float = 0.5
-    moves: int | None = None
-    kernel: str = "hmc"
-    resampling: str = "systematic"
-    metric: str = "auto"
-    max_moves: int = 100
-    max_steps: int = 100_000
-
-    def __check_init__(self) -> None:
-        require(self.rows >= 1, "rows", "at least 1", self.rows)
-        require_common(self)
+    particles: int = eqx.field(default=2048, converter=whole("particles", least=2))
+    rows: int = eqx.field(default=1, converter=whole("rows", least=1))
+    threshold: float = eqx.field(default=0.5, converter=number("threshold", least=0, most=1))
+    moves: int | None = eqx.field(
+        default=None, converter=whole("moves", least=1, optional=True)
+    )
+    kernel: str = eqx.field(default="hmc", converter=one_of("kernel", KERNELS))
+    resampling: str = eqx.field(default="systematic", converter=one_of("resampling", SCHEMES))
+    metric: str = eqx.field(default="auto", converter=metric_name("auto", "dense", "diagonal"))
+    max_moves: int = eqx.field(default=100, converter=whole("max_moves", least=1))
+    max_steps: int = eqx.field(default=100_000, converter=whole("max_steps", least=2))
 
     @property
     def name(self) -> str:
@@ -332,7 +333,8 @@ class DataTemperedSMC(AbstractOnlineEngine):
             log_weights=whole.log_weights[None],
             log_evidence=float(whole.log_evidence.value),
             log_evidence_error=float(jnp.sqrt(whole.evidence_variance)),
-            extra=_table(trace),
+            method="smc",
+            record=_history(trace),
         )
 
 
@@ -359,12 +361,14 @@ def _finish(intake: Intake, cloud: Cloud) -> Cloud:
     )
 
 
-def _table(trace: Trace) -> dict[str, Any]:
+def _history(trace: Trace) -> ParticleHistory:
     """Turn statistics by step into those by step that took rows in, and those by move."""
     if trace.sampling is None:
-        return {}
+        return ParticleHistory()
     stats = {name: np.asarray(value)[0] for name, value in trace.sampling.stats.items()}
     took = np.diff(stats["rows"], prepend=0) > 0
     moved = stats["num_moves"] > 0
     by_move = ("acceptance_rate", "num_moves", "num_evaluations", "scale")
-    return {name: value[moved if name in by_move else took] for name, value in stats.items()}
+    return ParticleHistory(
+        **{n: value[moved if n in by_move else took] for n, value in stats.items()}
+    )

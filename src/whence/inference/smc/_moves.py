@@ -20,6 +20,9 @@ _GAIN = 0.5
 # against the variance), or the slowest gains less than 2% by a move.
 _INDEPENDENT = 0.9
 _STAGNANT = 1.02
+# A dense factor costs d^2 a particle and move, and needs many particles a dimension.
+_MAX_DENSE = 100
+_PARTICLES_PER_DIMENSION = 10
 
 
 class MoveStats(NamedTuple):
@@ -46,6 +49,19 @@ class _Carry(eqx.Module):
     travelled: Scalar
     settled: Bool[Array, ""]
     num_evaluations: Int[Array, ""]
+
+
+def is_dense(metric: str, dim: int, particles: int) -> bool:
+    """Return whether moves are whitened by the whole covariance.
+
+    Args:
+        metric: `"dense"`, `"diagonal"` or `"auto"`.
+        dim: Number of dimensions.
+        particles: Number of particles.
+    """
+    if metric == "auto":
+        return dim <= _MAX_DENSE and _PARTICLES_PER_DIMENSION * dim <= particles
+    return metric == "dense"
 
 
 def covariance_factor(

@@ -2,20 +2,24 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ...core._convert import fraction, number, one_of, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
+from ...diagnostics._records import ParticleHistory
+from .._settings import metric_name
 from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh_at_last
 from ._kernels import KERNELS, AbstractKernel, Particles
-from ._moves import MoveStats, move_particles
-from ._options import is_dense, require, require_common, require_names
+from ._moves import MoveStats, is_dense, move_particles
 from ._path import PATHS, Reference, choose_path, draw_initial, log_terms, unflatten
+from ._resampling import SCHEMES
 from ._weights import conditional_ess_fraction, wide_dtype
 
 # Tempering has stalled when a step is below 1e-6 *and* below 1% of the temperature: from
@@ -155,21 +159,18 @@ class TemperedSMC(AbstractEngine):
         Zhou, Johansen and Aston (2016), doi:10.1080/10618600.2015.1060885.
     """
 
-    particles: int = 2048
-    ess: float = 0.5
-    moves: int | None = None
-    kernel: str = "hmc"
-    resampling: str = "systematic"
-    threshold: float = 0.75
-    metric: str = "auto"
-    path: str = "auto"
-    max_moves: int = 100
-    max_steps: int = 200
-
-    def __check_init__(self) -> None:
-        require(0.0 < self.ess < 1.0, "ess", "between 0 and 1, both excluded", self.ess)
-        require_common(self)
-        require_names(self, path=PATHS)
+    particles: int = eqx.field(default=2048, converter=whole("particles", least=2))
+    ess: float = eqx.field(default=0.5, converter=fraction("ess"))
+    moves: int | None = eqx.field(
+        default=None, converter=whole("moves", least=1, optional=True)
+    )
+    kernel: str = eqx.field(default="hmc", converter=one_of("kernel", KERNELS))
+    resampling: str = eqx.field(default="systematic", converter=one_of("resampling", SCHEMES))
+    threshold: float = eqx.field(default=0.75, converter=number("threshold", least=0, most=1))
+    metric: str = eqx.field(default="auto", converter=metric_name("auto", "dense", "diagonal"))
+    path: str = eqx.field(default="auto", converter=one_of("path", PATHS))
+    max_moves: int = eqx.field(default=100, converter=whole("max_moves", least=1))
+    max_steps: int = eqx.field(default=200, converter=whole("max_steps", least=2))
 
     @property
     def name(self) -> str:
@@ -239,7 +240,8 @@ class TemperedSMC(AbstractEngine):
             log_weights=whole.log_weights[None],
             log_evidence=float(whole.log_evidence.value),
             log_evidence_error=float(jnp.sqrt(whole.evidence_variance)),
-            extra=_table(trace),
+            method="smc",
+            record=_history(trace),
         )
 
 
@@ -285,17 +287,17 @@ def _finish(cloud: Cloud) -> Cloud:
     return weigh_at_last(cloud, jnp.where(control.temperature < 1.0, rest, 0.0))
 
 
-def _table(trace: Trace) -> dict[str, Any]:
+def _history(trace: Trace) -> ParticleHistory:
     """Turn statistics by step into statistics by temperature above 0.
 
     A step reaches its temperature by the weights the step before has left: `ess` and
     `log_evidence_increment` come from there, what the moves did from the step itself.
     """
     if trace.sampling is None:
-        return {}
+        return ParticleHistory()
     stats = {name: np.asarray(value)[0] for name, value in trace.sampling.stats.items()}
     reached = ("ess", "log_evidence_increment")
     moved = tuple(name for name in stats if name not in (*reached, "next_temperature"))
     table: dict[str, Any] = {name: stats[name][1:] for name in moved}
     table |= {name: stats[name][:-1] for name in reached}
-    return table | {"num_nonfinite_start": int(stats["num_nonfinite"][0])}
+    return ParticleHistory(**table, num_nonfinite_start=int(stats["num_nonfinite"][0]))

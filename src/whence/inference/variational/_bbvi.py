@@ -1,5 +1,6 @@
 """Black-box variational inference: a parametric family fitted by stochastic gradients."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -10,20 +11,23 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ...core._data import Epoch, Minibatches, log_density_estimate, minibatches
+from ...core._convert import one_of, part, positive, whole
+from ...core._data import BATCHING, Epoch, Minibatches, log_density_estimate, minibatches
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
+from ...core._flat import flat_init, flat_view
 from ...core._results import RESULTS
 from ...core._rows import check_rows
+from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
+from ...diagnostics._records import VariationalFit
 from ._estimator import AbstractEstimator, PathDerivative
 from ._family import AbstractFamily, MeanField
 from ._final import draw, num_checked
-from ._flat import flat_zeros, layout_of, on_flat
+from ._flat import layout_of, on_flat
 from ._optimizer import default_optimizer
 from ._pace import Pace, advance, start_pace
 
-MAX_STARTS = 20  # initial locations tried before a fit gives up
 MAX_FAILURES = 20  # updates in a row without a finite gradient before it gives up
 # Updates and epochs, the larger, over which steps fall to zero. A regression on 20,000 rows in
 # batches of 200 was left 0.1 to 0.2 nats below its best ELBO by 1,000, 0.02 to 0.12 by 2,000.
@@ -92,32 +96,27 @@ class BBVI(AbstractOnlineEngine):
         variational inference", ICML.
     """
 
-    family: AbstractFamily = MeanField()
-    steps: int = 10_000
-    samples: int = 10
-    learning_rate: float | int = 0.1
+    family: AbstractFamily = eqx.field(
+        default=MeanField(), converter=part("family", AbstractFamily)
+    )
+    steps: int = eqx.field(default=10_000, converter=whole("steps", least=1))
+    samples: int = eqx.field(default=10, converter=whole("samples", least=1))
+    learning_rate: float = eqx.field(default=0.1, converter=positive("learning_rate"))
     optimizer: Any = None
-    estimator: AbstractEstimator = PathDerivative()
-    batch_size: int | None = None
-    batching: str = "reshuffle"
-    draws: int = 4_000
-    checked: int | None = None
-    restarts: int = 1
+    estimator: AbstractEstimator = eqx.field(
+        default=PathDerivative(), converter=part("estimator", AbstractEstimator)
+    )
+    batch_size: int | None = eqx.field(
+        default=None, converter=whole("batch_size", least=1, optional=True)
+    )
+    batching: str = eqx.field(default="reshuffle", converter=one_of("batching", BATCHING))
+    draws: int = eqx.field(default=4_000, converter=whole("draws", least=1))
+    checked: int | None = eqx.field(
+        default=None, converter=whole("checked", least=0, optional=True)
+    )
+    restarts: int = eqx.field(default=1, converter=whole("restarts", least=1))
 
     def __check_init__(self):
-        for name in ("steps", "samples", "draws", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
-        if self.checked is not None and self.checked < 0:
-            raise ValueError(f"`checked` must be at least 0; got {self.checked}.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}.")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(
-                f"`learning_rate` must be positive and finite; got {self.learning_rate}."
-            )
-        if self.batching not in ("reshuffle", "iid"):
-            raise ValueError(f"`batching` must be 'reshuffle' or 'iid'; got {self.batching!r}.")
         if self.optimizer is not None and not (
             hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")
         ):
@@ -179,7 +178,7 @@ class BBVI(AbstractOnlineEngine):
             state: As left by the last `step`.
             key: For the draw.
         """
-        location, unravel = flat_zeros(target)
+        location, unravel = flat_view(target)
         family = self._family(target)
         noise = jax.tree.map(lambda x: x[0], family.noise(location, 1, key=key))
         return unravel(family.transform(state.params, noise))
@@ -187,7 +186,7 @@ class BBVI(AbstractOnlineEngine):
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> BBVIState:
         """Return a placeholder of the right form; step 0 finds the location."""
         family = self._family(target)
-        params = family.init(flat_zeros(target)[0])
+        params = family.init(flat_view(target)[0])
         zero = jnp.zeros((), jnp.int32)
         epoch = self._batches(target).init()
         optimizer = self._optimizer.init(family.no_step(params))
@@ -211,7 +210,7 @@ class BBVI(AbstractOnlineEngine):
             update = lambda i, now: self._update(
                 target, now, first + i, key=jr.fold_in(key_updates, i)
             )
-            zero = jnp.zeros((), flat_zeros(target)[0].dtype)
+            zero = jnp.zeros((), flat_view(target)[0].dtype)
             return tries + 1, *jax.lax.fori_loop(0, self._block, update, (begin, zero))
 
         def again(carry):
@@ -221,7 +220,7 @@ class BBVI(AbstractOnlineEngine):
 
         # A start without a finite gradient is replaced by another. As a loop around the
         # updates this takes no second copy of the gradient in the program.
-        total = jnp.zeros((), flat_zeros(target)[0].dtype)
+        total = jnp.zeros((), flat_view(target)[0].dtype)
         _, new, total = jax.lax.while_loop(again, attempt, (jnp.int32(0), state, total))
         made = new.num_updates - jnp.where(index == 0, 0, state.num_updates)
         stats: dict[str, Any] = {"elbo": total / made, "num_nonfinite": new.num_nonfinite}
@@ -254,18 +253,22 @@ class BBVI(AbstractOnlineEngine):
         sizes = (self.draws, num_checked(target, self.draws, self.checked))
         drawn = draw(family, params, target, sizes, self.batch_size is not None, key)
         positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
-        extra = {
-            "elbo": elbo[best],
-            "family": jax.tree.map(np.asarray, family.describe(params)),
-            "num_nonfinite": int(state.num_nonfinite[best]),
-        }
+        fit = VariationalFit(
+            elbo=elbo[best],
+            parameters=jax.tree.map(np.asarray, family.describe(params)),
+            num_nonfinite=int(state.num_nonfinite[best]),
+        )
         if log_weights.size:
             error = log_weights.std() / np.sqrt(log_weights.size)
-            extra |= {"elbo_final": float(log_weights.mean()), "elbo_final_error": float(error)}
-            extra |= {"log_weights_is": log_weights}
+            fit = dataclasses.replace(
+                fit,
+                log_weights_is=log_weights,
+                elbo_final=float(log_weights.mean()),
+                elbo_final_error=float(error),
+            )
         whole = log_weights.size == self.draws
         stats = {"lp": log_density} if whole else {}
-        return Sample(positions, stats, extra=extra, method="variational")
+        return Sample(positions, stats, method="variational", record=fit)
 
     def _fall(self, target: AbstractTarget) -> int:
         """Updates with falling steps; half of a short fit."""
@@ -278,8 +281,7 @@ class BBVI(AbstractOnlineEngine):
         return self.optimizer is None and self.restarts == 1
 
     def _start(self, target: AbstractTarget, state: BBVIState, key: PRNGKey) -> BBVIState:
-        location, _ = ravel_pytree(target.init(key=key))
-        params = self._family(target).init(location)
+        params = self._family(target).init(flat_init(target, key=key))
         pace = start_pace(params, self.steps, self._fall(target))
         return eqx.tree_at(lambda s: (s.params, s.pace), state, (params, pace))
 
@@ -294,7 +296,7 @@ class BBVI(AbstractOnlineEngine):
         """Make one update, unless its gradient is not finite, and add up the ELBO."""
         state, total = now
         key_noise, key_batch = jr.split(key)
-        location, _ = flat_zeros(target)
+        location, _ = flat_view(target)
         family = self._family(target)
         noise = family.noise(location, self.samples, key=key_noise)
         rows, epoch = self._batches(target).next(state.epoch, counter, key=key_batch)

@@ -1,6 +1,5 @@
 """Families made of families: a product over latents, equal blocks, and single points."""
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PyTree
 
+from ...core._convert import part, whole
 from ...core._types import PRNGKey, Scalar
 from ._family import (
     AbstractFamily,
@@ -74,6 +74,17 @@ class Point(AbstractFamily):
         return {"loc": params["loc"]}
 
 
+def _named_families(factors: Any) -> tuple[tuple[str, AbstractFamily], ...]:
+    """Return the pairs of a mapping from names to families."""
+    try:
+        pairs = tuple(dict(factors).items())
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`factors` must be a dict of families by name of latents; got {factors!r}."
+        ) from error
+    return tuple((name, part(f"factors[{name!r}]", AbstractFamily)(f)) for name, f in pairs)
+
+
 class Factors(AbstractFamily):
     """A product of families over latents that are named, and `rest` for all others.
 
@@ -86,21 +97,13 @@ class Factors(AbstractFamily):
         places: Set by `bind`.
     """
 
-    factors: tuple[tuple[str, AbstractFamily], ...]
-    rest: AbstractFamily
-    places: tuple[tuple[tuple[int, int], ...], ...]  # per factor, where its parts are
-
-    def __init__(
-        self,
-        factors: Mapping[str, Any] | tuple = (),
-        rest: AbstractFamily = MeanField(),  # noqa: B008, immutable
-        places: tuple = (),
-    ):
-        self.factors = tuple((name, family) for name, family in dict(factors).items())
-        for name, family in self.factors:
-            if not isinstance(family, AbstractFamily):
-                raise ValueError(f"`factors[{name!r}]` must be a family; got {family!r}.")
-        self.rest, self.places = rest, tuple(places)
+    factors: tuple[tuple[str, AbstractFamily], ...] = eqx.field(
+        default=(), converter=_named_families
+    )
+    rest: AbstractFamily = eqx.field(
+        default=MeanField(), converter=part("rest", AbstractFamily)
+    )
+    places: tuple[tuple[tuple[int, int], ...], ...] = ()  # per factor, where its parts are
 
     @property
     def _families(self) -> tuple[AbstractFamily, ...]:
@@ -215,12 +218,10 @@ class Blocks(AbstractGaussian):
         family: Family of each.
     """
 
-    blocks: int = eqx.field(static=True)
-    family: AbstractGaussian = FullRank()
-
-    def __check_init__(self):
-        if self.blocks < 1:
-            raise ValueError(f"`blocks` must be at least 1; got {self.blocks}.")
+    blocks: int = eqx.field(static=True, converter=whole("blocks", least=1))
+    family: AbstractGaussian = eqx.field(
+        default=FullRank(), converter=part("family", AbstractGaussian)
+    )
 
     def bind(self, layout: Layout) -> "Blocks":
         """Itself, if the blocks are equal."""

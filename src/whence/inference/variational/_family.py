@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
+from ...core._convert import positive
 from ...core._types import PRNGKey, Scalar
 
 Vector = Float[Array, " dim"]
@@ -99,10 +100,7 @@ class MeanField(AbstractGaussian):
         initial_scale: Standard deviation at the start.
     """
 
-    initial_scale: float | int = 0.1
-
-    def __check_init__(self):
-        _check_scale(self.initial_scale)
+    initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
 
     def bind(self, layout: Layout) -> "MeanField":
         """Itself: names do not matter."""
@@ -168,10 +166,7 @@ class FullRank(AbstractGaussian):
         initial_scale: Standard deviation at the start.
     """
 
-    initial_scale: float | int = 0.1
-
-    def __check_init__(self):
-        _check_scale(self.initial_scale)
+    initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
 
     def bind(self, layout: Layout) -> "FullRank":
         """Itself: names do not matter."""
@@ -253,12 +248,7 @@ def _unit_lower(params: dict[str, Array], vector: Vector) -> Vector:
     return vector + jnp.tril(params["lower"], -1) @ vector
 
 
-def _check_scale(scale: float | int) -> None:
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"`initial_scale` must be positive and finite; got {scale}.")
-
-
-def _log_scale(location: Vector, scale: float | int) -> Vector:
+def _log_scale(location: Vector, scale: float) -> Vector:
     return jnp.full_like(location, jnp.log(scale))
 
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ...core._flat import flat_view
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey
 from ._family import AbstractFamily
-from ._flat import flat_zeros, on_flat
+from ._flat import on_flat
 
 # Likelihoods of single rows that are evaluated unless more are asked for: for a logistic
 # regression with 25 covariates about 0.5 s on two free cores, less than the fit takes.
@@ -73,7 +74,7 @@ def draw(
         by_rows: Whether the likelihood may be evaluated on blocks of rows.
         key: For the draws.
     """
-    location, unravel = flat_zeros(target)
+    location, unravel = flat_view(target)
     num_draws, checked = sizes
     noise = family.noise(location, num_draws, key=key)
     flat = jax.vmap(lambda n: family.transform(params, n))(noise)

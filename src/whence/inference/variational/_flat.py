@@ -1,30 +1,21 @@
 """Flat vectors instead of positions, and log densities at several of them."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import jax.random as jr
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ...core._flat import flat_view, position_shapes
 from ...core._target import AbstractTarget
 from ...core._tree import named_leaves
 from ...core._types import Position
 from ._family import AbstractFamily, Layout
 
 
-def flat_zeros(target: AbstractTarget) -> tuple[Float[Array, " dim"], Any]:
-    """A flat position of zeros, and the function that gives it its form."""
-    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
-    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-
-
 def layout_of(target: AbstractTarget) -> Layout:
     """Names and sizes of the parts of a flat position."""
-    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
-    return tuple((name, leaf.size) for name, leaf in named_leaves(shapes).items())
+    shapes = named_leaves(position_shapes(target))
+    return tuple((name, leaf.size) for name, leaf in shapes.items())
 
 
 def on_flat(
@@ -41,7 +32,7 @@ def on_flat(
         target: The target density, for their form.
         example: One of the positions.
     """
-    _, unravel = flat_zeros(target)
+    _, unravel = flat_view(target)
     leaves, treedef = jax.tree.flatten(unravel(example))
     shared = family.shared(layout_of(target))
 

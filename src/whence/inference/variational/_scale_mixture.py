@@ -8,6 +8,7 @@ import jax.random as jr
 from jax.scipy.special import digamma, gammaln
 from jaxtyping import Array, PyTree
 
+from ...core._convert import flag, part, positive
 from ...core._types import PRNGKey, Scalar
 from ._family import AbstractFamily, AbstractGaussian, Layout, MeanField, Noise, Vector
 
@@ -36,17 +37,13 @@ class ScaleMixtureFamily(AbstractFamily):
         gradients, arXiv:1805.08498.
     """
 
-    scale: str
-    base: AbstractGaussian = MeanField()
-    noncentered: bool = eqx.field(static=True, default=True)
-    initial_shape: float | int = 10.0
+    scale: str = eqx.field(converter=part("scale", str))
+    base: AbstractGaussian = eqx.field(
+        default=MeanField(), converter=part("base", AbstractGaussian)
+    )
+    noncentered: bool = eqx.field(static=True, default=True, converter=flag("noncentered"))
+    initial_shape: float = eqx.field(default=10.0, converter=positive("initial_shape"))
     index: int = -1
-
-    def __check_init__(self):
-        if not 0 < self.initial_shape < float("inf"):
-            raise ValueError(
-                f"`initial_shape` must be positive and finite; got {self.initial_shape}."
-            )
 
     def bind(self, layout: Layout) -> "ScaleMixtureFamily":
         """Find the scale."""
