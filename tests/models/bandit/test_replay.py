@@ -191,7 +191,7 @@ BAD = {
         features=np.ones((2, 3))
     ),
     "`features` must be finite; got inf": lambda: _bad(features=np.full((2, 2, 1), np.inf)),
-    "`arms` must be an integer of at least 1": lambda: _bad(arms=0),
+    "`arms` must be at least 1": lambda: _bad(arms=0),
     "propensities of 1 / 2 to be replayed; got 0.4": lambda: replay(
         UCB1(2), _bad(propensities=[0.5, 0.4]), **KEY
     ),

@@ -328,14 +328,14 @@ BAD = {
     "`half_width` must be positive": lambda: UniformArms([[1.0]], [[np.nan]]),
     "at least one policy": lambda: _simulate({}),
     "'x' must be for the 2 arms": lambda: _simulate({"x": UCB1(3)}),
-    "`horizon` must be an integer of at least 2; got 1": lambda: _simulate({"x": UCB1(2)}, 1),
+    "`horizon` must be at least 2; got 1": lambda: _simulate({"x": UCB1(2)}, 1),
     "`instances`": lambda: sample_instances(
         NormalGamma(0.0, 1.0, 1.0, 1.0, arms=2), instances=0, key=jr.key(0)
     ),
     "`alpha` of the prior must be above 1; got 1": lambda: bayes_regret_bound(
         NormalGamma(0.0, 1.0, 1.0, 1.0, arms=2), horizon=10
     ),
-    "`ci` must be between 0 and 1; got 95.0": lambda: _simulate({"x": UCB1(2)})[
+    "`ci` must be at least 0 and at most 1; got 95.0": lambda: _simulate({"x": UCB1(2)})[
         "x"
     ].bayes_regret(ci=95.0),
 }

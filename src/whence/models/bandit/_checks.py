@@ -3,7 +3,7 @@
 Inside `jax.jit` and `jax.vmap` values are not known and go unchecked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,58 +13,63 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ...core._convert import whole
+
 # What users give: numbers, arrays, or lists of them.
 Numbers = ArrayLike | Sequence[Any]
 
 
-def known(value: Any) -> np.ndarray | None:
-    """Return a value as a NumPy array, or None inside compiled code."""
-    return None if isinstance(value, Tracer) else np.asarray(value)
+def known(value: Any, name: str = "value") -> np.ndarray | None:
+    """Return numbers as a NumPy array, or None inside compiled code.
+
+    Args:
+        value: The numbers.
+        name: Of the argument.
+
+    Raises:
+        ValueError: If they are no real numbers.
+    """
+    if isinstance(value, Tracer):
+        return None
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(None)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (bool, np.integer, np.floating)):
+        raise ValueError(f"`{name}` must be numbers; got {value!r}.")
+    return array
 
 
-def _first(values: np.ndarray, bad: Any) -> Any:
-    return values[bad].flat[0] if values.ndim else values[()]
+def require_all(name: str, value: Any, rule: str, good: Callable[[np.ndarray], Any]) -> None:
+    """Raise unless `good` of every element."""
+    values = known(value, name)
+    if values is not None and not (kept := np.asarray(good(values))).all():
+        raise ValueError(f"`{name}` must be {rule}; got {values[~kept].flat[0]}.")
 
 
 def require_finite(name: str, value: Any) -> None:
     """Raise unless every element is finite."""
-    values = known(value)
-    if values is not None and not (finite := np.isfinite(values)).all():
-        raise ValueError(f"`{name}` must be finite; got {_first(values, ~finite)}.")
+    require_all(name, value, "finite", np.isfinite)
 
 
 def require_positive(name: str, value: Any) -> None:
     """Raise unless every element is positive and finite."""
-    values = known(value)
-    if values is not None and not (good := (values > 0) & np.isfinite(values)).all():
-        raise ValueError(f"`{name}` must be positive and finite; got {_first(values, ~good)}.")
+    require_all(name, value, "positive and finite", lambda v: (v > 0) & np.isfinite(v))
 
 
 def require_within(name: str, value: Any, low: float, high: float) -> None:
     """Raise unless every element is in the closed interval."""
-    values = known(value)
-    if values is not None and not (good := (values >= low) & (values <= high)).all():
-        raise ValueError(
-            f"`{name}` must be between {low:g} and {high:g}; got {_first(values, ~good)}."
-        )
+    rule = f"between {low:g} and {high:g}"
+    require_all(name, value, rule, lambda v: (v >= low) & (v <= high))
 
 
 def require_arm(arm: Any, arms: int) -> None:
     """Raise unless every element is the index of an arm."""
+    known(arm, "arm")
     if not jnp.issubdtype(jnp.asarray(arm).dtype, jnp.integer):
         raise ValueError(f"`arm` must be an integer; got {jnp.asarray(arm).dtype}.")
-    values = known(arm)
-    if values is not None and not (good := (values >= 0) & (values < arms)).all():
-        raise ValueError(
-            f"`arm` must be from 0 to {arms - 1}, as there are {arms} arms; "
-            f"got {_first(values, ~good)}."
-        )
-
-
-def require_count(name: str, value: Any, least: int) -> None:
-    """Raise unless the value is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}; got {value!r}.")
+    rule = f"from 0 to {arms - 1}, as there are {arms} arms"
+    require_all("arm", arm, rule, lambda v: (v >= 0) & (v < arms))
 
 
 def per_arm(arms: int | None, **values: Any) -> tuple[Float[Array, "arm *batch"], ...]:
@@ -82,7 +87,7 @@ def per_arm(arms: int | None, **values: Any) -> tuple[Float[Array, "arm *batch"]
     if arms is None and ndim == 0:
         raise ValueError("`arms` must be given if every parameter is a scalar; got None.")
     if arms is not None:
-        require_count("arms", arms, 1)
+        arms = whole("arms", least=1)(arms)
     # Axes after the first are batch axes: a vector of arms gets them at the end.
     padded = {
         name: array.reshape(array.shape + (1,) * (ndim - array.ndim))

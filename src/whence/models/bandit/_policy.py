@@ -12,10 +12,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ...core._convert import whole
 from ...core._tree import named_leaves
 from ...core._types import PRNGKey
 from ...storage._atomic import replace_file
-from ._checks import Numbers, require_count
+from ._checks import Numbers
 
 Arm = Int[Array, "*batch"]
 
@@ -94,7 +95,7 @@ def act_many(
     Raises:
         ValueError: If `num` is not a positive integer.
     """
-    require_count("num", num, 1)
+    num = whole("num", least=1)(num)
     return jax.vmap(lambda k: policy.act(state, key=k))(jr.split(key, num))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from ...core._convert import number
 from ._checks import require_within
 
 
@@ -126,7 +127,7 @@ class Simulation(Mapping[str, PolicyRun]):
 def _estimate(values: np.ndarray, ci: float) -> Estimate:
     from scipy.special import ndtri
 
-    require_within("ci", ci, 0.0, 1.0)
+    ci = number("ci", least=0, most=1)(ci)
     num = values.shape[1]
     if num < 2:
         raise ValueError(f"A standard error needs at least 2 instances; got {num}.")

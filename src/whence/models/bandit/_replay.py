@@ -10,8 +10,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ...core._convert import whole
 from ...core._types import PRNGKey
-from ._checks import Numbers, known, require_arm, require_count, require_finite
+from ._checks import Numbers, require_all, require_arm, require_finite
 from ._policy import AbstractPolicy
 from .contextual._policies import AbstractContextualPolicy
 
@@ -60,7 +61,7 @@ class LoggedData(eqx.Module):
             ValueError: If the log is empty, shapes do not match, an arm does not exist, or
                 a value is not possible.
         """
-        require_count("arms", arms, 1)
+        arms = whole("arms", least=1)(arms)
         require_finite("rewards", rewards)
         rows = jnp.asarray(rewards).shape
         if len(rows) != 1 or not rows[0]:
@@ -198,7 +199,7 @@ def inverse_propensity(
         Swaminathan and Joachims (2015), "The self-normalized estimator for counterfactual
         learning", NeurIPS.
     """
-    require_count("draws", draws, 1)
+    draws = whole("draws", least=1)(draws)
     _check_fits(policy, log)
     if log.propensities is None:
         raise ValueError("`log` must have propensities; got none. Use `replay` if uniform.")
@@ -320,9 +321,6 @@ def _checked_features(features, rows, arms) -> Float[Array, "row arm feature"]:
 
 
 def _checked_chances(propensities) -> Float[Array, " row"]:
-    values = known(propensities)
-    if values is not None and not (good := (values > 0) & (values <= 1)).all():
-        raise ValueError(
-            f"`propensities` must be above 0 and at most 1; got {values[~good].flat[0]}."
-        )
+    inside = lambda v: (v > 0) & (v <= 1)
+    require_all("propensities", propensities, "above 0 and at most 1", inside)
     return _real(propensities)

@@ -10,8 +10,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key
 
+from ...core._convert import whole
 from ...core._types import PRNGKey
-from ._checks import one_hot, require_count
+from ._checks import one_hot
 from ._policy import AbstractPolicy
 from ._regret import PolicyRun, Simulation
 from .arms._environment import AbstractEnvironment
@@ -56,7 +57,7 @@ def simulate(
                 f"Policy {name!r} must be for the {environment.arms} arms of the environment; "
                 f"it is for {policy.arms}."
             )
-    require_count("horizon", horizon, environment.arms)
+    horizon = whole("horizon", least=environment.arms)(horizon)
     key_rewards, key_policy = jr.split(key)
     keys = _keys(environment, key_rewards) if common_random_numbers else None
     edges = checkpoints(horizon)

@@ -271,7 +271,7 @@ BAD = {
     "beta": lambda: NormalGamma(0.0, 1.0, 1.0, [1.0, -1.0]),
     "mu": lambda: NormalGamma(np.nan, 1.0, 1.0, 1.0, arms=2),
     "arms` must be given": lambda: NormalGamma(0.0, 1.0, 1.0, 1.0),
-    "arms` must be an integer of at least 1": lambda: NormalGamma(0.0, 1.0, 1.0, 1.0, arms=0),
+    "arms` must be at least 1": lambda: NormalGamma(0.0, 1.0, 1.0, 1.0, arms=0),
     "one length": lambda: NormalGamma([0.0, 1.0], [1.0, 1.0, 1.0], 1.0, 1.0),
     "3 arms": lambda: NormalGamma([0.0, 1.0], 1.0, 1.0, 1.0, arms=3),
     "noise": lambda: KnownVariance(0.0, 1.0, -1.0, arms=2),

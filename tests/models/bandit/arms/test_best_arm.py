@@ -168,10 +168,10 @@ def test_other_beliefs():
 
 BAD = {
     "`beta` must be above 0 and below 1; got 1.0": lambda: TopTwoTS(PRIOR, beta=1.0),
-    "`redraws` must be an integer of at least 1": lambda: TopTwoTS(PRIOR, redraws=0),
+    "`redraws` must be at least 1": lambda: TopTwoTS(PRIOR, redraws=0),
     "at least 2 arms; got 1": lambda: TopTwoTS(NormalGamma(0.0, 1.0, 1.0, 1.0, arms=1)),
     "`draws` must be": lambda: probability_best(PRIOR, key=jr.key(0), draws=0),
-    "`level` must be between 0 and 1; got 95.0": lambda: decide(
+    "`level` must be at least 0 and at most 1; got 95.0": lambda: decide(
         PRIOR, key=jr.key(0), level=95.0
     ),
     "`arm` must be from 0 to 4": lambda: TopTwoTS(PRIOR).update(PRIOR, 5, 0.0),

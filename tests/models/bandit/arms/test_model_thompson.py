@@ -277,7 +277,7 @@ class Chained(wh.Model):
 BAD = {
     "`engine` must be one that can be asked": lambda: _policy(Known(), wh.NUTS()),
     "`optimizer` must be given where data go on coming": lambda: _policy(Known(), wh.BBVI()),
-    "`capacity` must be an integer of at least 1; got 0": lambda: _policy(
+    "`capacity` must be at least 1; got 0": lambda: _policy(
         Known(), wh.SGLD(step_size=0.1), capacity=0
     ),
     "`steps_per_reward` must be": lambda: _policy(

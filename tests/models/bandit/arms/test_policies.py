@@ -240,10 +240,10 @@ def test_states_survive_files(name, tmp_path):
 
 
 BAD = {
-    "`arms` must be an integer of at least 1; got 0": lambda: UCB1(0),
+    "`arms` must be at least 1; got 0": lambda: UCB1(0),
     "`scale` must be positive and finite; got -1.0": lambda: UCB1(2, scale=-1.0),
     "`range`": lambda: UCBV(2, range=0.0),
-    "`rho` must not be negative": lambda: MVTS(2, rho=-1.0),
+    "`rho` must be at least 0": lambda: MVTS(2, rho=-1.0),
     "`a` must be finite": lambda: HondaTakemura(2, a=np.inf),
     "`prior.alpha` must be between 1 and inf; got 0.5": lambda: BayesUCB(
         NormalGamma(0.0, 1.0, 0.5, 1.0, arms=2)
@@ -258,7 +258,15 @@ BAD = {
     ),
     "`num` must be": lambda: act_many(UCB1(4), UCB1(4).init(), 0, key=jr.key(0)),
     "must have one shape": lambda: update_many(UCB1(4), UCB1(4).init(), [0, 1], [1.0]),
+    "`arms` must be a whole number; got 2.5": lambda: UCB1(2.5),
+    "`scale` must be a number; got 'wide'": lambda: UCB1(2, scale="wide"),
+    "`prior` must be an instance of NormalGamma; got 3": lambda: VarTS(3),
+    "`mu` must be numbers; got 'low'": lambda: NormalGamma("low", 1.0, 1.0, 1.0, arms=2),
 }
+
+
+def test_numpy_scalars_are_numbers():
+    assert UCB1(np.int64(4), scale=np.float32(2.0)) == UCB1(4, scale=2.0)
 
 
 @pytest.mark.parametrize("rule", BAD)

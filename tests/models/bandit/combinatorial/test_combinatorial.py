@@ -217,11 +217,12 @@ def test_cascades_are_learned_and_thompson_sampling_too():
 
 C2 = C2UCB(3, TopK(2))
 BAD = {
-    "`size` must be an integer of at least 1; got 0": lambda: TopK(0),
+    "`size` must be at least 1; got 0": lambda: TopK(0),
     "`size` must be at most the number of actions, 1; got 2": lambda: C2.act(
         C2.init(), ACTIONS[:1], key=jr.key(0)
     ),
     "`rho` must be positive": lambda: C2UCB(3, TopK(2), rho=0.0),
+    "`oracle` must be a function, as `TopK(5)`; got 2": lambda: C2UCB(3, 2),
     "`floor` must be positive": lambda: VAC2UCB(3, TopK(2), floor=0.0),
     "`rewards` must be between 0 and 1; got 1.5": lambda: C2.update(
         C2.init(), ACTIONS[:2], [0.0, 1.5]

@@ -165,8 +165,8 @@ def fit_regression(inducing, x, y, key):
     family = wh.ScaleMixtureFamily("v", wh.FullRank())
     target = wh.condition(Regression(NET, jnp.asarray(inducing)), y, x)
     engine = wh.BBVI(family=family, steps=4_000, draws=1_000, samples=5)
-    extra = wh.infer(target, engine, key=key).sample.extra
-    return extra | extra["family"]
+    found = wh.infer(target, engine, key=key).record
+    return vars(found) | found.parameters
 
 
 @pytest.mark.slow
@@ -254,7 +254,7 @@ def test_engines_agree(key):
     assert_allclose(probs[2], probs[0], atol=0.06)
     log_v = np.log(nuts["v"])
     assert_allclose(_weights(smc) @ np.log(smc["v"][0]), log_v.mean(), atol=0.2)
-    gap = np.asarray(smc.log_evidence) - bbvi.sample.extra["elbo_final"]
+    gap = np.asarray(smc.log_evidence) - bbvi.sample.record.elbo_final
     assert -0.2 < gap < 3
     # Labels drawn, and probabilities with f integrated out, are of one law.
     labels = nuts.predict(new, key=key)

@@ -115,8 +115,8 @@ def test_variational_against_a_grid(target, grid):
         assert abs(draws.mean() - mean) < 0.25 * deviation
         assert 0.7 < draws.std() / deviation < 1.1
     # The ELBO is a lower bound; the Gaussian misses little here.
-    gap = grid[3] - posterior.sample.extra["elbo_final"]
-    assert -4.5 * posterior.sample.extra["elbo_final_error"] < gap < 0.3
+    gap = grid[3] - posterior.sample.record.elbo_final
+    assert -4.5 * posterior.sample.record.elbo_final_error < gap < 0.3
 
 
 def test_log_density_is_prior_plus_evidence(target):

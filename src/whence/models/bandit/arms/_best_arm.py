@@ -10,8 +10,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from ....core._convert import fraction, number, part, whole
 from ....core._types import PRNGKey
-from .._checks import one_hot, require_count, require_within
+from .._checks import one_hot
 from .._policy import Arm
 from ._belief import AbstractBelief
 from ._belief_policy import AbstractBeliefPolicy
@@ -40,14 +41,11 @@ class TopTwoTS(AbstractBeliefPolicy):
         doi:10.1287/opre.2019.1911.
     """
 
-    prior: AbstractBelief
-    beta: float | int = 0.5
-    redraws: int = 100
+    prior: AbstractBelief = eqx.field(converter=part("prior", AbstractBelief))
+    beta: float = eqx.field(default=0.5, converter=fraction("beta"))
+    redraws: int = eqx.field(default=100, converter=whole("redraws", least=1))
 
     def __check_init__(self):
-        if not 0 < self.beta < 1:
-            raise ValueError(f"`beta` must be above 0 and below 1; got {self.beta}.")
-        require_count("redraws", self.redraws, 1)
         if self.prior.arms < 2:
             raise ValueError(f"`prior` must have at least 2 arms; got {self.prior.arms}.")
 
@@ -116,7 +114,7 @@ def probability_best(
     Raises:
         ValueError: If `draws` is not a positive integer.
     """
-    require_count("draws", draws, 1)
+    draws = whole("draws", least=1)(draws)
     return _shares(state.sample((draws,), key=key))
 
 
@@ -138,8 +136,8 @@ def decide(
     Raises:
         ValueError: If `level` is not between 0 and 1, or `draws` not a positive integer.
     """
-    require_within("level", level, 0.0, 1.0)
-    require_count("draws", draws, 1)
+    level = number("level", least=0, most=1)(level)
+    draws = whole("draws", least=1)(draws)
     values = state.sample((draws,), key=key)
     shares = _shares(values)
     arm = jnp.argmax(shares, axis=0)

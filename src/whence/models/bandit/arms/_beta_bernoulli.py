@@ -2,13 +2,12 @@
 
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import betaln
 from jaxtyping import Array, Float
 
 from ....core._types import PRNGKey
-from .._checks import Numbers, known, per_arm, require_positive
+from .._checks import Numbers, per_arm, require_all, require_positive
 from ._belief import AbstractBelief, PerArm, chosen, chosen_many
 
 
@@ -100,10 +99,4 @@ class BetaBernoulli(AbstractBelief):
 
 
 def _require_binary(name, value) -> None:
-    values = known(value)
-    if values is None:
-        return
-    bad = np.atleast_1d(values)
-    bad = bad[(bad != 0) & (bad != 1)]
-    if bad.size:
-        raise ValueError(f"`{name}` must be 0 or 1; got {bad[0]}.")
+    require_all(name, value, "0 or 1", lambda v: (v == 0) | (v == 1))

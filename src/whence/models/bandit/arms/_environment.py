@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from ....core._convert import whole
 from ....core._types import PRNGKey
 from .._checks import (
     Numbers,
-    require_count,
     require_finite,
     require_positive,
     require_within,
@@ -223,7 +223,7 @@ def sample_instances(prior: NormalGamma, *, instances: int, key: PRNGKey) -> Gau
     Raises:
         ValueError: If the prior has batch axes, or `instances` is not a positive integer.
     """
-    require_count("instances", instances, 1)
+    instances = whole("instances", least=1)(instances)
     if prior.batch_shape:
         raise ValueError(f"`prior` must be without batch axes; it has {prior.batch_shape}.")
     key_precision, key_mean = jr.split(key)

@@ -1,18 +1,20 @@
 """Thompson sampling of Gaussian arms without a prior to state."""
 
 import math
+from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 
+from ....core._convert import number, whole
 from ....core._types import PRNGKey
-from .._checks import Numbers, require_count, require_finite
-from .._policy import AbstractPolicy, Arm, highest
+from .._policy import Arm, highest
 from .._student_t import standard_normal, standard_t
-from ._statistics import ArmStatistics, no_rewards
+from ._statistics import AbstractStatisticsPolicy, ArmStatistics
 
 
-class HondaTakemura(AbstractPolicy):
+class HondaTakemura(AbstractStatisticsPolicy):
     """Thompson sampling with the improper prior `variance ** (-1 - a)`.
 
     With `a < 0` asymptotically optimal; with `a >= 0`, which includes the reference prior
@@ -27,21 +29,13 @@ class HondaTakemura(AbstractPolicy):
         depends on priors", AISTATS.
     """
 
-    arms: int
-    a: float | int = -0.5
-
-    def __check_init__(self):
-        require_count("arms", self.arms, 1)
-        require_finite("a", self.a)
+    arms: int = eqx.field(converter=whole("arms", least=1))
+    a: float = eqx.field(default=-0.5, converter=number("a"))
 
     @property
     def first_pulls(self) -> int:
         """Rewards of each arm before the posterior is proper."""
         return max(2, 3 - math.floor(2 * self.a))
-
-    def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
-        """Return the statistics of no rewards."""
-        return no_rewards(self.arms, batch)
 
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
         """Return the arm with the highest draw."""
@@ -50,12 +44,12 @@ class HondaTakemura(AbstractPolicy):
         scale = jnp.sqrt(state.squares / (state.at_least_one * degrees))
         return highest(state.first(state.mean + scale * noise, self.first_pulls))
 
-    def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
-        """Return the statistics after a reward."""
-        return state.update(arm, reward)
+
+def _weight(rho: Any) -> float:
+    return math.inf if rho == math.inf else number("rho", least=0)(rho)
 
 
-class MVTS(AbstractPolicy):
+class MVTS(AbstractStatisticsPolicy):
     """Thompson sampling for a trade of mean against variance, `rho mean - variance`.
 
     Means are drawn from `Normal(mean, 1 / count)` whatever the variance, as the authors
@@ -69,17 +63,8 @@ class MVTS(AbstractPolicy):
         Zhu and Tan (2020), "Thompson sampling algorithms for mean-variance bandits", ICML.
     """
 
-    arms: int
-    rho: float | int = math.inf
-
-    def __check_init__(self):
-        require_count("arms", self.arms, 1)
-        if not self.rho >= 0:
-            raise ValueError(f"`rho` must not be negative; got {self.rho}.")
-
-    def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
-        """Return the statistics of no rewards."""
-        return no_rewards(self.arms, batch)
+    arms: int = eqx.field(converter=whole("arms", least=1))
+    rho: float = eqx.field(default=math.inf, converter=_weight)
 
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
         """Return the arm with the highest draw of the trade-off."""
@@ -91,7 +76,3 @@ class MVTS(AbstractPolicy):
             gamma = jr.gamma(key_precision, (state.count + 1) / 2, shape, dtype)
             value = self.rho * value - (state.squares + 1) / (2 * gamma)
         return highest(state.first(value))
-
-    def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
-        """Return the statistics after a reward."""
-        return state.update(arm, reward)

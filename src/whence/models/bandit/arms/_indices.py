@@ -3,27 +3,26 @@
 import abc
 import math
 
+import equinox as eqx
 import jax.numpy as jnp
 
+from ....core._convert import part, positive, whole
 from ....core._types import PRNGKey
-from .._checks import Numbers, require_count, require_positive, require_within
-from .._policy import AbstractPolicy, Arm, highest
+from .._checks import require_within
+from .._policy import Arm, highest
 from .._student_t import t_upper_quantile
 from ._belief import PerArm
 from ._belief_policy import AbstractBeliefPolicy
 from ._normal_gamma import NormalGamma
-from ._statistics import ArmStatistics, no_rewards
+from ._statistics import AbstractStatisticsPolicy, ArmStatistics
 
 
-class AbstractIndex(AbstractPolicy):
+class AbstractIndex(AbstractStatisticsPolicy):
     """Pull the arm with the highest index, the first of them in a tie.
 
     An index is a function of the rewards' statistics; arms that have too few rewards to
     have one come first.
     """
-
-    def __check_init__(self):
-        require_count("arms", self.arms, 1)
 
     @abc.abstractmethod
     def index(self, state: ArmStatistics) -> PerArm:
@@ -33,17 +32,9 @@ class AbstractIndex(AbstractPolicy):
             state: Statistics of the rewards so far.
         """
 
-    def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
-        """Return the statistics of no rewards."""
-        return no_rewards(self.arms, batch)
-
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
         """Return the arm with the highest index."""
         return highest(self.index(state))
-
-    def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
-        """Return the statistics after a reward."""
-        return state.update(arm, reward)
 
 
 class UCB1(AbstractIndex):
@@ -57,11 +48,8 @@ class UCB1(AbstractIndex):
         Auer, Cesa-Bianchi and Fischer (2002), figure 1, doi:10.1023/A:1013689704352.
     """
 
-    arms: int
-    scale: float | int = 1.0
-
-    def __check_init__(self):
-        require_positive("scale", self.scale)
+    arms: int = eqx.field(converter=whole("arms", least=1))
+    scale: float = eqx.field(default=1.0, converter=positive("scale"))
 
     def index(self, state: ArmStatistics) -> PerArm:
         width = jnp.sqrt(2 * jnp.log(state.next_round) / state.at_least_one)
@@ -81,7 +69,7 @@ class UCB1Tuned(AbstractIndex):
         Auer, Cesa-Bianchi and Fischer (2002), section 4, doi:10.1023/A:1013689704352.
     """
 
-    arms: int
+    arms: int = eqx.field(converter=whole("arms", least=1))
 
     def index(self, state: ArmStatistics) -> PerArm:
         ratio = jnp.log(state.next_round) / state.at_least_one
@@ -101,13 +89,9 @@ class UCBV(AbstractIndex):
         Audibert, Munos and Szepesvari (2009), equation 1, doi:10.1016/j.tcs.2009.01.016.
     """
 
-    arms: int
-    range: float | int = 1.0
-    zeta: float | int = 1.0
-
-    def __check_init__(self):
-        require_positive("range", self.range)
-        require_positive("zeta", self.zeta)
+    arms: int = eqx.field(converter=whole("arms", least=1))
+    range: float = eqx.field(default=1.0, converter=positive("range"))
+    zeta: float = eqx.field(default=1.0, converter=positive("zeta"))
 
     def index(self, state: ArmStatistics) -> PerArm:
         ratio = self.zeta * jnp.log(state.next_round) / state.at_least_one
@@ -128,7 +112,7 @@ class UCB1Normal(AbstractIndex):
         Auer, Cesa-Bianchi and Fischer (2002), figure 4, doi:10.1023/A:1013689704352.
     """
 
-    arms: int
+    arms: int = eqx.field(converter=whole("arms", least=1))
 
     def index(self, state: ArmStatistics) -> PerArm:
         unbiased = state.squares / jnp.maximum(state.count - 1, 1)
@@ -152,7 +136,7 @@ class CHKUCB(AbstractIndex):
         Journal of Machine Learning Research 18(154).
     """
 
-    arms: int
+    arms: int = eqx.field(converter=whole("arms", least=1))
 
     def index(self, state: ArmStatistics) -> PerArm:
         power = 2 / jnp.maximum(state.count - 2, 1)
@@ -175,7 +159,7 @@ class BayesUCB(AbstractBeliefPolicy):
         problems", AISTATS.
     """
 
-    prior: NormalGamma
+    prior: NormalGamma = eqx.field(converter=part("prior", NormalGamma))
 
     def __check_init__(self):
         require_within("prior.alpha", self.prior.alpha, 1.0, math.inf)

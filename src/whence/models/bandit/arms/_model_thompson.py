@@ -11,13 +11,15 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
+from ....core._advance import advance
+from ....core._convert import number, whole
 from ....core._engine import AbstractEngine, AbstractOnlineEngine
 from ....core._growing import GrowingTarget
 from ....core._results import RESULTS, InferenceError
 from ....core._types import PRNGKey
 from ....language._condition import ModelTarget, condition
 from ....language._model import Model
-from .._checks import Numbers, known, require_arm, require_count, require_finite
+from .._checks import Numbers, known, require_arm, require_finite
 from .._policy import AbstractPolicy, Arm
 
 Batched = Int[Array, "*batch"]
@@ -119,21 +121,16 @@ class ModelTS(AbstractPolicy):
             ValueError: If the engine cannot be asked for draws at any time, the likelihood
                 is no product over rewards, or a shape or number is wrong.
         """
-        for name, value, least in (
-            ("arms", arms, 1),
-            ("capacity", capacity, 1),
-            ("steps_per_reward", steps_per_reward, 1),
-            ("warmup", warmup, 0),
-            ("seed", seed, 0),
-        ):
-            require_count(name, value, least)
-        require_finite("placeholder", placeholder)
+        arms, capacity = whole("arms", least=1)(arms), whole("capacity", least=1)(capacity)
+        steps_per_reward = whole("steps_per_reward", least=1)(steps_per_reward)
+        warmup, seed = whole("warmup", least=0)(warmup), whole("seed", least=0)(seed)
+        placeholder = number("placeholder")(placeholder)
         if not isinstance(engine, AbstractOnlineEngine):
             raise ValueError(
                 "`engine` must be one that can be asked for draws while data come in, such as "
                 f"DataTemperedSMC, SGLD or BBVI; got {type(engine).__name__}."
             )
-        rewards = np.full(capacity, float(placeholder))
+        rewards = np.full(capacity, placeholder)
         pulled = (np.arange(capacity) % arms).astype(np.int32)
         self.target = condition(model, rewards, pulled, name="reward")
         if self.target.num_data != capacity:
@@ -149,8 +146,8 @@ class ModelTS(AbstractPolicy):
             raise ValueError(
                 f"`mean_rewards` must return an array of shape ({arms},); got {worth}."
             )
-        whole = GrowingTarget(self.target, jnp.asarray(capacity, jnp.int32))
-        engine.validate_online(whole)
+        full = GrowingTarget(self.target, jnp.asarray(capacity, jnp.int32))
+        engine.validate_online(full)
 
     @property
     def capacity(self) -> int:
@@ -244,17 +241,11 @@ def _over_batch(function: Callable, state: ModelState) -> Callable:
 
 def _go_on(policy: ModelTS, state: ModelState, steps: int) -> ModelState:
     """Let the engine make some steps."""
-    target = policy.growing(state)
-    key_next, key_now = jr.split(jr.wrap_key_data(state.key))
-
-    def step(i, engine):
-        return policy.engine.step(target, engine, state.steps + i, key=jr.fold_in(key_now, i))[
-            0
-        ]
-
-    engine = jax.lax.fori_loop(0, steps, step, state.engine)
-    new = (engine, state.steps + steps, jr.key_data(key_next))
-    return eqx.tree_at(lambda s: (s.engine, s.steps, s.key), state, new)
+    if not steps:
+        return state
+    target, key = policy.growing(state), jr.wrap_key_data(state.key)
+    engine, _ = advance(policy.engine, target, state.engine, state.steps, steps, key=key)
+    return eqx.tree_at(lambda s: (s.engine, s.steps), state, (engine, state.steps + steps))
 
 
 @eqx.filter_jit

@@ -30,7 +30,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr
 
-from .._checks import require_count
+from ....core._convert import whole
 from ._known_variance import KnownVariance
 from ._normal_gamma import NormalGamma
 
@@ -52,7 +52,7 @@ def bayes_regret_bound(prior: NormalGamma | KnownVariance, *, horizon: int) -> f
         ValueError: If the prior has batch axes, its `alpha` is not above 1 (the expected
             variance is infinite then), or `horizon` is not a positive integer.
     """
-    require_count("horizon", horizon, 1)
+    horizon = whole("horizon", least=1)(horizon)
     if prior.batch_shape:
         raise ValueError(f"`prior` must be without batch axes; it has {prior.batch_shape}.")
     if isinstance(prior, KnownVariance):

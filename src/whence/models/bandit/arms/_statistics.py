@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._checks import Numbers, one_hot, require_arm, require_finite
+from .._policy import AbstractPolicy
 from ._belief import PerArm
 
 
@@ -76,12 +77,14 @@ class ArmStatistics(eqx.Module):
         )
 
 
-def no_rewards(arms: int, batch: tuple[int, ...]) -> ArmStatistics:
-    """Return the statistics before the first reward, in the default precision.
+class AbstractStatisticsPolicy(AbstractPolicy):
+    """A rule that chooses by count, mean and spread of each arm's rewards."""
 
-    Args:
-        arms: Number of arms.
-        batch: Shape of a batch of problems.
-    """
-    zeros = jnp.zeros((arms, *batch))
-    return ArmStatistics(zeros, zeros, zeros)
+    def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
+        """Return the statistics of no rewards, in the default precision."""
+        zeros = jnp.zeros((self.arms, *batch))
+        return ArmStatistics(zeros, zeros, zeros)
+
+    def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
+        """Return the statistics after a reward."""
+        return state.update(arm, reward)

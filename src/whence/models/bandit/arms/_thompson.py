@@ -1,7 +1,9 @@
 """Thompson sampling: play each arm with the probability that it is the best."""
 
+import equinox as eqx
+
+from ....core._convert import part, positive
 from ....core._types import PRNGKey
-from .._checks import require_positive
 from .._policy import Arm, highest
 from ._belief import AbstractBelief
 from ._belief_policy import AbstractBeliefPolicy
@@ -34,7 +36,7 @@ class VarTS(AbstractThompson):
         sampling", ICLR.
     """
 
-    prior: NormalGamma
+    prior: NormalGamma = eqx.field(converter=part("prior", NormalGamma))
 
 
 class KnownVarianceTS(AbstractThompson):
@@ -44,7 +46,7 @@ class KnownVarianceTS(AbstractThompson):
         prior: Belief in the means before the first reward, and the variances.
     """
 
-    prior: KnownVariance
+    prior: KnownVariance = eqx.field(converter=part("prior", KnownVariance))
 
 
 class BernoulliTS(AbstractThompson):
@@ -54,7 +56,7 @@ class BernoulliTS(AbstractThompson):
         prior: Belief in the probabilities of success before the first reward.
     """
 
-    prior: BetaBernoulli
+    prior: BetaBernoulli = eqx.field(converter=part("prior", BetaBernoulli))
 
 
 class GaussianTS(AbstractThompson):
@@ -93,6 +95,5 @@ class GaussianTS(AbstractThompson):
         Raises:
             ValueError: If `variance` or `kappa` is not positive, or `arms` below 1.
         """
-        require_positive("variance", variance)
-        require_positive("kappa", kappa)
+        variance, kappa = positive("variance")(variance), positive("kappa")(kappa)
         self.prior = KnownVariance(mu, variance / kappa, variance, arms=arms)

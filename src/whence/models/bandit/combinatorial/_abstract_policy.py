@@ -9,12 +9,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ....core._convert import whole
 from ....core._types import PRNGKey
-from .._checks import Numbers, require_arm, require_count
+from .._checks import Numbers, require_arm
 
 Chosen = Int[Array, "position *batch"]
 # From a value of each action to the indices of those chosen: (action,) to (position,).
 Oracle = Callable[[Array], Array]
+
+
+def checked_oracle(oracle: Any) -> Any:
+    """Return an oracle.
+
+    Raises:
+        ValueError: If it is no function.
+    """
+    if not callable(oracle):
+        raise ValueError(f"`oracle` must be a function, as `TopK(5)`; got {oracle!r}.")
+    return oracle
 
 
 class TopK(eqx.Module):
@@ -24,10 +36,7 @@ class TopK(eqx.Module):
         size: How many.
     """
 
-    size: int
-
-    def __check_init__(self):
-        require_count("size", self.size, 1)
+    size: int = eqx.field(converter=whole("size", least=1))
 
     def __call__(self, values: Float[Array, " action"]) -> Int[Array, " position"]:
         """Return the indices of the actions with the highest values.

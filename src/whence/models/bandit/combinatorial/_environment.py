@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from ....core._convert import flag
 from ....core._types import PRNGKey
 from .._checks import Numbers, one_hot
 from ..contextual._environment import (
@@ -49,7 +50,7 @@ class ContextualCombinatorial(AbstractContextualEnvironment):
             ValueError: If shapes do not match or a value is not finite.
         """
         self.coefficients, self.contexts = checked_problem(coefficients, contexts)
-        self.cascade = cascade
+        self.cascade = flag("cascade")(cascade)
 
     def accepts(self, policy: Any) -> str:
         if not isinstance(policy, AbstractCombinatorialPolicy):

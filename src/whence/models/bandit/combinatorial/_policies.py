@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ....core._convert import part, positive, whole
 from ....core._types import PRNGKey
-from .._checks import Numbers, require_count, require_positive, require_within
+from .._checks import Numbers, require_within
 from ..contextual._linear import LinearGaussian
 from ..contextual._ridge import (
     LinearState,
@@ -18,23 +19,18 @@ from ..contextual._ridge import (
     start_linear,
     start_ridge,
 )
-from ._abstract_policy import AbstractCombinatorialPolicy, Oracle
+from ._abstract_policy import AbstractCombinatorialPolicy, Oracle, checked_oracle
 
 
 class AbstractRidgeBounds(AbstractCombinatorialPolicy):
     """Upper confidence bounds by ridge regression, for rewards from 0 to 1."""
 
-    rho: eqx.AbstractVar[float | int]
-    ridge: eqx.AbstractVar[float | int]
-
-    def __check_init__(self):
-        require_count("features", self.features, 1)
-        require_positive("rho", self.rho)
-        require_positive("ridge", self.ridge)
+    rho: eqx.AbstractVar[float]
+    ridge: eqx.AbstractVar[float]
 
     @property
     @abc.abstractmethod
-    def _width(self) -> float | int:
+    def _width(self) -> float:
         """Distance of the bounds from the mean, in standard errors of the fit."""
 
     @abc.abstractmethod
@@ -97,13 +93,13 @@ class C2UCB(AbstractRidgeBounds):
         probabilistically triggered arms", ICML, arXiv:2303.17110.
     """
 
-    features: int
-    oracle: Oracle
-    rho: float | int = 0.5
-    ridge: float | int = 1.0
+    features: int = eqx.field(converter=whole("features", least=1))
+    oracle: Oracle = eqx.field(converter=checked_oracle)
+    rho: float = eqx.field(default=0.5, converter=positive("rho"))
+    ridge: float = eqx.field(default=1.0, converter=positive("ridge"))
 
     @property
-    def _width(self) -> float | int:
+    def _width(self) -> float:
         return self.rho
 
     def _variance(self, state: RidgeState, x: Array) -> Array:
@@ -130,17 +126,14 @@ class VAC2UCB(AbstractRidgeBounds):
         probabilistically triggered arms", ICML, arXiv:2303.17110.
     """
 
-    features: int
-    oracle: Oracle
-    rho: float | int = 0.5
-    ridge: float | int = 1.0
-    floor: float | int = 1e-3
-
-    def __check_init__(self):
-        require_positive("floor", self.floor)
+    features: int = eqx.field(converter=whole("features", least=1))
+    oracle: Oracle = eqx.field(converter=checked_oracle)
+    rho: float = eqx.field(default=0.5, converter=positive("rho"))
+    ridge: float = eqx.field(default=1.0, converter=positive("ridge"))
+    floor: float = eqx.field(default=1e-3, converter=positive("floor"))
 
     @property
-    def _width(self) -> float | int:
+    def _width(self) -> float:
         return 2 * self.rho
 
     def optimistic_variance(
@@ -175,8 +168,8 @@ class CombinatorialTS(AbstractCombinatorialPolicy):
         semi-bandits", ICML.
     """
 
-    prior: LinearGaussian
-    oracle: Oracle
+    prior: LinearGaussian = eqx.field(converter=part("prior", LinearGaussian))
+    oracle: Oracle = eqx.field(converter=checked_oracle)
 
     @property
     def features(self) -> int:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
+from ....core._convert import whole
 from ....core._types import PRNGKey
-from .._checks import Numbers, one_hot, require_count, require_finite, require_positive
+from .._checks import Numbers, one_hot, require_finite, require_positive
 from .._policy import AbstractPolicy
 from ._linear import LinearGaussian
 from ._policies import AbstractContextualPolicy
@@ -138,7 +139,7 @@ class ContextualLinear(AbstractContextualEnvironment):
         Raises:
             ValueError: If `instances` is not a positive integer or shapes do not match.
         """
-        require_count("instances", instances, 1)
+        instances = whole("instances", least=1)(instances)
         key_variance, key_noise = jr.split(key)
         dtype = prior.mu.dtype
         variance = prior.beta / jr.gamma(key_variance, prior.alpha, (instances,), dtype)
@@ -184,7 +185,7 @@ def own_coefficients(context: Numbers, *, arms: int) -> Float[Array, "arm featur
     Raises:
         ValueError: If `context` is not a vector or `arms` not a positive integer.
     """
-    require_count("arms", arms, 1)
+    arms = whole("arms", least=1)(arms)
     z = jnp.asarray(context)
     if z.ndim != 1 or not z.size:
         raise ValueError(f"`context` must be a vector; got shape {z.shape}.")

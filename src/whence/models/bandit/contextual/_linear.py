@@ -178,7 +178,7 @@ class LinearGaussian(eqx.Module):
 
 
 def _require_covariance(cov) -> None:
-    values = known(cov)
+    values = known(cov, "cov")
     if values is None:
         return
     require_finite("cov", values)

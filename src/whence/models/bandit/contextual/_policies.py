@@ -6,8 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
+from ....core._convert import part, positive, whole
 from ....core._types import PRNGKey
-from .._checks import Numbers, require_count, require_positive, require_within
+from .._checks import Numbers, require_within
 from .._policy import Arm
 from .._student_t import t_upper_quantile
 from ._linear import LinearGaussian
@@ -98,7 +99,7 @@ class LinearTS(AbstractLinearBelief):
         payoffs", ICML.
     """
 
-    prior: LinearGaussian
+    prior: LinearGaussian = eqx.field(converter=part("prior", LinearGaussian))
 
     def act(self, state: LinearState, features: Numbers, *, key: PRNGKey) -> Arm:
         """Return the action that is best under a draw of the coefficients."""
@@ -122,7 +123,7 @@ class LinearBayesUCB(AbstractLinearBelief):
         problems", AISTATS.
     """
 
-    prior: LinearGaussian
+    prior: LinearGaussian = eqx.field(converter=part("prior", LinearGaussian))
 
     def __check_init__(self):
         require_within("prior.alpha", self.prior.alpha, 1.0, jnp.inf)
@@ -151,14 +152,9 @@ class LinUCB(AbstractContextualPolicy):
         doi:10.1145/1772690.1772758.
     """
 
-    features: int
-    width: float | int = 1.0
-    ridge: float | int = 1.0
-
-    def __check_init__(self):
-        require_count("features", self.features, 1)
-        require_positive("width", self.width)
-        require_positive("ridge", self.ridge)
+    features: int = eqx.field(converter=whole("features", least=1))
+    width: float = eqx.field(default=1.0, converter=positive("width"))
+    ridge: float = eqx.field(default=1.0, converter=positive("ridge"))
 
     def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
         """Return coefficients of zero, for a batch of problems."""

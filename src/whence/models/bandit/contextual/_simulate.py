@@ -9,8 +9,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from ....core._convert import whole
 from ....core._types import PRNGKey
-from .._checks import require_count
 from .._regret import PolicyRun, Simulation
 from .._simulate import checkpoints, play_to_checkpoints
 from ._environment import AbstractContextualEnvironment
@@ -48,7 +48,7 @@ def simulate_contextual(
     for name, policy in policies.items():
         if complaint := environment.accepts(policy):
             raise ValueError(f"Policy {name!r} must be one that {complaint}.")
-    require_count("horizon", horizon, 1)
+    horizon = whole("horizon", least=1)(horizon)
     if environment.rounds is not None and horizon > environment.rounds:
         raise ValueError(
             f"`horizon` must be at most {environment.rounds}, the number of rounds of "
