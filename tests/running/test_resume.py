@@ -10,6 +10,7 @@ import jax
 import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpy.testing import assert_array_equal
 
@@ -297,7 +298,22 @@ def test_engine_of_somebody_else_must_be_passed(tmp_path):
 
     assert from_json(to_json(ENGINES["bbvi"])) == ENGINES["bbvi"]
     assert from_json(to_json(ENGINES["sgld"])) == ENGINES["sgld"]
-    with pytest.raises(ValueError, match="pass it"):
+    with pytest.raises(ValueError, match="Engine of other.package is not one of whence's own"):
         from_json({"class": "other.package:Engine", "fields": {}})
-    with pytest.raises(ValueError, match="numbers, text"):
+    with pytest.raises(ValueError, match="must not hold arrays"):
         to_json(np.zeros(2))
+
+
+def test_an_optimiser_is_asked_for_on_resume(target, tmp_path):
+    """What cannot be written is told apart by name, and given again."""
+    engine = wh.BBVI(steps=200, draws=50, optimizer=optax.adam(0.05))
+    whole = wh.infer(target, engine, key=jr.key(1), store=tmp_path / "a", chunk_steps=40)
+    with pytest.raises(ValueError, match="`engine` must be given"):
+        wh.resume(tmp_path / "a", target)
+    other = wh.BBVI(steps=200, draws=50, optimizer=optax.sgd(0.05))
+    with pytest.raises(ValueError, match="`engine` must be the one of the run"):
+        wh.resume(tmp_path / "a", target, engine=other)
+    again = wh.resume(tmp_path / "a", target, engine=engine)
+    assert_array_equal(again["slope"], whole["slope"])
+    loaded = wh.load(tmp_path / "a", target=target, engine=engine)
+    assert_array_equal(loaded.record.elbo, whole.record.elbo)

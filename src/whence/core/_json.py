@@ -41,12 +41,21 @@ def to_json(value: Any, arrays: dict[str, np.ndarray] | None = None) -> Any:
     return {"opaque": _name_of(value)}
 
 
-def _name_of(value: Any) -> str:
-    """Return what tells two such values apart without their addresses in memory."""
-    if isinstance(value, tuple):
-        return f"{type(value).__qualname__}({', '.join(_name_of(item) for item in value)})"
-    cls = value if hasattr(value, "__qualname__") else type(value)
-    return f"{cls.__module__}:{cls.__qualname__}"
+def _name_of(value: Any, depth: int = 6) -> str:
+    """Return what tells two such values apart without their addresses in memory.
+
+    Of functions that is their name and what they close over: two optimisers of optax differ
+    in nothing else.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    if isinstance(value, tuple) and depth:
+        inside = ", ".join(_name_of(item, depth - 1) for item in value)
+        return f"{type(value).__qualname__}({inside})"
+    own = value if hasattr(value, "__qualname__") else type(value)
+    cells = (getattr(value, "__closure__", None) or ()) if depth else ()
+    closed = ", ".join(_name_of(cell.cell_contents, depth - 1) for cell in cells)
+    return f"{own.__module__}:{own.__qualname__}" + (f"[{closed}]" if closed else "")
 
 
 def from_json(

@@ -64,7 +64,7 @@ def check_positions(target: AbstractTarget, engine: str) -> None:
         raise ValueError(f"{engine} needs at least one unconstrained dimension; got 0.")
 
 
-def check_values(target: AbstractTarget) -> None:
+def check_values(target: Any) -> None:
     """Raise if a floating-point leaf of the target is NaN: cheap, before every fit.
 
     Raises:

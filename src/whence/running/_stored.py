@@ -82,7 +82,7 @@ def _stored_engine(folder: str | Path, configuration: Any) -> Any:
 
 
 def stored_layout(
-    stored: Stored, target: AbstractTarget, mesh: Mesh | None
+    stored: Stored, target: Any, mesh: Mesh | None
 ) -> tuple[Layout | None, bool]:
     """Return how a stored run goes on: what is divided, and whether chains are vmapped over.
 
