@@ -49,6 +49,9 @@ class NumpyroTarget(AbstractDescribedTarget):
         kwargs: Its keyword arguments; arrays in them are data.
         structure: What is known of its sites.
         labels: Labels along named axes.
+
+    References:
+        Phan, Pradhan and Jankowiak (2019), arXiv:1912.11554.
     """
 
     fn: Any

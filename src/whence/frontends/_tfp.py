@@ -45,6 +45,9 @@ class TFPTarget(AbstractDescribedTarget):
         skeleton: The joint distribution without its arrays.
         structure: What is known of its components.
         labels: Labels along named axes.
+
+    References:
+        Dillon et al. (2017), TensorFlow Distributions, arXiv:1711.10604.
     """
 
     arrays: tuple[Any, ...]

@@ -45,6 +45,9 @@ class ModelTarget(AbstractDescribedTarget):
         name: Name of the observed variable if `y` is a single array.
         rows: Number of data rows; None if the likelihood is no product over rows.
         data_dims: Names of the axes of observed variables, by name.
+
+    References:
+        Phan, Pradhan and Jankowiak (2019), NumPyro's distributions, arXiv:1912.11554.
     """
 
     model: Model

@@ -157,7 +157,7 @@ class StoppingRule:
         words = {
             "goal": "The goal was reached",
             "max_draws": "The most draws allowed (`max_draws`) were made",
-            "max_seconds": f"The {self.until.max_seconds:g} s of `max_seconds` are over",
+            "max_seconds": f"The {self.until.max_seconds or 0:g} s of `max_seconds` are over",
         }
         self.reached |= why == "goal"
         text = f"{words[why]}, after {draws} draws per chain"
