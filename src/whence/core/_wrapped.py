@@ -1,6 +1,7 @@
 """An engine that is another engine with something added, or in its place."""
 
-import equinox as eqx
+import abc
+
 from jaxtyping import Array, Bool, PyTree
 
 from ._engine import AbstractEngine, AbstractPausingEngine, Schedule
@@ -12,13 +13,13 @@ from ._types import PRNGKey
 class AbstractWrappedEngine(AbstractPausingEngine):
     """An engine that leaves its work to another.
 
-    A final class brings `step` and `posterior`: what it adds is added there.
-
-    Attributes:
-        engine: The engine that does the work.
+    A final class says which, and brings `step` and `posterior`: what it adds is added there.
     """
 
-    engine: eqx.AbstractVar[AbstractEngine]
+    @property
+    @abc.abstractmethod
+    def engine(self) -> AbstractEngine:
+        """The engine that does the work."""
 
     @property
     def name(self) -> str:

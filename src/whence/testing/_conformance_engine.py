@@ -409,18 +409,22 @@ class _Record:
 class _Spy(AbstractWrappedEngine):
     """An engine that behaves as another and remembers how it was used."""
 
-    engine: AbstractEngine
+    watched: AbstractEngine
     record: _Record = eqx.field(static=True)
+
+    @property
+    def engine(self) -> AbstractEngine:
+        return self.watched
 
     def step(self, target, state, index, *, key):
         self.record.traces += 1
-        return self.engine.step(target, state, index, key=key)
+        return self.watched.step(target, state, index, key=key)
 
     def posterior(self, target, state, trace, *, key) -> Sample:
         self.record.trace = trace
-        self.record.done = bool(np.all(eqx.filter_vmap(self.engine.done)(state)))
+        self.record.done = bool(np.all(eqx.filter_vmap(self.watched.done)(state)))
         with _sentence("posterior"):
-            sample = self.engine.posterior(target, state, trace, key=key)
+            sample = self.watched.posterior(target, state, trace, key=key)
         require(
             isinstance(sample, Sample),
             "`posterior` must return a `Sample`, `whence.Sample(positions, stats, "
