@@ -61,7 +61,7 @@ def measure(name, model, family, data, held_out, settings):
     nll = -log_probs[np.arange(len(new_y)), new_y].mean()
     accuracy = np.mean(log_probs.argmax(1) == new_y)
     calibration = reliability(np.exp(log_probs), new_y)
-    elbo = posterior.sample.extra["elbo"][-50:].mean() / len(y)
+    elbo = posterior.sample.record.elbo[-50:].mean() / len(y)
     print(
         f"{name}: accuracy {accuracy:.4f}, NLL {nll:.4f}, ECE {calibration.error:.4f}, ELBO "
         f"{elbo:.4f} per row; {steps} updates and {settings.draws} draws, "
@@ -70,7 +70,7 @@ def measure(name, model, family, data, held_out, settings):
     )
     if settings.timing:
         print(f"    {1e3 * update_seconds(model, engine, data):.1f} ms of CPU per update")
-    found = posterior.sample.extra["family"]
+    found = posterior.sample.record.parameters
     for key in found:
         if np.size(found[key]) == 1:
             print(f"    {key} = {float(np.ravel(found[key])[0]):.4g}")

@@ -158,9 +158,9 @@ def measure_engine(rows, engine):
         }
     record["memory_peak_mb"] = round(memory())
     if engine == "BBVI":
-        extra = found.sample.extra
-        record["updates"] = 5 * len(extra["elbo"])  # five to a value of the trace
-        record["checked"] = int(extra.get("log_weights_is", found["b"][:, :0, 0]).size)
+        fit = found.record
+        record["updates"] = 5 * len(fit.elbo)  # five to a value of the trace
+        record["checked"] = 0 if fit.log_weights_is is None else fit.log_weights_is.size
         record["ok"] = found.diagnose().ok
     return record
 

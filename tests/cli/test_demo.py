@@ -38,7 +38,8 @@ def test_findings_are_computed_from_the_draws():
         "tau": np.full((1, 4), 2.0),
         "theta": theta,
     }
-    posterior = Posterior(None, Sample(variables, {}), engine="x", variables=variables)
+    sample = Sample(variables, {}, method="mcmc")
+    posterior = Posterior(None, sample, engine="x", variables=variables)
     text = " ".join(_demo._findings(posterior, _eight_schools).split())
     assert "on average with probability 0.50" in text
     assert "about 7 points (89% interval 7 to 7)" in text

@@ -88,7 +88,7 @@ def test_the_wrong_target_is_refused(fitted, error):
 def many(chains, draws, size, weights=None):
     x = np.random.default_rng(8).normal(size=(chains, draws, size))
     x[0, :, 17] += 3.0  # chains disagree here
-    sample = Sample({"x": x}, {}, log_weights=weights)
+    sample = Sample({"x": x}, {}, method="smc", log_weights=weights)
     manifest = {"key": [0, 0], "key_impl": "threefry2x32"}
     return Posterior(None, sample, engine="test", manifest=manifest, variables={"x": x})
 

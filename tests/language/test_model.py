@@ -340,5 +340,5 @@ def test_shape_is_the_full_shape(batch, event):
 
 def test_labels_survive_compilation():
     """Coords of equal lengths share a program, and each posterior keeps its own labels."""
-    assert wh.language.Coords({"a": ["x", "y"]}) == wh.core.Coords({"a": ["u", "v"]})
-    assert wh.language.Coords({"a": 2}) != wh.core.Coords({"a": 3})
+    assert wh.language.Coords({"a": ["x", "y"]}) == wh.language.Coords({"a": ["u", "v"]})
+    assert wh.language.Coords({"a": 2}) != wh.language.Coords({"a": 3})

@@ -1,5 +1,6 @@
 """Posteriors: values, functions of draws, prediction, weights, ArviZ groups, files."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -12,6 +13,13 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import whence as wh
+from whence.diagnostics import (
+    AbstractRecord,
+    AdaptedChains,
+    Optimum,
+    ParticleHistory,
+    VariationalFit,
+)
 
 
 class Groups(wh.Model):
@@ -271,3 +279,61 @@ def test_bare_target_is_named_by_its_tree():
     with pytest.raises(ValueError, match="describes its data"):
         posterior.predict(key=jr.key(0))
     assert "log_likelihood" not in posterior.to_datatree().children
+
+
+FIT = VariationalFit(
+    elbo=np.linspace(-3.0, -1.0, 40),
+    log_weights_is=np.zeros((1, 30)),
+    parameters={"loc": np.arange(3.0), "inner": {"scale_tril": np.eye(2), "none": None}},
+    elbo_final=-1.5,
+    elbo_final_error=0.01,
+    num_nonfinite=2,
+)
+RECORDS = {
+    "fit": ("variational", FIT),
+    "chains": ("mcmc", AdaptedChains(0.9)),
+    "particles": ("smc", ParticleHistory(temperature=np.array([0.1, 1.0]), ess=np.zeros(0))),
+    "optimum": ("point", Optimum(np.array([-1.0, -2.0]), np.array([True, False]))),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_nothing_an_engine_tells_is_lost_on_save(target, tmp_path, name):
+    method, record = RECORDS[name]
+    plain = _posterior(target)
+    sample = dataclasses.replace(plain.sample, method=method, record=record)
+    posterior = plain._like(sample)
+    posterior.save(tmp_path / "a.nc")
+    for loaded in (wh.load(tmp_path / "a.nc", target=target), wh.load(tmp_path / "a.nc")):
+        assert loaded.sample.method == method
+        assert type(loaded.record) is type(record)
+        assert jax.tree.structure(loaded.record) == jax.tree.structure(record)
+        jax.tree.map(assert_array_equal, loaded.record, record)
+        assert str(loaded.diagnose()) == str(posterior.diagnose())
+
+
+class Other(AbstractRecord):
+    found: np.ndarray
+
+    def judge(self, draws, method):
+        return [], {"found": float(self.found.sum())}
+
+
+def test_a_record_of_another_package_comes_back_as_what_it_held(target, tmp_path):
+    plain = _posterior(target)
+    sample = dataclasses.replace(plain.sample, record=Other(np.arange(3.0)))
+    posterior = plain._like(sample)
+    assert posterior.diagnose().numbers["found"] == 3.0
+    posterior.save(tmp_path / "a.nc")
+    loaded = wh.load(tmp_path / "a.nc", target=target)
+    assert loaded.record.name.endswith(":Other")
+    assert_array_equal(loaded.record.fields["found"], np.arange(3.0))
+    assert loaded.diagnose()["record"].severity == "note"
+
+
+def test_what_draws_are_must_be_said(target):
+    positions = {"x": np.zeros((1, 4))}
+    with pytest.raises(TypeError, match="method"):
+        wh.Sample(positions, {})
+    with pytest.raises(ValueError, match="`method` must be one of mcmc, .*; got 'magic'"):
+        wh.Sample(positions, {}, method="magic")

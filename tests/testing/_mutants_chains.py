@@ -42,7 +42,7 @@ class Toy(wh.AbstractEngine):
         return wh.RESULTS.successful
 
     def posterior(self, target, state, trace, *, key):
-        return wh.Sample(trace.sampling.position, trace.sampling.stats)
+        return wh.Sample(trace.sampling.position, trace.sampling.stats, method="mcmc")
 
 
 class Walk(Toy):
@@ -296,7 +296,7 @@ class Stretch(wh.AbstractEngine):
         return wh.RESULTS.successful
 
     def posterior(self, target, state, trace, *, key):
-        return wh.Sample(np.swapaxes(trace.sampling.position[0], 0, 1), {})
+        return wh.Sample(np.swapaxes(trace.sampling.position[0], 0, 1), {}, method="mcmc")
 
 
 def choose(accept, new, old):

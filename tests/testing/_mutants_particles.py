@@ -116,6 +116,7 @@ class Tempered(wh.AbstractEngine):
         return wh.Sample(
             state["x"],  # one replica: its axis is that of chains
             {},
+            method="smc",
             log_evidence=float(state["log_evidence"][0]),
             log_evidence_error=float(state["variance"][0] ** 0.5),
         )

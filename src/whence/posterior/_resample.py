@@ -31,6 +31,8 @@ def resampled(posterior: "Posterior", num_draws: int, key: PRNGKey) -> "Posterio
         posterior.sample,
         positions=take(posterior.sample.positions),
         stats=take(posterior.stats),
+        # Copies beside each other make a chain that moves slowly: what it is worth is its ESS.
+        method=posterior.sample.method if posterior.log_weights is None else "mcmc",
         log_weights=None,
         warmup_positions=None,
         warmup_stats=None,
