@@ -42,7 +42,8 @@ def from_numpyro(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> NumpyroTa
     if not callable(fn):
         raise ValueError(f"`fn` must be a numpyro model, a function; got {fn!r}.")
     args, kwargs = as_data(args, "args"), as_data(kwargs, "kwargs")
-    target = NumpyroTarget(fn, args, kwargs, inspect_model(fn, args, kwargs))
+    structure = inspect_model(fn, args, kwargs)
+    target = NumpyroTarget(fn=fn, args=args, kwargs=kwargs, structure=structure)
     if target.structure.discrete:
         library()
         target = dataclasses.replace(target, structure=_summed_out(target))
@@ -71,7 +72,7 @@ def _summed_out(target: NumpyroTarget) -> Structure:
     position = constant_position(target, 0.0)
 
     def results(discrete):
-        return target._draw(target._trace(position, discrete))
+        return target._draw(target._at(position, discrete))
 
     try:
         varying = depending(results, zeros)
@@ -108,7 +109,7 @@ def _see_every_value(target, position, zeros) -> None:
     axes: dict[str, frozenset[str]] = {}
 
     def visit():
-        axes.update(enumerated(target._summed, target._latents(target._trace(position))))
+        axes.update(enumerated(target._summed, target._latents(target._at(position))))
 
     jax.eval_shape(visit)
     names = list(zeros)
@@ -117,7 +118,7 @@ def _see_every_value(target, position, zeros) -> None:
     for group in groups:
 
         def terms(values):
-            trace = target._trace(position, {**zeros, **values})
+            trace = target._at(position, {**zeros, **values})
             return {n: log_prob(s) for n, s in trace.items() if s["type"] == "sample"}
 
         for name in sorted(depending(terms, {n: zeros[n] for n in group})):

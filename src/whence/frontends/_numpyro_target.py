@@ -7,16 +7,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array
 from numpyro.distributions import biject_to
 
-from ..core import AbstractDescribedTarget, compiled
-from ..core._target import LatentShape
-from ..core._types import PRNGKey, Scalar
+from ..core import compiled
+from ..core._types import PRNGKey
 from ..language._latent import Coords
 from ._arguments import constant_data, has_arrays
-from ._axes import name_axes
 from ._bijection import log_det
 from ._enumerate import (
     Summed,
@@ -25,9 +22,9 @@ from ._enumerate import (
     marginal_pointwise,
     sample_discrete,
 )
+from ._sites_target import AbstractSitesTarget
 from ._trace import (
     Conditioned,
-    Latent,
     Structure,
     at_step,
     log_prob,
@@ -37,7 +34,7 @@ from ._trace import (
 )
 
 
-class NumpyroTarget(AbstractDescribedTarget):
+class NumpyroTarget(AbstractSitesTarget):
     """The posterior of a numpyro model given data; made by `from_numpyro`.
 
     A draw is a dict of latent and deterministic sites by name. Discrete latents are summed
@@ -60,97 +57,13 @@ class NumpyroTarget(AbstractDescribedTarget):
     structure: Structure = eqx.field(static=True)
     labels: Coords = eqx.field(static=True, default=Coords())
 
-    @property
-    def sites(self) -> tuple[Latent, ...]:
-        """The continuous latents, in the order of the model."""
-        return self.structure.sites
-
-    @property
-    def latents(self) -> tuple[LatentShape, ...]:
-        """Names and shapes of the latents."""
-        return tuple(LatentShape(site.name, tuple(site.shape)) for site in self.sites)
-
-    def init(self, *, key):
-        """Return a position uniform on (-2, 2), as numpyro does."""
-        keys = jr.split(key, len(self.sites))
-        return {
-            site.name: jr.uniform(k, site.unconstrained_shape, minval=-2.0, maxval=2.0)
-            for site, k in zip(self.sites, keys)
-        }
-
     def log_density(self, position):
         """Return log prior plus log likelihood, in nats, Jacobian included."""
-        trace = self._trace(position)
+        trace = self._at(position)
         if self.structure.discrete:
             density = marginal(self._summed, self._latents(trace), data=True)
             return density + self._log_det(trace, position)
         return self._log_prior(trace, position) + self._log_likelihood(trace)
-
-    def log_jacobian(self, position: dict[str, Array]) -> Scalar:
-        """Return the log-determinant of the way from a position to the latents."""
-        return self._log_det(self._trace(position), position)
-
-    def constrain(self, position):
-        """Return latent and deterministic sites by name."""
-        return self._draw(self._trace(position))
-
-    def unconstrain(self, draw: dict[str, Array]) -> dict[str, Array]:
-        """Return the position of a draw; the inverse of `constrain`."""
-        trace = self._trace_of(draw)
-        return {
-            site.name: biject_to(trace[site.name]["fn"].support).inv(draw[site.name])
-            for site in self.sites
-        }
-
-    @property
-    def num_data(self) -> int | None:
-        """None: rows of data cannot be told apart inside a numpyro model."""
-        return None
-
-    def log_prior(self, position):
-        """Return the log prior density, in nats, Jacobian included."""
-        return self._log_prior(self._trace(position), position)
-
-    def log_likelihood(self, position, rows=None):
-        """Return the log likelihood, a scalar: observed sites and factors.
-
-        Raises:
-            ValueError: If `rows` are asked for.
-        """
-        if rows is not None:
-            raise ValueError("A target from numpyro has no rows of data to choose from.")
-        return self._log_likelihood(self._trace(position))
-
-    def variables(self, draw):
-        """Return latent and deterministic sites by name."""
-        return dict(draw)
-
-    @property
-    def dims(self):
-        """Names of plates, for the axes they make, and names given by `with_coords`."""
-        return dict(self.structure.dims)
-
-    @property
-    def coords(self):
-        """Labels given by `with_coords`."""
-        return self.labels
-
-    def with_coords(
-        self, coords: Mapping[str, Any], *, dims: Mapping[str, Any] | None = None
-    ) -> "NumpyroTarget":
-        """Return a target with labels along axes; other labels compile nothing.
-
-        Args:
-            coords: Labels, or a length, by axis: names of plates, or those in `dims`.
-            dims: A name for each axis, by latent, derived, observed or constant variable;
-                in place of what plates say of it.
-
-        Raises:
-            ValueError: If names or lengths do not fit the model.
-        """
-        named, labels = name_axes(self, coords, dims)
-        structure = self.structure._replace(dims=named)
-        return dataclasses.replace(self, structure=structure, labels=labels)
 
     @property
     def observed_data(self):
@@ -173,7 +86,7 @@ class NumpyroTarget(AbstractDescribedTarget):
 
         Sites whose data share a discrete latent, so that they are one term, are left out.
         """
-        trace = self._trace_of(draw)
+        trace = self._given(draw)
         terms = {name: log_prob(trace[name]) for name in self.structure.observed}
         if not self.structure.discrete:
             return terms
@@ -239,22 +152,6 @@ class NumpyroTarget(AbstractDescribedTarget):
         data = {name: data[name] for name in self.structure.observed}
         return dataclasses.replace(self, fn=Conditioned(fn, data))
 
-    def sample_prior(self, *, key):
-        """Return one draw from the prior.
-
-        Raises:
-            ValueError: If a prior is improper, or changed by a mask or scale handler.
-        """
-        return self._draw(self._prior_trace(key))
-
-    def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
-        """Return one draw from the prior, in unconstrained space."""
-        trace = self._prior_trace(key)
-        return {
-            s.name: biject_to(trace[s.name]["fn"].support).inv(trace[s.name]["value"])
-            for s in self.sites
-        }
-
     @property
     def _summed(self) -> Summed:
         return Summed(self.fn, self.args, self.kwargs, self.structure)
@@ -264,7 +161,7 @@ class NumpyroTarget(AbstractDescribedTarget):
         value = lambda x: x["value"] if isinstance(x, dict) else x
         return {site.name: value(draw[site.name]) for site in self.sites}
 
-    def _trace(self, position, discrete=None):
+    def _at(self, position, discrete=None):
         def choose(site):
             if site["name"] in summed:
                 return _discrete_value(site, discrete)
@@ -277,7 +174,7 @@ class NumpyroTarget(AbstractDescribedTarget):
         summed = self._summed.discrete
         return run(self.fn, self.args, self.kwargs, choose)
 
-    def _trace_of(self, draw):
+    def _given(self, draw):
         latents, summed = {site.name for site in self.sites}, self._summed.discrete
 
         def choose(site):
@@ -287,7 +184,7 @@ class NumpyroTarget(AbstractDescribedTarget):
 
         return run(self.fn, self.args, self.kwargs, choose)
 
-    def _prior_trace(self, key):
+    def _prior(self, key):
         if self.structure.weighted:
             raise ValueError(
                 f"The prior of site {self.structure.weighted[0]!r} is under a `mask` or "
@@ -308,37 +205,41 @@ class NumpyroTarget(AbstractDescribedTarget):
 
         return run(self.fn, self.args, self.kwargs, choose)
 
-    def _draw(self, trace):
+    def _draw(self, run):
         latents = {site.name for site in self.sites}
         return {
             name: jnp.asarray(site["value"])
-            for name, site in trace.items()
+            for name, site in run.items()
             if name in latents
             or (site["type"] == "deterministic" and name not in self.structure.varying)
         }
 
-    def _log_prior(self, trace, position):
-        total = self._log_det(trace, position)
-        if self.structure.discrete:
-            return total + marginal(self._summed, self._latents(trace), data=False)
-        return total + sum(jnp.sum(log_prob(trace[latent.name])) for latent in self.sites)
+    def _inverse(self, run):
+        sites = {site.name: run[site.name] for site in self.sites}
+        return {n: biject_to(s["fn"].support).inv(s["value"]) for n, s in sites.items()}
 
-    def _log_det(self, trace, position):
+    def _log_prior(self, run, position):
+        total = self._log_det(run, position)
+        if self.structure.discrete:
+            return total + marginal(self._summed, self._latents(run), data=False)
+        return total + sum(jnp.sum(log_prob(run[latent.name])) for latent in self.sites)
+
+    def _log_det(self, run, position):
         # The Jacobian belongs to the change of variables: no handler scales or masks it.
         total = jnp.zeros((), jnp.result_type(float))
         for latent in self.sites:
-            site = trace[latent.name]
+            site = run[latent.name]
             bijector = biject_to(site["fn"].support)
             total += log_det(bijector, position[latent.name], site["value"])
         return total
 
-    def _log_likelihood(self, trace):
+    def _log_likelihood(self, run):
         if self.structure.discrete:
-            values = self._latents(trace)
+            values = self._latents(run)
             with_data, without = (marginal(self._summed, values, data=d) for d in (True, False))
             return with_data - without
         total = jnp.zeros((), jnp.result_type(float))
-        for site in trace.values():
+        for site in run.values():
             if site["type"] == "sample" and site["is_observed"]:
                 total += jnp.sum(log_prob(site))
         return total
@@ -346,7 +247,7 @@ class NumpyroTarget(AbstractDescribedTarget):
 
 def observed_values(target: NumpyroTarget, position: dict[str, Array]) -> dict[str, Array]:
     """Return the values of the observed sites at a position."""
-    trace = target._trace(position)
+    trace = target._at(position)
     return {name: jnp.asarray(trace[name]["value"]) for name in target.structure.observed}
 
 

@@ -11,12 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ..core import AbstractDescribedTarget
-from ..core._target import LatentShape
-from ..core._types import PRNGKey, Scalar
 from ..language._check_data import check_data
 from ..language._latent import Coords
-from ._axes import name_axes
 from ._joint import (
     JointStructure,
     Skeleton,
@@ -31,10 +27,10 @@ from ._joint import (
     take_arrays,
     walk,
 )
-from ._trace import Latent
+from ._sites_target import AbstractSitesTarget
 
 
-class TFPTarget(AbstractDescribedTarget):
+class TFPTarget(AbstractSitesTarget):
     """The posterior of a joint distribution given data; made by `from_tfp`.
 
     A draw is a dict of latent and deterministic components by name.
@@ -61,97 +57,14 @@ class TFPTarget(AbstractDescribedTarget):
         """The joint distribution."""
         return self.skeleton.fill(self.arrays)
 
-    @property
-    def sites(self) -> tuple[Latent, ...]:
-        """The latents, in the order of the joint distribution."""
-        return self.structure.sites
-
-    @property
-    def latents(self) -> tuple[LatentShape, ...]:
-        """Names and shapes of the latents."""
-        return tuple(LatentShape(site.name, tuple(site.shape)) for site in self.sites)
-
-    def init(self, *, key):
-        """Return a position uniform on (-2, 2), as in Stan."""
-        keys = jr.split(key, len(self.sites))
-        return {
-            site.name: jr.uniform(k, site.unconstrained_shape, minval=-2.0, maxval=2.0)
-            for site, k in zip(self.sites, keys)
-        }
-
     def log_density(self, position):
         """Return log prior plus log likelihood, in nats, Jacobian included."""
         parts = self._at(position)
         return self._log_prior(parts, position) + self._log_likelihood(parts)
 
-    def log_jacobian(self, position: dict[str, Array]) -> Scalar:
-        """Return the log-determinant of the way from a position to the latents."""
-        parts, total = self._at(position), jnp.zeros((), jnp.result_type(float))
-        with quietly():
-            for site in self.sites:
-                total += log_det(parts[site.name][0], position[site.name])
-        return total
-
-    def constrain(self, position):
-        """Return latent and deterministic components by name."""
-        return self._draw(self._at(position))
-
-    def unconstrain(self, draw: dict[str, Array]) -> dict[str, Array]:
-        """Return the position of a draw; the inverse of `constrain`."""
-        return self._inverse(self._given(draw))
-
-    @property
-    def num_data(self) -> int | None:
-        """None: rows of data cannot be told apart inside a joint distribution."""
-        return None
-
-    def log_prior(self, position):
-        """Return the log prior density, in nats, Jacobian included."""
-        return self._log_prior(self._at(position), position)
-
-    def log_likelihood(self, position, rows=None):
-        """Return the log likelihood, a scalar: the observed components.
-
-        Raises:
-            ValueError: If `rows` are asked for.
-        """
-        if rows is not None:
-            raise ValueError("A joint distribution has no rows of data to choose from.")
-        return self._log_likelihood(self._at(position))
-
-    def variables(self, draw):
-        """Return latent and deterministic components by name."""
-        return dict(draw)
-
-    @property
-    def dims(self):
-        """Names of axes given by `with_coords`."""
-        return dict(self.structure.dims)
-
-    @property
-    def coords(self):
-        """Labels given by `with_coords`."""
-        return self.labels
-
     def with_data(self, data: Mapping[str, Any]) -> "TFPTarget":
         """Return this target with other observed values of the same shapes, by component."""
         return dataclasses.replace(self, observed={name: data[name] for name in self.observed})
-
-    def with_coords(
-        self, coords: Mapping[str, Any], *, dims: Mapping[str, Any] | None = None
-    ) -> "TFPTarget":
-        """Return a target with labels along axes; see `NumpyroTarget.with_coords`.
-
-        Args:
-            coords: Labels, or a length, by axis.
-            dims: A name for each axis, by component.
-
-        Raises:
-            ValueError: If names or lengths do not fit the components.
-        """
-        named, labels = name_axes(self, coords, dims)
-        structure = self.structure._replace(dims=named)
-        return dataclasses.replace(self, structure=structure, labels=labels)
 
     @property
     def observed_data(self):
@@ -196,14 +109,6 @@ class TFPTarget(AbstractDescribedTarget):
         parts = walk(self.joint, self.structure.names, choose)
         return {name: parts[name].value for name in self.observed}
 
-    def sample_prior(self, *, key):
-        """Return one draw from the prior."""
-        return self._draw(self._prior(key))
-
-    def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
-        """Return one draw from the prior, in unconstrained space."""
-        return self._inverse(self._prior(key))
-
     def _walk(self, choose_latent):
         derived = {x.name: x.unconstrained_shape for x in self.structure.derived}
 
@@ -229,32 +134,39 @@ class TFPTarget(AbstractDescribedTarget):
     def _keys(self, key):
         return {name: jr.fold_in(key, i) for i, name in enumerate(self.structure.names)}
 
-    def _draw(self, parts):
+    def _draw(self, run):
         names = {x.name for x in self.sites + self.structure.derived}
-        return {name: jnp.asarray(p.value) for name, p in parts.items() if name in names}
+        return {name: jnp.asarray(p.value) for name, p in run.items() if name in names}
 
-    def _inverse(self, parts):
+    def _inverse(self, run):
         with quietly():
             return {
-                site.name: bijector(parts[site.name].distribution)
-                .inverse(parts[site.name].value)
+                site.name: bijector(run[site.name].distribution)
+                .inverse(run[site.name].value)
                 .astype(jnp.result_type(float))
                 for site in self.sites
             }
 
-    def _log_prior(self, parts, position):
+    def _log_det(self, run, position):
         total = jnp.zeros((), jnp.result_type(float))
         with quietly():
             for site in self.sites:
-                d, value = parts[site.name]
+                total += log_det(run[site.name].distribution, position[site.name])
+        return total
+
+    def _log_prior(self, run, position):
+        total = jnp.zeros((), jnp.result_type(float))
+        with quietly():
+            for site in self.sites:
+                d, value = run[site.name]
                 total += jnp.sum(d.log_prob(value)) + log_det(d, position[site.name])
         return total
 
-    def _log_likelihood(self, parts):
+    def _log_likelihood(self, run):
         total = jnp.zeros((), jnp.result_type(float))
         with quietly():
             for name in self.observed:
-                d, value = parts[name]
+                d, value = run[name]
                 total += jnp.sum(d.log_prob(value))
         return total
 
@@ -300,7 +212,7 @@ def from_tfp(joint: Any, observed: Any = None) -> TFPTarget:
         ) from error
     ordered = [name for name in names if name in values]
     data = {name: _cast(name, values[name], dtypes[name]) for name in ordered}
-    return TFPTarget(arrays, data, skeleton, structure)
+    return TFPTarget(arrays=arrays, observed=data, skeleton=skeleton, structure=structure)
 
 
 def _joint_and_pins(joint):

@@ -1,0 +1,149 @@
+"""What targets of other libraries' models share: draws that are dicts of values by site."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.random as jr
+from jaxtyping import Array
+
+from ..core import AbstractDescribedTarget
+from ..core._target import LatentShape
+from ..core._types import PRNGKey, Scalar
+from ..language._latent import Coords
+from ._axes import name_axes
+from ._trace import Latent
+
+
+class AbstractSitesTarget(AbstractDescribedTarget):
+    """The posterior of a model that can be run with chosen values at its sites.
+
+    What such a run leaves, in a form that only the subclass knows, is called a run below.
+    """
+
+    structure: eqx.AbstractVar[Any]  # with `sites`, latents in order, and `dims`; static
+    labels: eqx.AbstractVar[Coords]
+
+    @abc.abstractmethod
+    def _at(self, position: dict[str, Array]) -> Any:
+        """Return the run at a position."""
+
+    @abc.abstractmethod
+    def _given(self, draw: dict[str, Array]) -> Any:
+        """Return the run with the latents of a draw."""
+
+    @abc.abstractmethod
+    def _prior(self, key: PRNGKey) -> Any:
+        """Return a run with latents drawn from the prior."""
+
+    @abc.abstractmethod
+    def _draw(self, run: Any) -> dict[str, Array]:
+        """Return latents and derived values of a run, by name."""
+
+    @abc.abstractmethod
+    def _inverse(self, run: Any) -> dict[str, Array]:
+        """Return the position of a run."""
+
+    @abc.abstractmethod
+    def _log_det(self, run: Any, position: dict[str, Array]) -> Scalar:
+        """Return the log-determinant of the way from the position to the latents of its run."""
+
+    @abc.abstractmethod
+    def _log_prior(self, run: Any, position: dict[str, Array]) -> Scalar:
+        """Return the log prior density of the position, `_log_det` included."""
+
+    @abc.abstractmethod
+    def _log_likelihood(self, run: Any) -> Scalar:
+        """Return the log likelihood of a run."""
+
+    @property
+    def sites(self) -> tuple[Latent, ...]:
+        """The continuous latents, in the order of the model."""
+        return self.structure.sites
+
+    @property
+    def latents(self) -> tuple[LatentShape, ...]:
+        """Names and shapes of the latents."""
+        return tuple(LatentShape(site.name, tuple(site.shape)) for site in self.sites)
+
+    def init(self, *, key):
+        """Return a position uniform on (-2, 2), as numpyro and Stan do."""
+        keys = jr.split(key, len(self.sites))
+        return {
+            site.name: jr.uniform(k, site.unconstrained_shape, minval=-2.0, maxval=2.0)
+            for site, k in zip(self.sites, keys)
+        }
+
+    def log_jacobian(self, position: dict[str, Array]) -> Scalar:
+        """Return the log-determinant of the way from a position to the latents."""
+        return self._log_det(self._at(position), position)
+
+    def constrain(self, position):
+        """Return latents and derived values by name."""
+        return self._draw(self._at(position))
+
+    def unconstrain(self, draw: dict[str, Array]) -> dict[str, Array]:
+        """Return the position of a draw; the inverse of `constrain`."""
+        return self._inverse(self._given(draw))
+
+    @property
+    def num_data(self) -> int | None:
+        """None: rows of data cannot be told apart inside such a model."""
+        return None
+
+    def log_prior(self, position):
+        """Return the log prior density, in nats, Jacobian included."""
+        return self._log_prior(self._at(position), position)
+
+    def log_likelihood(self, position, rows=None):
+        """Return the log likelihood, a scalar.
+
+        Raises:
+            ValueError: If `rows` are asked for.
+        """
+        if rows is not None:
+            raise ValueError(f"{type(self).__name__} has no rows of data to choose from.")
+        return self._log_likelihood(self._at(position))
+
+    def variables(self, draw):
+        """Return latents and derived values by name."""
+        return dict(draw)
+
+    @property
+    def dims(self):
+        """Names of axes: of plates, for those they make, and those given by `with_coords`."""
+        return dict(self.structure.dims)
+
+    @property
+    def coords(self):
+        """Labels given by `with_coords`."""
+        return self.labels
+
+    def with_coords(self, coords: Mapping[str, Any], *, dims: Mapping[str, Any] | None = None):
+        """Return a target with labels along axes; other labels compile nothing.
+
+        Args:
+            coords: Labels, or a length, by axis: names of plates, or those in `dims`.
+            dims: A name for each axis, by latent, derived, observed or constant variable;
+                in place of what plates say of it.
+
+        Raises:
+            ValueError: If names or lengths do not fit the model.
+        """
+        named, labels = name_axes(self, coords, dims)
+        structure = self.structure._replace(dims=named)
+        return dataclasses.replace(self, structure=structure, labels=labels)
+
+    def sample_prior(self, *, key):
+        """Return one draw from the prior.
+
+        Raises:
+            ValueError: If a prior cannot be drawn from.
+        """
+        return self._draw(self._prior(key))
+
+    def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
+        """Return one draw from the prior, in unconstrained space."""
+        return self._inverse(self._prior(key))
