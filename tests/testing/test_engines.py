@@ -1,14 +1,79 @@
 """Every engine of the package keeps the contract that `check_engine` states."""
 
+import importlib
+import inspect
+import pkgutil
+
 import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
 
 import whence as wh
-from whence.testing import Gaussian, LogGamma, check_engine
+from whence.cli._engines import other_engines, own_engines
+from whence.core import AbstractEngine
+from whence.testing import Gaussian, GaussianMean, LogGamma, check_engine
+from whence.testing._conformance_engine import CHECKS
 
 SLOW = pytest.mark.slow
+
+# Every engine by name, as short as its schedule allows: the contract needs no long runs.
+SHORT = {
+    "BBVI": lambda: wh.BBVI(steps=300, draws=50),
+    "ChEES": lambda: wh.ChEES(chains=4, warmup=20, draws=10),
+    "DataTemperedSMC": lambda: wh.DataTemperedSMC(particles=32),
+    "HMC": lambda: wh.HMC(chains=2, warmup=20, draws=10),
+    "MAP": lambda: wh.MAP(objective="unconstrained"),
+    "MCLMC": lambda: wh.MCLMC(chains=2, warmup=30, draws=10),
+    "NUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10),
+    "SGLD": lambda: wh.SGLD(steps=60),
+    "TemperedSMC": lambda: wh.TemperedSMC(particles=32),
+    "BlackjaxNUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10, backend="blackjax"),
+    "NumpyroNUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10, backend="numpyro"),
+    "TFPNUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10, backend="tfp"),
+}
+# What NUTS is when whence itself runs it: the entry of NUTS is about this.
+INSIDE = {"TreeSampler"}
+ABSTRACT = ("configuration", "state", "float32")  # nothing is compiled for these
+QUICK = {"BBVI", "MAP", "SGLD"}
+
+
+def _engines():
+    """Return all concrete engines of the package, public or not, and those of others."""
+    for module in pkgutil.walk_packages(wh.__path__, "whence."):
+        if not module.name.startswith("whence.testing") and "__main__" not in module.name:
+            importlib.import_module(module.name)
+    open_, found = [AbstractEngine], set()
+    while open_:
+        open_ += (classes := open_.pop().__subclasses__())
+        found |= {
+            cls.__name__
+            for cls in classes
+            if not inspect.isabstract(cls)
+            and cls.__module__.startswith("whence.")
+            and not cls.__module__.startswith("whence.testing")
+        }
+    return found | {entry.load().__name__ for entry in other_engines().values()}
+
+
+def test_no_engine_is_left_out():
+    assert _engines() == {*SHORT, *INSIDE}
+    assert set(own_engines()) <= set(SHORT)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_contract_of_shapes_and_types(name, key):
+    target = GaussianMean.simulate(key=key)
+    assert check_engine(SHORT[name](), target, key=key, only=ABSTRACT) == ABSTRACT
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else [SLOW]) for n in SHORT]
+)
+def test_contract_of_runs(name, key):
+    names = tuple(check for check in CHECKS if check not in (*ABSTRACT, "truth"))
+    target = GaussianMean.simulate(key=key)
+    assert check_engine(SHORT[name](), target, key=key, only=names) == names
 
 
 @pytest.mark.parametrize(
