@@ -31,6 +31,7 @@ from ._records import (
     AdaptedChains as AdaptedChains,
     Optimum as Optimum,
     ParticleHistory as ParticleHistory,
+    Remarks as Remarks,
     VariationalFit as VariationalFit,
 )
 from ._report import Finding as Finding, Report as Report

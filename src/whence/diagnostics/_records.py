@@ -48,6 +48,19 @@ class AdaptedChains(AbstractRecord):
         return [], {}  # the rate is judged with the statistics that the chains recorded
 
 
+class Remarks(AbstractRecord):
+    """What to know before trusting draws.
+
+    Attributes:
+        said: Sentences.
+    """
+
+    said: tuple[str, ...]
+
+    def judge(self, draws: Draws, method: str) -> Judged:
+        return [Finding("remark", "note", text.rstrip(".")) for text in self.said], {}
+
+
 class VariationalFit(AbstractRecord):
     """A family that was fitted by its evidence lower bound.
 

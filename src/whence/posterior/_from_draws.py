@@ -50,10 +50,16 @@ def external(
     if log_weights is not None:
         log_weights = _check_weights(log_weights, lead)
     sample = Sample(positions, checked, method=method, log_weights=log_weights, record=record)
-    return {"sample": sample, "engine": engine, "manifest": _manifest(target, engine)}
+    return {"sample": sample, "engine": engine, "manifest": external_manifest(target, engine)}
 
 
-def _manifest(target: AbstractTarget, engine: str) -> dict[str, Any]:
+def external_manifest(target: Any, engine: str) -> dict[str, Any]:
+    """Return the manifest of draws that no engine of ours made.
+
+    Args:
+        target: A pytree with the data.
+        engine: Where the draws come from.
+    """
     packages = ("whence", "jax", "numpy")
     return {
         "engine": engine,

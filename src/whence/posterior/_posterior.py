@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..core._cache import compiled
+from ..core._conditioned import Conditioned
 from ..core._engine import Sample
 from ..core._target import AbstractDescribedTarget, AbstractTarget, LabelsDraws, latent_names
 from ..core._tree import named_leaves
-from ..core._types import PRNGKey
+from ..core._types import AnyArray, PRNGKey
 from ..diagnostics._records import AbstractRecord
 from ._citation import cite, references
+from ._from_conditioned import exact
 from ._from_draws import external
 from ._groups import export, saved_tree
 from ._map_draws import apply, constrain, map_draws, pointwise, predict, variables
@@ -30,7 +32,8 @@ class Posterior:
     Weighted particles have one chain, and `log_weights`.
 
     Attributes:
-        target: What was sampled; None for a posterior loaded without its target.
+        target: What was sampled; None for a posterior loaded without its target, or made
+            of a closed form.
         engine: Name of the engine.
         seconds: Durations: `trace`, `compile`, `warmup`, `sampling`, `total`, in seconds.
         manifest: Versions, key, engine configuration and data hash.
@@ -95,6 +98,20 @@ class Posterior:
             target, draws, unconstrained, stats, log_weights, engine, method, record
         )
         return cls(target, **made)
+
+    @classmethod
+    def from_conditioned(
+        cls, conditioned: Conditioned, x: AnyArray, *, draws: int = 1000, key: PRNGKey
+    ) -> "Posterior":
+        """Make a posterior of a closed form: independent draws, with the evidence.
+
+        Args:
+            conditioned: What conditioning in closed form returned.
+            x: Inputs at which the function is drawn, rows first.
+            draws: How many, in one chain.
+            key: A typed key.
+        """
+        return cls(None, **exact(conditioned, x, draws, key))
 
     # -- values ------------------------------------------------------------------
 
@@ -371,8 +388,8 @@ class Posterior:
     def _over_draws(self, function, batched, *rest):
         if self.target is None:
             raise ValueError(
-                "This posterior was loaded without its target; pass it to load it with its "
-                "model: `whence.load(path, target=target)`."
+                "This posterior is without its target: it was made of a closed form, or loaded "
+                "alone; then pass it: `whence.load(path, target=target)`."
             )
         out = compiled(map_draws, function, self.target, batched, rest).call(
             function, self.target, batched, rest
