@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Int, PyTree
 
+from ._convert import whole
 from ._engine import AbstractProcedure, Info
 from ._types import PRNGKey
 
@@ -37,8 +38,7 @@ def advance(
     Raises:
         ValueError: If `steps` is not positive.
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1; got {steps}.")
+    steps = whole("steps", least=1)(steps)
     index = jnp.asarray(index, jnp.int32)
 
     def step(i, carry):
