@@ -3,6 +3,15 @@
 from ._advance import advance as advance
 from ._cache import clear_programs as clear_programs, compiled as compiled
 from ._conditioned import Conditioned as Conditioned
+from ._convert import (
+    flag as flag,
+    fraction as fraction,
+    number as number,
+    one_of as one_of,
+    part as part,
+    positive as positive,
+    whole as whole,
+)
 from ._data import Minibatches as Minibatches
 from ._dtype import enable_x64 as enable_x64
 from ._engine import (
@@ -16,6 +25,10 @@ from ._engine import (
     Schedule as Schedule,
     Trace as Trace,
     never as never,
+)
+from ._feynman_kac import (
+    AbstractFeynmanKac as AbstractFeynmanKac,
+    AbstractSequenceTarget as AbstractSequenceTarget,
 )
 from ._flat import (
     flat_init as flat_init,
@@ -33,4 +46,15 @@ from ._target import (
     AbstractDataTarget as AbstractDataTarget,
     AbstractDescribedTarget as AbstractDescribedTarget,
     AbstractTarget as AbstractTarget,
+    DependentData as DependentData,
+    HasJacobian as HasJacobian,
+    LabelsDraws as LabelsDraws,
+    LatentShape as LatentShape,
+    NamesLatents as NamesLatents,
+    ReplacesData as ReplacesData,
+    SamplesPrior as SamplesPrior,
+    Unconstrains as Unconstrains,
 )
+from ._types import Position as Position, PRNGKey as PRNGKey, Scalar as Scalar
+from ._wrapped import AbstractWrappedEngine as AbstractWrappedEngine
+from ._wrapped import AbstractWrappedEngine as AbstractWrappedEngine

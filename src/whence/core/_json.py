@@ -52,7 +52,7 @@ def _name_of(value: Any, depth: int = 6) -> str:
     if isinstance(value, tuple) and depth:
         inside = ", ".join(_name_of(item, depth - 1) for item in value)
         return f"{type(value).__qualname__}({inside})"
-    own = value if hasattr(value, "__qualname__") else type(value)
+    own: Any = value if hasattr(value, "__qualname__") else type(value)
     cells = (getattr(value, "__closure__", None) or ()) if depth else ()
     closed = ", ".join(_name_of(cell.cell_contents, depth - 1) for cell in cells)
     return f"{own.__module__}:{own.__qualname__}" + (f"[{closed}]" if closed else "")

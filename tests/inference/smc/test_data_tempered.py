@@ -205,7 +205,9 @@ REFUSED = {
     ).validate(CONJUGATE),
     "`particles` must be at least 2; got 1": lambda: DataTemperedSMC(particles=1),
     "`rows` must be at least 1; got 0": lambda: DataTemperedSMC(rows=0),
-    "`threshold` must be at least 0 and at most 1; got 1.5": lambda: DataTemperedSMC(threshold=1.5),
+    "`threshold` must be at least 0 and at most 1; got 1.5": lambda: DataTemperedSMC(
+        threshold=1.5
+    ),
     "`moves` must be at least 1, or None; got 0": lambda: DataTemperedSMC(moves=0),
     "`kernel` must be one of 'hmc', 'rwm'; got 'nuts'": lambda: DataTemperedSMC(kernel="nuts"),
     "`metric` must be one of": lambda: DataTemperedSMC(metric="sparse"),
@@ -219,3 +221,39 @@ def test_what_it_cannot_do_is_refused(rule):
     with pytest.raises(ValueError) as error:
         REFUSED[rule]()
     assert rule in str(error.value)
+
+
+class Documented(wh.AbstractDataTarget):
+    """Exactly the methods that the interface names."""
+
+    y: jax.Array
+
+    num_data = 20
+
+    def init(self, *, key):
+        return jr.normal(key)
+
+    def constrain(self, position):
+        return position
+
+    def log_prior(self, position):
+        return -0.5 * position**2
+
+    def log_likelihood(self, position, rows=None):
+        y = self.y if rows is None else self.y[rows]
+        return -0.5 * (y - position) ** 2
+
+    def log_density(self, position):
+        return self.log_prior(position) + self.log_likelihood(position).sum()
+
+
+def test_a_target_is_told_the_method_that_it_lacks(key):
+    target = Documented(jnp.linspace(0.0, 2.0, 20))
+    with pytest.raises(ValueError, match=r"has no method `sample_prior_position"):
+        wh.infer(target, DataTemperedSMC(particles=100), key=key)
+    with pytest.raises(ValueError, match=r"has no method `sample_prior_position"):
+        wh.infer(target, wh.TemperedSMC(particles=100, path="prior"), key=key)
+    found = wh.infer(target, wh.TemperedSMC(particles=2000), key=key)  # from a reference
+    mean = np.sum(np.exp(found.log_weights) * found["x"])
+    # Precision 1 + 20, and 2000 particles: four standard errors.
+    assert_allclose(mean, 20 / 21, atol=4 * np.sqrt(1 / 21 / 1000))

@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.scipy.stats import norm
+from numpy.testing import assert_array_equal
 
 from whence.inference.smc import (
     AbstractFeynmanKac,
@@ -16,6 +17,7 @@ from whence.inference.smc import (
     start,
     weigh,
 )
+from whence.inference.smc._resampling import SCHEMES
 from whence.inference.smc._weights import effective_sample_size
 
 RHO, NOISE, SIGHT = 0.9, 0.6, 0.8
@@ -139,3 +141,38 @@ def test_killing_every_particle_gives_no_evidence_and_no_nan(key):
     assert increment == -np.inf
     assert dead.log_evidence.value == -np.inf
     assert not np.isnan(np.asarray(dead.log_weights)).any()
+
+
+class Still(AbstractFeynmanKac):
+    """A filter whose particles stay where they are."""
+
+    y: jax.Array
+    num: int
+
+    def initial(self, *, key):
+        return jr.normal(key, (self.num,)), jnp.asarray(0, jnp.int32)
+
+    def log_potential(self, particles, log_weights, control):
+        return norm.logpdf(self.y[control], particles, SIGHT), control
+
+    def mutate(self, particles, log_weights, control, *, key):
+        return particles, control + 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_ancestors_are_the_parents_of_one_step(scheme, key):
+    """Where nothing moves, a particle stands where its ancestor stood."""
+    model = Still(jnp.asarray(_data()), 50)
+    cloud = start(model, key=key)
+    moved = False
+    for t, threshold in enumerate([0.0, 1.0, 1.0, 0.0]):
+        new, did = advance(model, cloud, Resampler(scheme, threshold), key=jr.fold_in(key, t))
+        assert did.ancestors.shape == (50,)
+        assert_array_equal(new.particles, cloud.particles[did.ancestors])
+        assert_array_equal(new.founders, cloud.founders[did.ancestors])
+        assert_array_equal(did.resampled, threshold > 0)
+        moved |= bool(np.any(did.ancestors != np.arange(50)))
+        if not threshold:
+            assert_array_equal(did.ancestors, np.arange(50))
+        cloud = new
+    assert moved

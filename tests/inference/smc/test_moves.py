@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from whence.inference.smc._kernels import KERNELS, Factor, Particles
-from whence.inference.smc._moves import covariance_factor, move_particles
+from whence.inference.smc._moves import Moves, covariance_factor, move_particles
 from whence.inference.smc._weights import equal_log_weights, normalise
 
 NUM = 20_000
@@ -34,15 +34,12 @@ def _program(kernel, moves, dense):
     def run(x, log_scale, key):
         zeros = jnp.zeros(x.shape[0])
         return move_particles(
-            KERNELS[kernel](),
+            Moves(KERNELS[kernel](), "dense" if dense else "diagonal", moves, 100),
             _terms,
             Particles(x, zeros, zeros),
             equal_log_weights(x.shape[0]),
             jnp.ones(()),
             log_scale,
-            dense=dense,
-            moves=moves,
-            max_moves=100,
             key=key,
         )
 

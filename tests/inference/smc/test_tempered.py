@@ -126,7 +126,7 @@ def test_the_evidence_test_catches_a_wrong_sign():
     engine = TemperedSMC(particles=200, kernel="rwm")
 
     def step(target, state, index, *, key):
-        model = _WrongSign(Tempering(engine, target))
+        model = _WrongSign(engine.model(target))
         return advance(model, state, Resampler("systematic", 0.75), key=key)
 
     runs = repeat(engine, target, jr.key(1), 5, lambda x: x, step)

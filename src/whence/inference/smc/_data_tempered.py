@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...core._convert import number, one_of, whole
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
+from ...core._feynman_kac import AbstractFeynmanKac
 from ...core._growing import rows_so_far
 from ...core._results import RESULTS
 from ...core._rows import check_rows
@@ -18,10 +19,10 @@ from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from ...diagnostics._records import ParticleHistory
 from .._settings import metric_name
-from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh_at_last
-from ._kernels import KERNELS, AbstractKernel, LogTerms, Particles
-from ._moves import MoveStats, is_dense, move_particles
-from ._path import choose_path, draw_initial, unflatten
+from ._driver import Cloud, Resampler, advance, start, weigh_at_last
+from ._kernels import KERNELS, LogTerms, Particles
+from ._moves import Moves, MoveStats, move_particles
+from ._path import draw_initial, no_prior, unflatten
 from ._resampling import SCHEMES
 from ._weights import effective_sample_size, normalise, wide_dtype
 
@@ -67,14 +68,17 @@ class Intake(AbstractFeynmanKac):
     mutation only evaluates the prior at the initial particles.
     """
 
-    engine: "DataTemperedSMC"
     target: AbstractDataTarget
+    num: int  # particles
+    rows: int  # taken in by a step
+    threshold: float
+    moves: Moves
 
     def initial(self, *, key: PRNGKey) -> tuple[Arriving, Taken]:
-        x, _ = draw_initial(self.target, "prior", self.engine.particles, key=key)
+        x, _ = draw_initial(self.target, "prior", self.num, key=key)
         zeros = jnp.zeros((x.shape[0],), wide_dtype())
         no, none = jnp.asarray(False), jnp.asarray(0, jnp.int32)
-        first_scale = self.engine.proposal.first_scale(x.shape[1])
+        first_scale = self.moves.kernel.first_scale(x.shape[1])
         control = Taken(
             rows=none,
             missing=no,
@@ -99,15 +103,12 @@ class Intake(AbstractFeynmanKac):
     ) -> tuple[Arriving, Taken]:
         is_first = control.num_steps == 0
         move = lambda: move_particles(
-            self.engine.proposal,
+            self.moves,
             self.log_terms(control.rows),
             particles.points,
             log_weights,
             jnp.where(is_first, 0.0, 1.0).astype(wide_dtype()),
             control.log_scale,
-            dense=self.engine.dense(particles.x.shape[1]),
-            moves=self.engine.moves,
-            max_moves=self.engine.max_moves,
             key=key,
         )
         stay = lambda: (particles.points, control.log_scale, _no_moves())
@@ -121,16 +122,16 @@ class Intake(AbstractFeynmanKac):
         self, particles: Arriving, log_weights: Float[Array, " particle"], control: Taken
     ) -> tuple[Float[Array, " particle"], Taken]:
         have = rows_so_far(self.target)
-        rows = jnp.minimum(control.rows + self.engine.rows, have)
+        rows = jnp.minimum(control.rows + self.rows, have)
         finished = control.rows >= have
         alive = (log_weights > -jnp.inf) & (particles.gain > -jnp.inf)
         # Where the run must end, weights stay as they are.
         nonfinite = ~finished & ~jnp.any(alive)
         gain = jnp.where(finished | nonfinite, 0.0, particles.gain)
         ess = effective_sample_size(normalise(log_weights + gain)[0])
-        uneven = ess <= self.engine.threshold * self.engine.particles
+        uneven = ess <= self.threshold * self.num
         # Between two resamplings this is importance sampling with one set of particles.
-        variance = control.settled + 1 / ess - 1 / self.engine.particles
+        variance = control.settled + 1 / ess - 1 / self.num
         return gain, control._replace(
             rows=rows,
             missing=rows < have,
@@ -157,7 +158,7 @@ class Intake(AbstractFeynmanKac):
     def _gain(
         self, x: Float[Array, "particle dim"], rows: Int[Array, ""]
     ) -> Float[Array, " particle"]:
-        numbers = rows + jnp.arange(self.engine.rows, dtype=jnp.int32)
+        numbers = rows + jnp.arange(self.rows, dtype=jnp.int32)
         have = rows_so_far(self.target)
         numbers_in = jnp.minimum(numbers, jnp.maximum(have - 1, 0))
 
@@ -222,15 +223,6 @@ class DataTemperedSMC(AbstractOnlineEngine):
     def schedule(self) -> Schedule:
         return Schedule(1, 0, self.max_steps, ensemble=("particle", self.particles))
 
-    @property
-    def proposal(self) -> AbstractKernel:
-        """The kernel by which particles move."""
-        return KERNELS[self.kernel]()
-
-    def dense(self, dim: int) -> bool:
-        """Return whether moves are whitened by the whole covariance in `dim` dimensions."""
-        return is_dense(self.metric, dim, self.particles)
-
     def validate(self, target: AbstractTarget) -> None:
         """Raise `ValueError` unless the target has a prior to draw from, and rows of data.
 
@@ -260,11 +252,15 @@ class DataTemperedSMC(AbstractOnlineEngine):
             ValueError: If it has none.
         """
         has_rows = isinstance(target, AbstractDataTarget) and target.num_data is not None
-        if not has_rows or choose_path(target, "auto") != "prior":
+        if not has_rows:
             raise ValueError(
-                "DataTemperedSMC needs a target with a prior that can be drawn from and a "
-                f"likelihood that is a product over data rows; got a {type(target).__name__} "
-                f"{'with an improper prior' if has_rows else 'without rows'}. Use TemperedSMC."
+                "DataTemperedSMC needs a target with a likelihood that is a product over data "
+                f"rows; got a {type(target).__name__} without rows. Use TemperedSMC."
+            )
+        if obstacle := no_prior(target):
+            raise ValueError(
+                f"DataTemperedSMC needs a target whose prior can be drawn from: {obstacle}. Use "
+                "TemperedSMC."
             )
         try:
             check_rows(target, self.rows)
@@ -275,15 +271,21 @@ class DataTemperedSMC(AbstractOnlineEngine):
                 "does not, as in a time series or with one latent per row. Use TemperedSMC."
             ) from error
 
+    def model(self, target: AbstractTarget) -> Intake:
+        """Return the Feynman-Kac model that is run."""
+        assert isinstance(target, AbstractDataTarget)  # as `validate` has made sure
+        moves = Moves(KERNELS[self.kernel](), self.metric, self.moves, self.max_moves)
+        return Intake(target, self.particles, self.rows, self.threshold, moves)
+
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
-        return start(_intake(self, target), key=key)
+        return start(self.model(target), key=key)
 
     def step(
         self, target: AbstractTarget, state: Cloud, index: Array, *, key: PRNGKey
     ) -> tuple[Cloud, Info]:
         before: Taken = state.control
         resampler = Resampler(self.resampling, self.threshold)
-        state, did = advance(_intake(self, target), state, resampler, key=key)
+        state, did = advance(self.model(target), state, resampler, key=key)
         after: Taken = state.control
         # What the driver has added up step by step is for particles that move every step.
         state = eqx.tree_at(lambda cloud: cloud.mixing_variance, state, after.variance)
@@ -325,7 +327,7 @@ class DataTemperedSMC(AbstractOnlineEngine):
         self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
     ) -> Sample:
         cloud: Cloud = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], state)
-        whole = _finish(_intake(self, target), cloud)
+        whole = _finish(self.model(target), cloud)
         points: Particles = whole.particles.points
         return Sample(
             positions=jax.vmap(jax.vmap(lambda x: unflatten(target, x)))(points.x[None]),
@@ -336,11 +338,6 @@ class DataTemperedSMC(AbstractOnlineEngine):
             method="smc",
             record=_history(trace),
         )
-
-
-def _intake(engine: DataTemperedSMC, target: AbstractTarget) -> Intake:
-    assert isinstance(target, AbstractDataTarget)  # as `validate` has made sure
-    return Intake(engine, target)
 
 
 def _no_moves() -> MoveStats:

@@ -30,15 +30,15 @@ References:
     Lee and Whiteley (2018), doi:10.1093/biomet/asy028.
 """
 
-import abc
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
+from ...core._feynman_kac import AbstractFeynmanKac, Control, Particles
 from ...core._types import PRNGKey, Scalar
 from ._resampling import SCHEMES
 from ._weights import (
@@ -50,39 +50,6 @@ from ._weights import (
     wide_dtype,
     zero_sum,
 )
-
-Particles = PyTree  # every leaf has a leading axis `particle`
-Control = Any  # what all particles share: a time, a temperature, a tuned scale
-
-
-class AbstractFeynmanKac(eqx.Module):
-    """A law of initial particles, a mutation and a potential.
-
-    `control` is whatever the particles share and a step may change. The functions see the
-    weights because adaptive ones (a tuned mutation, a next temperature chosen by its
-    effect) depend on them; plain ones ignore them.
-    """
-
-    @abc.abstractmethod
-    def initial(self, *, key: PRNGKey) -> tuple[Particles, Control]:
-        """Return equally weighted initial particles and the first control."""
-
-    @abc.abstractmethod
-    def mutate(
-        self,
-        particles: Particles,
-        log_weights: Float[Array, " particle"],
-        control: Control,
-        *,
-        key: PRNGKey,
-    ) -> tuple[Particles, Control]:
-        """Move every particle, independently given `control` and the weights."""
-
-    @abc.abstractmethod
-    def log_potential(
-        self, particles: Particles, log_weights: Float[Array, " particle"], control: Control
-    ) -> tuple[Float[Array, " particle"], Control]:
-        """Return the log weight increment of every particle, in nats; `-inf` kills one."""
 
 
 class Cloud(eqx.Module):
@@ -136,11 +103,13 @@ class Advance(NamedTuple):
 
     Attributes:
         resampled: Whether it resampled.
+        ancestors: For each particle the index of its parent in the cloud before.
         ess: Effective sample size of the weights it leaves.
         log_evidence_increment: Log of the mean weight increment, in nats.
     """
 
     resampled: Bool[Array, ""]
+    ancestors: Int[Array, " particle"]
     ess: Scalar
     log_evidence_increment: Scalar
 
@@ -177,14 +146,15 @@ def advance(
         key: Belongs to this step alone.
     """
     key_resample, key_mutate = jr.split(key)
-    cloud, resampled = _resample_if_uneven(cloud, resampler, key=key_resample)
+    cloud, resampled, ancestors = _resample_if_uneven(cloud, resampler, key=key_resample)
     particles, control = model.mutate(
         cloud.particles, cloud.log_weights, cloud.control, key=key_mutate
     )
     log_potential, control = model.log_potential(particles, cloud.log_weights, control)
     cloud = eqx.tree_at(lambda c: (c.particles, c.control), cloud, (particles, control))
     cloud, increment = weigh(cloud, log_potential)
-    return cloud, Advance(resampled, effective_sample_size(cloud.log_weights), increment)
+    ess = effective_sample_size(cloud.log_weights)
+    return cloud, Advance(resampled, ancestors, ess, increment)
 
 
 def weigh(cloud: Cloud, log_potential: Float[Array, " particle"]) -> tuple[Cloud, Scalar]:
@@ -230,23 +200,28 @@ def weigh_at_last(cloud: Cloud, log_potential: Float[Array, " particle"]) -> Clo
 
 def _resample_if_uneven(
     cloud: Cloud, resampler: Resampler, *, key: PRNGKey
-) -> tuple[Cloud, Bool[Array, ""]]:
+) -> tuple[Cloud, Bool[Array, ""], Int[Array, " particle"]]:
     num = cloud.log_weights.shape[0]
     uneven = effective_sample_size(cloud.log_weights) <= resampler.threshold * num
-    resampled = jax.lax.cond(
-        uneven, lambda c: _resample(c, resampler.scheme, key=key), lambda c: c, cloud
+    resampled, ancestors = jax.lax.cond(
+        uneven,
+        lambda c: _resample(c, resampler.scheme, key=key),
+        lambda c: (c, jnp.arange(num, dtype=jnp.int32)),
+        cloud,
     )
-    return resampled, uneven
+    return resampled, uneven, ancestors
 
 
-def _resample(cloud: Cloud, scheme: str, *, key: PRNGKey) -> Cloud:
-    ancestors = SCHEMES[scheme](jnp.exp(cloud.log_weights), key=key)
+def _resample(
+    cloud: Cloud, scheme: str, *, key: PRNGKey
+) -> tuple[Cloud, Int[Array, " particle"]]:
+    ancestors = SCHEMES[scheme](jnp.exp(cloud.log_weights), key=key).astype(jnp.int32)
     log_weights = equal_log_weights(cloud.log_weights.shape[0])
     founders = cloud.founders[ancestors]
     jumps = family_shares(log_weights, founders) - family_shares(
         cloud.log_weights, cloud.founders
     )
-    return eqx.tree_at(
+    resampled = eqx.tree_at(
         lambda c: (c.particles, c.log_weights, c.founders, c.resampling_jumps),
         cloud,
         (
@@ -256,3 +231,4 @@ def _resample(cloud: Cloud, scheme: str, *, key: PRNGKey) -> Cloud:
             cloud.resampling_jumps + jnp.sum(jumps**2),
         ),
     )
+    return resampled, ancestors

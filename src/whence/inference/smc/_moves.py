@@ -51,6 +51,22 @@ class _Carry(eqx.Module):
     num_evaluations: Int[Array, ""]
 
 
+class Moves(NamedTuple):
+    """How particles are to be moved.
+
+    Attributes:
+        kernel: The proposal.
+        metric: `"dense"`, `"diagonal"` or `"auto"`.
+        number: Moves of every particle; None to go on until they have mixed.
+        most: Most moves if `number` is None.
+    """
+
+    kernel: AbstractKernel
+    metric: str
+    number: int | None
+    most: int
+
+
 def is_dense(metric: str, dim: int, particles: int) -> bool:
     """Return whether moves are whitened by the whole covariance.
 
@@ -95,16 +111,13 @@ def covariance_factor(
 
 
 def move_particles(
-    kernel: AbstractKernel,
+    moves: Moves,
     log_terms: LogTerms,
     particles: Particles,
     log_weights: Float[Array, " particle"],
     temperature: Scalar,
     log_scale: Scalar,
     *,
-    dense: bool,
-    moves: int | None,
-    max_moves: int,
     key: PRNGKey,
 ) -> tuple[Particles, Scalar, MoveStats]:
     """Move all particles, many times, under the density at one temperature.
@@ -112,15 +125,12 @@ def move_particles(
     At temperature 0 the particles are exact draws: they are evaluated and stay.
 
     Args:
-        kernel: The proposal.
+        moves: How to move.
         log_terms: The two terms of the path's log density at one point.
         particles: Where the particles are; at temperature 0 only `x` is read.
         log_weights: Normalised log weights.
         temperature: Between 0 and 1.
         log_scale: Log of the kernel's scale; tuned further here.
-        dense: Whether the covariance factor is a triangle.
-        moves: Number of moves; None to go on until the particles have mixed.
-        max_moves: Most moves if `moves` is None.
         key: Belongs to this call.
 
     Returns:
@@ -130,12 +140,12 @@ def move_particles(
         Chopin and Papaspiliopoulos (2020), chapter 17, for the stopping rule on the
         distance travelled.
     """
-    start = particles.x
-    dim = start.shape[1]
-    factor = covariance_factor(start, log_weights, dense)
+    start, kernel = particles.x, moves.kernel
+    num, dim = start.shape
+    factor = covariance_factor(start, log_weights, is_dense(moves.metric, dim, num))
     weights = jnp.exp(log_weights)
     goal = kernel.target_acceptance(dim)
-    limit = jnp.where(temperature > 0, max_moves if moves is None else moves, 0)
+    limit = jnp.where(temperature > 0, moves.most if moves.number is None else moves.number, 0)
 
     def unfinished(carry: _Carry) -> Bool[Array, ""]:
         return (carry.count < limit) & ~carry.settled
@@ -168,7 +178,7 @@ def move_particles(
         )
         # A scale still far off also makes no way; that is no reason to stop.
         stagnant = (travelled <= _STAGNANT * carry.travelled) & (rate >= 0.3 * goal)
-        mixed = jnp.asarray(moves is None) & (stagnant | (travelled >= _INDEPENDENT))
+        mixed = jnp.asarray(moves.number is None) & (stagnant | (travelled >= _INDEPENDENT))
         return _Carry(
             count=carry.count + 1,
             particles=moved,

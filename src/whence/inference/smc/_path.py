@@ -56,29 +56,27 @@ def choose_path(target: AbstractTarget, path: str) -> str:
     """
     if path == "reference":
         return path
-    drawable = isinstance(target, AbstractDataTarget) and isinstance(target, SamplesPrior)
-    reason = None
-    if drawable:
-        try:
-            jax.eval_shape(lambda key: _draw_prior(target, key), jr.key(0))
-            return "prior"
-        except (ValueError, NotImplementedError) as error:
-            reason = error
-    if path == "prior":
+    obstacle = no_prior(target)
+    if obstacle and path == "prior":
         raise ValueError(
-            "`path='prior'` needs a target with a prior that can be drawn from, but "
-            f"{type(target).__name__} {_why_not(target, reason)}. Use `path='reference'`, "
-            "which starts from a Gaussian fitted to initial positions."
-        ) from reason
-    return "reference"
+            f"`path='prior'` needs a target whose prior can be drawn from: {obstacle}. Use "
+            "`path='reference'`, which starts from a Gaussian fitted to initial positions."
+        )
+    return "reference" if obstacle else "prior"
 
 
-def _why_not(target: AbstractTarget, reason: Exception | None) -> str:
-    if reason is not None:
-        return f"cannot: {str(reason).rstrip('.')}"
+def no_prior(target: AbstractTarget) -> str:
+    """Return why a target cannot draw from its prior; nothing if it can."""
+    name = type(target).__name__
     if not isinstance(target, AbstractDataTarget):
-        return "does not tell prior and likelihood apart (it is no `AbstractDataTarget`)"
-    return "has no method `sample_prior_position(*, key)`"
+        return f"{name} does not tell prior and likelihood apart (no `AbstractDataTarget`)"
+    if not isinstance(target, SamplesPrior):
+        return f"{name} has no method `sample_prior_position(*, key)`"
+    try:
+        jax.eval_shape(lambda key: target.sample_prior_position(key=key), jr.key(0))
+    except (ValueError, NotImplementedError) as error:
+        return f"{name} says {str(error).rstrip('.')!r}"
+    return ""
 
 
 def draw_initial(

@@ -10,14 +10,15 @@ from jaxtyping import Array, Bool, Float
 
 from ...core._convert import fraction, number, one_of, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._feynman_kac import AbstractFeynmanKac
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import ParticleHistory
 from .._settings import metric_name
-from ._driver import AbstractFeynmanKac, Cloud, Resampler, advance, start, weigh_at_last
-from ._kernels import KERNELS, AbstractKernel, Particles
-from ._moves import MoveStats, is_dense, move_particles
+from ._driver import Cloud, Resampler, advance, start, weigh_at_last
+from ._kernels import KERNELS, Particles
+from ._moves import Moves, MoveStats, move_particles
 from ._path import PATHS, Reference, choose_path, draw_initial, log_terms, unflatten
 from ._resampling import SCHEMES
 from ._weights import conditional_ess_fraction, wide_dtype
@@ -52,19 +53,22 @@ class Tempering(AbstractFeynmanKac):
     density is compiled once; its potential chooses the next temperature.
     """
 
-    engine: "TemperedSMC"
     target: AbstractTarget
+    num: int  # particles
+    ess: float  # conditional effective sample size to keep, as a fraction
+    path: str
+    moves: Moves
 
     def initial(self, *, key: PRNGKey) -> tuple[Particles, Tempered]:
-        path = choose_path(self.target, self.engine.path)
-        x, reference = draw_initial(self.target, path, self.engine.particles, key=key)
+        path = choose_path(self.target, self.path)
+        x, reference = draw_initial(self.target, path, self.num, key=key)
         zeros = jnp.zeros((x.shape[0],), wide_dtype())
         no = jnp.asarray(False)
         none = jnp.asarray(0, jnp.int32)
         control = Tempered(
             temperature=jnp.zeros((), wide_dtype()),
             log_scale=jnp.log(
-                jnp.asarray(self.engine.proposal.first_scale(x.shape[1]), wide_dtype())
+                jnp.asarray(self.moves.kernel.first_scale(x.shape[1]), wide_dtype())
             ),
             reference=reference,
             moves=MoveStats(jnp.zeros((), wide_dtype()), none, none),
@@ -85,15 +89,12 @@ class Tempering(AbstractFeynmanKac):
         key: PRNGKey,
     ) -> tuple[Particles, Tempered]:
         particles, log_scale, stats = move_particles(
-            self.engine.proposal,
+            self.moves,
             lambda x: log_terms(self.target, control.reference, x),
             particles,
             log_weights,
             control.temperature,
             control.log_scale,
-            dense=self.engine.dense(particles.x.shape[1]),
-            moves=self.engine.moves,
-            max_moves=self.engine.max_moves,
             key=key,
         )
         return particles, control._replace(log_scale=log_scale, moves=stats)
@@ -105,7 +106,7 @@ class Tempering(AbstractFeynmanKac):
         control: Tempered,
     ) -> tuple[Float[Array, " particle"], Tempered]:
         old = control.temperature
-        new = next_temperature(log_weights, particles.log_tilt, old, self.engine.ess)
+        new = next_temperature(log_weights, particles.log_tilt, old, self.ess)
         alive = (log_weights > -jnp.inf) & (particles.log_tilt > -jnp.inf)
         finished = old >= 1.0
         nonfinite = ~finished & ~jnp.any(alive)
@@ -180,27 +181,23 @@ class TemperedSMC(AbstractEngine):
     def schedule(self) -> Schedule:
         return Schedule(1, 0, self.max_steps, ensemble=("particle", self.particles))
 
-    @property
-    def proposal(self) -> AbstractKernel:
-        """The kernel by which particles move."""
-        return KERNELS[self.kernel]()
-
-    def dense(self, dim: int) -> bool:
-        """Return whether moves are whitened by the whole covariance in `dim` dimensions."""
-        return is_dense(self.metric, dim, self.particles)
-
     def validate(self, target: AbstractTarget) -> None:
         choose_path(target, self.path)
 
+    def model(self, target: AbstractTarget) -> Tempering:
+        """Return the Feynman-Kac model that is run."""
+        moves = Moves(KERNELS[self.kernel](), self.metric, self.moves, self.max_moves)
+        return Tempering(target, self.particles, self.ess, self.path, moves)
+
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
-        return start(Tempering(self, target), key=key)
+        return start(self.model(target), key=key)
 
     def step(
         self, target: AbstractTarget, state: Cloud, index: Array, *, key: PRNGKey
     ) -> tuple[Cloud, Info]:
         before: Tempered = state.control
         resampler = Resampler(self.resampling, self.threshold)
-        state, did = advance(Tempering(self, target), state, resampler, key=key)
+        state, did = advance(self.model(target), state, resampler, key=key)
         after: Tempered = state.control
         stats: dict[str, Any] = {
             "temperature": before.temperature,
