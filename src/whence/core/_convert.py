@@ -98,7 +98,11 @@ def fraction(name: str) -> Converter:
 
 
 def one_of(
-    name: str, choices: Collection[str], shortcuts: Mapping[str, str] | None = None
+    name: str,
+    choices: Collection[str],
+    shortcuts: Mapping[str, str] | None = None,
+    *,
+    kind: type | None = None,
 ) -> Converter:
     """Return a converter to one of some words.
 
@@ -106,10 +110,14 @@ def one_of(
         name: Of the setting or argument.
         choices: The words.
         shortcuts: Other words for them.
+        kind: A class whose instances are taken, too.
     """
     rule = f"one of {', '.join(map(repr, choices))}"
+    rule += f", or an instance of {kind.__name__}" if kind else ""
 
-    def convert(value: Any) -> str:
+    def convert(value: Any) -> Any:
+        if kind and isinstance(value, kind):
+            return value
         value = (shortcuts or {}).get(value, value) if isinstance(value, str) else value
         if not isinstance(value, str) or value not in choices:
             _refuse(name, rule, value)

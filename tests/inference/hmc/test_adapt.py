@@ -69,9 +69,9 @@ def test_windows_double_and_the_last_one_takes_the_rest(key):
     adaptation, chain, lengths = start_adaptation(FISHER, jnp.zeros(2)), _chain(), []
     for begin, end in zip((0, *pauses(WARMUP)), pauses(WARMUP)):
         adaptation = _after(*_draws(end - begin, jr.fold_in(key, end)), adaptation=adaptation)
-        before = int(adaptation.window.draws.count)
+        before = int(adaptation.window.count)
         adaptation, _ = learn(FISHER, adaptation, chain, end, WARMUP)
-        if int(adaptation.window.draws.count) == 0:
+        if int(adaptation.window.count) == 0:
             lengths.append(before)
     assert lengths == [10, 20, 50, 80, 160, 580]  # and 100 for the step size
 

@@ -12,10 +12,11 @@ from scipy import stats
 
 import whence as wh
 from whence.core import AbstractTarget
+from whence.inference.hmc import LowRankEstimator
 from whence.inference.hmc._chees import chees_gradient
 from whence.inference.hmc._common import van_der_corput
-from whence.inference.hmc._fisher import fisher_whitening, identity, moments
 from whence.inference.hmc._integrator import PhasePoint
+from whence.inference.hmc._metric import DiagonalMetric
 from whence.testing import Gaussian, LogGamma, check_engine, check_truth
 
 
@@ -128,9 +129,7 @@ def test_gradient_of_the_criterion():
         gain = jnp.sum(end**2, axis=1) - jnp.sum(position**2, axis=1)
         return 0.25 * jnp.mean(gain**2)
 
-    whitening = eqx.tree_at(
-        lambda w: (w.metric.scale, w.inverse), identity(scale, dense=False), (scale, 1 / scale)
-    )
+    whitening = DiagonalMetric(scale).dual()
     point = jax.vmap(lambda x, p: PhasePoint(x, p, jnp.zeros(()), x, x))
     before, after = point(scale * position, momentum), point(*flow(0.7))
     ones = jnp.ones(100)
@@ -140,51 +139,14 @@ def test_gradient_of_the_criterion():
     spoilt = eqx.tree_at(lambda p: p.position, after, after.position.at[3].set(jnp.nan))
     others = chees_gradient(whitening, before, spoilt, ones, jnp.arange(100) != 3)
     assert np.isfinite(others).all()
+    # Nor does one so far away that its square is infinite: it is never accepted.
+    far = eqx.tree_at(lambda p: p.position, after, after.position.at[3].set(1e200))
+    assert_allclose(chees_gradient(whitening, before, far, ones.at[3].set(0), ones > 0), others)
 
 
 def test_van_der_corput():
     points = [van_der_corput(jnp.asarray(i, jnp.int32), np.dtype("float64")) for i in range(7)]
     assert_allclose(points, [1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8])
-
-
-def _collected(target, points, *, dense, batches=3):
-    total = moments(points[0], dense=dense)
-    gradients = jax.vmap(jax.grad(target.log_density))(points)
-    keep = jnp.arange(points.shape[0] // batches) != 1
-    for x, g in zip(jnp.split(points, batches), jnp.split(gradients, batches)):
-        total = total.update(x, g, keep)
-    return total
-
-
-def test_fisher_metric_is_exact_for_a_gaussian():
-    """From points that have nothing to do with the target."""
-    target = Gaussian(4, condition_number=1e4, correlated=True)
-    points = 7 + 3 * jr.normal(jr.key(2), (60, 4)) ** 2
-    whitening = fisher_whitening(_collected(target, points, dense=True))
-    factor = whitening.metric.factor
-    assert_allclose(factor @ factor.T, target.covariance, rtol=1e-7, atol=1e-9)
-    assert_allclose(whitening.inverse @ factor, np.eye(4), atol=1e-9)
-
-    plain = Gaussian(4, condition_number=1e4)
-    diagonal = fisher_whitening(_collected(plain, points, dense=False))
-    assert_allclose(diagonal.metric.scale, plain.scales, rtol=1e-10)
-
-
-def test_moments_in_batches_are_those_of_all():
-    target, points = LogGamma((1.0, 2.0, 3.0)), jr.normal(jr.key(3), (30, 3))
-    kept = np.delete(np.asarray(points), [1, 11, 21], axis=0)
-    total = _collected(target, points, dense=True)
-    assert_allclose(total.count, 27)
-    assert_allclose(total.mean[0], kept.mean(0))
-    assert_allclose(total.deviations[0] / 27, np.cov(kept.T, bias=True))
-
-
-def test_few_draws_give_a_diagonal():
-    target = Gaussian(4, condition_number=100.0, correlated=True)
-    total = _collected(target, jr.normal(jr.key(4), (9, 4)), dense=True)
-    factor = fisher_whitening(total).metric.factor
-    covariance = factor @ factor.T
-    assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-12)
 
 
 def test_bad_starts_are_replaced(key):
@@ -230,4 +192,12 @@ def test_invalid_options(options, message):
 
 
 def test_metric_updates_double():
-    assert wh.ChEES(warmup=500).metric_updates == (0, 1, 2, 5, 11, 23, 46, 93, 187, 375)
+    engine = wh.ChEES(warmup=500)
+    assert engine.metric_updates == (0, 1, 2, 5, 11, 23, 46, 93, 187, 375)
+    assert engine.schedule.pauses == (1, 2, 3, 6, 12, 24, 47, 94, 188, 376)
+
+
+def test_an_estimator_in_place_of_a_name(key):
+    target = Gaussian(10, condition_number=100.0, correlated=True)
+    engine = wh.ChEES(warmup=250, draws=150, metric=LowRankEstimator())
+    check_truth(wh.infer(target, engine, key=key), target, min_ess=1000.0)

@@ -17,7 +17,7 @@ from whence.inference.hmc._estimate import (
     LowRankEstimator,
     fisher_factor,
     fisher_scale,
-    window,
+    moments,
 )
 from whence.inference.hmc._metric import (
     DenseMetric,
@@ -47,6 +47,13 @@ def test_adjoint_is_the_transpose(metric):
     assert_allclose(adjoint, forward.T, rtol=1e-14)
 
 
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
+def test_dual_whitens(metric):
+    metric = jax.tree.map(np.asarray, metric)
+    identity = jax.vmap(lambda p: metric.dual().adjoint(metric.forward(p)))(jnp.eye(3))
+    assert_allclose(identity, np.eye(3), atol=1e-12)
+
+
 def test_momentum_is_standard_normal(key):
     momentum = jax.vmap(lambda k: sample_momentum(k, jnp.zeros(4)))(jr.split(key, 5000))
     energy = jax.vmap(kinetic_energy)(momentum)
@@ -58,13 +65,13 @@ def test_momentum_is_standard_normal(key):
 @pytest.mark.parametrize("dense", [False, True])
 def test_welford_against_numpy(dense, key):
     x = 1e4 + jr.normal(key, (50, 3)) @ jnp.asarray([[1.0, 2, 0], [0, 1, 3], [0, 0, 1]])
-    moments = welford(x[0], dense=dense)
+    found = welford(x[0], dense=dense)
     for row in x:
-        moments = moments.update(row)
+        found = found.update(row)
     truth = np.cov(np.asarray(x).T)
-    covariance = moments.deviations / (moments.count - 1)
+    covariance = found.deviations / (found.count - 1)
     assert_allclose(covariance, truth if dense else np.diag(truth), rtol=1e-8)
-    assert_allclose(moments.mean, np.mean(x, axis=0))
+    assert_allclose(found.mean, np.mean(x, axis=0))
 
 
 def test_shrink_as_in_stan():
@@ -81,14 +88,10 @@ def test_low_rank_metric_in_full():
     assert_allclose(jax.vmap(metric.forward)(jnp.eye(3)).T, full, rtol=1e-12)
 
 
-def fill(moments, draws, gradients):
-    """The window after draws and gradients, none of which is a divergence."""
-    quiet = {"is_divergent": jnp.asarray(False), "acceptance_rate": jnp.asarray(1.0)}
-
-    def body(moments, pair):
-        return moments.update(*pair, jnp.zeros(()), **quiet), None
-
-    return jax.lax.scan(body, moments, (draws, gradients))[0]
+def fill(estimator, draws, gradients):
+    """What an estimator is told of draws and gradients."""
+    empty = moments(draws[0], estimator)
+    return jax.lax.scan(lambda m, pair: (m.update(*pair), None), empty, (draws, gradients))[0]
 
 
 def _normal(dim, num_draws, key, condition=1e6, spread=1.0):
@@ -105,7 +108,24 @@ def _normal(dim, num_draws, key, condition=1e6, spread=1.0):
 
 
 def _fill(draws, gradients, dense):
-    return fill(window(draws[0], dense=dense), draws, gradients)
+    return fill(AutoEstimator() if dense else DiagonalEstimator(), draws, gradients)
+
+
+@pytest.mark.parametrize("estimator", [AutoEstimator(), LowRankEstimator()])
+def test_several_chains_at_once(estimator, key):
+    """Chains that are not to be kept count for nothing; the last draws are at hand."""
+    x, keep = jr.normal(key, (30, 7, 3)), jnp.arange(7) != 2
+    found = moments(x[0, 0], estimator)
+    for chains in x:
+        found = found.update_all(chains, -chains, keep)
+    kept = x[:, np.asarray(keep)].reshape(-1, 3)
+    one_by_one = fill(estimator, kept, -kept)
+    assert_allclose(found.draws.count, one_by_one.draws.count)
+    assert_allclose(found.draws.mean, one_by_one.draws.mean, atol=1e-12)
+    assert_allclose(found.gradients.deviations, one_by_one.gradients.deviations)
+    if estimator.keep:
+        ordered = [np.sort(w.recent.reshape(-1)) for w in (found, one_by_one)]
+        assert_allclose(*ordered)
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.1])
@@ -119,8 +139,8 @@ def test_fisher_factor_is_exact_on_a_normal(spread, key):
 
 def test_fisher_scale_is_exact_on_independent_normals():
     draws = jnp.asarray([[1.0, 10.0], [2.0, 14.0], [4.0, -3.0]])
-    moments = _fill(draws, -draws / jnp.asarray([4.0, 0.25]), dense=False)
-    assert_allclose(fisher_scale(moments), [2.0, 0.5])
+    window = _fill(draws, -draws / jnp.asarray([4.0, 0.25]), dense=False)
+    assert_allclose(fisher_scale(window), [2.0, 0.5])
 
 
 def test_variances_of_draws_once_there_are_many(key):
@@ -170,8 +190,8 @@ def test_low_rank_finds_the_direction(key):
     draws = noise + 99 * jnp.outer(noise @ direction, direction)
     gradients = -(noise - 0.99 * jnp.outer(noise @ direction, direction))
     estimator = LowRankEstimator()
-    moments = fill(window(draws[0], dense=False, keep=estimator.keep), draws, gradients)
-    metric, _ = estimator.estimate(moments, *estimator.start(draws[0]))
+    window = fill(estimator, draws, gradients)
+    metric, _ = estimator.estimate(window, *estimator.start(draws[0]))
     root = jax.vmap(metric.forward)(jnp.eye(dim)).T
     covariance = jnp.eye(dim) + (100.0**2 - 1) * jnp.outer(direction, direction)
     whitened = jnp.linalg.solve(root, jnp.linalg.solve(root, covariance).T)
@@ -195,10 +215,9 @@ def test_low_rank_finds_the_direction(key):
 def test_a_chain_that_did_not_move_gives_no_wrong_metric(estimator):
     """What is not finite is not used; see the tests of warm-up."""
     x = jnp.ones((10, 3))
-    empty = window(x[0], dense=estimator.needs_covariance, keep=estimator.keep)
     metric, memory = estimator.start(x[0])
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError):
-        metric, _ = estimator.estimate(fill(empty, x, x), metric, memory)
+        metric, _ = estimator.estimate(fill(estimator, x, x), metric, memory)
     root = np.asarray(jax.vmap(metric.forward)(jnp.eye(3)))
     finite = np.isfinite(root).all()
     assert not finite or np.linalg.matrix_rank(root) == 3

@@ -11,7 +11,7 @@ from scipy import stats
 
 import whence as wh
 from whence.core import AbstractTarget
-from whence.inference.hmc import NUTS
+from whence.inference.hmc import NUTS, AutoEstimator
 from whence.inference.hmc._integrator import PhasePoint, leapfrog
 from whence.inference.hmc._metric import DiagonalMetric
 from whence.inference.hmc._transition import SAMPLING
@@ -400,6 +400,7 @@ def test_without_jit(key):
         ({"step_size": 0.0}, "`step_size` must be positive and finite, or None; got 0.0"),
         ({"max_tree_depth": 0}, "`max_tree_depth` must be at least 1 and at most 20; got 0"),
         ({"metric": "identity"}, "`metric` must be one of .* got 'identity'"),
+        ({"metric": AutoEstimator(), "backend": "numpyro"}, "`metric` must be one of"),
         ({"backend": "stan"}, "`backend` must be one of .* got 'stan'"),
         ({"options": {"depth": 3}}, "`options` are for other backends"),
     ],
@@ -407,6 +408,15 @@ def test_without_jit(key):
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         NUTS(**arguments)
+
+
+def test_an_estimator_in_place_of_a_name(key):
+    target = Gaussian(3, condition_number=10.0)
+    named, given = (
+        wh.infer(target, NUTS(chains=1, warmup=100, draws=20, metric=metric), key=key)
+        for metric in ("auto", AutoEstimator())
+    )
+    np.testing.assert_array_equal(named.variables["x"], given.variables["x"])
 
 
 def test_backends_are_handed_everything():

@@ -4,9 +4,7 @@ In every step the program updates the step size and the moments of the window. A
 of a window the loop pauses, and `learn` decides in NumPy what follows from it.
 """
 
-import dataclasses
 import math
-from contextlib import suppress
 from typing import Any
 
 import equinox as eqx
@@ -16,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ...core._types import Scalar
-from ._estimate import AbstractEstimator, Window, refilled, window
-from ._metric import AbstractMetric, HostArray, Vector
+from ._estimate import AbstractEstimator, Moments, finite_estimate, moments, replaced
+from ._metric import AbstractMetric, HostArray, Vector, Welford, welford
 from ._step_size import DualAveraging, dual_averaging
 from ._transition import FAILED, SCALING, Chain, far
 
@@ -35,12 +33,50 @@ _LONG_WINDOW = 40  # draws that tell of divergences and of step sizes
 _PATIENCE = 0.5  # share of warm-up after which a window is used come what may
 
 
+class Window(eqx.Module):
+    """What is known of the draws since the metric was last renewed.
+
+    Attributes:
+        moments: Of the draws, and of the gradients there.
+        progress: Covariance of the number of a draw and its log density.
+        divergences: Trajectories that diverged.
+        acceptance_sum: Sum of acceptance rates.
+    """
+
+    moments: Moments
+    progress: Welford
+    divergences: Scalar
+    acceptance_sum: Scalar
+
+    @property
+    def count(self) -> Any:
+        """Number of draws; in NumPy or JAX."""
+        return self.moments.draws.count
+
+    def update(
+        self,
+        position: Vector,
+        gradient: Vector,
+        log_density: Scalar,
+        *,
+        is_divergent: Bool[Array, ""],
+        acceptance_rate: Scalar,
+    ) -> "Window":
+        """Take one more draw into account."""
+        return Window(
+            self.moments.update(position, gradient),
+            self.progress.update(jnp.stack([self.count, log_density])),
+            self.divergences + is_divergent,
+            self.acceptance_sum + jnp.nan_to_num(acceptance_rate),
+        )
+
+
 class Adaptation(eqx.Module):
     """What warm-up remembers.
 
     Attributes:
         averaging: Of the acceptance rate.
-        window: Moments of the present window.
+        window: The present window.
         length: Draws that the window is to have.
         metric: From the last window.
         last_log_step: Logarithm of the averaged step size of the last long window.
@@ -82,7 +118,9 @@ def pauses(warmup: int) -> tuple[int, ...]:
 def start_adaptation(estimator: AbstractEstimator, like: Vector) -> Adaptation:
     """Return no knowledge."""
     one = jnp.ones((), like.dtype)
-    empty = window(like, dense=estimator.needs_covariance, keep=estimator.keep)
+    zero = jnp.zeros_like(one)
+    progress = welford(like[:1].repeat(2), dense=True)
+    empty = Window(moments(like, estimator), progress, zero, zero)
     metric, memory = estimator.start(like)
     length = jnp.asarray(_FIRST_WINDOW, jnp.int32)
     return Adaptation(dual_averaging(one), empty, length, metric, jnp.inf * one, one, memory)
@@ -148,17 +186,17 @@ def learn(
         What is known now, and the chain for the next step; what was given if no window ends.
     """
     stop, window = last_window_end(warmup), adaptation.window
-    is_going_on = window.draws.count < adaptation.length and index not in (stop, warmup)
+    is_going_on = window.count < adaptation.length and index not in (stop, warmup)
     if is_going_on or chain.phase == FAILED:
         return adaptation, chain
     adaptation, chain = jax.tree.map(np.asarray, (adaptation, chain))
     if index == warmup:
         # Where stiffness changes from place to place a window may have seen the easy part.
         log_step = min(adaptation.averaging.log_mean, adaptation.last_log_step)
-        return adaptation, _with(chain, step_size=np.exp(log_step))
+        return adaptation, replaced(chain, step_size=np.exp(log_step))
     use_anyway = index > _PATIENCE * warmup
     adaptation = _renewed(estimator, adaptation, stop - index, use_anyway)
-    return adaptation, _with(chain, phase=SCALING)
+    return adaptation, replaced(chain, phase=SCALING)
 
 
 def _renewed(
@@ -174,22 +212,19 @@ def _renewed(
     """
     window, metric, memory, length = old.window, old.metric, old.memory, int(old.length)
     if is_frozen(window):
-        metric, _ = estimator.start(jnp.asarray(window.draws.mean))
+        metric, _ = estimator.start(jnp.asarray(window.moments.draws.mean))
         length = _FIRST_WINDOW
     elif use_anyway or not is_descending(window):
-        with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError):
-            metric, memory = estimator.estimate(window, metric, memory)
+        metric, memory = finite_estimate(estimator, window.moments, metric, memory)
         length = 2 * length
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metric)):
-        metric = old.metric
     # The last window should be long: what would be left for a shorter one belongs to it.
     length = left if left < 2 * length else length
     empty = jax.tree.map(np.zeros_like, window)
-    new = _with(old, window=empty, length=length, metric=metric, memory=memory)
-    if window.draws.count < _LONG_WINDOW:
+    new = replaced(old, window=empty, length=length, metric=metric, memory=memory)
+    if window.count < _LONG_WINDOW:
         return new
     log_step, caution = old.averaging.log_mean, _caution(window, old.caution)
-    return _with(new, last_log_step=log_step, caution=caution)
+    return replaced(new, last_log_step=log_step, caution=caution)
 
 
 def is_descending(window: Window) -> bool:
@@ -201,24 +236,14 @@ def is_descending(window: Window) -> bool:
     count, products = window.progress.count, np.asarray(window.progress.deviations)
     with np.errstate(all="ignore"):
         rise = count * products[0, 1] / products[0, 0]  # by the slope of a regression
-    return not rise <= far(len(window.draws.mean))
+    return not rise <= far(len(window.moments.draws.mean))
 
 
 def is_frozen(window: Window) -> bool:
     """Whether next to nothing was accepted."""
-    return bool(window.acceptance_sum < 0.1 * window.draws.count)
+    return bool(window.acceptance_sum < 0.1 * window.count)
 
 
 def _caution(window: Window, last: HostArray) -> float:
-    rate = window.divergences / window.draws.count
+    rate = window.divergences / window.count
     return float(np.clip(max(1 + _ALARM * rate, _MEMORY * last), 1, _MAX_CAUTION))
-
-
-def _with(module: Any, **changes: Any) -> Any:
-    """Return a module with fields replaced; their leaves keep the types they had."""
-    fields, structure = jax.tree.flatten(module, is_leaf=lambda node: node is not module)
-    named = zip((field.name for field in dataclasses.fields(module)), fields, strict=True)
-    new = lambda name, old: refilled(old, *jax.tree.leaves(changes[name]))
-    return structure.unflatten(
-        [new(name, old) if name in changes else old for name, old in named]
-    )

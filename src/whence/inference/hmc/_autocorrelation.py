@@ -2,7 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from ...core._types import Scalar
 from ._metric import Vector
@@ -38,13 +38,23 @@ def remember(memory: Memory, value: Vector) -> Memory:
     )
 
 
-def slowest_time(memory: Memory) -> Scalar:
-    """Estimate the longest integrated autocorrelation time, in draws, as of an AR(1)."""
-    mean = memory.total / memory.count
-    variance = memory.square / memory.count - mean**2
-    correlation = (memory.product / memory.count - mean**2) / variance
+def slowest_time(memory: Memory) -> float:
+    """Estimate the longest integrated autocorrelation time as of an AR(1). In NumPy.
+
+    Args:
+        memory: Of at least one draw.
+
+    Returns:
+        The time, in draws.
+    """
+    count, total, square, product = (
+        np.asarray(x, np.float64)
+        for x in (memory.count, memory.total, memory.square, memory.product)
+    )
+    mean = total / count
+    with np.errstate(all="ignore"):
+        correlation = (product / count - mean**2) / (square / count - mean**2)
     # One standard error off, since the largest of many estimates is too large.
-    correlation = correlation - lax.rsqrt(memory.count)
-    correlation = jnp.where(jnp.isnan(correlation), 1, correlation)
-    correlation = jnp.clip(correlation, -0.5, 0.98)
-    return jnp.max((1 + correlation) / (1 - correlation))
+    correlation = np.nan_to_num(correlation - count**-0.5, nan=1.0)
+    correlation = np.clip(correlation, -0.5, 0.98)
+    return float(np.max((1 + correlation) / (1 - correlation)))

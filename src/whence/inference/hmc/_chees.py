@@ -5,30 +5,42 @@ gradients without waiting. During warm-up they share what they learn: metric, st
 trajectory length. Then all of it is frozen, and every chain is a plain HMC chain.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._convert import flag, fraction, positive, whole
-from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
+from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
+from ...core._flat import flat_init, flat_view, position_shapes
+from ...core._require import check_positions
 from ...core._results import RESULTS
+from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
+from ...core._tree import unravel
 from ...core._types import PRNGKey, Scalar
 from .._settings import metric_name
 from ._common import (
     MAX_ENERGY_ERROR,
-    START_TRIES,
-    example_position,
-    require_floating_latents,
     restarted,
     van_der_corput,
 )
-from ._fisher import Moments, Whitening, fisher_whitening, identity, moments
+from ._estimate import (
+    AbstractEstimator,
+    AutoEstimator,
+    DiagonalEstimator,
+    Moments,
+    finite_estimate,
+    moments,
+    replaced,
+)
 from ._integrator import PhasePoint, kinetic_energy, leapfrog
+from ._metric import AbstractMetric
 from ._step_size import DualAveraging
 
 _EARLY_LEAPFROGS = 32  # while a chain falls into place, a long trajectory is of no use
@@ -59,13 +71,15 @@ class _State(eqx.Module):
     position: Chains
     log_density: PerChain
     gradient: Chains
-    whitening: Whitening
+    metric: AbstractMetric
+    whitening: AbstractMetric  # the dual of `metric`
+    memory: PyTree  # what the estimator of metrics keeps for itself
     moments: Moments
     step_size: DualAveraging  # one for each chain
     length: _Length
 
 
-class ChEES(AbstractEngine):
+class ChEES(AbstractPausingEngine):
     """Cross-chain adaptive HMC: fast on easy posteriors, never a default.
 
     It is at its best with a cheap gradient, dozens of chains and a posterior of one mode
@@ -86,8 +100,9 @@ class ChEES(AbstractEngine):
         warmup: Steps of adaptation, at least 10.
         draws: Draws kept from each chain.
         target_accept: Harmonic mean acceptance rate to aim at.
-        metric: `"diagonal"`, `"dense"`, or `"auto"`: dense if there are at least twice as
-            many chains as dimensions.
+        metric: `"diagonal"`, or `"dense"`: diagonal until it has predicted better than
+            that, from draws and gradients; `"auto"`: as `"dense"` if there are at least
+            twice as many chains as dimensions. Or an estimator of `whence.inference.hmc`.
         max_leapfrogs: Longest trajectory, in leapfrog steps.
         learning_rate: Of Adam, on the log trajectory length.
         keep_warmup: Whether to keep the draws of warm-up.
@@ -104,7 +119,10 @@ class ChEES(AbstractEngine):
     warmup: int = eqx.field(default=500, converter=whole("warmup", least=10))
     draws: int = eqx.field(default=500, converter=whole("draws", least=1))
     target_accept: float = eqx.field(default=0.651, converter=fraction("target_accept"))
-    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal", "dense"))
+    metric: str | AbstractEstimator = eqx.field(
+        default="auto",
+        converter=metric_name("auto", "diagonal", "dense", kind=AbstractEstimator),
+    )
     max_leapfrogs: int = eqx.field(default=1000, converter=whole("max_leapfrogs", least=1))
     learning_rate: float = eqx.field(default=0.025, converter=positive("learning_rate"))
     keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
@@ -122,6 +140,7 @@ class ChEES(AbstractEngine):
             self.warmup,
             self.warmup + self.draws,
             extendable=True,
+            pauses=tuple(index + 1 for index in self.metric_updates),
             ensemble=("chain", self.chains),
             homogeneous=False,
         )
@@ -134,13 +153,14 @@ class ChEES(AbstractEngine):
 
     def validate(self, target: AbstractTarget) -> None:
         """Raise `ValueError` if the target has no position of floating-point numbers."""
-        require_floating_latents(target)
+        check_positions(target, self.name)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
         """Return a state without starts; step 0 finds them."""
-        like = jnp.zeros_like(ravel_pytree(target.init(key=key))[0])
+        like, _ = flat_view(target)
         dim, dtype = like.size, like.dtype
-        dense = self.metric == "dense" or (self.metric == "auto" and 2 * dim <= self.chains)
+        estimator = self._estimator(dim)
+        metric, memory = estimator.start(like)
         rows = jnp.zeros((self.chains, dim), dtype)
         log_step = jnp.full(self.chains, jnp.log(0.5 * dim**-0.25), dtype)
         log_length = jnp.full((), jnp.log(_FIRST_LENGTH), dtype)
@@ -148,9 +168,11 @@ class ChEES(AbstractEngine):
             position=rows,
             log_density=jnp.full(self.chains, jnp.nan, dtype),
             gradient=rows,
-            whitening=identity(like, dense=dense),
-            moments=moments(like, dense=dense),
-            step_size=jax.vmap(restarted)(log_step),
+            metric=metric,
+            whitening=metric,  # the identity is its own dual
+            memory=memory,
+            moments=moments(like, estimator),
+            step_size=jax.vmap(lambda x: DualAveraging(*restarted(x)))(log_step),
             length=_Length(log_length, log_length, jnp.zeros((), dtype)),
         )
 
@@ -210,30 +232,43 @@ class ChEES(AbstractEngine):
         step_size = _update_each(state.step_size, signal, self.target_accept)
         length = self._adapt_length(state.length, index, slope, jnp.median(step_size.log_step))
         keep = _is_in_bulk(state.log_density)
-        collected = state.moments.update(state.position, state.gradient, keep)
-
-        def renew():
-            own = step_size.log_mean
-            shared = jnp.full_like(own, jnp.quantile(own, 0.25))
-            # A length is in the units of the metric, so it starts again with it, but for
-            # the last metric, which should be like the one before.
-            first = jnp.where(
-                is_alone, jnp.log(_FIRST_LENGTH).astype(length.log.dtype), length.log
-            )
-            return (
-                fisher_whitening(collected),
-                jax.tree.map(jnp.zeros_like, collected),
-                jax.vmap(restarted)(jnp.where(is_alone, own, shared)),
-                _Length(first, first, length.square),
-            )
-
-        updates = jnp.asarray(self.metric_updates, index.dtype)
-        learnt = lax.cond(
-            jnp.any(index == updates),
-            renew,
-            lambda: (state.whitening, collected, step_size, length),
+        collected = state.moments.update_all(state.position, state.gradient, keep)
+        return eqx.tree_at(
+            lambda s: (s.moments, s.step_size, s.length), state, (collected, step_size, length)
         )
-        return _State(state.position, state.log_density, state.gradient, *learnt)
+
+    def pause(self, state: _State, index: int) -> _State:
+        """Renew the metric; step sizes and length start again with it.
+
+        Args:
+            state: After step `index - 1`.
+            index: Number of the step to come.
+        """
+        state = jax.tree.map(np.asarray, state)
+        estimator, length = self._estimator(state.position.shape[1]), state.length
+        metric, memory = finite_estimate(estimator, state.moments, state.metric, state.memory)
+        log_step = state.step_size.log_mean
+        # A length is in the units of the metric, so it starts again with it, but for the
+        # last metric, which should be like the one before.
+        log_length = np.log(_FIRST_LENGTH)
+        if index > self.metric_updates[-1]:
+            log_step = np.full_like(log_step, np.quantile(log_step, 0.25))
+            log_length = length.log
+        return replaced(
+            state,
+            metric=metric,
+            whitening=metric.dual(),
+            memory=memory,
+            moments=jax.tree.map(np.zeros_like, state.moments),
+            step_size=restarted(log_step),
+            length=(log_length, log_length, length.square),
+        )
+
+    def _estimator(self, dim: int) -> AbstractEstimator:
+        if isinstance(self.metric, AbstractEstimator):
+            return self.metric
+        dense = self.metric == "dense" or (self.metric == "auto" and 2 * dim <= self.chains)
+        return AutoEstimator() if dense else DiagonalEstimator(many=math.inf)
 
     def _adapt_length(
         self, length: _Length, index: Array, slope: Scalar, log_step: Scalar
@@ -279,7 +314,7 @@ class ChEES(AbstractEngine):
 
 
 def chees_gradient(
-    whitening: Whitening,
+    whitening: AbstractMetric,
     before: PhasePoint,
     after: PhasePoint,
     rate: PerChain,
@@ -292,7 +327,7 @@ def chees_gradient(
     acceptance rate.
 
     Args:
-        whitening: Its inverse gives the coordinates.
+        whitening: Its `adjoint` gives the coordinates.
         before: Where trajectories start, batched over chains.
         after: Where they end.
         rate: Acceptance rates.
@@ -304,12 +339,14 @@ def chees_gradient(
     References:
         Hoffman, Radul, Sountsov (2021), section 3.
     """
-    weight = jnp.where(is_finite, rate, 0)
+    # What is never accepted may be so far away that its square is infinite.
+    counts = is_finite & (rate > 0)
+    weight = jnp.where(counts, rate, 0)
     weight = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
-    end = jnp.where(is_finite[:, None], after.position, 0)
-    momentum = jnp.where(is_finite[:, None], after.momentum, 0)
-    start = jax.vmap(whitening.whiten)(before.position - jnp.mean(before.position, axis=0))
-    end = jax.vmap(whitening.whiten)(end - jnp.sum(end * weight[:, None], axis=0))
+    end = jnp.where(counts[:, None], after.position, 0)
+    momentum = jnp.where(counts[:, None], after.momentum, 0)
+    start = jax.vmap(whitening.adjoint)(before.position - jnp.mean(before.position, axis=0))
+    end = jax.vmap(whitening.adjoint)(end - jnp.sum(end * weight[:, None], axis=0))
     gain = jnp.sum(end**2, axis=1) - jnp.sum(start**2, axis=1)
     criterion = jnp.sum(weight * gain**2) / 4
     return criterion, jnp.sum(weight * gain * jnp.sum(end * momentum, axis=1))
@@ -317,7 +354,7 @@ def chees_gradient(
 
 def _launch(state: _State, momentum: Chains) -> PhasePoint:
     def one(position, momentum, log_density, gradient):
-        force = state.whitening.metric.adjoint(gradient)
+        force = state.metric.adjoint(gradient)
         return PhasePoint(position, momentum, log_density, gradient, force)
 
     return jax.vmap(one)(state.position, momentum, state.log_density, state.gradient)
@@ -325,12 +362,12 @@ def _launch(state: _State, momentum: Chains) -> PhasePoint:
 
 def _follow(target, state, point, step_size, num_steps, is_search, key):
     """Integrate all chains, or draw starts until all are finite; one copy of the gradient."""
-    unravel = ravel_pytree(example_position(target))[1]
+    _, unravel = flat_view(target)
     value_and_grad = jax.value_and_grad(lambda x: target.log_density(unravel(x)))
 
     def redraw(point, number):
         keys = jr.split(jr.fold_in(key, number), step_size.size)
-        fresh = jax.vmap(lambda k: ravel_pytree(target.init(key=k))[0])(keys)
+        fresh = jax.vmap(lambda k: flat_init(target, key=k))(keys)
         position = jnp.where(_is_finite(point)[:, None], point.position, fresh)
         zeros = jnp.zeros_like(position)
         # Without force and momentum a leapfrog step of size 0 evaluates, even after NaN.
@@ -341,12 +378,12 @@ def _follow(target, state, point, step_size, num_steps, is_search, key):
     def body(carry):
         point, number = carry
         point = lax.cond(is_search, redraw, lambda p, _: p, point, number)
-        advance = lambda p, e: leapfrog(value_and_grad, state.whitening.metric, p, e)
+        advance = lambda p, e: leapfrog(value_and_grad, state.metric, p, e)
         return jax.vmap(advance)(point, jnp.where(is_search, 0, step_size)), number + 1
 
     def is_unfinished(carry):
         point, number = carry
-        is_missing = ~jnp.all(_is_finite(point)) & (number < START_TRIES)
+        is_missing = ~jnp.all(_is_finite(point)) & (number < MAX_STARTS)
         return jnp.where(is_search, is_missing, number < num_steps)
 
     return lax.while_loop(is_unfinished, body, (point, jnp.zeros((), jnp.int32)))
@@ -379,5 +416,4 @@ def _chain_first(target: AbstractTarget, info: Info):
     positions, stats = jax.tree.map(
         lambda leaf: jnp.swapaxes(leaf[0], 0, 1), (info.position, info.stats)
     )
-    unravel = ravel_pytree(example_position(target))[1]
-    return jax.vmap(jax.vmap(unravel))(positions), stats
+    return unravel(positions, position_shapes(target)), stats

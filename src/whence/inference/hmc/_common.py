@@ -1,32 +1,13 @@
 """What ChEES and MCLMC have in common."""
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Int
 
-from ...core._target import AbstractTarget
-from ...core._types import Position, Scalar
-from ._step_size import DualAveraging
+from ...core._types import Scalar
 
-START_TRIES = 100
 MAX_ENERGY_ERROR = 1000.0  # nats; Stan's limit for a diverging trajectory
-
-
-def require_floating_latents(target: AbstractTarget) -> None:
-    """Raise `ValueError` if the target has no position of floating-point numbers."""
-    leaves = jax.tree.leaves(jax.eval_shape(lambda: target.init(key=jr.key(0))))
-    if sum(leaf.size for leaf in leaves) == 0:
-        raise ValueError("`target` must have at least one latent variable; it has none.")
-    for leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"`target` must have floating positions; got {leaf.dtype}.")
-
-
-def example_position(target: AbstractTarget) -> Position:
-    """Return a position of zeros, without drawing one."""
-    shapes = jax.eval_shape(lambda: target.init(key=jr.key(0)))
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def van_der_corput(index: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
@@ -39,7 +20,11 @@ def van_der_corput(index: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
     return bits.astype(dtype) * jnp.asarray(2.0**-32, dtype)
 
 
-def restarted(log_step: Scalar) -> DualAveraging:
-    """Start dual averaging at a step size that is good already, anchored where it is."""
-    zero = jnp.zeros_like(log_step)
-    return DualAveraging(log_step, log_step, zero, log_step, zero)
+def restarted(log_step: Any) -> tuple:
+    """Return the leaves of `DualAveraging` from a good step size on, anchored where it is.
+
+    Args:
+        log_step: Logarithm of the step size, or of one for each chain; in NumPy or JAX.
+    """
+    zero = 0 * log_step
+    return log_step, log_step, zero, log_step, zero

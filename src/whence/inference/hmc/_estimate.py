@@ -5,6 +5,8 @@ between chunks, in NumPy: it happens a few times a run, and costs the compiler n
 """
 
 import abc
+import dataclasses
+from contextlib import suppress
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...core._types import Scalar
 from ._metric import (
     AbstractMetric,
     DenseMetric,
@@ -22,6 +23,7 @@ from ._metric import (
     LowRankMetric,
     Vector,
     Welford,
+    refilled,
     shrink,
     welford,
 )
@@ -33,70 +35,59 @@ _KEEP, _MAX_RANK = 128, 16  # draws to find the directions of a low-rank metric,
 _MANY_DRAWS = 100.0  # from here on variances of draws are better than ratios
 
 
-class Window(eqx.Module):
+class Moments(eqx.Module):
     """Moments of the draws of one window, and of the gradients there.
 
     Attributes:
         draws: Moments of the draws.
         gradients: Moments of the gradients.
-        progress: Covariance of the number of a draw and its log density.
-        divergences: Trajectories that diverged.
-        acceptance_sum: Sum of acceptance rates.
         recent: The last draws and gradients themselves, in no order; None if not kept.
     """
 
     draws: Welford
     gradients: Welford
-    progress: Welford
-    divergences: Scalar
-    acceptance_sum: Scalar
     recent: Float[Array, "keep 2 dim"] | None = None
 
-    def update(
-        self,
-        position: Vector,
-        gradient: Vector,
-        log_density: Scalar,
-        *,
-        is_divergent: Bool[Array, ""],
-        acceptance_rate: Scalar,
-    ) -> "Window":
+    def update(self, position: Vector, gradient: Vector) -> "Moments":
         """Take one more draw into account."""
         recent = self.recent
         if recent is not None:
             slot = self.draws.count.astype(jnp.int32) % recent.shape[0]
             recent = recent.at[slot].set(jnp.stack([position, gradient]))
-        return Window(
-            self.draws.update(position),
-            self.gradients.update(gradient),
-            self.progress.update(jnp.stack([self.draws.count, log_density])),
-            self.divergences + is_divergent,
-            self.acceptance_sum + jnp.nan_to_num(acceptance_rate),
+        return Moments(self.draws.update(position), self.gradients.update(gradient), recent)
+
+    def update_all(
+        self,
+        positions: Float[Array, "chain dim"],
+        gradients: Float[Array, "chain dim"],
+        keep: Bool[Array, " chain"],
+    ) -> "Moments":
+        """Take one draw of each of several chains into account, those that are to be kept."""
+        recent = self.recent
+        if recent is not None:
+            size, number = recent.shape[0], jnp.cumsum(keep)
+            slots = (self.draws.count.astype(jnp.int32) + number - 1) % size
+            # Of more draws than there are slots the last ones count; others are dropped.
+            slots = jnp.where(keep & (number > number[-1] - size), slots, size)
+            recent = recent.at[slots].set(jnp.stack([positions, gradients], 1), mode="drop")
+        return Moments(
+            self.draws.update_all(positions, keep),
+            self.gradients.update_all(gradients, keep),
             recent,
         )
 
 
-def window(like: Vector, *, dense: bool, keep: int = 0) -> Window:
-    """Return an empty window for vectors of the shape and dtype of `like`.
+def moments(like: Vector, estimator: "AbstractEstimator") -> Moments:
+    """Return what an estimator needs to know of a window, without draws.
 
     Args:
         like: A position.
-        dense: Whether to keep covariances, or variances alone.
-        keep: Draws to keep as they are.
-
-    Returns:
-        A window without draws.
+        estimator: The estimator.
     """
+    keep = estimator.keep
     recent = jnp.zeros((keep, 2, like.shape[0]), like.dtype) if keep else None
-    zero = jnp.zeros((), like.dtype)
-    return Window(
-        welford(like, dense=dense),
-        welford(like, dense=dense),
-        welford(like[:1].repeat(2), dense=True),
-        zero,
-        zero,
-        recent,
-    )
+    empty = welford(like, dense=estimator.needs_covariance)
+    return Moments(empty, empty, recent)
 
 
 class AbstractEstimator(eqx.Module):
@@ -111,7 +102,7 @@ class AbstractEstimator(eqx.Module):
 
     @abc.abstractmethod
     def estimate(
-        self, window: Window, metric: AbstractMetric, memory: PyTree
+        self, window: Moments, metric: AbstractMetric, memory: PyTree
     ) -> tuple[AbstractMetric, PyTree]:
         """Return a metric, which may not be finite, and what to remember. In NumPy.
 
@@ -122,11 +113,25 @@ class AbstractEstimator(eqx.Module):
         """
 
 
-def refilled(old: Any, *leaves: HostArray) -> Any:
-    """Return a module like `old` with other leaves, of the types that those had."""
-    was, structure = jax.tree.flatten(old)
-    made = [np.asarray(new, leaf.dtype) for new, leaf in zip(leaves, was, strict=True)]
-    return jax.tree.unflatten(structure, made)
+def finite_estimate(
+    estimator: AbstractEstimator, window: Moments, metric: AbstractMetric, memory: PyTree
+) -> tuple[AbstractMetric, PyTree]:
+    """Return what `estimator.estimate` does, but the old metric if the new is not finite."""
+    new = metric
+    with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError):
+        new, memory = estimator.estimate(window, metric, memory)
+    is_finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
+    return new if is_finite else metric, memory
+
+
+def replaced(module: Any, **changes: Any) -> Any:
+    """Return a module with fields replaced; their leaves keep the types they had."""
+    fields, structure = jax.tree.flatten(module, is_leaf=lambda node: node is not module)
+    named = zip((field.name for field in dataclasses.fields(module)), fields, strict=True)
+    new = lambda name, old: refilled(old, *jax.tree.leaves(changes[name]))
+    return structure.unflatten(
+        [new(name, old) if name in changes else old for name, old in named]
+    )
 
 
 class DiagonalEstimator(AbstractEstimator):
@@ -137,6 +142,9 @@ class DiagonalEstimator(AbstractEstimator):
 
     Attributes:
         many: Draws from which on there are enough for variances, shrunk as in Stan.
+
+    References:
+        Seyboldt, Carlson and Carpenter (2026), metrics from gradients, arXiv:2603.18845.
     """
 
     many: float = _MANY_DRAWS
@@ -147,7 +155,7 @@ class DiagonalEstimator(AbstractEstimator):
         return DiagonalMetric(jnp.ones_like(like)), ()
 
     def estimate(
-        self, window: Window, metric: AbstractMetric, memory: PyTree
+        self, window: Moments, metric: AbstractMetric, memory: PyTree
     ) -> tuple[AbstractMetric, PyTree]:
         is_long = window.draws.count >= self.many
         scale = _draws_scale(window) if is_long else fisher_scale(window)
@@ -164,7 +172,7 @@ class CovarianceEstimator(AbstractEstimator):
         return DenseMetric(jnp.eye(like.shape[0], dtype=like.dtype)), ()
 
     def estimate(
-        self, window: Window, metric: AbstractMetric, memory: PyTree
+        self, window: Moments, metric: AbstractMetric, memory: PyTree
     ) -> tuple[AbstractMetric, PyTree]:
         covariance = shrink(_covariance(window.draws), _count(window))
         return refilled(metric, _cholesky(covariance)), memory
@@ -179,7 +187,11 @@ class _Candidates(eqx.Module):
 
 
 class AutoEstimator(AbstractEstimator):
-    """Dense or diagonal by Fisher divergence, whichever predicts the next window better."""
+    """Dense or diagonal by Fisher divergence, whichever predicts the next window better.
+
+    References:
+        Seyboldt, Carlson and Carpenter (2026), metrics from gradients, arXiv:2603.18845.
+    """
 
     needs_covariance: bool = eqx.field(default=True, init=False)
     keep: int = eqx.field(default=0, init=False)
@@ -190,7 +202,7 @@ class AutoEstimator(AbstractEstimator):
         return DenseMetric(unit), _Candidates(jnp.ones_like(like), nothing, nothing)
 
     def estimate(
-        self, window: Window, metric: AbstractMetric, memory: _Candidates
+        self, window: Moments, metric: AbstractMetric, memory: _Candidates
     ) -> tuple[AbstractMetric, PyTree]:
         scale, (factor, dual) = fisher_scale(window), fisher_factor(window)
         # Without a predecessor to judge there must be enough draws for a full rank.
@@ -204,7 +216,11 @@ class AutoEstimator(AbstractEstimator):
 
 
 class LowRankEstimator(AbstractEstimator):
-    """The Fisher diagonal, corrected along the few directions that need it most."""
+    """The Fisher diagonal, corrected along the few directions that need it most.
+
+    References:
+        Seyboldt, Carlson and Carpenter (2026), metrics from gradients, arXiv:2603.18845.
+    """
 
     needs_covariance: bool = eqx.field(default=False, init=False)
     keep: int = eqx.field(default=_KEEP, init=False)
@@ -216,7 +232,7 @@ class LowRankEstimator(AbstractEstimator):
         return metric, ()
 
     def estimate(
-        self, window: Window, metric: AbstractMetric, memory: PyTree
+        self, window: Moments, metric: AbstractMetric, memory: PyTree
     ) -> tuple[AbstractMetric, PyTree]:
         scale = fisher_scale(window)
         rank = min(_MAX_RANK, len(scale))
@@ -224,7 +240,7 @@ class LowRankEstimator(AbstractEstimator):
 
 
 def _principal_stretches(
-    window: Window, scale: HostArray, rank: int
+    window: Moments, scale: HostArray, rank: int
 ) -> tuple[HostArray, HostArray]:
     """Return the directions along which scaled draws are least like a standard normal.
 
@@ -263,7 +279,7 @@ def _principal_stretches(
     return columns, stretch
 
 
-def fisher_scale(window: Window) -> HostArray:
+def fisher_scale(window: Moments) -> HostArray:
     """Return the diagonal scale of least Fisher divergence to a normal.
 
     The inverse mass matrix is `sqrt(var(x) / var(g))`: exact on a normal with independent
@@ -275,7 +291,7 @@ def fisher_scale(window: Window) -> HostArray:
     return (_variances(window.draws) / _variances(window.gradients)) ** 0.25
 
 
-def fisher_factor(window: Window) -> tuple[HostArray, HostArray]:
+def fisher_factor(window: Moments) -> tuple[HostArray, HostArray]:
     """Return `L` with `L L^T` of least Fisher divergence to a normal, and `L^-T`.
 
     With `A = cov(x)` and `B = cov(g)` the minimum is at the geometric mean of `A` and the
@@ -307,7 +323,7 @@ def _geometric_mean(a: HostArray, b: HostArray) -> HostArray:
     return inverse_root @ middle @ inverse_root
 
 
-def _dense_divergence(old: _Candidates, window: Window) -> float:
+def _dense_divergence(old: _Candidates, window: Moments) -> float:
     """Return `tr(B S) + tr(A S^-1)`: the Fisher divergence but for a constant."""
     draws, gradients = _covariance(window.draws), _covariance(window.gradients)
     return float(
@@ -315,17 +331,17 @@ def _dense_divergence(old: _Candidates, window: Window) -> float:
     )
 
 
-def _diagonal_divergence(old: _Candidates, window: Window) -> float:
+def _diagonal_divergence(old: _Candidates, window: Moments) -> float:
     variance = np.asarray(old.scale, np.float64) ** 2
     draws, gradients = _variances(window.draws), _variances(window.gradients)
     return float(np.sum(gradients * variance + draws / variance))
 
 
-def _draws_scale(window: Window) -> HostArray:
+def _draws_scale(window: Moments) -> HostArray:
     return np.sqrt(shrink(_variances(window.draws), _count(window)))
 
 
-def _count(window: Window) -> float:
+def _count(window: Moments) -> float:
     return float(window.draws.count)
 
 

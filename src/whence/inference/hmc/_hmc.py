@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int
 from ...core._convert import flag, fraction, number, positive, whole
 from ...core._types import PRNGKey, Scalar
 from .._settings import metric_name
+from ._estimate import AbstractEstimator
 from ._integrator import End, PhasePoint
 from ._sampler import METRICS, AbstractSampler
 from ._trajectory import AbstractTrajectory, Proposal
@@ -132,7 +133,9 @@ class HMC(AbstractSampler):
     )
     jitter: float = eqx.field(default=0.5, converter=number("jitter", least=0, below=1))
     target_accept: float = eqx.field(default=0.8, converter=fraction("target_accept"))
-    metric: str = eqx.field(default="auto", converter=metric_name(*METRICS))
+    metric: str | AbstractEstimator = eqx.field(
+        default="auto", converter=metric_name(*METRICS, kind=AbstractEstimator)
+    )
     step_size: float | None = eqx.field(
         default=None, converter=positive("step_size", optional=True)
     )

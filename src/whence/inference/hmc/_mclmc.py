@@ -1,16 +1,21 @@
 """Microcanonical Langevin Monte Carlo, with and without Metropolis adjustment."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._convert import flag, fraction, one_of, positive, whole
-from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
+from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
+from ...core._flat import flat_init, flat_view, position_shapes
+from ...core._require import check_positions
 from ...core._results import RESULTS
+from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
 from ...core._tree import unravel
 from ...core._types import PRNGKey, Scalar
@@ -19,13 +24,18 @@ from .._settings import metric_name
 from ._autocorrelation import Memory, forget, remember, slowest_time
 from ._common import (
     MAX_ENERGY_ERROR,
-    START_TRIES,
-    example_position,
-    require_floating_latents,
     restarted,
     van_der_corput,
 )
-from ._fisher import Moments, Whitening, fisher_whitening, identity, moments
+from ._estimate import (
+    AbstractEstimator,
+    AutoEstimator,
+    DiagonalEstimator,
+    Moments,
+    finite_estimate,
+    moments,
+    replaced,
+)
 from ._isokinetic import (
     INTEGRATORS,
     Particle,
@@ -34,7 +44,7 @@ from ._isokinetic import (
     stage,
     stages_per_step,
 )
-from ._metric import Vector
+from ._metric import AbstractMetric, Vector
 from ._step_size import DualAveraging
 
 _EARLY_STEPS = 32  # while a chain falls into place, a long trajectory is of no use,
@@ -46,14 +56,16 @@ _DECOHERENCE = 1.25  # lengths, within an adjusted trajectory; Robnik et al. (20
 
 class _State(eqx.Module):
     particle: Particle
-    whitening: Whitening
+    metric: AbstractMetric
+    whitening: AbstractMetric  # the dual of `metric`
+    memory: PyTree  # what the estimator of metrics keeps for itself
     moments: Moments
-    memory: Memory
+    lags: Memory
     step_size: DualAveraging
     log_length: Scalar
 
 
-class MCLMC(AbstractEngine):
+class MCLMC(AbstractPausingEngine):
     """Microcanonical Langevin Monte Carlo: fast on easy posteriors, never a default.
 
     A draw is a trajectory of motion at unit speed that gradients only turn. With
@@ -83,8 +95,9 @@ class MCLMC(AbstractEngine):
         adjusted: Whether to make the Metropolis test.
         target_accept: Mean acceptance rate to aim at, if adjusted.
         energy_variance: Mean square energy error per step and dimension to aim at, if not.
-        metric: `"diagonal"`, `"dense"`, or `"auto"`: dense if warm-up has at least twenty
-            steps per dimension.
+        metric: `"diagonal"`, or `"dense"`: diagonal until it has predicted better than
+            that, from draws and gradients; `"auto"`: as `"dense"` if warm-up has at least
+            twenty steps per dimension. Or an estimator of `whence.inference.hmc`.
         integrator: `"leapfrog"`, or `"minimal_norm"` with two gradients a step.
         langevin: Whether adjusted trajectories have noise in their direction, too.
         max_steps: Longest trajectory, in steps.
@@ -104,7 +117,10 @@ class MCLMC(AbstractEngine):
     adjusted: bool = eqx.field(default=True, converter=flag("adjusted"))
     target_accept: float = eqx.field(default=0.9, converter=fraction("target_accept"))
     energy_variance: float = eqx.field(default=5e-4, converter=positive("energy_variance"))
-    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal", "dense"))
+    metric: str | AbstractEstimator = eqx.field(
+        default="auto",
+        converter=metric_name("auto", "diagonal", "dense", kind=AbstractEstimator),
+    )
     integrator: str = eqx.field(default="leapfrog", converter=one_of("integrator", INTEGRATORS))
     langevin: bool = eqx.field(default=False, converter=flag("langevin"))
     max_steps: int = eqx.field(default=1000, converter=whole("max_steps", least=1))
@@ -118,8 +134,14 @@ class MCLMC(AbstractEngine):
     @property
     def schedule(self) -> Schedule:
         """Every chain is a replica."""
-        steps = self.warmup + self.draws
-        return Schedule(self.chains, self.warmup, steps, extendable=True, homogeneous=False)
+        return Schedule(
+            self.chains,
+            self.warmup,
+            self.warmup + self.draws,
+            extendable=True,
+            pauses=tuple(i + 1 for i in (*self.metric_updates, *self.length_updates)),
+            homogeneous=False,
+        )
 
     @property
     def metric_updates(self) -> tuple[int, ...]:
@@ -134,20 +156,23 @@ class MCLMC(AbstractEngine):
 
     def validate(self, target: AbstractTarget) -> None:
         """Raise `ValueError` if the target has no position of floating-point numbers."""
-        require_floating_latents(target)
+        check_positions(target, self.name)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
         """Return a state without a start; step 0 finds it."""
-        like = jnp.zeros_like(_draw_start(target, key))
-        dim, dtype = like.size, like.dtype
-        dense = self.metric == "dense" or (self.metric == "auto" and 20 * dim <= self.warmup)
+        given = flat_view(target)[0]
+        dim, dtype = max(given.size, 2), given.dtype
+        like, estimator = jnp.zeros(dim, dtype), self._estimator(dim)
+        metric, memory = estimator.start(like)
         log_length = jnp.full((), 0.5 * jnp.log(dim), dtype)
         return _State(
             particle=Particle(like, like, jnp.full((), jnp.nan, dtype), like),
-            whitening=identity(like, dense=dense),
-            moments=moments(like, dense=dense),
-            memory=forget(jnp.zeros(dim + 1, dtype)),
-            step_size=restarted(log_length - jnp.log(4.0).astype(dtype)),
+            metric=metric,
+            whitening=metric,  # the identity is its own dual
+            memory=memory,
+            moments=moments(like, estimator),
+            lags=forget(jnp.zeros(dim + 1, dtype)),
+            step_size=DualAveraging(*restarted(log_length - jnp.log(4.0).astype(dtype))),
             log_length=log_length,
         )
 
@@ -189,7 +214,7 @@ class MCLMC(AbstractEngine):
         stay = _heading(start, -start.direction)
         particle = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, stay)
         moved = eqx.tree_at(lambda s: s.particle, state, particle)
-        state = lax.cond(is_warm, lambda: self._adapt(moved, index, signal, aim), lambda: moved)
+        state = lax.cond(is_warm, lambda: self._adapt(moved, signal, aim), lambda: moved)
         position, lp = _without_padding(target, particle)
         return state, Info(
             position,
@@ -240,7 +265,7 @@ class MCLMC(AbstractEngine):
                 particle = _heading(particle, noisy)
             particle, change = stage(
                 value_and_grad,
-                state.whitening.metric,
+                state.metric,
                 particle,
                 advance,
                 number,
@@ -259,7 +284,7 @@ class MCLMC(AbstractEngine):
 
         def is_unfinished(carry):
             particle, *_, number = carry
-            is_missing = ~particle.is_finite() & (number < START_TRIES)
+            is_missing = ~particle.is_finite() & (number < MAX_STARTS)
             return jnp.where(is_search, is_missing, number < stages * num_steps)
 
         zero = jnp.zeros_like(step_size)
@@ -267,38 +292,51 @@ class MCLMC(AbstractEngine):
         particle, error, _, squares, taken = lax.while_loop(is_unfinished, body, carry)
         return particle, error, squares, taken
 
-    def _adapt(self, state: _State, index: Array, signal: Scalar, aim: float) -> _State:
+    def _adapt(self, state: _State, signal: Scalar, aim: float) -> _State:
         """Learn from one warm-up step, whose draw is in `state`."""
-        particle, whitening = state.particle, state.whitening
-        step_size = state.step_size.update(signal, aim)
-        everyone = jnp.ones(1, bool)
-        collected = state.moments.update(
-            particle.position[None], particle.gradient[None], everyone
+        particle = state.particle
+        return eqx.tree_at(
+            lambda s: (s.step_size, s.moments, s.lags),
+            state,
+            (
+                state.step_size.update(signal, aim),
+                state.moments.update(particle.position, particle.gradient),
+                remember(state.lags, _watched(state.whitening, particle)),
+            ),
         )
-        memory = remember(state.memory, _watched(whitening, particle))
-        log_length = state.log_length
 
-        def renew_metric():
-            new = fisher_whitening(collected)
-            empty = jax.tree.map(jnp.zeros_like, collected)
-            # A length is in the units of the metric, so it starts again with it.
-            first = jnp.full_like(log_length, 0.5 * jnp.log(particle.position.size))
-            memory = forget(_watched(new, particle))
-            return new, empty, memory, restarted(step_size.log_mean), first
+    def pause(self, state: _State, index: int) -> _State:
+        """Renew the metric, or scale the length.
 
-        def renew_length():
+        Args:
+            state: After step `index - 1`.
+            index: Number of the step to come.
+        """
+        state = jax.tree.map(np.asarray, state)
+        if index - 1 not in self.metric_updates:
             # Chains that diffuse need a number of draws inverse to the square of length.
-            growth = jnp.clip(jnp.sqrt(slowest_time(memory) / _GOOD_TIME), 0.7, 4)
-            fresh = forget(memory.last)
-            return whitening, collected, fresh, step_size, log_length + jnp.log(growth)
+            growth = np.clip(np.sqrt(slowest_time(state.lags) / _GOOD_TIME), 0.7, 4)
+            length = state.log_length + np.log(growth)
+            return replaced(state, lags=forget(jnp.asarray(state.lags.last)), log_length=length)
+        particle, estimator = state.particle, self._estimator(state.particle.position.size)
+        metric, memory = finite_estimate(estimator, state.moments, state.metric, state.memory)
+        return replaced(
+            state,
+            metric=metric,
+            whitening=metric.dual(),
+            memory=memory,
+            moments=jax.tree.map(np.zeros_like, state.moments),
+            lags=forget(_watched(*jax.tree.map(jnp.asarray, (metric.dual(), particle)))),
+            step_size=restarted(state.step_size.log_mean),
+            # A length is in the units of the metric, so it starts again with it.
+            log_length=0.5 * np.log(particle.position.size),
+        )
 
-        def go_on():
-            return whitening, collected, memory, step_size, log_length
-
-        is_among = lambda steps: jnp.any(index == jnp.asarray(steps, index.dtype))
-        which = jnp.where(is_among(self.length_updates), 1, 0)
-        which = jnp.where(is_among(self.metric_updates), 2, which)
-        return _State(particle, *lax.switch(which, [go_on, renew_length, renew_metric]))
+    def _estimator(self, dim: int) -> AbstractEstimator:
+        if isinstance(self.metric, AbstractEstimator):
+            return self.metric
+        dense = self.metric == "dense" or (self.metric == "auto" and 20 * dim <= self.warmup)
+        return AutoEstimator() if dense else DiagonalEstimator(many=math.inf)
 
     def done(self, state: _State) -> Bool[Array, ""]:
         """Never before all steps are made."""
@@ -314,7 +352,7 @@ class MCLMC(AbstractEngine):
     ) -> Sample:
         """Return draws and statistics with axes `(chain, draw)`."""
         assert trace.sampling is not None  # the loop asks for draws only if there are any
-        like = example_position(target)
+        like = position_shapes(target)
         warmup = trace.warmup if self.keep_warmup else None
         return Sample(
             positions=unravel(trace.sampling.position, like),
@@ -331,7 +369,7 @@ def _heading(particle: Particle, direction: Vector) -> Particle:
 
 
 def _draw_start(target: AbstractTarget, key: PRNGKey) -> Vector:
-    position = ravel_pytree(target.init(key=key))[0]
+    position = flat_init(target, key=key)
     if position.size > 1:
         return position
     return jnp.append(position, jr.normal(jr.fold_in(key, 1), (1,), position.dtype))
@@ -339,18 +377,18 @@ def _draw_start(target: AbstractTarget, key: PRNGKey) -> Vector:
 
 def _padded_density(target: AbstractTarget):
     """Return the log density of flat positions, with a second dimension if there is one."""
-    flat, unravel = ravel_pytree(example_position(target))
+    flat, unravel = flat_view(target)
     if flat.size > 1:
         return lambda x: target.log_density(unravel(x))
     return lambda x: target.log_density(unravel(x[:1])) - 0.5 * x[1] ** 2
 
 
 def _without_padding(target: AbstractTarget, particle: Particle) -> tuple[Vector, Scalar]:
-    if ravel_pytree(example_position(target))[0].size > 1:
+    if flat_view(target)[0].size > 1:
         return particle.position, particle.log_density
     return particle.position[:1], particle.log_density + 0.5 * particle.position[1] ** 2
 
 
-def _watched(whitening: Whitening, particle: Particle) -> Float[Array, " watched"]:
+def _watched(whitening: AbstractMetric, particle: Particle) -> Float[Array, " watched"]:
     """What must not be correlated in time: coordinates and log density."""
-    return jnp.append(whitening.whiten(particle.position), particle.log_density)
+    return jnp.append(whitening.adjoint(particle.position), particle.log_density)

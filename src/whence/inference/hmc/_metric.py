@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ...core._types import PRNGKey, Scalar
 
@@ -33,6 +33,10 @@ class AbstractMetric(eqx.Module):
     def adjoint(self, gradient: Vector) -> Vector:
         """Return the force `L^T g` on a whitened momentum."""
 
+    @abc.abstractmethod
+    def dual(self) -> "AbstractMetric":
+        """Return the metric `L^-T`, whose `adjoint` whitens a position. In NumPy."""
+
 
 class DiagonalMetric(AbstractMetric):
     """`L = diag(scale)`; `scale` estimates standard deviations."""
@@ -45,6 +49,9 @@ class DiagonalMetric(AbstractMetric):
     def adjoint(self, gradient: Vector) -> Vector:
         return self.scale * gradient
 
+    def dual(self) -> "DiagonalMetric":
+        return refilled(self, 1 / self.scale)
+
 
 class DenseMetric(AbstractMetric):
     """`L = factor`, any square root of an estimated covariance, symmetric or triangular."""
@@ -56,6 +63,9 @@ class DenseMetric(AbstractMetric):
 
     def adjoint(self, gradient: Vector) -> Vector:
         return gradient @ self.factor
+
+    def dual(self) -> "DenseMetric":
+        return refilled(self, np.linalg.inv(self.factor).T)
 
 
 class LowRankMetric(AbstractMetric):
@@ -75,8 +85,18 @@ class LowRankMetric(AbstractMetric):
     def adjoint(self, gradient: Vector) -> Vector:
         return self._stretch(self.scale * gradient)
 
+    def dual(self) -> "LowRankMetric":
+        return refilled(self, 1 / self.scale, self.vectors, 1 / self.stretch)
+
     def _stretch(self, vector: Vector) -> Vector:
         return vector + self.vectors @ ((self.stretch - 1) * (vector @ self.vectors))
+
+
+def refilled(old: Any, *leaves: HostArray) -> Any:
+    """Return a module like `old` with other leaves, of the types that those had. In NumPy."""
+    was, structure = jax.tree.flatten(old)
+    made = [np.asarray(new, leaf.dtype) for new, leaf in zip(leaves, was, strict=True)]
+    return jax.tree.unflatten(structure, made)
 
 
 def sample_momentum(key: PRNGKey, like: Vector) -> Vector:
@@ -108,6 +128,26 @@ class Welford(eqx.Module):
         after = x - mean
         product = before * after if self.deviations.ndim == 1 else jnp.outer(before, after)
         return Welford(count, mean, self.deviations + product)
+
+    def update_all(
+        self, x: Float[Array, "chain dim"], keep: Bool[Array, " chain"]
+    ) -> "Welford":
+        """Take several vectors into account, those that are to be kept.
+
+        References:
+            Chan, Golub, LeVeque (1983), doi:10.1080/00031305.1983.10483115.
+        """
+        size = jnp.sum(keep).astype(self.count.dtype)
+        count = self.count + size
+        mean = jnp.sum(jnp.where(keep[:, None], x, 0), axis=0) / jnp.maximum(size, 1)
+        shift, share = mean - self.mean, size / jnp.maximum(count, 1)
+        centred = jnp.where(keep[:, None], x - mean, 0)
+        if self.deviations.ndim == 1:
+            within, between = jnp.sum(centred**2, axis=0), shift**2
+        else:
+            within, between = centred.T @ centred, jnp.outer(shift, shift)
+        deviations = self.deviations + within + between * (self.count * share)
+        return Welford(count, self.mean + shift * share, deviations)
 
 
 def welford(like: Vector, *, dense: bool = False) -> Welford:

@@ -15,6 +15,7 @@ from ...core._wrapped import AbstractWrappedEngine
 from .. import backends
 from .._settings import metric_name
 from ..backends._options import freeze
+from ._estimate import AbstractEstimator
 from ._integrator import PhasePoint
 from ._sampler import METRICS, AbstractSampler
 from ._tree import Tree, start_tree
@@ -31,7 +32,7 @@ class TreeSampler(AbstractSampler):
     draws: int
     target_accept: float
     max_tree_depth: int
-    metric: str
+    metric: str | AbstractEstimator
     step_size: float | None
     keep_warmup: bool
 
@@ -86,8 +87,8 @@ class NUTS(AbstractWrappedEngine):
             gradients. `"dense"`: covariance of draws. `"low_rank"`: `"fisher"`, corrected along
             at most 16 directions. `"auto"`: up to 64 dimensions dense or diagonal, from draws
             and gradients, whichever predicts better; above, `"fisher"` for windows of fewer
-            than 100 draws and `"diagonal"` for longer ones. Other backends know `"diagonal"`,
-            `"dense"` and `"auto"`.
+            than 100 draws and `"diagonal"` for longer ones. Or an estimator of
+            `whence.inference.hmc`. Other backends know `"diagonal"`, `"dense"` and `"auto"`.
         step_size: First step size; None to search for one.
         keep_warmup: Whether to keep the draws of warm-up.
         backend: `"whence"`, or the library whose NUTS is to be run in its place:
@@ -111,7 +112,9 @@ class NUTS(AbstractWrappedEngine):
     max_tree_depth: int = eqx.field(
         default=10, converter=whole("max_tree_depth", least=1, most=20)
     )
-    metric: str = eqx.field(default="auto", converter=metric_name(*METRICS))
+    metric: str | AbstractEstimator = eqx.field(
+        default="auto", converter=metric_name(*METRICS, kind=AbstractEstimator)
+    )
     step_size: float | None = eqx.field(
         default=None, converter=positive("step_size", optional=True)
     )

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
+from ...core._flat import flat_init, flat_view, position_shapes
 from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
@@ -51,7 +51,7 @@ class AbstractSampler(AbstractPausingEngine):
         warmup: Steps of adaptation.
         draws: Draws kept from each chain.
         target_accept: Mean acceptance rate to aim at.
-        metric: One of `METRICS`.
+        metric: One of `METRICS`, or an estimator.
         step_size: The first step size; None to search for one.
         keep_warmup: Whether to return the draws of warm-up as well.
     """
@@ -60,7 +60,7 @@ class AbstractSampler(AbstractPausingEngine):
     warmup: eqx.AbstractVar[int]
     draws: eqx.AbstractVar[int]
     target_accept: eqx.AbstractVar[float]
-    metric: eqx.AbstractVar[str]
+    metric: eqx.AbstractVar[str | AbstractEstimator]
     step_size: eqx.AbstractVar[float | None]
     keep_warmup: eqx.AbstractVar[bool]
 
@@ -101,7 +101,7 @@ class AbstractSampler(AbstractPausingEngine):
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> SamplerState:
         """Return a state without a position: the first step searches for one."""
         del key
-        like, _ = _flat(target)
+        like, _ = flat_view(target)
         step_size = jnp.asarray(self.step_size or 1.0, like.dtype)
         phase = jnp.asarray(SEARCHING, jnp.int32)
         chain = Chain(like, jnp.zeros_like(step_size), like, step_size, phase)
@@ -110,7 +110,7 @@ class AbstractSampler(AbstractPausingEngine):
     def step(
         self, target: AbstractTarget, state: SamplerState, index: Array, *, key: PRNGKey
     ) -> tuple[SamplerState, Info]:
-        like, unravel = _flat(target)
+        like, unravel = flat_view(target)
 
         def log_density(x):
             return jnp.asarray(target.log_density(unravel(x)), like.dtype)
@@ -120,7 +120,7 @@ class AbstractSampler(AbstractPausingEngine):
 
         chain, stats = transition(
             jax.value_and_grad(log_density),
-            lambda key: ravel_pytree(target.init(key=key))[0],
+            lambda key: flat_init(target, key=key),
             start,
             state.adaptation.metric,
             state.chain,
@@ -148,7 +148,7 @@ class AbstractSampler(AbstractPausingEngine):
     def posterior(
         self, target: AbstractTarget, state: SamplerState, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        like = _template(target)
+        like = position_shapes(target)
         draws, warm = trace.sampling, trace.warmup if self.keep_warmup else None
         assert draws is not None  # the loop asks only once there are draws
         highest = float(np.max(aim(self.target_accept, state.adaptation.caution)))
@@ -180,6 +180,8 @@ class AbstractSampler(AbstractPausingEngine):
         return lax.cond(index < self.warmup, warm, lambda: frozen)
 
     def _estimator(self, dim: int) -> AbstractEstimator:
+        if isinstance(self.metric, AbstractEstimator):
+            return self.metric
         if self.metric == "auto":
             return AutoEstimator() if dim <= MAX_DENSE_DIM else DiagonalEstimator()
         named = {
@@ -189,12 +191,3 @@ class AbstractSampler(AbstractPausingEngine):
             "low_rank": LowRankEstimator(),
         }
         return named[self.metric]
-
-
-def _template(target: AbstractTarget) -> PyTree:
-    return jax.eval_shape(lambda key: target.init(key=key), jax.random.key(0))
-
-
-def _flat(target: AbstractTarget):
-    """Return a flat position of zeros, and the function that gives it back its structure."""
-    return ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), _template(target)))

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from ...core._start import MAX_STARTS
 from ...core._types import PRNGKey, Scalar
 from ..point._lbfgs import Memory
 from ._integrator import LogDensityAndGradient, PhasePoint, leapfrog
@@ -30,7 +31,6 @@ from ._metric import AbstractMetric, Vector, sample_momentum
 from ._trajectory import AbstractTrajectory, Proposal
 
 SEARCHING, SCALING, SAMPLING, FAILED, DESCENDING = 0, 1, 2, 3, 4
-MAX_TRIES = 100  # starts and step sizes to try before giving up
 MAX_DESCENTS = 10  # of 400 steps; then the chain has to go on from where it is
 _DESCENT_TRIES = 400
 _FIRST_RADIUS = 0.1  # length of the first step of a descent
@@ -256,7 +256,7 @@ def _after(
     is_descent = chain.phase == DESCENDING
     is_scaling = chain.phase == SCALING
     is_sampling = chain.phase == SAMPLING
-    is_late = now.tries + 1 >= jnp.where(is_descent, _DESCENT_TRIES, MAX_TRIES)
+    is_late = now.tries + 1 >= jnp.where(is_descent, _DESCENT_TRIES, MAX_STARTS)
 
     found = trajectory.candidate
     is_found = jnp.isfinite(found.log_density) & jnp.all(jnp.isfinite(found.gradient))
