@@ -1,5 +1,8 @@
 """Settings that several families of engines have."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..core._convert import Converter, one_of
 
 
@@ -11,3 +14,8 @@ def metric_name(*choices: str, kind: type | None = None) -> Converter:
         kind: A class whose instances are taken, too.
     """
     return one_of("metric", choices, shortcuts={"diag": "diagonal"}, kind=kind)
+
+
+def named[T](part: Any, parts: Mapping[str, T]) -> T:
+    """Return a part of an engine that is given by its name, or as itself."""
+    return parts[part] if isinstance(part, str) else part

@@ -34,7 +34,7 @@ def _program(kernel, moves, dense):
     def run(x, log_scale, key):
         zeros = jnp.zeros(x.shape[0])
         return move_particles(
-            Moves(KERNELS[kernel](), "dense" if dense else "diagonal", moves, 100),
+            Moves(KERNELS[kernel], "dense" if dense else "diagonal", moves, 100),
             _terms,
             Particles(x, zeros, zeros),
             equal_log_weights(x.shape[0]),
@@ -85,7 +85,7 @@ def test_scale_is_tuned_to_the_acceptance_rate(kernel, key):
     log_scale = 3.0
     for i in range(8):
         _, log_scale, stats = _move(kernel, x, jr.fold_in(key, i), log_scale=log_scale)
-    goal = KERNELS[kernel]().target_acceptance(2)
+    goal = KERNELS[kernel].target_acceptance(2)
     assert abs(float(stats.acceptance_rate) - goal) < 0.12
 
 

@@ -11,9 +11,9 @@ from scipy.stats import cauchy, multivariate_normal
 from smc_targets import Conjugate, OneDimension
 
 import whence as wh
-from whence.inference.smc import TemperedSMC
+from whence.inference.smc import RandomWalk, Residual, TemperedSMC
 from whence.inference.smc._path import choose_path
-from whence.testing import check_engine
+from whence.testing import Gaussian, check_engine
 
 Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -209,3 +209,14 @@ def test_a_program_holds_one_copy_of_the_model(key):
         return engine.step(target, state, jnp.asarray(0, jnp.int32), key=key)
 
     assert str(jax.make_jaxpr(program)(key)).count(" asinh ") == 1
+
+
+def test_parts_in_place_of_their_names(key):
+    named, given = (
+        wh.infer(Gaussian(2), TemperedSMC(particles=64, **parts), key=key).variables["x"]
+        for parts in (
+            {"kernel": "rwm", "resampling": "residual"},
+            {"kernel": RandomWalk(), "resampling": Residual()},
+        )
+    )
+    np.testing.assert_array_equal(named, given)

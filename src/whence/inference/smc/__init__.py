@@ -9,4 +9,16 @@ from ._driver import (
     start as start,
     weigh as weigh,
 )
+from ._kernels import (
+    AbstractKernel as AbstractKernel,
+    Hamiltonian as Hamiltonian,
+    RandomWalk as RandomWalk,
+)
+from ._resampling import (
+    AbstractResampling as AbstractResampling,
+    Multinomial as Multinomial,
+    Residual as Residual,
+    Stratified as Stratified,
+    Systematic as Systematic,
+)
 from ._tempered import TemperedSMC as TemperedSMC

@@ -18,12 +18,12 @@ from ...core._rows import check_rows
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from ...diagnostics._records import ParticleHistory
-from .._settings import metric_name
+from .._settings import metric_name, named
 from ._driver import Cloud, Resampler, advance, start, weigh_at_last
-from ._kernels import KERNELS, LogTerms, Particles
+from ._kernels import KERNELS, AbstractKernel, LogTerms, Particles
 from ._moves import Moves, MoveStats, move_particles
 from ._path import draw_initial, no_prior, unflatten
-from ._resampling import SCHEMES
+from ._resampling import SCHEMES, AbstractResampling
 from ._weights import effective_sample_size, normalise, wide_dtype
 
 
@@ -191,8 +191,10 @@ class DataTemperedSMC(AbstractOnlineEngine):
         threshold: Resample and move when the effective sample size is at most this fraction
             of the particles.
         moves: Moves of every particle after resampling; None goes on until they have mixed.
-        kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient.
-        resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`.
+        kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient, or an
+            `AbstractKernel`.
+        resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`, or an
+            `AbstractResampling`.
         metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves;
             `"auto"` is dense up to 100 dimensions if there are 10 particles to each.
         max_moves: Most moves in a row if `moves` is None.
@@ -209,8 +211,13 @@ class DataTemperedSMC(AbstractOnlineEngine):
     moves: int | None = eqx.field(
         default=None, converter=whole("moves", least=1, optional=True)
     )
-    kernel: str = eqx.field(default="hmc", converter=one_of("kernel", KERNELS))
-    resampling: str = eqx.field(default="systematic", converter=one_of("resampling", SCHEMES))
+    kernel: str | AbstractKernel = eqx.field(
+        default="hmc", converter=one_of("kernel", KERNELS, kind=AbstractKernel)
+    )
+    resampling: str | AbstractResampling = eqx.field(
+        default="systematic",
+        converter=one_of("resampling", SCHEMES, kind=AbstractResampling),
+    )
     metric: str = eqx.field(default="auto", converter=metric_name("auto", "dense", "diagonal"))
     max_moves: int = eqx.field(default=100, converter=whole("max_moves", least=1))
     max_steps: int = eqx.field(default=100_000, converter=whole("max_steps", least=2))
@@ -274,7 +281,7 @@ class DataTemperedSMC(AbstractOnlineEngine):
     def model(self, target: AbstractTarget) -> Intake:
         """Return the Feynman-Kac model that is run."""
         assert isinstance(target, AbstractDataTarget)  # as `validate` has made sure
-        moves = Moves(KERNELS[self.kernel](), self.metric, self.moves, self.max_moves)
+        moves = Moves(named(self.kernel, KERNELS), self.metric, self.moves, self.max_moves)
         return Intake(target, self.particles, self.rows, self.threshold, moves)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:

@@ -40,7 +40,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...core._feynman_kac import AbstractFeynmanKac, Control, Particles
 from ...core._types import PRNGKey, Scalar
-from ._resampling import SCHEMES
+from .._settings import named
+from ._resampling import SCHEMES, AbstractResampling
 from ._weights import (
     CompensatedSum,
     effective_sample_size,
@@ -90,11 +91,11 @@ class Resampler(NamedTuple):
     """When and how to resample.
 
     Attributes:
-        scheme: A name in `SCHEMES`.
+        scheme: A name in `SCHEMES`, or a scheme.
         threshold: Resample when ESS <= threshold * N; 0 never does, 1 always.
     """
 
-    scheme: str
+    scheme: str | AbstractResampling
     threshold: float
 
 
@@ -205,7 +206,7 @@ def _resample_if_uneven(
     uneven = effective_sample_size(cloud.log_weights) <= resampler.threshold * num
     resampled, ancestors = jax.lax.cond(
         uneven,
-        lambda c: _resample(c, resampler.scheme, key=key),
+        lambda c: _resample(c, named(resampler.scheme, SCHEMES), key=key),
         lambda c: (c, jnp.arange(num, dtype=jnp.int32)),
         cloud,
     )
@@ -213,9 +214,9 @@ def _resample_if_uneven(
 
 
 def _resample(
-    cloud: Cloud, scheme: str, *, key: PRNGKey
+    cloud: Cloud, scheme: AbstractResampling, *, key: PRNGKey
 ) -> tuple[Cloud, Int[Array, " particle"]]:
-    ancestors = SCHEMES[scheme](jnp.exp(cloud.log_weights), key=key).astype(jnp.int32)
+    ancestors = scheme(jnp.exp(cloud.log_weights), key=key).astype(jnp.int32)
     log_weights = equal_log_weights(cloud.log_weights.shape[0])
     founders = cloud.founders[ancestors]
     jumps = family_shares(log_weights, founders) - family_shares(

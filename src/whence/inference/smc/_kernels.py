@@ -194,7 +194,7 @@ class Hamiltonian(AbstractKernel):
         return Proposal(end, gradient, kinetic.astype(end.log_base.dtype), num)
 
 
-KERNELS: dict[str, type[AbstractKernel]] = {"hmc": Hamiltonian, "rwm": RandomWalk}
+KERNELS: dict[str, AbstractKernel] = {"hmc": Hamiltonian(), "rwm": RandomWalk()}
 
 
 def _guard(x, log_base, log_tilt) -> Particles:

@@ -8,8 +8,9 @@ References:
     Douc, Cappe and Moulines (2005), doi:10.1109/ISPA.2005.195385.
 """
 
-from collections.abc import Callable
+import abc
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int
@@ -17,65 +18,69 @@ from jaxtyping import Array, Float, Int
 from ...core._types import PRNGKey
 
 
-def systematic(weights: Float[Array, " particle"], *, key: PRNGKey) -> Int[Array, " particle"]:
-    """Resample at a grid with one random offset: floor or ceiling of N w_i children.
+class AbstractResampling(eqx.Module):
+    """A resampling scheme."""
 
-    Args:
-        weights: Normalised weights, shape `(particle,)`.
-        key: For the offset.
-    """
-    num = weights.shape[0]
-    return _invert(weights, (jnp.arange(num) + jr.uniform(key, (), weights.dtype)) / num)
+    @abc.abstractmethod
+    def __call__(
+        self, weights: Float[Array, " particle"], *, key: PRNGKey
+    ) -> Int[Array, " particle"]:
+        """Return the index of the parent of each particle.
 
-
-def stratified(weights: Float[Array, " particle"], *, key: PRNGKey) -> Int[Array, " particle"]:
-    """Resample at one uniform point in each of N equal intervals.
-
-    Args:
-        weights: Normalised weights, shape `(particle,)`.
-        key: For the points.
-    """
-    num = weights.shape[0]
-    return _invert(weights, (jnp.arange(num) + jr.uniform(key, (num,), weights.dtype)) / num)
+        Args:
+            weights: Normalised weights, shape `(particle,)`.
+            key: For all that is random.
+        """
 
 
-def multinomial(weights: Float[Array, " particle"], *, key: PRNGKey) -> Int[Array, " particle"]:
-    """Resample independently; the most variable scheme, for theory and comparison.
+class Systematic(AbstractResampling):
+    """A grid with one random offset: floor or ceiling of N w_i children."""
 
-    Args:
-        weights: Normalised weights, shape `(particle,)`.
-        key: For the points.
-    """
-    # Normalised sums of N + 1 exponentials are N ordered uniforms, without a sort.
-    gaps = jr.exponential(key, (weights.shape[0] + 1,), weights.dtype)
-    sums = jnp.cumsum(gaps)
-    return _invert(weights, sums[:-1] / sums[-1])
+    def __call__(self, weights, *, key):
+        num = weights.shape[0]
+        return _invert(weights, (jnp.arange(num) + jr.uniform(key, (), weights.dtype)) / num)
 
 
-def residual(weights: Float[Array, " particle"], *, key: PRNGKey) -> Int[Array, " particle"]:
-    """Give every particle floor(N w_i) children and draw the others from what remains.
+class Stratified(AbstractResampling):
+    """One uniform point in each of N equal intervals."""
 
-    Args:
-        weights: Normalised weights, shape `(particle,)`.
-        key: For the multinomial draw of the remainder.
-    """
-    num = weights.shape[0]
-    expected = num * weights
-    children = jnp.floor(expected).astype(jnp.int32)
-    certain = jnp.repeat(jnp.arange(num), children, total_repeat_length=num)
-    rest = expected - children
-    total = jnp.sum(rest)
-    # Any of these may be wanted, so the points must not be in order.
-    points = jr.uniform(key, (num,), weights.dtype)
-    drawn = _invert(jnp.where(total > 0, rest / total, weights), points)
-    return jnp.where(jnp.arange(num) < jnp.sum(children), certain, drawn)
+    def __call__(self, weights, *, key):
+        num = weights.shape[0]
+        points = jr.uniform(key, (num,), weights.dtype)
+        return _invert(weights, (jnp.arange(num) + points) / num)
 
 
-SCHEMES: dict[str, Callable[..., Int[Array, " particle"]]] = {
-    "systematic": systematic,
-    "stratified": stratified,
-    "residual": residual,
-    "multinomial": multinomial,
+class Multinomial(AbstractResampling):
+    """Independent points; the most variable scheme, for theory and comparison."""
+
+    def __call__(self, weights, *, key):
+        # Normalised sums of N + 1 exponentials are N ordered uniforms, without a sort.
+        gaps = jr.exponential(key, (weights.shape[0] + 1,), weights.dtype)
+        sums = jnp.cumsum(gaps)
+        return _invert(weights, sums[:-1] / sums[-1])
+
+
+class Residual(AbstractResampling):
+    """Every particle has floor(N w_i) children; the others are drawn from what remains."""
+
+    def __call__(self, weights, *, key):
+        num = weights.shape[0]
+        expected = num * weights
+        children = jnp.floor(expected).astype(jnp.int32)
+        certain = jnp.repeat(jnp.arange(num), children, total_repeat_length=num)
+        rest = expected - children
+        total = jnp.sum(rest)
+        # Any of these may be wanted, so the points must not be in order.
+        points = jr.uniform(key, (num,), weights.dtype)
+        drawn = _invert(jnp.where(total > 0, rest / total, weights), points)
+        return jnp.where(jnp.arange(num) < jnp.sum(children), certain, drawn)
+
+
+SCHEMES: dict[str, AbstractResampling] = {
+    "systematic": Systematic(),
+    "stratified": Stratified(),
+    "residual": Residual(),
+    "multinomial": Multinomial(),
 }
 
 

@@ -15,12 +15,12 @@ from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import ParticleHistory
-from .._settings import metric_name
+from .._settings import metric_name, named
 from ._driver import Cloud, Resampler, advance, start, weigh_at_last
-from ._kernels import KERNELS, Particles
+from ._kernels import KERNELS, AbstractKernel, Particles
 from ._moves import Moves, MoveStats, move_particles
 from ._path import PATHS, Reference, choose_path, draw_initial, log_terms, unflatten
-from ._resampling import SCHEMES
+from ._resampling import SCHEMES, AbstractResampling
 from ._weights import conditional_ess_fraction, wide_dtype
 
 # Tempering has stalled when a step is below 1e-6 *and* below 1% of the temperature: from
@@ -144,8 +144,10 @@ class TemperedSMC(AbstractEngine):
             Higher takes more temperatures, and lowers the error of the evidence.
         moves: Moves of every particle at each temperature; None goes on until they have
             mixed.
-        kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient.
-        resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`.
+        kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient, or an
+            `AbstractKernel`.
+        resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`, or an
+            `AbstractResampling`.
         threshold: Resample when the effective sample size is at most this fraction;
             above `ess`, so that only a short step goes without.
         metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves;
@@ -165,8 +167,13 @@ class TemperedSMC(AbstractEngine):
     moves: int | None = eqx.field(
         default=None, converter=whole("moves", least=1, optional=True)
     )
-    kernel: str = eqx.field(default="hmc", converter=one_of("kernel", KERNELS))
-    resampling: str = eqx.field(default="systematic", converter=one_of("resampling", SCHEMES))
+    kernel: str | AbstractKernel = eqx.field(
+        default="hmc", converter=one_of("kernel", KERNELS, kind=AbstractKernel)
+    )
+    resampling: str | AbstractResampling = eqx.field(
+        default="systematic",
+        converter=one_of("resampling", SCHEMES, kind=AbstractResampling),
+    )
     threshold: float = eqx.field(default=0.75, converter=number("threshold", least=0, most=1))
     metric: str = eqx.field(default="auto", converter=metric_name("auto", "dense", "diagonal"))
     path: str = eqx.field(default="auto", converter=one_of("path", PATHS))
@@ -186,7 +193,7 @@ class TemperedSMC(AbstractEngine):
 
     def model(self, target: AbstractTarget) -> Tempering:
         """Return the Feynman-Kac model that is run."""
-        moves = Moves(KERNELS[self.kernel](), self.metric, self.moves, self.max_moves)
+        moves = Moves(named(self.kernel, KERNELS), self.metric, self.moves, self.max_moves)
         return Tempering(target, self.particles, self.ess, self.path, moves)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
