@@ -12,7 +12,11 @@ from ._convert import (
     positive as positive,
     whole as whole,
 )
-from ._data import Minibatches as Minibatches
+from ._data import (
+    Minibatches as Minibatches,
+    log_density_estimate as log_density_estimate,
+    minibatches as minibatches,
+)
 from ._dtype import enable_x64 as enable_x64
 from ._engine import (
     AbstractEngine as AbstractEngine,
@@ -41,6 +45,7 @@ from ._results import (
     InferenceError as InferenceError,
     InferenceWarning as InferenceWarning,
 )
+from ._rows import check_rows as check_rows
 from ._start import MAX_STARTS as MAX_STARTS, find_start as find_start
 from ._target import (
     AbstractDataTarget as AbstractDataTarget,
@@ -55,6 +60,11 @@ from ._target import (
     SamplesPrior as SamplesPrior,
     Unconstrains as Unconstrains,
 )
-from ._types import Position as Position, PRNGKey as PRNGKey, Scalar as Scalar
-from ._wrapped import AbstractWrappedEngine as AbstractWrappedEngine
+from ._types import (
+    AnyArray as AnyArray,
+    Draw as Draw,
+    Position as Position,
+    PRNGKey as PRNGKey,
+    Scalar as Scalar,
+)
 from ._wrapped import AbstractWrappedEngine as AbstractWrappedEngine

@@ -1,11 +1,58 @@
 """What a posterior computes for each draw: functions of `(target, draw)`, and their map."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.random as jr
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, PyTree
 
+from ..core._cache import compiled
+from ..core._engine import Sample
 from ..core._target import AbstractDescribedTarget, DependentData
 from ..core._tree import named_leaves
+from ..core._types import PRNGKey
+
+
+def over_draws(target: Any, function: Callable[..., PyTree], batched: PyTree, *rest) -> PyTree:
+    """Return `function(target, draw, *rest)` of all draws, as NumPy arrays.
+
+    Args:
+        target: The target; None for a posterior without one.
+        function: A module-level function.
+        batched: What differs from draw to draw, with axes `(chain, draw)`.
+        *rest: Further arguments.
+
+    Raises:
+        ValueError: If there is no target.
+    """
+    if target is None:
+        raise ValueError(
+            "This posterior is without its target: it was made of a closed form, or loaded "
+            "alone; then pass it: `whence.load(path, target=target)`."
+        )
+    out = compiled(map_draws, function, target, batched, rest).call(
+        function, target, batched, rest
+    )
+    return jax.tree.map(np.asarray, out)
+
+
+def predictions(
+    target: Any, sample: Sample, inputs: Any, key: PRNGKey
+) -> dict[str, np.ndarray]:
+    """Return one data set drawn for every draw, by observed variable.
+
+    Args:
+        target: The target.
+        sample: The draws.
+        inputs: New inputs; None for those of the fit.
+        key: A typed key.
+    """
+    lead = jax.tree.leaves(sample.positions)[0].shape[:2]
+    keys = np.asarray(jr.key_data(jr.split(key, lead)))
+    drawn = over_draws(target, predict, (sample.positions, keys), inputs)
+    return {name: drawn[name] for name in target.observed_data}
 
 
 def map_draws(function, target, batched, rest):

@@ -1,15 +1,16 @@
 """`Posterior`: draws, how they were made, and everything one asks of them."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from ..core._cache import compiled
 from ..core._conditioned import Conditioned
 from ..core._engine import Sample
 from ..core._target import AbstractDescribedTarget, AbstractTarget, LabelsDraws, latent_names
@@ -19,8 +20,8 @@ from ..diagnostics._records import AbstractRecord
 from ._citation import cite, references
 from ._from_conditioned import exact
 from ._from_draws import external
-from ._groups import export, saved_tree
-from ._map_draws import apply, constrain, map_draws, pointwise, predict, variables
+from ._groups import Contents, export, saved_tree
+from ._map_draws import apply, constrain, over_draws, pointwise, predictions, variables
 from ._resample import resampled
 from ._summary import summarise
 
@@ -212,10 +213,8 @@ class Posterior:
         """
         target = self._described_target("predict")
         inputs_or_none = jax.tree.map(np.asarray, inputs) if inputs else None
-        keys = np.asarray(jr.key_data(jr.split(key, (self.num_chains, self.num_draws))))
-        drawn = self._over_draws(predict, (self.sample.positions, keys), inputs_or_none)
-        names = list(target.observed_data)
-        return drawn[names[0]] if len(names) == 1 else drawn
+        drawn = predictions(target, self.sample, inputs_or_none, key)
+        return next(iter(drawn.values())) if len(drawn) == 1 else drawn
 
     def log_likelihood(self) -> dict[str, np.ndarray]:
         """Return the pointwise log likelihood of every draw, by observed variable, in nats.
@@ -241,7 +240,9 @@ class Posterior:
         Raises:
             ValueError: If `num_draws` is not positive.
         """
-        return resampled(self, num_draws, key)
+        sample, take = resampled(self.sample, num_draws, key)
+        known = self._variables
+        return self._like(sample, None if known is None else take(known))
 
     # -- judgement ---------------------------------------------------------------
 
@@ -303,7 +304,8 @@ class Posterior:
                 knows no weights and gets resampled draws.
         """
         own = {"kind": kind, "ci_prob": ci_prob, "ci_kind": ci_kind, "round_to": round_to}
-        return summarise(self, var_names, own, arviz)
+        described = {**self._described, "log_weights": self.log_weights}
+        return summarise(self.variables, self.to_datatree, var_names, own, described, arviz)
 
     def plot(self, kind: str = "trace_dist", **kwargs: Any) -> Any:
         """Draw one of ArviZ's plots: `arviz.plot_<kind>` of this posterior.
@@ -361,7 +363,12 @@ class Posterior:
         Raises:
             ValueError: If a group is unknown.
         """
-        return export(self, groups, key, prior_draws)
+        key = self._default_key() if key is None else key
+        equal = self
+        if self.log_weights is not None:
+            total = self.num_chains * self.num_draws
+            equal = self.resample(total, key=jr.fold_in(key, 0))
+        return export(equal._contents(), groups, key, prior_draws)
 
     def save(self, path: str | Path) -> None:
         """Write the posterior as netCDF, readable by `load`, `arviz.from_netcdf` and xarray.
@@ -373,7 +380,7 @@ class Posterior:
         from ..storage import is_zarr, save_netcdf, save_zarr
 
         save = save_zarr if is_zarr(path) else save_netcdf
-        save(saved_tree(self), path)
+        save(saved_tree(self._contents()), path)
 
     def __repr__(self) -> str:
         what = ", ".join(f"{n}{list(v.shape[2:])}" for n, v in self.variables.items())
@@ -386,15 +393,33 @@ class Posterior:
     # -- inside ------------------------------------------------------------------
 
     def _over_draws(self, function, batched, *rest):
-        if self.target is None:
-            raise ValueError(
-                "This posterior is without its target: it was made of a closed form, or loaded "
-                "alone; then pass it: `whence.load(path, target=target)`."
-            )
-        out = compiled(map_draws, function, self.target, batched, rest).call(
-            function, self.target, batched, rest
-        )
-        return jax.tree.map(np.asarray, out)
+        return over_draws(self.target, function, batched, *rest)
+
+    def _contents(self) -> Contents:
+        attrs = {
+            "inference_library": "whence",
+            "inference_library_version": self.manifest.get("versions", {}).get("whence", ""),
+            "sampling_time": self.seconds.get("sampling", float("nan")),
+        }
+        own = {
+            "engine": self.engine,
+            "manifest": self.manifest,
+            "seconds": self.seconds,
+            "failed": list(self.failed),
+            "complete": self.complete,
+            "stopped": self.stopped,
+            "method": self.sample.method,
+            "log_evidence": _number(self.log_evidence),
+            "log_evidence_error": _number(self.log_evidence_error),
+        }
+        attrs |= {f"whence_{name}": json.dumps(value) for name, value in own.items()}
+        dims, coords = self._described["dims"], self._described["coords"]
+        return Contents(self.target, self.sample, self.variables, dims, coords, attrs)
+
+    def _default_key(self) -> PRNGKey:
+        data = np.asarray(self.manifest.get("key", [0, 0]), dtype=np.uint32)
+        impl = self.manifest.get("key_impl", "threefry2x32")
+        return jr.fold_in(jr.wrap_key_data(jnp.asarray(data), impl=impl), 2**31 - 2)
 
     def _described_target(self, method: str) -> AbstractDescribedTarget:
         if self.target is not None and not isinstance(self.target, AbstractDescribedTarget):
@@ -422,6 +447,10 @@ class Posterior:
             variables=variables,
             described=self._described,
         )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _describe(target: AbstractTarget | None) -> dict[str, Any]:

@@ -1,25 +1,36 @@
-"""Equally weighted draws of a posterior."""
+"""Equally weighted draws of weighted ones."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import jax
 import jax.random as jr
 import numpy as np
+from jaxtyping import PyTree
 
+from ..core._convert import whole
+from ..core._engine import Sample
 from ..core._types import PRNGKey
 
-if TYPE_CHECKING:
-    from ._posterior import Posterior
 
+def resampled(
+    sample: Sample, num_draws: int, key: PRNGKey
+) -> tuple[Sample, Callable[[PyTree], PyTree]]:
+    """Return `num_draws` draws, in order, by systematic resampling, in one chain.
 
-def resampled(posterior: "Posterior", num_draws: int, key: PRNGKey) -> "Posterior":
-    """Return `num_draws` draws, in order, by systematic resampling; see `resample`."""
-    if num_draws < 1:
-        raise ValueError(f"`num_draws` must be at least 1; got {num_draws}.")
-    total = posterior.num_chains * posterior.num_draws
-    log_weights = posterior.log_weights
-    log_weights = np.zeros(total) if log_weights is None else log_weights.ravel()
+    Args:
+        sample: The draws; without weights all count the same.
+        num_draws: How many.
+        key: A typed key.
+
+    Returns:
+        The sample, and a function that takes the same draws from other arrays.
+    """
+    num_draws = whole("num_draws", least=1)(num_draws)
+    lead = jax.tree.leaves(sample.positions)[0].shape[:2]
+    total = lead[0] * lead[1]
+    log_weights = sample.log_weights
+    log_weights = np.zeros(total) if log_weights is None else np.ravel(log_weights)
     cumulative = np.cumsum(np.exp(log_weights - log_weights.max()))
     offset = float(jr.uniform(key))
     points = (np.arange(num_draws) + offset) / num_draws * cumulative[-1]
@@ -27,15 +38,14 @@ def resampled(posterior: "Posterior", num_draws: int, key: PRNGKey) -> "Posterio
     take = lambda tree: jax.tree.map(
         lambda x: x.reshape(total, *x.shape[2:])[chosen][None], tree
     )
-    sample = dataclasses.replace(
-        posterior.sample,
-        positions=take(posterior.sample.positions),
-        stats=take(posterior.stats),
+    new = dataclasses.replace(
+        sample,
+        positions=take(sample.positions),
+        stats=take(sample.stats),
         # Copies beside each other make a chain that moves slowly: what it is worth is its ESS.
-        method=posterior.sample.method if posterior.log_weights is None else "mcmc",
+        method=sample.method if sample.log_weights is None else "mcmc",
         log_weights=None,
         warmup_positions=None,
         warmup_stats=None,
     )
-    variables = None if posterior._variables is None else take(posterior._variables)
-    return posterior._like(sample, variables)
+    return new, take

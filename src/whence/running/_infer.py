@@ -4,6 +4,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -114,7 +115,7 @@ def fit(job: Job, options: RunOptions) -> Posterior:
     return posterior
 
 
-def check_until(until: Until | None, engine: AbstractProcedure) -> None:
+def check_until(until: Any, engine: AbstractProcedure) -> None:
     """Raise `ValueError` unless a run of the engine may end by `until`."""
     if until is None:
         return

@@ -79,7 +79,7 @@ def load(
     return Posterior(
         target,
         sample,
-        engine=attrs["whence_engine"],
+        engine=json.loads(attrs["whence_engine"]),
         seconds=json.loads(attrs["whence_seconds"]),
         manifest=manifest,
         failed=tuple(json.loads(attrs["whence_failed"])),

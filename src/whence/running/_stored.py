@@ -81,9 +81,7 @@ def _stored_engine(folder: str | Path, configuration: Any) -> Any:
         ) from None
 
 
-def stored_layout(
-    stored: Stored, target: Any, mesh: Mesh | None
-) -> tuple[Layout | None, bool]:
+def stored_layout(stored: Stored, target: Any, mesh: Mesh | None) -> tuple[Layout | None, bool]:
     """Return how a stored run goes on: what is divided, and whether chains are vmapped over.
 
     Args:
