@@ -1,5 +1,7 @@
 """`--engine FILE.py:NAME`: an engine in a file, fitted, stored and gone on with."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -87,7 +89,7 @@ def test_fit_from_any_folder(walk, whence, folder, monkeypatch):
     fitted = wh.load("a.nc")
     assert fitted.engine == "Walk"
     assert fitted.num_draws == 70
-    whence(*arguments, "--engine", "../walk.py:Walk", "--out", "b.nc")
+    whence(*arguments, "--engine", Path("..", "walk.py:Walk"), "--out", "b.nc")
     np.testing.assert_array_equal(wh.load("b.nc")["theta"], fitted["theta"])
     whence(*arguments, "--engine", f"{walk}:careful", "--out", "c.nc")
     assert not np.array_equal(wh.load("c.nc")["theta"], fitted["theta"])

@@ -30,7 +30,8 @@ SHORT = {
     "TemperedSMC": lambda: wh.TemperedSMC(particles=32),
     "BlackjaxNUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10, backend="blackjax"),
     "NumpyroNUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10, backend="numpyro"),
-    "TFPNUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10, backend="tfp"),
+    # Its windows of adaptation need more steps than 40, or every trajectory diverges.
+    "TFPNUTS": lambda: wh.NUTS(chains=2, warmup=100, draws=10, backend="tfp"),
 }
 # What NUTS is when whence itself runs it: the entry of NUTS is about this.
 INSIDE = {"TreeSampler"}
