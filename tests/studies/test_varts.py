@@ -9,7 +9,7 @@ from scipy import stats
 from whence import studies
 from whence.models.bandit import PolicyRun
 from whence.studies import _varts as varts
-from whence.studies._varts_problems import Reference, problems
+from whence.studies._varts_problems import PublishedRegret, problems
 
 
 def _request(folder):
@@ -21,7 +21,7 @@ def _run(final):
 
 
 def test_tables_and_figures(tmp_path):
-    plan = varts.Plan(instances=12, horizon=60)
+    plan = varts.StudySize(instances=12, horizon=60)
     whole = problems()["p1"]
     few = whole._replace(policies={n: whole.policies[n] for n in ("VarTS", "UCB1")})
     key = jr.key(0)
@@ -50,12 +50,12 @@ def test_every_policy_has_a_reference_and_every_reference_a_policy():
 def test_distances_from_a_reference():
     final = np.random.default_rng(0).gamma(2.0, 10.0, 500)
     run, error = _run(final), stats.sem(final)
-    z = varts.z_mean(run, Reference(20.0, 0.3))
+    z = varts.z_mean(run, PublishedRegret(20.0, 0.3))
     assert_allclose(z, (final.mean() - 20.0) / np.hypot(error, 0.3))
     # Without a standard error: that of 2,000 instances like these.
-    z = varts.z_mean(run, Reference(20.0))
+    z = varts.z_mean(run, PublishedRegret(20.0))
     assert_allclose(z, (final.mean() - 20.0) / np.hypot(error, error / 2))
-    assert varts.z_median(run, Reference(20.0, median=np.median(final) + 0.4)) == 0.0
+    assert varts.z_median(run, PublishedRegret(20.0, median=np.median(final) + 0.4)) == 0.0
 
 
 def test_distances_of_medians_are_standard_normal():
@@ -64,7 +64,9 @@ def test_distances_of_medians_are_standard_normal():
     for _ in range(300):
         median = np.median(rng.gamma(2.0, 100.0, 2_000))
         z.append(
-            varts.z_median(_run(rng.gamma(2.0, 100.0, 1_000)), Reference(0.0, None, median))
+            varts.z_median(
+                _run(rng.gamma(2.0, 100.0, 1_000)), PublishedRegret(0.0, None, median)
+            )
         )
     # Half a unit is forgiven, for rounding; here it hardly matters.
     assert abs(np.mean(z)) < 0.25

@@ -20,8 +20,8 @@ from ._varts_problems import (
     ARMS,
     HORIZON,
     HORIZONS,
-    Problem,
-    Reference,
+    BanditProblem,
+    PublishedRegret,
     learning,
     own_prior,
     problems,
@@ -30,7 +30,7 @@ from ._varts_problems import (
 REFERENCE_INSTANCES = 2_000
 
 
-class Plan(NamedTuple):
+class StudySize(NamedTuple):
     """How large a study is.
 
     Attributes:
@@ -48,11 +48,11 @@ class Plan(NamedTuple):
     arms: Sequence[int] = (2, 5, 10, 20, 50)
 
 
-PLANS = {"small": Plan(200), "full": Plan(2_000)}
-COLUMNS = ("mean", "median", "95% quantile", "reference", "z")
+PLANS = {"small": StudySize(200), "full": StudySize(2_000)}
+REGRET_COLUMNS = ("mean", "median", "95% quantile", "reference", "z")
 
 
-def play(problem: Problem, plan: Plan, key: Any) -> Simulation:
+def play(problem: BanditProblem, plan: StudySize, key: Any) -> Simulation:
     """Play all policies of a problem on the same instances and rewards.
 
     Args:
@@ -66,7 +66,7 @@ def play(problem: Problem, plan: Plan, key: Any) -> Simulation:
     return bandit.simulate(policies, instances, horizon=plan.horizon, key=key_play)
 
 
-def grow(arms: int, horizon: int, plan: Plan, key: Any) -> PolicyRun:
+def grow(arms: int, horizon: int, plan: StudySize, key: Any) -> PolicyRun:
     """Play `VarTS` with its own prior, expected variance 1/3.
 
     Args:
@@ -87,7 +87,7 @@ def grow(arms: int, horizon: int, plan: Plan, key: Any) -> PolicyRun:
     )["VarTS"]
 
 
-def z_mean(run: PolicyRun, reference: Reference) -> float:
+def z_mean(run: PolicyRun, reference: PublishedRegret) -> float:
     """Return the difference of mean regrets in standard errors of both.
 
     Where that of the reference was not kept, it is taken from the spread of this run and the
@@ -105,7 +105,7 @@ def z_mean(run: PolicyRun, reference: Reference) -> float:
     return float((run.final.mean() - reference.mean) / np.hypot(mine, theirs))
 
 
-def z_median(run: PolicyRun, reference: Reference) -> float:
+def z_median(run: PolicyRun, reference: PublishedRegret) -> float:
     """Return the difference of medians in standard errors of both, beyond rounding.
 
     The standard error of a median is a half of the distance between the order statistics
@@ -125,7 +125,7 @@ def z_median(run: PolicyRun, reference: Reference) -> float:
     return float(np.sign(gap) * max(abs(gap) - 0.5, 0) / error)
 
 
-def _entries(run: PolicyRun, reference: Reference | None) -> list[str]:
+def _entries(run: PolicyRun, reference: PublishedRegret | None) -> list[str]:
     """Return the columns of one run."""
     estimate = run.bayes_regret()
     median, high = run.quantiles()[:, -1]
@@ -156,7 +156,7 @@ class Results(NamedTuple):
     arms: dict[int, PolicyRun]
 
 
-def play_all(plan: Plan, key: Any, say: Callable[[str], None]) -> Results:
+def play_all(plan: StudySize, key: Any, say: Callable[[str], None]) -> Results:
     """Play all problems, horizons and numbers of arms.
 
     Args:
@@ -178,7 +178,7 @@ def play_all(plan: Plan, key: Any, say: Callable[[str], None]) -> Results:
     return results
 
 
-def report(results: Results, plan: Plan, out: Path) -> list[Table]:
+def report(results: Results, plan: StudySize, out: Path) -> list[Table]:
     """Draw the figures and return the tables.
 
     Args:
@@ -194,15 +194,15 @@ def report(results: Results, plan: Plan, out: Path) -> list[Table]:
         title = f"{every[name].title}: regret after {plan.horizon} rounds, "
         rows = [[policy, *_entries(r, references.get(policy))] for policy, r in runs.items()]
         title += f"{plan.instances} instances"
-        tables.append(Table(name, title, ("policy", *COLUMNS), rows))
+        tables.append(Table(name, title, ("policy", *REGRET_COLUMNS), rows))
     rows = [[f"{n}", *_entries(r, HORIZONS.get(n))] for n, r in results.horizons.items()]
     title = f"Regret of VarTS by number of rounds, {ARMS} arms, {plan.instances} instances"
-    tables.append(Table("horizons", title, ("rounds", *COLUMNS), rows))
+    tables.append(Table("horizons", title, ("rounds", *REGRET_COLUMNS), rows))
     references = known(ARM_COUNTS)
     rows = [[f"{k}", *_entries(r, references.get(k))] for k, r in results.arms.items()]
     title = f"Regret of VarTS by number of arms, {plan.horizon} rounds"
     title += f", {plan.instances} instances"
-    tables.append(Table("arms", title, ("arms", *COLUMNS), rows))
+    tables.append(Table("arms", title, ("arms", *REGRET_COLUMNS), rows))
     draw_regret(out / "regret.png", {n: (every[n], r) for n, r in results.problems.items()})
     draw_growth(out / "growth.png", results.horizons, results.arms, plan.horizon)
     return tables

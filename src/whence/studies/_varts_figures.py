@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from ..models.bandit import PolicyRun, Simulation, bayes_regret_bound
-from ._varts_problems import ARM_COUNTS, ARMS, HORIZONS, Problem, Reference, own_prior
+from ._varts_problems import (
+    ARM_COUNTS,
+    ARMS,
+    HORIZONS,
+    BanditProblem,
+    PublishedRegret,
+    own_prior,
+)
 
 _SHOWN = {
     "VarTS": "tab:blue",
@@ -22,7 +29,7 @@ _SHOWN = {
 }
 
 
-def draw_regret(path: Path, results: Mapping[str, tuple[Problem, Simulation]]) -> None:
+def draw_regret(path: Path, results: Mapping[str, tuple[BanditProblem, Simulation]]) -> None:
     """Draw mean regret by round with bands of two standard errors, one panel per problem.
 
     Args:
@@ -109,7 +116,9 @@ def draw_growth(
     plt.close(figure)
 
 
-def _points(axis: Any, runs: Mapping[int, PolicyRun], references: Mapping[int, Reference]):
+def _points(
+    axis: Any, runs: Mapping[int, PolicyRun], references: Mapping[int, PublishedRegret]
+):
     estimates = [run.bayes_regret() for run in runs.values()]
     means = [e.mean[-1] for e in estimates]
     errors = [2 * e.standard_error[-1] for e in estimates]

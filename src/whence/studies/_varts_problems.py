@@ -19,7 +19,7 @@ from ..models.bandit import GaussianTS, KnownVariance, KnownVarianceTS, NormalGa
 ARMS, HORIZON = 10, 2_000
 
 
-class Reference(NamedTuple):
+class PublishedRegret(NamedTuple):
     """What the independent simulation found.
 
     Attributes:
@@ -33,7 +33,7 @@ class Reference(NamedTuple):
     median: float | None = None
 
 
-class Problem(NamedTuple):
+class BanditProblem(NamedTuple):
     """Instances, and the policies that play them.
 
     Attributes:
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
     title: str
     instances: Callable[[int, PRNGKey], Any]
     policies: Mapping[str, Callable[[Any], Any]]
-    references: Mapping[str, Reference]
+    references: Mapping[str, PublishedRegret]
     bound: Any = None
 
 
@@ -100,7 +100,9 @@ def own_prior(alpha: float, arms: int = ARMS) -> NormalGamma:
     return NormalGamma(0.0, 1.0, alpha, 1.0, arms=arms)
 
 
-def _alike(title: str, alpha: float, references: Mapping[str, Reference]) -> Problem:
+def _alike(
+    title: str, alpha: float, references: Mapping[str, PublishedRegret]
+) -> BanditProblem:
     prior, expected = own_prior(alpha), 1 / (alpha - 1)
     known = lambda env: knowing(KnownVariance(0.0, env.scale**2, env.scale**2))
     policies = {
@@ -115,50 +117,52 @@ def _alike(title: str, alpha: float, references: Mapping[str, Reference]) -> Pro
         "Bayes-UCB": _always(bandit.BayesUCB(prior)),  # pyright: ignore[reportCallIssue]
     }
     draw = lambda num, key: bandit.sample_instances(prior, instances=num, key=key)
-    return Problem(title, draw, policies, references, prior)
+    return BanditProblem(title, draw, policies, references, prior)
 
 
-GROUPS = np.repeat([0.05, 4.0], ARMS // 2)  # expected variances
+EXPECTED_VARIANCES = np.repeat([0.05, 4.0], ARMS // 2)  # expected variances
 
 
 def _draw_groups(num: int, key: PRNGKey) -> bandit.GaussianArms:
     key_precision, key_mean = jr.split(key)
-    precision = jr.gamma(key_precision, 4.0, (ARMS, num)) / (3 * GROUPS[:, None])
+    precision = jr.gamma(key_precision, 4.0, (ARMS, num)) / (3 * EXPECTED_VARIANCES[:, None])
     return bandit.GaussianArms(jr.normal(key_mean, precision.shape), 1 / jnp.sqrt(precision))
 
 
-def _groups() -> Problem:
-    pooled = float(GROUPS.mean())
-    prior = NormalGamma(0.0, GROUPS, 4.0, 3 * GROUPS)
+def _groups() -> BanditProblem:
+    pooled = float(EXPECTED_VARIANCES.mean())
+    prior = NormalGamma(0.0, EXPECTED_VARIANCES, 4.0, 3 * EXPECTED_VARIANCES)
     policies = {
         "VarTS": _always(learning(prior)),
         "VarTS, pooled prior": _always(
             learning(NormalGamma(0.0, 1.0, 4.0, 3 * pooled, arms=ARMS))
         ),
         "TS, variances known": lambda env: knowing(KnownVariance(0.0, 1.0, env.scale**2)),
-        "TS, expected variance of each arm": _always(knowing(KnownVariance(0.0, 1.0, GROUPS))),
+        "TS, expected variance of each arm": _always(
+            knowing(KnownVariance(0.0, 1.0, EXPECTED_VARIANCES))
+        ),
         "TS, expected variance": _always(fixed(pooled, 1.0)),
         "TS, variance 4": _always(fixed(4.0, 1.0)),
         "TS, variance 0.05": _always(fixed(0.05, 1.0)),
         **_WITHOUT_PRIOR,
     }
     references = {
-        "VarTS": Reference(128.2, 1.5),
-        "VarTS, pooled prior": Reference(151.0, 2.0),
-        "TS, variances known": Reference(116.6, 1.7),
-        "TS, expected variance of each arm": Reference(124.0, 1.9),
-        "TS, expected variance": Reference(143.6, 3.0),
-        "TS, variance 4": Reference(203.8, 2.5),
-        "TS, variance 0.05": Reference(202, 10, 27),
-        "UCB1": Reference(140.7, 3.8),
-        "UCB1-Tuned": Reference(180.6, 8.8, 33),
-        "UCB-V": Reference(436.0, 2.6),
-        "UCB1-Normal": Reference(1393, 9),
-        "MVTS": Reference(132.6, 4.8),
-        "Honda-Takemura, a = -1/2": Reference(198.0, 1.3),
+        "VarTS": PublishedRegret(128.2, 1.5),
+        "VarTS, pooled prior": PublishedRegret(151.0, 2.0),
+        "TS, variances known": PublishedRegret(116.6, 1.7),
+        "TS, expected variance of each arm": PublishedRegret(124.0, 1.9),
+        "TS, expected variance": PublishedRegret(143.6, 3.0),
+        "TS, variance 4": PublishedRegret(203.8, 2.5),
+        "TS, variance 0.05": PublishedRegret(202, 10, 27),
+        "UCB1": PublishedRegret(140.7, 3.8),
+        "UCB1-Tuned": PublishedRegret(180.6, 8.8, 33),
+        "UCB-V": PublishedRegret(436.0, 2.6),
+        "UCB1-Normal": PublishedRegret(1393, 9),
+        "MVTS": PublishedRegret(132.6, 4.8),
+        "Honda-Takemura, a = -1/2": PublishedRegret(198.0, 1.3),
     }
     title = "Two groups of arms: expected variances 0.05 and 4, means Normal(0, 1)"
-    return Problem(title, _draw_groups, policies, references)
+    return BanditProblem(title, _draw_groups, policies, references)
 
 
 def _bounded(
@@ -166,8 +170,8 @@ def _bounded(
     draw: Callable[[int, PRNGKey], Any],
     variance: Callable[[Any], Any],
     moments: tuple[float, float, float],
-    regrets: tuple[Reference, ...],
-) -> Problem:
+    regrets: tuple[PublishedRegret, ...],
+) -> BanditProblem:
     """Rewards around 1/2, with the prior of their moments and with wrong ones."""
     kappa, alpha, beta = moments
     with_prior = lambda mu, a, b: _always(learning(NormalGamma(mu, kappa, a, b, arms=ARMS)))
@@ -187,10 +191,10 @@ def _bounded(
         **{name: _WITHOUT_PRIOR[name] for name in ("UCB1", "UCB1-Tuned", "UCB-V", "MVTS")},
         "Honda-Takemura, a = -1/2": _WITHOUT_PRIOR["Honda-Takemura, a = -1/2"],
     }
-    return Problem(title, draw, policies, dict(zip(policies, regrets, strict=True)))
+    return BanditProblem(title, draw, policies, dict(zip(policies, regrets, strict=True)))
 
 
-def _uniform(num: int, key: PRNGKey) -> jnp.ndarray:
+def _uniform_means(num: int, key: PRNGKey) -> jnp.ndarray:
     return jr.uniform(key, (ARMS, num), minval=1e-6)
 
 
@@ -198,21 +202,23 @@ def _draw_intervals(num: int, key: PRNGKey) -> bandit.UniformArms:
     """Draw intervals within (0, 1)."""
     key_centre, key_width = jr.split(key)
     width = jr.uniform(key_width, (ARMS, num), minval=0.05, maxval=0.5)
-    return bandit.UniformArms(width + (1 - 2 * width) * _uniform(num, key_centre), width)
+    return bandit.UniformArms(width + (1 - 2 * width) * _uniform_means(num, key_centre), width)
 
 
 def _draw_beta(num: int, key: PRNGKey) -> bandit.BetaArms:
-    p = _uniform(num, key)
+    p = _uniform_means(num, key)
     return bandit.BetaArms(4 * p, 4 * (1 - p))
 
 
-def _of(*values: Any) -> tuple[Reference, ...]:
-    return tuple(Reference(*v) if isinstance(v, tuple) else Reference(v) for v in values)
+def _of(*values: Any) -> tuple[PublishedRegret, ...]:
+    return tuple(
+        PublishedRegret(*v) if isinstance(v, tuple) else PublishedRegret(v) for v in values
+    )
 
 
-def problems() -> dict[str, Problem]:
+def problems() -> dict[str, BanditProblem]:
     """Return the problems by name."""
-    r = Reference
+    r = PublishedRegret
     return {
         "p1": _alike(
             "Arms alike, expected variance 1/3 (alpha = 4)",
@@ -257,7 +263,7 @@ def problems() -> dict[str, Problem]:
         "p4": _groups(),
         "bernoulli": _bounded(
             "Rewards 0 or 1",
-            lambda num, key: bandit.BernoulliArms(_uniform(num, key)),
+            lambda num, key: bandit.BernoulliArms(_uniform_means(num, key)),
             lambda env: env.probs * (1 - env.probs) + 1e-9,
             (1.98, 6.93, 0.985),
             _of(
@@ -314,16 +320,16 @@ def problems() -> dict[str, Problem]:
 
 # Regret of VarTS with the prior of "p1", by horizon and by number of arms.
 HORIZONS = {
-    125: Reference(24.8, 0.2),
-    250: Reference(31.4, 0.4),
-    500: Reference(37.4, 0.4),
-    1_000: Reference(45.4, 0.7),
-    2_000: Reference(53.2, 0.7),
-    4_000: Reference(64.6, 1.1),
+    125: PublishedRegret(24.8, 0.2),
+    250: PublishedRegret(31.4, 0.4),
+    500: PublishedRegret(37.4, 0.4),
+    1_000: PublishedRegret(45.4, 0.7),
+    2_000: PublishedRegret(53.2, 0.7),
+    4_000: PublishedRegret(64.6, 1.1),
 }
 ARM_COUNTS = {
-    2: Reference(9.1, 0.3),
-    5: Reference(28.0, 0.6),
-    20: Reference(99.0, 1.3),
-    50: Reference(213.5, 2.3),
+    2: PublishedRegret(9.1, 0.3),
+    5: PublishedRegret(28.0, 0.6),
+    20: PublishedRegret(99.0, 1.3),
+    50: PublishedRegret(213.5, 2.3),
 }

@@ -86,5 +86,5 @@ def test_every_policy_of_every_problem(name):
     ],
 )
 def test_growth_with_rounds_and_arms(arms, horizon, reference):
-    run = varts.grow(arms, horizon, varts.Plan(1_000), jr.key(27))
+    run = varts.grow(arms, horizon, varts.StudySize(1_000), jr.key(27))
     assert abs(varts.z_mean(run, reference)) < 4

@@ -16,7 +16,7 @@ from ._checks import Numbers, require_all, require_arm, require_finite
 from ._policy import AbstractPolicy
 from .contextual._policies import AbstractContextualPolicy
 
-_FEW = 30  # rows below which a mean and its standard error are not to be trusted
+_FEW_ROWS = 30  # rows below which a mean and its standard error are not to be trusted
 Policy = AbstractPolicy | AbstractContextualPolicy
 
 
@@ -159,7 +159,7 @@ def replay(
     accepted = choices == np.asarray(log.pulled)
     rewards = np.asarray(log.rewards)[accepted]
     remarks = [*_missing(choices, log), *_uneven(log)]
-    if accepted.sum() < _FEW:
+    if accepted.sum() < _FEW_ROWS:
         remarks.insert(0, f"Only {accepted.sum()} of {accepted.size} rows were accepted.")
     return _evaluation(rewards, len(rewards), accepted.size, after, remarks)
 
@@ -211,7 +211,7 @@ def inverse_propensity(
     squares = np.sum(weights**2)
     effective = np.sum(weights) ** 2 / squares if squares else 0.0
     remarks = _missing(choices, log)
-    if effective < _FEW:
+    if effective < _FEW_ROWS:
         remarks.insert(0, f"The weights are worth only {effective:.1f} rows.")
     terms = weights * rewards
     if normalise:

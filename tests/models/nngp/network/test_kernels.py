@@ -20,8 +20,8 @@ from whence.models.nngp import (
     Residual,
     Serial,
     Sin,
-    _tiles,
 )
+from whence.models.nngp.network import _tiles
 
 ROWS = np.array([[1.0, 0.0], [0.5, -1.0], [-2.0, 0.3]])
 # Upper triangles, made with neural-tangents 0.6.5 (two hidden layers, variances 2 and 0.1).

@@ -160,7 +160,7 @@ def chosen_many(
     return jax.vmap(lambda arm: one_hot(arm, belief.arms))(arms), rewards[:, None]
 
 
-def moments(
+def reward_moments(
     hit: Bool[Array, "data arm *batch"], rewards: Array
 ) -> tuple[PerArm, PerArm, PerArm]:
     """Return count, mean and sum of squared deviations of each arm's rewards.

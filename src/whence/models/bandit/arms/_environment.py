@@ -96,7 +96,7 @@ class GaussianArms(AbstractEnvironment):
         """
         require_finite("loc", loc)
         require_positive("scale", scale)
-        self.loc, self.scale = _parameters(loc=loc, scale=scale)
+        self.loc, self.scale = _per_instance(loc=loc, scale=scale)
 
     @property
     def means(self) -> Float[Array, "..."]:
@@ -127,7 +127,7 @@ class BernoulliArms(AbstractEnvironment):
             ValueError: If the shape is another or a probability is not from 0 to 1.
         """
         require_within("probs", probs, 0.0, 1.0)
-        (self.probs,) = _parameters(probs=probs)
+        (self.probs,) = _per_instance(probs=probs)
 
     @property
     def means(self) -> Float[Array, "..."]:
@@ -162,7 +162,7 @@ class BetaArms(AbstractEnvironment):
         """
         require_positive("alpha", alpha)
         require_positive("beta", beta)
-        self.alpha, self.beta = _parameters(alpha=alpha, beta=beta)
+        self.alpha, self.beta = _per_instance(alpha=alpha, beta=beta)
 
     @property
     def means(self) -> Float[Array, "..."]:
@@ -197,7 +197,7 @@ class UniformArms(AbstractEnvironment):
         """
         require_finite("centre", centre)
         require_positive("half_width", half_width)
-        self.centre, self.half_width = _parameters(centre=centre, half_width=half_width)
+        self.centre, self.half_width = _per_instance(centre=centre, half_width=half_width)
 
     @property
     def means(self) -> Float[Array, "..."]:
@@ -233,7 +233,7 @@ def sample_instances(prior: NormalGamma, *, instances: int, key: PRNGKey) -> Gau
     return GaussianArms(mu + scale / jnp.sqrt(kappa) * noise, scale)
 
 
-def _parameters(**values: Any) -> tuple[PerInstance, ...]:
+def _per_instance(**values: Any) -> tuple[PerInstance, ...]:
     arrays = {name: jnp.asarray(value) for name, value in values.items()}
     shapes = {array.shape for array in arrays.values()}
     shape = next(iter(shapes))

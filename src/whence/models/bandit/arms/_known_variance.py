@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from ....core._types import PRNGKey
 from .._checks import Numbers, per_arm, require_finite, require_positive
 from .._student_t import standard_normal
-from ._belief import AbstractBelief, PerArm, chosen, chosen_many, moments
+from ._belief import AbstractBelief, PerArm, chosen, chosen_many, reward_moments
 
 
 class KnownVariance(AbstractBelief):
@@ -67,7 +67,7 @@ class KnownVariance(AbstractBelief):
 
     def update_batch(self, arms: Numbers, rewards: Numbers) -> "KnownVariance":
         require_finite("rewards", rewards)
-        count, mean, _ = moments(*chosen_many(self, arms, rewards))
+        count, mean, _ = reward_moments(*chosen_many(self, arms, rewards))
         return self._updated(count, mean)
 
     def _updated(self, count, mean) -> "KnownVariance":
@@ -79,7 +79,7 @@ class KnownVariance(AbstractBelief):
 
     def log_evidence(self, arms: Numbers, rewards: Numbers) -> PerArm:
         require_finite("rewards", rewards)
-        count, mean, squares = moments(*chosen_many(self, arms, rewards))
+        count, mean, squares = reward_moments(*chosen_many(self, arms, rewards))
         total = self.noise + count * self.variance
         fit = squares / self.noise + count * (mean - self.mu) ** 2 / total
         log_det = count * jnp.log(2 * jnp.pi * self.noise) + jnp.log(total / self.noise)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ....core._types import PRNGKey
 from .._checks import Numbers, per_arm, require_finite, require_positive
 from .._student_t import standard_t
-from ._belief import AbstractBelief, PerArm, chosen, chosen_many, moments
+from ._belief import AbstractBelief, PerArm, chosen, chosen_many, reward_moments
 from ._prior_fit import fit_normal_gamma, match_normal_gamma
 
 
@@ -136,7 +136,7 @@ class NormalGamma(AbstractBelief):
 
     def update_batch(self, arms: Numbers, rewards: Numbers) -> "NormalGamma":
         require_finite("rewards", rewards)
-        count, mean, squares = moments(*chosen_many(self, arms, rewards))
+        count, mean, squares = reward_moments(*chosen_many(self, arms, rewards))
         kappa = self.kappa + count
         between = self.kappa * count * (mean - self.mu) ** 2 / kappa
         return NormalGamma(

@@ -56,16 +56,16 @@ def bayes_regret_bound(prior: NormalGamma | KnownVariance, *, horizon: int) -> f
     if prior.batch_shape:
         raise ValueError(f"`prior` must be without batch axes; it has {prior.batch_shape}.")
     if isinstance(prior, KnownVariance):
-        return _known(
+        return _bound_of_known_variance(
             np.asarray(prior.variance, float), np.asarray(prior.noise, float), horizon
         )
     kappa, alpha, beta = (np.asarray(x, float) for x in (prior.kappa, prior.alpha, prior.beta))
     if not (alpha > 1).all():
         raise ValueError(f"`alpha` of the prior must be above 1; got {alpha.min():g}.")
-    return _unknown(kappa, alpha, beta / (alpha - 1), horizon)
+    return _bound_of_unknown_variance(kappa, alpha, beta / (alpha - 1), horizon)
 
 
-def _known(variance, noise, horizon) -> float:
+def _bound_of_known_variance(variance, noise, horizon) -> float:
     pulls = np.arange(horizon)
     widths = 1 / np.sqrt(1 / variance[:, None] + pulls / noise[:, None])
     total = np.sort(widths.ravel())[-horizon:].sum()
@@ -78,7 +78,7 @@ def _known(variance, noise, horizon) -> float:
     return _smallest(bound)
 
 
-def _unknown(kappa, alpha, expected, horizon) -> float:
+def _bound_of_unknown_variance(kappa, alpha, expected, horizon) -> float:
     from scipy.stats import t as student  # slow to import
 
     each = expected * (1 / kappa + np.log1p((horizon - 1) / kappa))

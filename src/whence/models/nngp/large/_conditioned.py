@@ -21,7 +21,7 @@ from ._kernel import KernelTiles, kernel_tiles
 from ._log_det import log_det_estimate
 from ._solve import Solution, Whitener, conjugate_gradients, random_pivots, whitener
 
-POINTS = 64  # new inputs at a time
+POINTS_AT_A_TIME = 64  # new inputs at a time
 MAX_RANK = 1024
 
 
@@ -148,8 +148,8 @@ class LargeConditioned(eqx.Module):
             raise ValueError(f"`tolerance` must be above 0; got {tolerance}.")
         x = jnp.asarray(x)
         parts = [
-            self._moments(x[i : i + POINTS], tolerance, max_steps)
-            for i in range(0, len(x), POINTS)
+            self._moments(x[i : i + POINTS_AT_A_TIME], tolerance, max_steps)
+            for i in range(0, len(x), POINTS_AT_A_TIME)
         ]
         return LargeMoments(*(jnp.concatenate(part) for part in zip(*parts)))
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from ._kernel import KernelTiles
 from ._solve import Whitener
 
-COLUMNS = 256  # of one product with the kernel
+COLUMNS_AT_A_TIME = 256  # of one product with the kernel
 
 
 class LogDet(NamedTuple):
@@ -80,8 +80,8 @@ def _linear_trace(kernel: KernelTiles, factor: Array, white: Whitener) -> float:
     root = white.root
     middle = 2 * jnp.eye(root.shape[1], dtype=root.dtype) - root.T @ root
     inner = 0.0
-    for start in range(0, root.shape[1], COLUMNS):
-        part = slice(start, start + COLUMNS)
+    for start in range(0, root.shape[1], COLUMNS_AT_A_TIME):
+        part = slice(start, start + COLUMNS_AT_A_TIME)
         columns = root[:, part]
         image = kernel.product(columns) - factor @ (factor.T @ columns)
         inner += float(jnp.sum(middle[:, part] * (root.T @ image)))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ....core._types import PRNGKey
 from ._kernel import KernelTiles
 
-BLOCK = 128  # pivots drawn at a time
+PIVOTS_AT_A_TIME = 128  # pivots drawn at a time
 
 
 def random_pivots(kernel: KernelTiles, rank: int, *, key: PRNGKey) -> Array:
@@ -39,12 +39,12 @@ def random_pivots(kernel: KernelTiles, rank: int, *, key: PRNGKey) -> Array:
     """
     x = jnp.concatenate(kernel.blocks)[: kernel.size]
     left, factor = kernel.diagonal, jnp.zeros((kernel.size, 0), kernel.diagonal.dtype)
-    for start in range(0, rank, BLOCK):
+    for start in range(0, rank, PIVOTS_AT_A_TIME):
         key, key_pivots = jr.split(key)
         # The largest of log weight plus Gumbel noise: draws without replacement.
         noise = jr.gumbel(key_pivots, left.shape, left.dtype)
         score = jnp.log(jnp.maximum(left, jnp.finfo(left.dtype).tiny)) + noise
-        pivots = jax.lax.top_k(score, min(BLOCK, rank - start))[1]
+        pivots = jax.lax.top_k(score, min(PIVOTS_AT_A_TIME, rank - start))[1]
         columns = kernel.cross(x[pivots])
         factor, left = _extend(factor, left, columns, kernel.diagonal, pivots)
     return factor

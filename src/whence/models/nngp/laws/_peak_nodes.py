@@ -10,7 +10,7 @@ from jaxtyping import Array
 from ....core._types import Scalar
 
 REACH = 4.2  # in t; a node at the end is sinh(4.2) = 33 spreads from the peak
-POINTS = 81  # looked at together
+GRID_POINTS = 81  # looked at together
 LIMIT = 300.0  # points of larger size have no weight, and their exponentials overflow
 
 
@@ -33,10 +33,10 @@ def nodes_on_line(
         return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
     # In stages of as many points each, so that the integrand is compiled once.
-    far = jnp.pad(grid, (0, -len(grid) % POINTS), mode="edge").reshape(-1, POINTS)
-    unit = jnp.linspace(-1, 1, POINTS, dtype=grid.dtype)
+    far = jnp.pad(grid, (0, -len(grid) % GRID_POINTS), mode="edge").reshape(-1, GRID_POINTS)
+    unit = jnp.linspace(-1, 1, GRID_POINTS, dtype=grid.dtype)
     near = jnp.stack([width * unit for width in (0.5, 0.02, 0.001)])
-    widths = jnp.asarray(np.geomspace(2.0**-12, 2.0**5, (POINTS - 1) // 2), grid.dtype)
+    widths = jnp.asarray(np.geomspace(2.0**-12, 2.0**5, (GRID_POINTS - 1) // 2), grid.dtype)
     last = jnp.concatenate([-widths, jnp.zeros((1,), grid.dtype), widths])
 
     def look(carry, stage):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from ....core._types import PRNGKey, Scalar
 from ....diagnostics import pareto_khat, weight_ess
 
-LogDensity = Callable[[Array], Array]
+ScaleLogDensity = Callable[[Array], Array]
 
 
 class Nodes(eqx.Module):
@@ -71,7 +71,7 @@ def log_likelihood(log_scale: Array, size: Array | int, quadratic: Array) -> Arr
 
 
 def quadrature(
-    log_density: LogDensity, size: Array | int, quadratic: Array, *, num_nodes: int = 65
+    log_density: ScaleLogDensity, size: Array | int, quadratic: Array, *, num_nodes: int = 65
 ) -> Nodes:
     """Return nodes around the mode in log v, spread by sinh; differentiable.
 
@@ -116,7 +116,7 @@ def _locate(integrand, size, quadratic) -> tuple[Scalar, Scalar]:
 
 
 def importance(
-    log_density: LogDensity,
+    log_density: ScaleLogDensity,
     size: int,
     quadratic: Array,
     *,

@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from ....core._types import PRNGKey
 from ._abstract_layer import AbstractLayer
-from ._finite import Plan, Shape
-from ._moments import Moments, State, pixel_diagonal
+from ._finite import ExampleShape, FinitePlan
+from ._moments import KernelState, SecondMoments, pixel_diagonal
 
 
 class AbstractActivation(AbstractLayer):
@@ -43,7 +43,7 @@ class AbstractActivation(AbstractLayer):
             q: Variance.
         """
 
-    def moments(self, state: State) -> State:
+    def moments(self, state: KernelState) -> KernelState:
         if not state.gaussian:
             raise ValueError(
                 f"`{type(self).__name__}` must read Gaussian units: put a `Dense` or `Conv` "
@@ -55,25 +55,29 @@ class AbstractActivation(AbstractLayer):
         cross = self._cross(state.cross, q1[:, None], q2[None])
         left_pairs = self._own_pairs(state.left_pairs, q1, left)
         right_pairs = self._own_pairs(state.right_pairs, q2, right)
-        return State(cross, left, right, left_pairs, right_pairs, False)
+        return KernelState(cross, left, right, left_pairs, right_pairs, False)
 
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[eqx.Module, Shape]:
+    def finite(
+        self, shape: ExampleShape, plan: FinitePlan, *, key: PRNGKey
+    ) -> tuple[eqx.Module, ExampleShape]:
         """Return the activation, which is its own finite twin."""
         return self, shape
 
-    def _own(self, own: Moments) -> Moments:
-        return _chain(own, *self.single(own.nngp))
+    def _own(self, own: SecondMoments) -> SecondMoments:
+        return _by_chain_rule(own, *self.single(own.nngp))
 
-    def _cross(self, cross: Moments, q1: Array, q2: Array) -> Moments:
+    def _cross(self, cross: SecondMoments, q1: Array, q2: Array) -> SecondMoments:
         """Map pairs; `q1` and `q2` have their axes but for the pixels of the other."""
         if cross.pairs:
             ones = (1,) * cross.spatial
             batch = q2.ndim - cross.spatial
             q1 = q1.reshape(*q1.shape, *ones)
             q2 = q2.reshape(*q2.shape[:batch], *ones, *q2.shape[batch:])
-        return _chain(cross, *self.pair(q1, q2, cross.nngp))
+        return _by_chain_rule(cross, *self.pair(q1, q2, cross.nngp))
 
-    def _own_pairs(self, pairs: Moments | None, q: Array, own: Moments) -> Moments | None:
+    def _own_pairs(
+        self, pairs: SecondMoments | None, q: Array, own: SecondMoments
+    ) -> SecondMoments | None:
         if pairs is None:
             return None
         new = self._cross(pairs, q, q)
@@ -84,9 +88,9 @@ class AbstractActivation(AbstractLayer):
             return jnp.where(same, diagonal.reshape(*diagonal.shape, *ones), whole)
 
         ntk = None if new.ntk is None or own.ntk is None else put(own.ntk, new.ntk)
-        return Moments(put(own.nngp, new.nngp), ntk, new.spatial, True)
+        return SecondMoments(put(own.nngp, new.nngp), ntk, new.spatial, True)
 
 
-def _chain(old: Moments, k: Array, kdot: Array) -> Moments:
+def _by_chain_rule(old: SecondMoments, k: Array, kdot: Array) -> SecondMoments:
     ntk = None if old.ntk is None else kdot * old.ntk
-    return Moments(k, ntk, old.spatial, old.pairs)
+    return SecondMoments(k, ntk, old.spatial, old.pairs)

@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from ....core._types import AnyArray, PRNGKey
 from .._parameter import require_values
-from ._finite import Plan, Shape
+from ._finite import ExampleShape, FinitePlan
 from ._initialisations import AbstractInitialisation, Independent
-from ._moments import State, inputs_state
+from ._moments import KernelState, inputs_state
 from ._tiles import Kernels, tiled
 
 
@@ -33,7 +33,7 @@ class AbstractLayer(eqx.Module):
     """
 
     @abc.abstractmethod
-    def moments(self, state: State) -> State:
+    def moments(self, state: KernelState) -> KernelState:
         """Map second moments of what the layer reads to those of what it gives.
 
         Args:
@@ -41,7 +41,9 @@ class AbstractLayer(eqx.Module):
         """
 
     @abc.abstractmethod
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[eqx.Module, Shape]:
+    def finite(
+        self, shape: ExampleShape, plan: FinitePlan, *, key: PRNGKey
+    ) -> tuple[eqx.Module, ExampleShape]:
         """Make the finite twin with random weights.
 
         Args:
@@ -120,8 +122,8 @@ class AbstractLayer(eqx.Module):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
         *spatial, channels = (inputs,) if isinstance(inputs, int) else inputs
-        shape = Shape(tuple(spatial), channels, True)
-        made, out = self.finite(shape, Plan(width, outputs, initialisation), key=key)
+        shape = ExampleShape(tuple(spatial), channels, True)
+        made, out = self.finite(shape, FinitePlan(width, outputs, initialisation), key=key)
         if out[:2] != ((), outputs):
             raise ValueError(
                 "A description of a network must end with `Dense`, its readout; the last layer "
@@ -134,7 +136,7 @@ class AbstractLayer(eqx.Module):
 def _kernel(layer: AbstractLayer, x1: Array, x2: Array | None, *, ntk: bool):
     require_values(layer, "A kernel")
 
-    def moments(state: State) -> State:
+    def moments(state: KernelState) -> KernelState:
         return _vectors(layer.moments(state))
 
     return tiled(moments, x1, x2, pairs=_needs_pairs(layer), ntk=ntk)
@@ -160,7 +162,7 @@ def _needs_pairs(layer: AbstractLayer) -> bool:
     return any(is_pooling(leaf) for leaf in jax.tree.leaves(layer, is_leaf=is_pooling))
 
 
-def _vectors(state: State) -> State:
+def _vectors(state: KernelState) -> KernelState:
     if state.cross.spatial:
         raise ValueError(
             "A description must end with vectors: put `Flatten()` or `GlobalAveragePooling()` "

@@ -8,11 +8,11 @@ from jaxtyping import Array
 # atan(sqrt(z)) / sqrt(z) on 0 <= z <= tan(pi/8)^2, lowest power first: interpolated at the
 # Chebyshev nodes in 40 digits. Errors are below the rounding of either precision, as they
 # shrink 25 times with each term.
-_FEW = (
+_ARCTAN_SINGLE = (
     *(0.9999999993712282, -0.33333306893048514, 0.19998183041083206),
     *(-0.14239532669648974, 0.10569828806414448, -0.06026305227658459),
 )
-_MANY = (
+_ARCTAN_DOUBLE = (
     *(1.0, -0.3333333333333312, 0.19999999999940893, -0.14285714279250245),
     *(0.11111110744919658, -0.09090896809064027, 0.07692045330902225, -0.06662951813629191),
     *(0.05846878297330872, -0.05035102456601552, 0.03796525745386593, -0.017805397205419446),
@@ -39,7 +39,7 @@ def half_plane_angle(y: Array, x: Array) -> Array:
     t = jnp.where(upper, low - high, low) / below
     square = t * t
     series = jnp.zeros_like(square)
-    for coefficient in reversed(_MANY if dtype == jnp.float64 else _FEW):
+    for coefficient in reversed(_ARCTAN_DOUBLE if dtype == jnp.float64 else _ARCTAN_SINGLE):
         series = series * square + coefficient
     angle = t * series + jnp.where(upper, np.pi / 4, 0).astype(t.dtype)
     angle = jnp.where(y > jnp.abs(x), np.pi / 2 - angle, angle)

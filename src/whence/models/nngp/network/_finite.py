@@ -13,7 +13,7 @@ from ....core._types import AnyArray, PRNGKey
 from ._initialisations import AbstractInitialisation, Independent
 
 
-class Shape(NamedTuple):
+class ExampleShape(NamedTuple):
     """Shape of one example between two layers, channels last."""
 
     spatial: tuple[int, ...]
@@ -21,7 +21,7 @@ class Shape(NamedTuple):
     is_input: bool
 
 
-class Plan(NamedTuple):
+class FinitePlan(NamedTuple):
     """What a layer needs to make its finite twin."""
 
     width: int  # units (or channels) of hidden layers
@@ -58,7 +58,7 @@ class Linear(eqx.Module):
         return scale * jnp.moveaxis(y, 0, -1) + shift
 
 
-class Chain(eqx.Module):
+class FiniteSerial(eqx.Module):
     """Layers in turn."""
 
     layers: tuple
@@ -114,14 +114,14 @@ class Average(eqx.Module):
 
 
 def linear(
-    shape: Shape,
-    plan: Plan,
+    shape: ExampleShape,
+    plan: FinitePlan,
     variances: tuple[Array, Array],
     window: tuple[int, ...],
     stride: tuple[int, ...],
     *,
     key: PRNGKey,
-) -> tuple[Linear, Shape]:
+) -> tuple[Linear, ExampleShape]:
     """Return a layer with random weights, and the shape that it gives.
 
     Args:
@@ -141,4 +141,4 @@ def linear(
     weight = matrices.reshape(units, shape.channels, *window)
     layer = Linear(weight, jr.normal(key_bias, (units,)), *variances, stride)
     spatial = tuple(-(-length // step) for length, step in zip(shape.spatial, stride))
-    return layer, Shape(spatial, units, False)
+    return layer, ExampleShape(spatial, units, False)

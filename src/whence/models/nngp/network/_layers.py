@@ -13,10 +13,19 @@ import numpy as np
 from ....core._types import PRNGKey
 from .._parameter import Number, Parameter, parameter
 from ._abstract_layer import AbstractLayer
-from ._finite import Average, Chain, Linear, Plan, Ravel, Shape, Skip, linear
+from ._finite import (
+    Average,
+    ExampleShape,
+    FinitePlan,
+    FiniteSerial,
+    Linear,
+    Ravel,
+    Skip,
+    linear,
+)
 from ._moments import (
-    Moments,
-    State,
+    KernelState,
+    SecondMoments,
     affine,
     as_gaussian,
     average_windows,
@@ -47,7 +56,7 @@ class Dense(AbstractLayer):
         self.weight_variance = parameter("weight_variance", weight_variance, zero=True)
         self.bias_variance = parameter("bias_variance", bias_variance, zero=True)
 
-    def moments(self, state: State) -> State:
+    def moments(self, state: KernelState) -> KernelState:
         if state.cross.spatial:
             raise ValueError(
                 f"`Dense` reads vectors; got {state.cross.spatial} axes of pixels. "
@@ -56,7 +65,9 @@ class Dense(AbstractLayer):
         new = map_moments(lambda m: affine(m, self.weight_variance, self.bias_variance), state)
         return as_gaussian(new, True)
 
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Linear, Shape]:
+    def finite(
+        self, shape: ExampleShape, plan: FinitePlan, *, key: PRNGKey
+    ) -> tuple[Linear, ExampleShape]:
         if shape.spatial:
             raise ValueError(
                 f"`Dense` reads vectors; got pixels of shape {shape.spatial}. "
@@ -104,10 +115,10 @@ class Conv(AbstractLayer):
                 f"`window` and `stride` must be at least 1; got {window}, {self.stride}."
             )
 
-    def moments(self, state: State) -> State:
+    def moments(self, state: KernelState) -> KernelState:
         self._check(state.cross.spatial)
 
-        def one(m: Moments) -> Moments:
+        def one(m: SecondMoments) -> SecondMoments:
             m = with_arrays(
                 m, lambda x: average_windows(x, self.window, self.stride, pairs=m.pairs)
             )
@@ -115,7 +126,9 @@ class Conv(AbstractLayer):
 
         return as_gaussian(map_moments(one, state), True)
 
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Linear, Shape]:
+    def finite(
+        self, shape: ExampleShape, plan: FinitePlan, *, key: PRNGKey
+    ) -> tuple[Linear, ExampleShape]:
         self._check(len(shape.spatial))
         variances = self.weight_variance, self.bias_variance
         return linear(shape, plan, variances, self.window, self.stride, key=key)
@@ -131,17 +144,19 @@ class Conv(AbstractLayer):
 class Flatten(AbstractLayer):
     """All pixels in one vector; the kernel averages pairs of the same pixel."""
 
-    def moments(self, state: State) -> State:
+    def moments(self, state: KernelState) -> KernelState:
         if not state.cross.spatial:
             raise ValueError("`Flatten` reads images; got vectors. Leave it out.")
         cross, left, right = (
             pool(m, diagonal=True) for m in (state.cross, state.left, state.right)
         )
-        return State(cross, left, right, None, None, False)
+        return KernelState(cross, left, right, None, None, False)
 
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Ravel, Shape]:
+    def finite(
+        self, shape: ExampleShape, plan: FinitePlan, *, key: PRNGKey
+    ) -> tuple[Ravel, ExampleShape]:
         size = int(np.prod(shape.spatial))
-        return Ravel(), Shape((), shape.channels * size, shape.is_input)
+        return Ravel(), ExampleShape((), shape.channels * size, shape.is_input)
 
 
 class GlobalAveragePooling(AbstractLayer):
@@ -149,16 +164,18 @@ class GlobalAveragePooling(AbstractLayer):
 
     needs_pixel_pairs: ClassVar[bool] = True
 
-    def moments(self, state: State) -> State:
+    def moments(self, state: KernelState) -> KernelState:
         if state.left_pairs is None or state.right_pairs is None:
             raise ValueError("`GlobalAveragePooling` reads images; got vectors. Leave it out.")
         cross, left, right = (
             pool(m, diagonal=False) for m in (state.cross, state.left_pairs, state.right_pairs)
         )
-        return State(cross, left, right, None, None, state.gaussian)
+        return KernelState(cross, left, right, None, None, state.gaussian)
 
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Average, Shape]:
-        return Average(), Shape((), shape.channels, shape.is_input)
+    def finite(
+        self, shape: ExampleShape, plan: FinitePlan, *, key: PRNGKey
+    ) -> tuple[Average, ExampleShape]:
+        return Average(), ExampleShape((), shape.channels, shape.is_input)
 
 
 class Residual(AbstractLayer):
@@ -166,7 +183,7 @@ class Residual(AbstractLayer):
 
     branch: AbstractLayer
 
-    def moments(self, state: State) -> State:
+    def moments(self, state: KernelState) -> KernelState:
         new = self.branch.moments(state)
         if new.cross.nngp.shape != state.cross.nngp.shape:
             raise ValueError(
@@ -178,7 +195,9 @@ class Residual(AbstractLayer):
         # The flag is part of the tree's structure, which must be one for the sum.
         return jax.tree.map(jnp.add, as_gaussian(state, both), as_gaussian(new, both))
 
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Skip, Shape]:
+    def finite(
+        self, shape: ExampleShape, plan: FinitePlan, *, key: PRNGKey
+    ) -> tuple[Skip, ExampleShape]:
         branch, new = self.branch.finite(shape, plan, key=key)
         if new[:2] != shape[:2]:
             raise ValueError(
@@ -203,16 +222,18 @@ class Serial(AbstractLayer):
             raise ValueError("`layers` must hold at least one layer; got none.")
         self.layers = layers
 
-    def moments(self, state: State) -> State:
+    def moments(self, state: KernelState) -> KernelState:
         for layer in self.layers:
             state = layer.moments(state)
         return state
 
-    def finite(self, shape: Shape, plan: Plan, *, key: PRNGKey) -> tuple[Chain, Shape]:
+    def finite(
+        self, shape: ExampleShape, plan: FinitePlan, *, key: PRNGKey
+    ) -> tuple[FiniteSerial, ExampleShape]:
         made = []
         last = len(self.layers) - 1
         for i, (layer, layer_key) in enumerate(zip(self.layers, jr.split(key, last + 1))):
             hidden = plan if i == last else plan._replace(outputs=None)
             twin, shape = layer.finite(shape, hidden, key=layer_key)
             made.append(twin)
-        return Chain(tuple(made)), shape
+        return FiniteSerial(tuple(made)), shape

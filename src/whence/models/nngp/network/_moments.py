@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 
-class Moments(eqx.Module):
+class SecondMoments(eqx.Module):
     """Kernel and tangent kernel at one layer, for one kind of pair.
 
     Axes: first the inputs (one axis for an input with itself, two for pairs of inputs),
@@ -22,24 +22,24 @@ class Moments(eqx.Module):
     pairs: bool = eqx.field(static=True)
 
 
-class State(eqx.Module):
+class KernelState(eqx.Module):
     """What a layer maps: pairs of inputs, and each input with itself.
 
     Variances of single inputs are carried, never read off the pairs: there they would be
     known to rounding only, and the arc cosine turns a relative error e into sqrt(e).
     """
 
-    cross: Moments  # rows, columns
-    left: Moments  # rows
-    right: Moments  # columns
-    left_pairs: Moments | None  # rows, over pairs of pixels; only where pooling needs it
-    right_pairs: Moments | None
+    cross: SecondMoments  # rows, columns
+    left: SecondMoments  # rows
+    right: SecondMoments  # columns
+    left_pairs: SecondMoments | None  # rows, over pairs of pixels; only where pooling needs it
+    right_pairs: SecondMoments | None
     # Whether units are Gaussian and alike. Activations need it: the sum of a Gaussian unit
     # and of what an activation gave has other moments than its kernel says.
     gaussian: bool = eqx.field(static=True)
 
 
-def inputs_state(x1: Array, x2: Array, *, pairs: bool, ntk: bool) -> State:
+def inputs_state(x1: Array, x2: Array, *, pairs: bool, ntk: bool) -> KernelState:
     """Return the moments of raw inputs, averages of products over channels.
 
     Args:
@@ -56,7 +56,7 @@ def inputs_state(x1: Array, x2: Array, *, pairs: bool, ntk: bool) -> State:
     def moments(equation, a, b, is_pairs):
         # The default precision of a GPU's matrix product has 10 bits; kernels need all.
         value = jnp.einsum(equation, a, b, precision="highest") / a.shape[-1]
-        return Moments(value, jnp.zeros_like(value) if ntk else None, spatial, is_pairs)
+        return SecondMoments(value, jnp.zeros_like(value) if ntk else None, spatial, is_pairs)
 
     def own(x):
         return moments(f"m{p}c,m{p}c->m{p}", x, x, False)
@@ -65,20 +65,24 @@ def inputs_state(x1: Array, x2: Array, *, pairs: bool, ntk: bool) -> State:
         return moments(f"m{p}c,m{q}c->m{product}", x, x, True) if pairs else None
 
     cross = moments(f"m{p}c,n{q}c->mn{product}", x1, x2, pairs)
-    return State(cross, own(x1), own(x2), own_pairs(x1), own_pairs(x2), False)
+    return KernelState(cross, own(x1), own(x2), own_pairs(x1), own_pairs(x2), False)
 
 
-def map_moments(function: Callable[[Moments], Moments], state: State) -> State:
+def map_moments(
+    function: Callable[[SecondMoments], SecondMoments], state: KernelState
+) -> KernelState:
     """Apply a linear map to every kind of pair.
 
     Args:
         function: The map.
         state: What it is applied to.
     """
-    return jax.tree.map(function, state, is_leaf=lambda x: isinstance(x, Moments))
+    return jax.tree.map(function, state, is_leaf=lambda x: isinstance(x, SecondMoments))
 
 
-def affine(moments: Moments, weight_variance: Array, bias_variance: Array) -> Moments:
+def affine(
+    moments: SecondMoments, weight_variance: Array, bias_variance: Array
+) -> SecondMoments:
     """Apply a layer of Gaussian weights and biases in NTK parameterisation.
 
     Args:
@@ -92,10 +96,10 @@ def affine(moments: Moments, weight_variance: Array, bias_variance: Array) -> Mo
     weight = weight_variance.astype(moments.nngp.dtype)
     nngp = bias_variance.astype(moments.nngp.dtype) + weight * moments.nngp
     ntk = None if moments.ntk is None else nngp + weight * moments.ntk
-    return Moments(nngp, ntk, moments.spatial, moments.pairs)
+    return SecondMoments(nngp, ntk, moments.spatial, moments.pairs)
 
 
-def as_gaussian(state: State, gaussian: bool) -> State:
+def as_gaussian(state: KernelState, gaussian: bool) -> KernelState:
     """Return a state with the flag set.
 
     Args:
@@ -103,10 +107,10 @@ def as_gaussian(state: State, gaussian: bool) -> State:
         gaussian: Whether units are Gaussian and alike.
     """
     parts = state.cross, state.left, state.right, state.left_pairs, state.right_pairs
-    return State(*parts, gaussian)
+    return KernelState(*parts, gaussian)
 
 
-def with_arrays(moments: Moments, function: Callable[[Array], Array]) -> Moments:
+def with_arrays(moments: SecondMoments, function: Callable[[Array], Array]) -> SecondMoments:
     """Apply a linear map of arrays to both kernels.
 
     Args:
@@ -114,10 +118,10 @@ def with_arrays(moments: Moments, function: Callable[[Array], Array]) -> Moments
         function: The map, keeping the axes of pixels.
     """
     ntk = None if moments.ntk is None else function(moments.ntk)
-    return Moments(function(moments.nngp), ntk, moments.spatial, moments.pairs)
+    return SecondMoments(function(moments.nngp), ntk, moments.spatial, moments.pairs)
 
 
-def pool(moments: Moments, *, diagonal: bool) -> Moments:
+def pool(moments: SecondMoments, *, diagonal: bool) -> SecondMoments:
     """Average over pixels, or over pairs of pixels; the result is of vectors.
 
     Args:
@@ -133,7 +137,7 @@ def pool(moments: Moments, *, diagonal: bool) -> Moments:
         return x.reshape(*batch, -1).mean(axis=-1)
 
     ntk = None if moments.ntk is None else average(moments.ntk)
-    return Moments(average(moments.nngp), ntk, 0, False)
+    return SecondMoments(average(moments.nngp), ntk, 0, False)
 
 
 def flat_pairs(x: Array, spatial: int) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._moments import State, inputs_state
+from ._moments import KernelState, inputs_state
 
 # Entries of a tile, times pixels. Of 2**14 to 2**20 the first was fastest for vectors (three
 # layers of ReLU, 2000 inputs, one core): half the time of the plain recursion.
@@ -24,7 +24,12 @@ class Kernels(NamedTuple):
 
 
 def tiled(
-    moments: Callable[[State], State], x1: Array, x2: Array | None, *, pairs: bool, ntk: bool
+    moments: Callable[[KernelState], KernelState],
+    x1: Array,
+    x2: Array | None,
+    *,
+    pairs: bool,
+    ntk: bool,
 ) -> tuple[Array, ...]:
     """Return the matrices of a kernel, `(nngp,)` or `(nngp, ntk)`.
 

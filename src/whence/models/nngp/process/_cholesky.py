@@ -21,7 +21,7 @@ def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim
         ValueError: If it is not positive definite with any of the jitters.
     """
     typical = float(jnp.mean(jnp.diagonal(covariance)))
-    smallest = _smallest(covariance.dtype)
+    smallest = _least_pivot(covariance.dtype)
     for relative in JITTERS:
         if 0 < relative < smallest:
             continue
@@ -74,14 +74,14 @@ def explain_factor(covariance: Float[Array, "dim dim"], noise: Array) -> str:
     )
 
 
-def _smallest(dtype) -> float:
+def _least_pivot(dtype) -> float:
     return 10 * float(jnp.finfo(dtype).eps)
 
 
 def _is_definite(factor: Array, covariance: Array) -> Array:
     # What is left of a variance after those before it; NaN compares false.
     left = jnp.diagonal(factor) ** 2
-    return jnp.all(left > _smallest(covariance.dtype) * jnp.diagonal(covariance))
+    return jnp.all(left > _least_pivot(covariance.dtype) * jnp.diagonal(covariance))
 
 
 @jax.custom_jvp

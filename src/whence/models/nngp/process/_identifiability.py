@@ -88,19 +88,19 @@ def _group(description, found: dict[str, Unknown], exact: bool) -> list[str]:
 
 def _multipliers(network: AbstractLayer, exact: bool) -> Iterator[str]:
     """Yield paths of variances that multiply the kernel, from the readout down."""
-    for path, layer in reversed(list(_chain(network, ""))):
+    for path, layer in reversed(list(_layers_of(network, ""))):
         if not _is_homogeneous(layer, exact):
             return
         if isinstance(layer, Dense | Conv):
             yield f"{path}weight_variance"
 
 
-def _chain(layer: AbstractLayer, path: str) -> Iterator[tuple[str, AbstractLayer]]:
+def _layers_of(layer: AbstractLayer, path: str) -> Iterator[tuple[str, AbstractLayer]]:
     if not isinstance(layer, Serial):
         yield path, layer
         return
     for i, inner in enumerate(layer.layers):
-        yield from _chain(inner, f"{path}layers.{i}.")
+        yield from _layers_of(inner, f"{path}layers.{i}.")
 
 
 def _is_homogeneous(layer: AbstractLayer, exact: bool) -> bool:

@@ -17,7 +17,7 @@ from ..laws._normal_mixture import NormalMixture, NormalMixtureMarginals
 from ..network._abstract_layer import AbstractLayer
 from ._cholesky import whitened_covariance
 from ._remarks import remarks_on
-from ._scale_and_noise import TwoScales, as_law, fitted, log_density, log_likelihood
+from ._scale_and_noise import TwoScales, as_law, fitted, log_density, log_density_of_data
 from ._scale_mixture import check_targets, repeated
 from ._spectrum import Spectrum
 
@@ -120,7 +120,9 @@ class IndependentConditioned(eqx.Module):
         squares = jnp.sum((self.spectrum.vectors.T @ columns) ** 2, axis=1)
         quadratic = jnp.sum(squares / values, axis=1)
         log_det = jnp.sum(jnp.log(values), axis=1)
-        found = log_likelihood(jnp.log(scale).reshape(-1, 1), quadratic, log_det, columns.shape)
+        found = log_density_of_data(
+            jnp.log(scale).reshape(-1, 1), quadratic, log_det, columns.shape
+        )
         return prior + found.reshape(scale.shape) - self.log_evidence
 
     @property

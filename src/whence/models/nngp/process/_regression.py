@@ -27,7 +27,7 @@ from ._remarks import remarks_on_inputs, remarks_on_moments, repeated_rows
 from ._scale_mixture import ScaleMixture, ScaleMixtureConditioned
 
 
-def _specs(model: Regression) -> dict[str, Latent]:
+def _unknown_latents(model: Regression) -> dict[str, Latent]:
     """Declare one latent for each parameter that has a prior."""
     return {
         name: Latent(unknown.prior, None, (), False, "prior")
@@ -62,7 +62,7 @@ class Regression(Model):
     scale: AbstractLaw
     noise: Parameter
     outputs: int | None = eqx.field(static=True)
-    values: dict[str, Any] = latents(_specs)
+    values: dict[str, Any] = latents(_unknown_latents)
 
     def __init__(
         self,

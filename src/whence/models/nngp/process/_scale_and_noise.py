@@ -91,7 +91,7 @@ def _of_log(law: AbstractLaw, log_scale: Array) -> Array:
     return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
 
-def log_likelihood(log_scales, quadratic, log_det, shape):
+def log_density_of_data(log_scales, quadratic, log_det, shape):
     """Return the log density of the observations, `(node, scale)`.
 
     Args:
@@ -120,7 +120,7 @@ def fitted(laws: Laws, kernel: Array, y: Array) -> tuple[Spectrum, TwoScales]:
     outer, inner, log_widths = _nodes(fixed, jax.lax.stop_gradient(y), known)
     log_scales, log_ratios, log_prior = _place(laws, outer, inner)
     quadratic, log_det = statistics(kernel, y, log_ratios, known)
-    found = log_likelihood(log_scales, quadratic, log_det, y.shape)
+    found = log_density_of_data(log_scales, quadratic, log_det, y.shape)
     return known, TwoScales(log_scales, log_ratios, log_prior + found + log_widths)
 
 
@@ -130,7 +130,7 @@ def _place(laws: Laws, outer: Array, inner: Array):
     With two laws `outer` is log(s2 / v) and `inner` log v; with one, `outer` is its logarithm.
     """
     scale, noise = laws
-    known_scale, known_noise = _known(scale), _known(noise)
+    known_scale, known_noise = _log_if_known(scale), _log_if_known(noise)
     zero = jnp.zeros_like(inner)
     column = outer[:, None] + zero
     if known_scale is None:
@@ -143,7 +143,7 @@ def _place(laws: Laws, outer: Array, inner: Array):
     return known_scale + zero, known_noise - known_scale + 0 * outer, zero
 
 
-def _known(law: AbstractLaw) -> Array | None:
+def _log_if_known(law: AbstractLaw) -> Array | None:
     return jnp.log(law.value) if isinstance(law, PointMass) else None
 
 
@@ -162,7 +162,7 @@ def _nodes(laws: Laws, y: Array, known: Spectrum):
         log_scales, log_ratios, log_prior = _place(laws, outer[None], inner[None])
         values = known.values + jnp.exp(log_ratios)
         quadratic, log_det = jnp.sum(squares / values), jnp.sum(jnp.log(values))
-        return (log_prior + log_likelihood(log_scales, quadratic, log_det, y.shape))[0]
+        return (log_prior + log_density_of_data(log_scales, quadratic, log_det, y.shape))[0]
 
     def inner_nodes(outer):
         if not all(free):
@@ -174,7 +174,7 @@ def _nodes(laws: Laws, y: Array, known: Spectrum):
         def of_scale(log_scale):
             inner = log_scale[None, None]
             prior = _place(laws, outer[None], inner)[2]
-            found = log_likelihood(inner, quadratic, log_det, y.shape)
+            found = log_density_of_data(inner, quadratic, log_det, y.shape)
             return (prior + found)[0, 0]
 
         return nodes_on_line(of_scale, log_grid(centre), NUM_INNER)
