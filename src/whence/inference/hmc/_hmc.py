@@ -120,6 +120,8 @@ class HMC(AbstractSampler):
 
     References:
         Neal (2011), MCMC using Hamiltonian dynamics, arXiv:1206.1901.
+        Seyboldt, Carlson and Carpenter (2026), metrics from gradients, arXiv:2603.18845
+        [metric: auto, fisher, low_rank].
     """
 
     chains: int = eqx.field(default=4, converter=whole("chains", least=1))

@@ -203,6 +203,9 @@ class DataTemperedSMC(AbstractOnlineEngine):
     References:
         Chopin (2002), "A sequential particle filter method for static models",
         doi:10.1093/biomet/89.3.539.
+        Douc, Cappe and Moulines (2005), resampling, doi:10.1109/ISPA.2005.195385.
+        Neal (2011), arXiv:1206.1901 [kernel: hmc].
+        Roberts, Gelman and Gilks (1997), doi:10.1214/aoap/1034625254 [kernel: rwm].
     """
 
     particles: int = eqx.field(default=2048, converter=whole("particles", least=2))

@@ -146,8 +146,8 @@ class Hamiltonian(AbstractKernel):
         max_leapfrogs: Most leapfrog steps in a trajectory.
 
     References:
-        Neal (2011), arXiv:1206.1901. Buchholz, Chopin and Jacob (2021), Bayesian
-        Analysis 16(3), for tuning on the particles.
+        Neal (2011), arXiv:1206.1901.
+        Buchholz, Chopin and Jacob (2021), tuning on the particles, Bayesian Analysis 16(3).
     """
 
     max_leapfrogs: int = 32

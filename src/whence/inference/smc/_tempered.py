@@ -160,6 +160,9 @@ class TemperedSMC(AbstractEngine):
     References:
         Del Moral, Doucet and Jasra (2006), doi:10.1111/j.1467-9868.2006.00553.x.
         Zhou, Johansen and Aston (2016), doi:10.1080/10618600.2015.1060885.
+        Douc, Cappe and Moulines (2005), resampling, doi:10.1109/ISPA.2005.195385.
+        Neal (2011), arXiv:1206.1901 [kernel: hmc].
+        Roberts, Gelman and Gilks (1997), doi:10.1214/aoap/1034625254 [kernel: rwm].
     """
 
     particles: int = eqx.field(default=2048, converter=whole("particles", least=2))
