@@ -16,14 +16,14 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
-from ...core._flat import flat_init, flat_view, position_shapes
+from ...core._flat import flat_init, flat_view
 from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._start import find_start
 from ...core._target import AbstractTarget
-from ...core._tree import unravel
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import AdaptedChains
+from .._chain_sample import chain_sample
 
 LogDensity = Callable[[Array], Array]
 
@@ -124,18 +124,8 @@ class AbstractLibraryNUTS(AbstractEngine):
     def posterior(
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        template = position_shapes(target)
-        if trace.sampling is None:
-            raise ValueError("NUTS has made no draws yet: warm-up is not over.")
-        kept = trace.warmup if self.keep_warmup else None
-        return Sample(
-            positions=unravel(trace.sampling.position, template),
-            stats=jax.tree.map(jnp.asarray, trace.sampling.stats),
-            method="mcmc",
-            warmup_positions=None if kept is None else unravel(kept.position, template),
-            warmup_stats=None if kept is None else jax.tree.map(jnp.asarray, kept.stats),
-            record=AdaptedChains(self.target_accept),
-        )
+        record, keep = AdaptedChains(self.target_accept), self.keep_warmup
+        return chain_sample(target, trace, "mcmc", keep_warmup=keep, record=record)
 
 
 def strong(tree: PyTree) -> PyTree:

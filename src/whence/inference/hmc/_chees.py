@@ -17,13 +17,13 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._convert import flag, fraction, positive, whole
 from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
-from ...core._flat import flat_init, flat_view, position_shapes
+from ...core._flat import flat_init, flat_view
 from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
-from ...core._tree import unravel
 from ...core._types import PRNGKey, Scalar
+from .._chain_sample import chain_sample
 from .._settings import metric_name
 from ._common import (
     MAX_ENERGY_ERROR,
@@ -299,18 +299,8 @@ class ChEES(AbstractPausingEngine):
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
         """Return draws and statistics with axes `(chain, draw)`."""
-        assert trace.sampling is not None  # the loop asks for draws only if there are any
-        positions, stats = _chain_first(target, trace.sampling)
-        if trace.warmup is None or not self.keep_warmup:
-            return Sample(positions=positions, stats=stats, method="mcmc")
-        warmup_positions, warmup_stats = _chain_first(target, trace.warmup)
-        return Sample(
-            positions=positions,
-            stats=stats,
-            method="mcmc",
-            warmup_positions=warmup_positions,
-            warmup_stats=warmup_stats,
-        )
+        trace = jax.tree.map(lambda leaf: np.swapaxes(leaf[0], 0, 1), trace)
+        return chain_sample(target, trace, "mcmc", keep_warmup=self.keep_warmup)
 
 
 def chees_gradient(
@@ -410,10 +400,3 @@ def _harmonic_mean(rate: PerChain) -> Scalar:
 
 def _update_each(state: DualAveraging, rate: PerChain, target: float) -> DualAveraging:
     return jax.vmap(lambda s, r: s.update(r, target))(state, rate)
-
-
-def _chain_first(target: AbstractTarget, info: Info):
-    positions, stats = jax.tree.map(
-        lambda leaf: jnp.swapaxes(leaf[0], 0, 1), (info.position, info.stats)
-    )
-    return unravel(positions, position_shapes(target)), stats

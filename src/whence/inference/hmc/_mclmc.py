@@ -12,14 +12,14 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._convert import flag, fraction, one_of, positive, whole
 from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
-from ...core._flat import flat_init, flat_view, position_shapes
+from ...core._flat import flat_init, flat_view
 from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
-from ...core._tree import unravel
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import AdaptedChains
+from .._chain_sample import chain_sample
 from .._settings import metric_name
 from ._autocorrelation import Memory, forget, remember, slowest_time
 from ._common import (
@@ -351,17 +351,9 @@ class MCLMC(AbstractPausingEngine):
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
         """Return draws and statistics with axes `(chain, draw)`."""
-        assert trace.sampling is not None  # the loop asks for draws only if there are any
-        like = position_shapes(target)
-        warmup = trace.warmup if self.keep_warmup else None
-        return Sample(
-            positions=unravel(trace.sampling.position, like),
-            stats=trace.sampling.stats,
-            warmup_positions=None if warmup is None else unravel(warmup.position, like),
-            warmup_stats=None if warmup is None else warmup.stats,
-            method="mcmc" if self.adjusted else "unadjusted",
-            record=AdaptedChains(self.target_accept) if self.adjusted else None,
-        )
+        method = "mcmc" if self.adjusted else "unadjusted"
+        record = AdaptedChains(self.target_accept) if self.adjusted else None
+        return chain_sample(target, trace, method, keep_warmup=self.keep_warmup, record=record)
 
 
 def _heading(particle: Particle, direction: Vector) -> Particle:

@@ -11,13 +11,13 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
-from ...core._flat import flat_init, flat_view, position_shapes
+from ...core._flat import flat_init, flat_view
 from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
-from ...core._tree import unravel
 from ...core._types import PRNGKey
 from ...diagnostics._records import AdaptedChains
+from .._chain_sample import chain_sample
 from ._adapt import Adaptation, adapt, aim, learn, pauses, start_adaptation
 from ._estimate import (
     AbstractEstimator,
@@ -148,18 +148,9 @@ class AbstractSampler(AbstractPausingEngine):
     def posterior(
         self, target: AbstractTarget, state: SamplerState, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        like = position_shapes(target)
-        draws, warm = trace.sampling, trace.warmup if self.keep_warmup else None
-        assert draws is not None  # the loop asks only once there are draws
         highest = float(np.max(aim(self.target_accept, state.adaptation.caution)))
-        return Sample(
-            positions=unravel(draws.position, like),
-            stats=draws.stats,
-            method="mcmc",
-            warmup_positions=None if warm is None else unravel(warm.position, like),
-            warmup_stats=None if warm is None else warm.stats,
-            record=AdaptedChains(highest),
-        )
+        record, keep = AdaptedChains(highest), self.keep_warmup
+        return chain_sample(target, trace, "mcmc", keep_warmup=keep, record=record)
 
     def _adapt(self, state: SamplerState, chain: Chain, stats: dict[str, Array], index: Array):
         frozen = SamplerState(chain, state.adaptation)

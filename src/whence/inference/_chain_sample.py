@@ -1,0 +1,33 @@
+"""What chains of flat positions hand back: the same for every engine that runs chains."""
+
+from typing import Any
+
+from ..core._engine import Sample, Trace
+from ..core._flat import position_shapes
+from ..core._target import AbstractTarget
+from ..core._tree import unravel
+
+
+def chain_sample(
+    target: AbstractTarget, trace: Trace, method: Any, *, keep_warmup: bool, record: Any = None
+) -> Sample:
+    """Return the draws of a trace of flat positions, those of warm-up if they are kept.
+
+    Args:
+        target: The target density.
+        trace: With axes `(chain, draw)`.
+        method: As in `Sample`.
+        keep_warmup: Whether to return the draws of warm-up as well.
+        record: As in `Sample`.
+    """
+    draws, warmup = trace.sampling, trace.warmup if keep_warmup else None
+    assert draws is not None  # the loop asks only once there are draws
+    like = position_shapes(target)
+    return Sample(
+        positions=unravel(draws.position, like),
+        stats=draws.stats,
+        method=method,
+        warmup_positions=None if warmup is None else unravel(warmup.position, like),
+        warmup_stats=None if warmup is None else warmup.stats,
+        record=record,
+    )
