@@ -1,4 +1,4 @@
-"""The nouns that all rooms speak of: target, engine, data, results. No algorithm, no model."""
+"""Contracts that all packages share: target, engine, data, results. No algorithm, no model."""
 
 from ._advance import advance as advance
 from ._cache import clear_programs as clear_programs, compiled as compiled

@@ -52,7 +52,7 @@ class Schedule(NamedTuple):
 
 
 class Info(eqx.Module):
-    """What a person needs from one step; the next step does not.
+    """What is recorded of one step: the draw and statistics, which the next step does not need.
 
     Attributes:
         position: The draw, a point in unconstrained space in any pytree form that the
@@ -160,7 +160,7 @@ class AbstractProcedure(eqx.Module):
 
     @abc.abstractmethod
     def result(self, state: PyTree) -> RESULTS:
-        """How this replica fares: `RESULTS.successful` or what went wrong."""
+        """Return `RESULTS.successful`, or what went wrong with this replica."""
 
 
 class AbstractEngine(AbstractProcedure):
@@ -184,7 +184,7 @@ class AbstractEngine(AbstractProcedure):
 
 
 class AbstractPausingProcedure(AbstractProcedure):
-    """A procedure that thinks between steps, in NumPy on the host.
+    """A procedure that computes between steps, in NumPy on the host.
 
     What is done a few times a run and costs the compiler much (factorisations, decisions
     of warm-up) belongs there: it need not be compiled at all.
@@ -205,7 +205,7 @@ class AbstractPausingProcedure(AbstractProcedure):
 
 
 class AbstractPausingEngine(AbstractEngine, AbstractPausingProcedure):
-    """An engine that thinks between steps; see `AbstractPausingProcedure`."""
+    """An engine that computes between steps; see `AbstractPausingProcedure`."""
 
 
 def pause_each(procedure: AbstractPausingProcedure, states: PyTree, index: int) -> PyTree:
@@ -225,7 +225,7 @@ def pause_each(procedure: AbstractPausingProcedure, states: PyTree, index: int) 
 
 
 class AbstractOnlineEngine(AbstractEngine):
-    """An engine that can go on for ever while data come in, and be asked for a draw.
+    """An engine that keeps running while data arrive, and gives a draw at any time.
 
     `step` may be given another target than the last time, with more rows of data
     (`whence.core.GrowingTarget`): the state must hold nothing that the data decide.

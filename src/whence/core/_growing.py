@@ -31,7 +31,7 @@ class GrowingTarget(AbstractDataTarget):
         return self.target.init(key=key)
 
     def constrain(self, position: Position) -> Draw:
-        """Map a position to the space the user speaks of."""
+        """Return the draw that a position stands for, in the space of the model."""
         return self.target.constrain(position)
 
     def log_prior(self, position: Position) -> Scalar:

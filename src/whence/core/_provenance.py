@@ -1,4 +1,4 @@
-"""Where numbers came from: a hash of the data, versions of packages."""
+"""Provenance of a run: a hash of the data, versions of packages."""
 
 import hashlib
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Is the likelihood really a product over rows? Asked before any minibatch is used."""
+"""A check, before minibatches are used, that the likelihood is a product over rows."""
 
 import jax
 import jax.random as jr

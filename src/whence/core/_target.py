@@ -11,7 +11,7 @@ What a target can do besides, it says by having the methods of a protocol below.
 | --- | --- | --- |
 | `SamplesPrior` | `sample_prior_position` | tempering from the prior, `geweke` |
 | `HasJacobian` | `log_jacobian` | `MAP(objective="posterior")` |
-| `Unconstrains` | `unconstrain` | `Posterior.from_draws`, `testing.check_model` |
+| `Unconstrains` | `unconstrain` | `Posterior.from_draws` |
 | `ReplacesData` | `with_data` | `sbc`, `geweke` |
 | `NamesLatents` | `latents` | order of variables anywhere, `Posterior.from_draws` |
 | `LabelsDraws` | `labelled` | `Posterior.draws` |
@@ -41,7 +41,7 @@ class AbstractTarget(eqx.Module):
 
     @abc.abstractmethod
     def constrain(self, position: Position) -> Draw:
-        """Map a position to the space the user speaks of."""
+        """Return the draw that a position stands for, in the space of the model."""
 
 
 class AbstractDataTarget(AbstractTarget):
@@ -111,7 +111,7 @@ class AbstractDescribedTarget(AbstractDataTarget):
 
 
 class LatentShape(NamedTuple):
-    """A latent before it has a value.
+    """Name and shape of a latent, without a value.
 
     Attributes:
         name: Its name in a posterior.
@@ -137,7 +137,7 @@ class SamplesPrior(Protocol):
 
 @runtime_checkable
 class HasJacobian(Protocol):
-    """A target that knows the volume that `constrain` stretches."""
+    """A target that knows the Jacobian of `constrain`."""
 
     def log_jacobian(self, position: Position) -> Scalar:
         """Return the log of the absolute Jacobian determinant of `constrain`, in nats."""

@@ -1,4 +1,4 @@
-"""Pytrees by path."""
+"""Leaves of pytrees by path, and flat vectors back in the form of a pytree."""
 
 from typing import Any
 

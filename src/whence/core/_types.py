@@ -1,4 +1,4 @@
-"""Names for the things every room speaks of, and the names of array axes.
+"""Types that all packages use, and the names of array axes.
 
 Axes: ``chain``, ``draw``, ``particle``, ``time``, ``data``, ``feature``, ``dim``.
 """

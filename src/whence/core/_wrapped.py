@@ -1,4 +1,4 @@
-"""An engine that is another engine with something added, or in its place."""
+"""Engines made of another engine, which they pass calls on to."""
 
 import abc
 
@@ -11,9 +11,9 @@ from ._types import PRNGKey
 
 
 class AbstractWrappedEngine(AbstractPausingEngine):
-    """An engine that leaves its work to another.
+    """An engine that passes calls on to another.
 
-    A final class says which, and brings `step` and `posterior`: what it adds is added there.
+    A final class defines `engine`, and `step` and `posterior`, where it adds what it adds.
     """
 
     @property
@@ -49,5 +49,5 @@ class AbstractWrappedEngine(AbstractPausingEngine):
         return self.engine.done(state)
 
     def result(self, state: PyTree) -> RESULTS:
-        """How the engine fares."""
+        """Return the outcome of the engine."""
         return self.engine.result(state)

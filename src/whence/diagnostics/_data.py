@@ -1,4 +1,4 @@
-"""The draws as all checks see them, shapes checked once."""
+"""The draws in the form that all checks use, with shapes checked once."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
-"""What an engine tells of its run besides draws: a record for each kind of method.
+"""Results of an engine besides its draws: a record for each kind of method.
 
-A record knows how it is judged, and its arrays are stored with the draws. An engine with
-another story to tell brings a record of its own.
+A record knows how it is judged, and its arrays are stored with the draws. An engine
+with other results defines a record of its own.
 """
 
 import abc
@@ -86,7 +86,7 @@ class VariationalFit(AbstractRecord):
 
 
 class ParticleHistory(AbstractRecord):
-    """How weighted particles came about: arrays `(stage,)`.
+    """History of weighted particles by stage: arrays `(stage,)`.
 
     Attributes:
         temperature: Inverse temperatures.

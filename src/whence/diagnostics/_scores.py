@@ -1,4 +1,4 @@
-"""Scores of predictions of real numbers: how far, how wide, and whether as wide as they say."""
+"""Scores of predictions of real numbers: distance, width and coverage."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Chains that do not move, or hardly."""
+"""Checks for chains that do not move, or hardly."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What is most wrong with draws, from what costs nothing to compute."""
+"""The most severe fault of draws, from statistics that are cheap to compute."""
 
 from collections.abc import Mapping, Sequence
 

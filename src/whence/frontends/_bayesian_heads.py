@@ -15,7 +15,7 @@ class AbstractHead(eqx.Module):
     @property
     @abc.abstractmethod
     def priors(self) -> dict[str, dist.Distribution]:
-        """Priors of latents that the head brings with it, by name."""
+        """Priors of latents of the head itself, by name."""
 
     @abc.abstractmethod
     def __call__(self, output: Array, values: dict[str, Array]) -> dist.Distribution:

@@ -129,7 +129,7 @@ def _as_value(value):
 
 
 class _Derived(property):
-    """A property that belongs into the posterior group."""
+    """A property whose value is reported with the draws."""
 
     dims: tuple[str, ...] = ()
 
@@ -139,7 +139,7 @@ def derived(function: Callable[[Any], Any], /) -> property: ...
 @overload
 def derived(*, dims: str | tuple[str, ...] = ()) -> Callable[[Callable], property]: ...
 def derived(function: Any = None, /, *, dims: str | tuple[str, ...] = ()) -> Any:
-    """Make a method of a `Model` a property that belongs into the posterior group.
+    """Make a method of a `Model` a property whose value is reported with the draws.
 
     Use it as `@wh.derived`, or with names for the axes as `@wh.derived(dims="school")`.
 

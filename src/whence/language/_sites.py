@@ -1,4 +1,4 @@
-"""The latents of a model, visited in order: every walk over a model is one function here.
+"""The latents of a model, visited in order: all visits of a model go through `walk`.
 
 `walk` rebuilds a model field by field. At each latent it makes the prior from the model
 so far, gives it the shape that `dims`, `shape` and `coords` ask for, and lets `choose`

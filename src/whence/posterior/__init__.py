@@ -1,3 +1,3 @@
-"""Draws, and what is asked of them."""
+"""Posteriors: draws, what is computed from them, and their export to ArviZ."""
 
 from ._posterior import Posterior as Posterior

@@ -1,4 +1,4 @@
-"""`Posterior`: draws, how they were made, and everything one asks of them."""
+"""`Posterior`: draws, how they were made, and what can be computed from them."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -140,7 +140,7 @@ class Posterior:
 
     @property
     def record(self) -> AbstractRecord | None:
-        """What the engine tells besides draws, such as a `diagnostics.VariationalFit`."""
+        """Results of the engine besides draws, such as a `diagnostics.VariationalFit`."""
         return self.sample.record
 
     @property
@@ -265,7 +265,7 @@ class Posterior:
         )
 
     def trouble(self) -> str:
-        """Return one sentence on what is most wrong, from what costs nothing to compute."""
+        """Return one sentence on the most severe fault, from statistics that are cheap."""
         from ..diagnostics._diagnose import CHAINS
         from ..diagnostics._trouble import trouble
 

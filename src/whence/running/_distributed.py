@@ -53,12 +53,12 @@ def distributed(
 
 
 def is_first() -> bool:
-    """Whether this process writes files and talks."""
+    """Whether this process writes files and prints."""
     return jax.process_index() == 0
 
 
 def agree(halt: bool, size: int) -> tuple[bool, int]:
-    """Return whether any process wants to halt, and the size that process 0 has in mind."""
+    """Return whether any process wants to halt, and the chunk size of process 0."""
     told = multihost_utils.process_allgather(np.array([int(halt), size]))
     return bool(told[:, 0].any()), int(told[0, 1])
 

@@ -35,7 +35,7 @@ def load(
         target: The target it was sampled from; without it, everything that needs the model
             (`draws`, `map`, `predict`, predictive groups) is refused. A store needs it.
         engine: The engine of a stored run, if it is not one of whence's own.
-        thin: For a store: keep every so manyeth draw, if all would not fit in memory.
+        thin: For a store: keep every `thin`-th draw, if all would not fit in memory.
 
     Raises:
         ValueError: If the file is not one of ours, if `target` has other data, or if a store

@@ -1,4 +1,4 @@
-"""The one loop. Nobody else writes one.
+"""The loop that runs every engine and procedure.
 
 A run is one compiled program, called in chunks from Python: it advances a state from step
 `start` to step `stop`, whatever these are, and returns what the steps recorded. Between

@@ -119,7 +119,7 @@ def read_run(
         folder: The store.
         target: The target of the run.
         engine: The engine of the run, if it is not one of whence's own.
-        thin: Keep every so manyeth draw.
+        thin: Keep every `thin`-th draw.
 
     Raises:
         ValueError: As for `resume`; if there are no draws yet; if `thin` does not apply.
@@ -150,7 +150,7 @@ def posterior_of(
         stored: The run.
         outcome: Where it stands.
         target: Its target.
-        thin: Keep every so manyeth draw.
+        thin: Keep every `thin`-th draw.
     """
     store, engine, key = stored.store, _engine(stored), stored.key
     verdict = judge(outcome, engine, target, key, throw=False)

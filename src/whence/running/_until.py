@@ -62,8 +62,8 @@ class Quality(NamedTuple):
     """How good draws are: the worst over all latents.
 
     Attributes:
-        ess: Least bulk or tail effective sample size; 0 if there is none to speak of.
-        rhat: Largest R-hat; infinite if there is none to speak of.
+        ess: Least bulk or tail effective sample size; 0 if it is not defined.
+        rhat: Largest R-hat; infinite if it is not defined.
     """
 
     ess: float

@@ -166,7 +166,7 @@ def check_engine(
 
 
 def check_configuration(engine: AbstractEngine) -> None:
-    """Name, schedule and hash."""
+    """Name and schedule are valid, and the configuration can be hashed."""
     name, schedule = engine.name, engine.schedule
     require(isinstance(name, str) and bool(name), f"`name` must be a word; got {name!r}.")
     replicas, warmup, steps, extendable, pauses = schedule[:5]

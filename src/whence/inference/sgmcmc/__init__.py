@@ -1,4 +1,4 @@
-"""Stochastic-gradient samplers: gradient estimate x integrator x preconditioner x decay."""
+"""Stochastic-gradient Langevin dynamics, its preconditioners and decays of the step size."""
 
 from ._decay import (
     AbstractDecay as AbstractDecay,

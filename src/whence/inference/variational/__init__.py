@@ -1,4 +1,4 @@
-"""Variational inference: family x objective x gradient estimate x update."""
+"""Variational inference: families, estimators of the gradient of the ELBO, and `BBVI`."""
 
 from ._bbvi import BBVI as BBVI
 from ._estimator import (

@@ -3,9 +3,9 @@
 A family is a configuration; its parameters are a pytree of arrays made by `init`. The
 optimiser does not see them: it makes steps, in coordinates in which steps of one size suit
 all problems, and `move` takes the parameters along. Scales are logarithms, so that a step
-is a relative change. The location has two sets of coordinates that add up. One is in
-the unit of the position and gets to a far or narrow posterior, the other is in units of the
-family's own scale and gets on in a wide or correlated one.
+is a relative change. The location has two sets of coordinates that add up: one in the
+unit of the position, which reaches a far or narrow posterior, and one in units of the family's
+own scale, which moves fast in a wide or correlated one.
 """
 
 import abc
