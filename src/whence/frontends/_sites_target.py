@@ -65,7 +65,6 @@ class AbstractSitesTarget(AbstractDescribedTarget):
 
     @property
     def latents(self) -> tuple[LatentShape, ...]:
-        """Names and shapes of the latents."""
         return tuple(LatentShape(site.name, tuple(site.shape)) for site in self.sites)
 
     def init(self, *, key):
@@ -77,15 +76,12 @@ class AbstractSitesTarget(AbstractDescribedTarget):
         }
 
     def log_jacobian(self, position: dict[str, Array]) -> Scalar:
-        """Return the log-determinant of the way from a position to the latents."""
         return self._log_det(self._at(position), position)
 
     def constrain(self, position):
-        """Return latents and derived values by name."""
         return self._draw(self._at(position))
 
     def unconstrain(self, draw: dict[str, Array]) -> dict[str, Array]:
-        """Return the position of a draw; the inverse of `constrain`."""
         return self._inverse(self._given(draw))
 
     @property
@@ -94,21 +90,14 @@ class AbstractSitesTarget(AbstractDescribedTarget):
         return None
 
     def log_prior(self, position):
-        """Return the log prior density, in nats, Jacobian included."""
         return self._log_prior(self._at(position), position)
 
     def log_likelihood(self, position, rows=None):
-        """Return the log likelihood, a scalar.
-
-        Raises:
-            ValueError: If `rows` are asked for.
-        """
         if rows is not None:
             raise ValueError(f"{type(self).__name__} has no rows of data to choose from.")
         return self._log_likelihood(self._at(position))
 
     def variables(self, draw):
-        """Return latents and derived values by name."""
         return dict(draw)
 
     @property
@@ -118,7 +107,6 @@ class AbstractSitesTarget(AbstractDescribedTarget):
 
     @property
     def coords(self):
-        """Labels given by `with_coords`."""
         return self.labels
 
     def with_coords(self, coords: Mapping[str, Any], *, dims: Mapping[str, Any] | None = None):
@@ -137,13 +125,7 @@ class AbstractSitesTarget(AbstractDescribedTarget):
         return dataclasses.replace(self, structure=structure, labels=labels)
 
     def sample_prior(self, *, key):
-        """Return one draw from the prior.
-
-        Raises:
-            ValueError: If a prior cannot be drawn from.
-        """
         return self._draw(self._prior(key))
 
     def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
-        """Return one draw from the prior, in unconstrained space."""
         return self._inverse(self._prior(key))

@@ -93,16 +93,10 @@ class AbstractGaussian(AbstractFamily):
         """Return the mean, flat."""
 
 
-class MeanField(AbstractGaussian):
-    """Gaussians with a diagonal covariance: `location + exp(log_scale) * noise`.
+class AbstractJointGaussian(AbstractGaussian):
+    """A Gaussian of all latents at once, whatever their names; `params["loc"]` is its mean."""
 
-    Attributes:
-        initial_scale: Standard deviation at the start.
-    """
-
-    initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
-
-    def bind(self, layout: Layout) -> "MeanField":
+    def bind(self, layout: Layout) -> "AbstractJointGaussian":
         """Itself: names do not matter."""
         return self
 
@@ -117,6 +111,16 @@ class MeanField(AbstractGaussian):
     def location(self, params: dict[str, Array]) -> Vector:
         """The mean."""
         return params["loc"]
+
+
+class MeanField(AbstractJointGaussian):
+    """Gaussians with a diagonal covariance: `location + exp(log_scale) * noise`.
+
+    Attributes:
+        initial_scale: Standard deviation at the start.
+    """
+
+    initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
 
     def init(self, location: Vector) -> dict[str, Array]:
         """Return a narrow Gaussian around `location`."""
@@ -155,7 +159,7 @@ class MeanField(AbstractGaussian):
         return {"loc": params["loc"], "scale": jnp.exp(params["log_scale"])}
 
 
-class FullRank(AbstractGaussian):
+class FullRank(AbstractJointGaussian):
     """Gaussians with any covariance, by its Cholesky factor `L`: `location + L noise`.
 
     `L = diag(exp(log_scale)) (I + lower)` with a strictly lower-triangular `lower`: an
@@ -167,22 +171,6 @@ class FullRank(AbstractGaussian):
     """
 
     initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
-
-    def bind(self, layout: Layout) -> "FullRank":
-        """Itself: names do not matter."""
-        return self
-
-    def shared(self, layout: Layout) -> tuple[bool, ...]:
-        """None."""
-        return (False,) * len(layout)
-
-    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        """Standard normal."""
-        return jr.normal(key, (num, like.size), like.dtype)
-
-    def location(self, params: dict[str, Array]) -> Vector:
-        """The mean."""
-        return params["loc"]
 
     def init(self, location: Vector) -> dict[str, Array]:
         """Return a narrow Gaussian around `location`."""
