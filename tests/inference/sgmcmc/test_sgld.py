@@ -345,9 +345,7 @@ def test_schedule():
 
 def test_posterior_splits_off_warmup(key):
     target = Gaussian(jnp.ones(3))
-    engine = SGLD(
-        chains=2, steps=50, thin=5, warmup=20, step_size=0.1, keep_warmup=True
-    )
+    engine = SGLD(chains=2, steps=50, thin=5, warmup=20, step_size=0.1, keep_warmup=True)
     states, info = run(engine, target, key)
     cut = engine.schedule.warmup
     warmup, sampling = (
@@ -398,8 +396,11 @@ def test_default_step_size(key):
         ({"steps": 10, "warmup": 10}, "`steps` must leave at least one draw"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, or None; got 0"),
         ({"step_size": 0.0}, "`step_size` must be positive and finite, or None; got 0.0"),
-        ({"step_size": float("nan")}, "`step_size` must be positive and finite, or None; got nan"),
-        ({"batching": "sorted"}, "`batching` must be one of 'reshuffle', 'iid'; got 'sorted'"),
+        (
+            {"step_size": float("nan")},
+            "`step_size` must be positive and finite, or None; got nan",
+        ),
+        ({"batching": "sorted"}, "`batching` must be one of 'reshuffle', .*; got 'sorted'"),
     ],
 )
 def test_invalid_options(options, message):

@@ -269,8 +269,8 @@ class DataTemperedSMC(AbstractOnlineEngine):
             )
         if obstacle := no_prior(target):
             raise ValueError(
-                f"DataTemperedSMC needs a target whose prior can be drawn from: {obstacle}. Use "
-                "TemperedSMC."
+                f"DataTemperedSMC needs a target whose prior can be drawn from: {obstacle}. "
+                "Use TemperedSMC."
             )
         try:
             check_rows(target, self.rows)
