@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Array, Float
+
+from ...core._convert import number
 
 
 class Unknown(eqx.Module):
@@ -48,14 +49,12 @@ def parameter(name: str, value: Number, *, zero: bool = False, real: bool = Fals
     Raises:
         ValueError: If it is known not to be a number as asked for, or a prior of others.
     """
-    rule = "finite" if real else ("finite and at least 0" if zero else "finite and above 0")
     if isinstance(value, dist.Distribution):
         return Unknown(_check_prior(name, value, real))
-    if isinstance(value, float | int):
-        inside = real or value > 0 or (zero and value == 0)
-        if not (np.isfinite(value) and inside):
-            raise ValueError(f"`{name}` must be {rule}; got {value}.")
-    return jnp.asarray(value, float) if isinstance(value, float | int) else jnp.asarray(value)
+    if isinstance(value, jax.Array):  # perhaps traced
+        return value
+    above, least = (0 if not (real or zero) else None), (0 if zero else None)
+    return jnp.asarray(number(name, above=above, least=least)(value), float)
 
 
 def _check_prior(name: str, prior: dist.Distribution, real: bool) -> dist.Distribution:

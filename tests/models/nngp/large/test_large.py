@@ -19,9 +19,9 @@ from whence.models.nngp import (
     ReLU,
     ScaleMixture,
     Serial,
-    _large_kernel,
     condition_large,
 )
+from whence.models.nngp.large import _kernel
 from whence.models.nngp.large._gradient import evidence_gradient
 from whence.models.nngp.large._solve import conjugate_gradients
 
@@ -40,18 +40,18 @@ def _data(rows, features=5, outputs=None):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(_large_kernel, "SIDE", 64)
+    monkeypatch.setattr(_kernel, "SIDE", 64)
 
 
 @pytest.fixture(scope="module")
 def both():
     """Return 150 rows conditioned both ways, three tiles wide, the last not full."""
-    side, _large_kernel.SIDE = _large_kernel.SIDE, 64
+    side, _kernel.SIDE = _kernel.SIDE, 64
     x, y, new = _data(150)
     process = ScaleMixture(NET, LAWS[0], 0.1)
     exact = process.condition(x, y)
     large = condition_large(process, x, y, key=jr.key(1), rank=20, tolerance=1e-9)
-    _large_kernel.SIDE = side
+    _kernel.SIDE = side
     return exact, large, new
 
 
@@ -246,8 +246,8 @@ def _given(**options):
 
 WRONG = {
     "noise. of .process. must be above 0": {"noise": 0.0},
-    "tolerance. must be above 0": {"tolerance": 0.0},
-    "rank. must be from 1 to the 20": {"rank": 21},
+    "tolerance. must be positive": {"tolerance": 0.0},
+    "rank. must be at least 1 and at most 20": {"rank": 21},
     "probes. must be at least 2": {"probes": 1},
     "memory. must be at least 0": {"memory": -1.0},
     "max_steps. must be at least 1": {"max_steps": 0},

@@ -301,7 +301,7 @@ def test_remarks():
 
 
 WRONG = {
-    "noise. must be finite and above 0": lambda: IndependentNoise(NET, SCALE, 0.0),
+    "noise. must be positive and finite": lambda: IndependentNoise(NET, SCALE, 0.0),
     "scale. must be a law with a density": lambda: IndependentNoise(NET, Jeffreys(), NOISE),
     "known by draws only": lambda: IndependentNoise(NET, SCALE, Draws(jnp.ones(3))),
     "of one number": lambda: IndependentNoise(NET, dist.Normal(jnp.zeros(2)), NOISE),

@@ -354,7 +354,7 @@ def test_repeated_rows_and_constant_columns_are_said():
 
 WRONG = {
     "noise. must be": lambda: ScaleMixture(NET, IG, -0.1),
-    "shape. must be finite": lambda: InverseGamma(0.0, 1.0),
+    "shape. must be positive and finite": lambda: InverseGamma(0.0, 1.0),
     "c. must be": lambda: BurrXII(-1.0, 1.0),
     "y. must have shape": lambda: _given(IG, y=Y[:2]),
     "y. must be finite": lambda: _given(IG, y=np.array([np.nan, 0.0, 1.0])),

@@ -145,7 +145,7 @@ def test_outputs_share_the_scale():
 WRONG = {
     "noise. of the process must be 0": lambda: Trained(ScaleMixture(NET, IG, 0.1), X, Y),
     "improper": lambda: _trained(Jeffreys()),
-    "time. must be finite": lambda: _trained(IG).all_layers(NEW, time=-1.0),
+    "time. must be at least 0": lambda: _trained(IG).all_layers(NEW, time=-1.0),
     "y. must have shape": lambda: _trained(IG, Y[:2]),
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from ....core._convert import number, positive, whole
 from ....core._types import AnyArray, PRNGKey, Scalar
 from ..laws._abstract_law import AbstractLaw
 from ..process._remarks import remarks_on
@@ -144,8 +145,8 @@ class LargeConditioned(eqx.Module):
         Raises:
             ValueError: If `tolerance` is not positive.
         """
-        if not tolerance > 0:
-            raise ValueError(f"`tolerance` must be above 0; got {tolerance}.")
+        tolerance = positive("tolerance")(tolerance)
+        max_steps = whole("max_steps", least=1)(max_steps)
         x = jnp.asarray(x)
         parts = [
             self._moments(x[i : i + POINTS_AT_A_TIME], tolerance, max_steps)
@@ -248,7 +249,10 @@ def condition_large(
         (2023), arXiv:2207.06503.
     """
     y = check_targets(x, y)
-    _check(process, len(y), tolerance, rank, probes, memory, max_steps)
+    _check_noise(process)
+    tolerance, memory = positive("tolerance")(tolerance), number("memory", least=0)(memory)
+    probes, max_steps = whole("probes", least=2)(probes), whole("max_steps", least=1)(max_steps)
+    rank = whole("rank", least=1, most=len(y), optional=True)(rank)
     rank = max(1, min(MAX_RANK, len(y) // 2)) if rank is None else rank
     key_pivots, key_probes = jr.split(key)
     kernel = kernel_tiles(process.network, x, memory=memory)
@@ -302,22 +306,12 @@ def _slope(law: AbstractLaw, size: int, quadratic: Array) -> Array:
     return jax.grad(lambda q: law.log_integral(size, q))(quadratic)
 
 
-def _check(process, rows, tolerance, rank, probes, memory, max_steps) -> None:
+def _check_noise(process: ScaleMixture) -> None:
     if not float(process.noise) > 0:
         raise ValueError(
             "`noise` of `process` must be above 0 to condition on many observations by "
             f"conjugate gradients; got {float(process.noise)}."
         )
-    if not tolerance > 0:
-        raise ValueError(f"`tolerance` must be above 0; got {tolerance}.")
-    if rank is not None and not 1 <= rank <= rows:
-        raise ValueError(f"`rank` must be from 1 to the {rows} rows; got {rank}.")
-    if probes < 2:
-        raise ValueError(f"`probes` must be at least 2; got {probes}.")
-    if not memory >= 0:
-        raise ValueError(f"`memory` must be at least 0; got {memory}.")
-    if max_steps < 1:
-        raise ValueError(f"`max_steps` must be at least 1; got {max_steps}.")
 
 
 def _remarks(kernel, cost, tolerance, log_det, outputs) -> tuple[str, ...]:

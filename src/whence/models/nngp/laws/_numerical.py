@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaincc
 from jaxtyping import Array, Float
 
+from ....core._convert import part
 from ....core._types import PRNGKey, Scalar
 from .._parameter import Number, Parameter, parameter
 from ._abstract_law import AbstractDensityLaw, AbstractLaw
@@ -124,6 +125,20 @@ class FromDistribution(AbstractDensityLaw):
 
     def tail(self) -> Scalar:
         return self.order
+
+
+def scale_law(scale: Any) -> AbstractLaw:
+    """Return the law of the scale that an argument of that name says.
+
+    Args:
+        scale: A law, or a numpyro distribution.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(scale, dist.Distribution):
+        return FromDistribution(scale)
+    return part("scale", AbstractLaw)(scale)
 
 
 class Draws(AbstractLaw):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ....core._convert import whole
 from ....core._types import AnyArray, PRNGKey
 from .._parameter import require_values
 from ._finite import ExampleShape, FinitePlan
@@ -118,9 +119,7 @@ class AbstractLayer(eqx.Module):
             ValueError: If the shape does not fit the description, or a number is below 1.
         """
         require_values(self, "A finite network")
-        for name, value in (("width", width), ("outputs", outputs)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {value}.")
+        width, outputs = whole("width", least=1)(width), whole("outputs", least=1)(outputs)
         *spatial, channels = (inputs,) if isinstance(inputs, int) else inputs
         shape = ExampleShape(tuple(spatial), channels, True)
         made, out = self.finite(shape, FinitePlan(width, outputs, initialisation), key=key)

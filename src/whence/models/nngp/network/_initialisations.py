@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from ....core._convert import number
 from ....core._types import PRNGKey
 
 
@@ -47,10 +48,9 @@ class Orthogonal(AbstractInitialisation):
 class LowRank(AbstractInitialisation):
     """Orthonormal columns times a Gaussian matrix, of rank `fraction` of the largest one."""
 
-    fraction: float = eqx.field(static=True, default=0.5)
-
-    def __check_init__(self):
-        _check_fraction("fraction", self.fraction)
+    fraction: float = eqx.field(
+        static=True, default=0.5, converter=number("fraction", above=0, most=1)
+    )
 
     def sample(self, shape: tuple[int, int], *, key: PRNGKey) -> Float[Array, "out in"]:
         key_left, key_right = jr.split(key)
@@ -62,10 +62,9 @@ class LowRank(AbstractInitialisation):
 class Sparse(AbstractInitialisation):
     """Each unit reads `density` of the units below, chosen at random; Gaussian weights."""
 
-    density: float = eqx.field(static=True, default=0.5)
-
-    def __check_init__(self):
-        _check_fraction("density", self.density)
+    density: float = eqx.field(
+        static=True, default=0.5, converter=number("density", above=0, most=1)
+    )
 
     def sample(self, shape: tuple[int, int], *, key: PRNGKey) -> Float[Array, "out in"]:
         key_place, key_value = jr.split(key)
@@ -80,8 +79,3 @@ def _orthonormal(rows: int, columns: int, key: PRNGKey) -> Array:
     """Return a uniform matrix of orthonormal columns (Mezzadri 2007, arXiv:math-ph/0609050)."""
     q, r = jnp.linalg.qr(jr.normal(key, (rows, columns)))
     return q * jnp.where(jnp.diagonal(r) < 0, -1, 1)
-
-
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"`{name}` must be above 0 and at most 1; got {value}.")

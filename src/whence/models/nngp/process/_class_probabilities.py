@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from ....core._convert import whole
 from ....core._types import AnyArray, PRNGKey
 from ....posterior._posterior import Posterior
 
@@ -30,11 +31,7 @@ def stratified_rows(labels: AnyArray, size: int, *, key: PRNGKey) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ValueError(f"`labels` must have shape (row,); got {labels.shape}.")
-    if not 1 <= size <= len(labels):
-        raise ValueError(
-            f"`size` must be at least 1 and at most the number of rows, {len(labels)}; got "
-            f"{size}."
-        )
+    size = whole("size", least=1, most=len(labels))(size)
     order = np.asarray(jr.permutation(key, len(labels)))
     # The first of every class, then the second of every class, and so on.
     turn = np.empty(len(labels), int)

@@ -13,13 +13,14 @@ import numpyro.distributions as dist
 from jax.core import Tracer
 from jaxtyping import Array
 
+from ....core._convert import flag, number, part, whole
 from ....core._types import AnyArray
 from ....language._latent import UNDRAWN, Coords, Latent, latents
 from ....language._model import Model, sites
 from .._parameter import unknowns, with_values
 from ..laws._abstract_law import AbstractLaw
 from ..laws._closed_form import Jeffreys, PointMass
-from ..laws._numerical import Draws, FromDistribution
+from ..laws._numerical import Draws, FromDistribution, scale_law
 from ..network._abstract_layer import AbstractLayer
 from ..network._arc_cosine import safe_sqrt
 from ._inducing import Projection, factor, project
@@ -106,19 +107,18 @@ class Classification(Model):
         train_inducing: bool = False,
         coords: Mapping[str, Any] | None = None,
     ):
-        if classes < 2:
-            raise ValueError(f"`classes` must be at least 2; got {classes}.")
-        if isinstance(jitter, float) and not 0 <= jitter < 1:
-            raise ValueError(f"`jitter` must be at least 0 and below 1; got {jitter}.")
-        self.network = network
-        self.scale = FromDistribution(scale) if isinstance(scale, dist.Distribution) else scale
+        classes = whole("classes", least=2)(classes)
+        if not isinstance(jitter, jax.Array):
+            jitter = number("jitter", least=0, below=1)(jitter)
+        self.network = part("network", AbstractLayer)(network)
+        self.scale = scale_law(scale)
         if isinstance(self.scale, Jeffreys | Draws):
             raise ValueError(
                 "`scale` must have a density that integrates to 1, such as `InverseGamma`, or "
                 f"be `PointMass`; got {type(self.scale).__name__}."
             )
         self.inducing = _check_inducing(inducing)
-        self.classes, self.train_inducing = classes, train_inducing
+        self.classes, self.train_inducing = classes, flag("train_inducing")(train_inducing)
         self.jitter = jnp.asarray(jitter)
         self.coords = Coords(coords)
         self.parameters = dict.fromkeys(_parameters(self), UNDRAWN)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
+from ....core._convert import part, whole
 from ....core._types import AnyArray, PRNGKey, Scalar
 from ..laws._abstract_law import AbstractLaw
 from ..laws._closed_form import PointMass
@@ -41,7 +42,7 @@ class IndependentNoise(eqx.Module):
     noise: AbstractLaw
 
     def __init__(self, network: AbstractLayer, scale: Any, noise: Any):
-        self.network = network
+        self.network = part("network", AbstractLayer)(network)
         self.scale, self.noise = as_law("scale", scale), as_law("noise", noise)
 
     def condition(self, x: AnyArray, y: AnyArray) -> IndependentConditioned:
@@ -214,6 +215,7 @@ class IndependentConditioned(eqx.Module):
             `scale` and `noise`, shape `(draw,)`, and `latent`, shape `(draw, point)` or
             `(draw, point, output)`.
         """
+        draws = whole("draws", least=1)(draws)
         latent, node, scale = self._predict(x, False).sample_with_scale(key, (draws,))
         outputs = self._columns.shape[1]
         latent = jnp.swapaxes(latent.reshape(draws, outputs, -1), 1, 2)

@@ -13,12 +13,13 @@ import numpyro.distributions as dist
 from jax.core import Tracer
 from jaxtyping import Array
 
+from ....core._convert import part, whole
 from ....core._types import AnyArray, PRNGKey
 from ....language._latent import UNDRAWN, Coords, Latent, latents
 from ....language._model import Model, sites
 from .._parameter import Number, Parameter, Unknown, parameter, unknowns, with_values
 from ..laws._abstract_law import AbstractLaw
-from ..laws._numerical import FromDistribution
+from ..laws._numerical import scale_law
 from ..network._abstract_layer import AbstractLayer
 from ._cholesky import explain_factor
 from ._identifiability import degeneracies
@@ -73,12 +74,10 @@ class Regression(Model):
         outputs: int | None = None,
         coords: Mapping[str, Any] | None = None,
     ):
-        if outputs is not None and outputs < 1:
-            raise ValueError(f"`outputs` must be at least 1, or None; got {outputs}.")
-        self.network = network
-        self.scale = FromDistribution(scale) if isinstance(scale, dist.Distribution) else scale
+        self.network = part("network", AbstractLayer)(network)
+        self.scale = scale_law(scale)
         self.noise = parameter("noise", noise, zero=True)
-        self.outputs = outputs
+        self.outputs = whole("outputs", least=1, optional=True)(outputs)
         self.coords = Coords(coords)
         self.values = dict.fromkeys(unknowns(self.description), UNDRAWN)
         sites(self)  # refuses priors that do not fit

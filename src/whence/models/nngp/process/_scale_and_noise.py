@@ -13,6 +13,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from ....core._types import Scalar
+from .._parameter import parameter
 from ..laws._abstract_law import AbstractDensityLaw, AbstractLaw
 from ..laws._closed_form import InverseGamma, PointMass
 from ..laws._numerical import FromDistribution
@@ -67,9 +68,7 @@ def as_law(name: str, law: Any) -> AbstractLaw:
             f"`{name}` must be a law with a density, or a known number; got "
             f"{type(law).__name__}, which is improper or known by draws only."
         )
-    if isinstance(law, float | int) and not 0 < law < float("inf"):
-        raise ValueError(f"`{name}` must be finite and above 0; got {law}.")
-    return PointMass(law)
+    return PointMass(parameter(name, law))
 
 
 def log_density(law: AbstractLaw, scale: Array) -> Array:

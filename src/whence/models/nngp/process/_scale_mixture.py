@@ -14,10 +14,11 @@ from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from ....core._convert import part, whole
 from ....core._types import AnyArray, PRNGKey, Scalar
-from .._parameter import require_values
+from .._parameter import parameter, require_values
 from ..laws._abstract_law import AbstractLaw
-from ..laws._numerical import FromDistribution
+from ..laws._numerical import scale_law
 from ..network._abstract_layer import AbstractLayer
 from ._cholesky import cholesky, factor_or_penalty, plus_diagonal, whitened_covariance
 from ._joint import Joint
@@ -53,11 +54,8 @@ class ScaleMixture(eqx.Module):
         noise: float | int | Array = 0.0,
     ):
         require_values({"network": network, "scale": scale, "noise": noise}, "`ScaleMixture`")
-        if isinstance(noise, float | int) and not 0 <= noise < float("inf"):
-            raise ValueError(f"`noise` must be finite and at least 0; got {noise}.")
-        self.network = network
-        self.scale = FromDistribution(scale) if isinstance(scale, dist.Distribution) else scale
-        self.noise = jnp.asarray(noise, float) if isinstance(noise, int) else jnp.asarray(noise)
+        self.network = part("network", AbstractLayer)(network)
+        self.scale, self.noise = scale_law(scale), parameter("noise", noise, zero=True)
 
     def condition(self, x: AnyArray, y: AnyArray) -> ScaleMixtureConditioned:
         """Return the process given observations.
@@ -322,6 +320,7 @@ class ScaleMixtureConditioned(eqx.Module):
             `scale`, shape `(draw,)`, and `latent`, shape `(draw, point)` or
             `(draw, point, output)`.
         """
+        draws = whole("draws", least=1)(draws)
         key_scale, key_latent = jr.split(key)
         loc, tril = self._factored(x, jnp.zeros(()))
         scale = jnp.asarray(self.scale.sample(key_scale, (draws,)))

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
+from ....core._convert import number
 from ....core._types import AnyArray, Scalar
 from ..laws._abstract_law import AbstractDensityLaw
 from ..laws._closed_form import InverseGamma, Jeffreys, PointMass
@@ -118,9 +119,7 @@ class Trained(eqx.Module):
         tangent = across(x, self.x).ntk
         if time is None:
             return self._end(x, self._read(kernels.ntk, tangent), kernels.nngp)
-        if not 0 <= time < float("inf"):
-            raise ValueError(f"`time` must be finite and at least 0, or None; got {time}.")
-        return self._at(x, kernels.nngp, kernels.ntk, tangent, time)
+        return self._at(x, kernels.nngp, kernels.ntk, tangent, number("time", least=0)(time))
 
     def _read(self, kernel: Array, across: Array) -> Array:
         """Return `across kernel^-1`."""
