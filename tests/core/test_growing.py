@@ -79,5 +79,5 @@ def test_a_target_without_a_prior_to_draw_from_says_so(key):
         whole.sample_prior_position(key=key),
     )
     assert len(same) == 2
-    with pytest.raises(ValueError, match="prior that can be drawn from"):
+    with pytest.raises(ValueError, match="Gaussian without rows"):
         wh.DataTemperedSMC().validate(Gaussian(2))
