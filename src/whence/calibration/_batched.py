@@ -39,16 +39,13 @@ class BatchedTarget(AbstractTarget):
     numbers: Int[Array, " simulation"]
 
     def init(self, *, key):
-        """Return a position for each data set."""
         keys = jax.vmap(lambda number: jr.fold_in(key, number))(self.numbers)
         return jax.vmap(lambda key: self.target.init(key=key))(keys)
 
     def log_density(self, position):
-        """Return the sum over data sets, in nats."""
         return jnp.sum(self.each(lambda t, x: t.log_density(x), position))
 
     def constrain(self, position):
-        """Return what the target makes of each position."""
         return jax.vmap(self.target.constrain)(position)
 
     def each(self, function, *batches):
@@ -68,27 +65,22 @@ class BatchedFits(AbstractPausingProcedure):
 
     @property
     def name(self) -> str:
-        """Name of the engine."""
         return self.engine.name
 
     @property
     def schedule(self) -> Schedule:
-        """Schedule of the engine."""
         return self.engine.schedule
 
     def validate(self, target: AbstractTarget) -> None:
         """Nothing: the engine was asked before."""
 
     def init(self, target: BatchedTarget, *, key) -> PyTree:
-        """Return a state for each data set."""
         make = lambda t, number: self.engine.init(t, key=jr.fold_in(key, number))
         return target.each(make, target.numbers)
 
     def step(
         self, target: BatchedTarget, state: PyTree, index: Array, *, key
     ) -> tuple[PyTree, Info]:
-        """Step on each data set that is not done."""
-
         def one(t, number, old):
             new, info = self.engine.step(t, old, index, key=jr.fold_in(key, number))
             done = self.engine.done(old)
@@ -99,12 +91,10 @@ class BatchedFits(AbstractPausingProcedure):
         return state, Info((info.position, active), info.stats)
 
     def pause(self, state: PyTree, index: int) -> PyTree:
-        """Pause for each data set."""
         assert isinstance(self.engine, AbstractPausingProcedure)
         return pause_each(self.engine, state, index)
 
     def done(self, state: PyTree) -> Array:
-        """Whether all data sets are done."""
         return jnp.all(jax.vmap(self.engine.done)(state))
 
     def result(self, state: PyTree) -> RESULTS:
@@ -115,15 +105,7 @@ class BatchedFits(AbstractPausingProcedure):
 def samples_of(
     target: BatchedTarget, engine: AbstractEngine, state: PyTree, trace: Trace, *, key
 ) -> list[Sample | str]:
-    """Return the sample of each data set, or what went wrong there.
-
-    Args:
-        target: With all data sets.
-        engine: The engine of each.
-        state: Final states, replicas first.
-        trace: What the steps recorded.
-        key: For draws that engines make at the end.
-    """
+    """Return the sample of each data set, or what went wrong there."""
     outcomes = jax.vmap(jax.vmap(engine.result))(jax.tree.map(jnp.asarray, state))
     found: list[Sample | str] = []
     for i in range(len(target.numbers)):

@@ -71,16 +71,6 @@ def fit_all(
 
     On CPU that is faster than one program for all: trees of NUTS need not wait for the
     longest one.
-
-    Args:
-        task: What to fit.
-        data: Observed variables by name, with a leading axis of simulations.
-        keys: One for each fit.
-        usable: Whether each data set is finite.
-        on_progress: Called from the main thread with fits made and fits in all.
-
-    Raises:
-        ValueError: If fits have fewer draws than they must.
     """
 
     def one(i: int) -> Fit:
@@ -113,17 +103,7 @@ def fit_all(
 def fit_batched(
     task: Task, data: dict[str, np.ndarray], key: PRNGKey, usable: np.ndarray
 ) -> list[Fit]:
-    """Fit all data sets in one program, in batches of `_BATCH`.
-
-    Args:
-        task: What to fit.
-        data: Observed variables by name, with a leading axis of simulations.
-        key: For all fits.
-        usable: Whether each data set is finite.
-
-    Raises:
-        ValueError: If fits have fewer draws than they must.
-    """
+    """Fit all data sets in one program, in batches of `_BATCH`."""
     good, fits = np.flatnonzero(usable), [_failed(NOT_FINITE) for _ in usable]
     size = min(_BATCH, len(good))
     for begin in range(0, len(good), max(size, 1)):
@@ -177,15 +157,7 @@ def _keep(
     data: dict[str, Any],
     key: PRNGKey,
 ) -> Fit:
-    """Thin a posterior to about independent draws of every quantity.
-
-    Args:
-        task: What to keep.
-        target: Holding these data.
-        posterior: Weighted draws are resampled.
-        data: Observed variables by name.
-        key: For resampling.
-    """
+    """Thin a posterior to about independent draws of every quantity."""
     # Draws made independently need no estimate of how many they are worth.
     sample = posterior.sample
     independent = sample.method in ("exact", "variational")

@@ -21,14 +21,7 @@ Shapes = tuple[tuple[str, jax.ShapeDtypeStruct], ...]
 
 
 def check_arguments(target: Any, engine: Any, key: Any, alpha: float) -> Any:
-    """Return the target; raise `ValueError` unless a test can be made of these.
-
-    Args:
-        target: Must have a prior to draw from and data to replace.
-        engine: Must be an instance of an engine that accepts the target.
-        key: Must be a single typed key.
-        alpha: Must lie between 0 and 1.
-    """
+    """Return the target; raise `ValueError` unless a test can be made of these."""
     require_target(target)
     if not isinstance(target, AbstractDescribedTarget) or not isinstance(target, ReplacesData):
         raise ValueError(
@@ -44,14 +37,7 @@ def check_arguments(target: Any, engine: Any, key: Any, alpha: float) -> Any:
 
 
 def check_functions(test_quantities: Mapping[str, Any] | None) -> Functions:
-    """Return users' quantities as pairs, which can be part of a program.
-
-    Args:
-        test_quantities: Functions of a draw and its data, by name.
-
-    Raises:
-        ValueError: If one is not a function.
-    """
+    """Return users' quantities as pairs, which can be part of a program."""
     for name, function in (test_quantities or {}).items():
         if not callable(function):
             raise ValueError(
@@ -72,11 +58,7 @@ def shapes_of(target: AbstractDescribedTarget) -> Shapes:
 def draw_data(
     target: AbstractDescribedTarget, draw: Draw, shapes: Shapes, key: PRNGKey
 ) -> dict[str, Array]:
-    """Return data drawn given `draw`, as the target's own data are shaped.
-
-    Raises:
-        ValueError: If what is predicted cannot stand where the observed data do.
-    """
+    """Return data drawn given `draw`, as the target's own data are shaped."""
     drawn = target.predict(draw, None, key=key)
     data = {}
     for name, like in shapes:
@@ -98,17 +80,7 @@ def quantities(
     data: Mapping[str, Array],
     functions: Functions,
 ) -> dict[str, Array]:
-    """Return all that is compared: variables, log likelihood, and users' quantities.
-
-    Args:
-        target: Already holding `data`.
-        draw: A draw of the prior or of the posterior.
-        data: Observed variables by name.
-        functions: Functions of a draw and its data, by name.
-
-    Raises:
-        ValueError: If a function has the name of a variable.
-    """
+    """Return all that is compared: variables, log likelihood, and users' quantities."""
     found = dict(target.variables(draw))
     terms = [jnp.sum(term) for term in target.pointwise(draw).values()]
     if terms:
@@ -158,17 +130,7 @@ def _simulate(target, shapes, functions, keys):
 def evaluate(
     target: AbstractDescribedTarget, positions: Any, data: dict[str, Any], functions: Functions
 ) -> dict[str, np.ndarray]:
-    """Return the quantities at many positions.
-
-    Args:
-        target: Already holding `data`.
-        positions: Leaves with leading axes `(chain, draw)`.
-        data: Observed variables by name.
-        functions: Functions of a draw and its data, by name.
-
-    Returns:
-        Arrays with leading axes `(chain, draw)`.
-    """
+    """Return the quantities at many positions."""
     arguments = (target, positions, data, functions)
     return jax.tree.map(np.asarray, compiled(_evaluate, *arguments).call(*arguments))
 

@@ -40,12 +40,7 @@ LIKELIHOOD_REMEDY = (
 
 
 def shape(ranks: np.ndarray, num_draws: int) -> str:
-    """Name how ranks depart from uniform: a key of `MEANING`.
-
-    Args:
-        ranks: From 0 to `num_draws`, shape `(simulation,)`.
-        num_draws: `L`, the number of draws that ranks are among.
-    """
+    """Name how ranks depart from uniform: a key of `MEANING`."""
     at = (ranks + 0.5) / (num_draws + 1) - 0.5
     # Of a uniform variable on (-1/2, 1/2): variance 1/12; of its square: 1/12, 1/180.
     slope = at.mean() * np.sqrt(12 * len(ranks))
@@ -58,13 +53,7 @@ def shape(ranks: np.ndarray, num_draws: int) -> str:
 
 
 def explain(name: str, ranks: np.ndarray, num_draws: int) -> tuple[str, str]:
-    """Return what the ranks of a quantity mean, and what to do about it.
-
-    Args:
-        name: Name of the quantity.
-        ranks: From 0 to `num_draws`, shape `(simulation,)`.
-        num_draws: `L`, the number of draws that ranks are among.
-    """
+    """Return what the ranks of a quantity mean, and what to do about it."""
     kind = shape(ranks, num_draws)
     if name == LOG_LIKELIHOOD and kind in LIKELIHOOD_MEANING:
         return LIKELIHOOD_MEANING[kind], LIKELIHOOD_REMEDY

@@ -34,34 +34,24 @@ class StartAt(AbstractDataTarget):
         return self.position
 
     def log_density(self, position):
-        """Return that of the target, in nats."""
         return self.target.log_density(position)
 
     def constrain(self, position):
-        """Return what the target makes of it."""
         return self.target.constrain(position)
 
     @property
     def num_data(self):
-        """Number of data rows, or None."""
         return self.target.num_data
 
     def log_prior(self, position):
-        """Return that of the target, in nats."""
         return self.target.log_prior(position)
 
     def log_likelihood(self, position, rows=None):
-        """Return that of the target, in nats."""
         return self.target.log_likelihood(position, rows)
 
 
 def check_transition(target: AbstractDescribedTarget, engine: AbstractEngine) -> None:
-    """Raise `ValueError` unless each step of the engine is the same Markov transition.
-
-    Args:
-        target: The target.
-        engine: The engine.
-    """
+    """Raise `ValueError` unless each step of the engine is the same Markov transition."""
     if not isinstance(target, SamplesPrior):
         raise ValueError(
             "`target` must offer `sample_prior_position`, a draw from the prior in "
@@ -124,19 +114,8 @@ def move(
 ) -> tuple[Position, np.ndarray]:
     """Make some steps of the engine from every position, each on its own data.
 
-    Args:
-        target: The target, with any data.
-        engine: The engine, its parameters fixed.
-        steps: Steps to make.
-        positions: Where to start, with a leading axis.
-        data: Observed variables by name, with a leading axis.
-        keys: One for each position.
-
     Returns:
         The new positions, and whether the engine fares well at each.
-
-    Raises:
-        ValueError: If the engine couples its chains.
     """
     arguments = (target, engine, steps, positions, data, keys)
     state, info, fine = compiled(_move, *arguments).call(*arguments)

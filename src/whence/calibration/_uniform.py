@@ -20,10 +20,6 @@ _PRECISION = 1e-3  # of the pointwise level, relative
 def counts_below(ranks: np.ndarray, num_draws: int) -> np.ndarray:
     """Count the ranks below `1, ..., num_draws`.
 
-    Args:
-        ranks: Ranks from 0 to `num_draws`, shape `(simulation,)`.
-        num_draws: `L`, the number of draws that ranks are among.
-
     Returns:
         Shape `(num_draws,)`.
     """
@@ -32,10 +28,6 @@ def counts_below(ranks: np.ndarray, num_draws: int) -> np.ndarray:
 
 def p_value(ranks: np.ndarray, num_draws: int) -> float:
     """Test whether ranks are uniform on `0..num_draws`.
-
-    Args:
-        ranks: Independent ranks, shape `(simulation,)`.
-        num_draws: `L`, the number of draws that ranks are among.
 
     Returns:
         The exact p-value; values below 1e-13 are rounded up to it.
@@ -53,11 +45,6 @@ def p_value(ranks: np.ndarray, num_draws: int) -> float:
 @lru_cache(maxsize=64)
 def band(size: int, num_draws: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the band that the whole ECDF of uniform ranks leaves with probability `alpha`.
-
-    Args:
-        size: Number of ranks.
-        num_draws: `L`, the number of draws that ranks are among.
-        alpha: Probability that uniform ranks leave the band somewhere, at most.
 
     Returns:
         The lowest and the highest counts of ranks below `1, ..., num_draws`.

@@ -34,12 +34,6 @@ at Choate, -3 at Phillips Andover. The model lets the schools learn from one ano
 def run_demo(out: Path, engine: str, seed: int, *, import_seconds: float) -> bool:
     """Fit the eight schools and write a plot, the posterior and the model.
 
-    Args:
-        out: Folder to write to; it is made.
-        engine: Name of the engine.
-        seed: Seed of the run's key.
-        import_seconds: What importing has cost so far, to be reported.
-
     Returns:
         Whether the run was interrupted.
     """

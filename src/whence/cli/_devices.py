@@ -14,21 +14,7 @@ def prepare_devices(
     processes: int | None,
     process: int | None,
 ) -> Any:
-    """Join the other processes and arrange devices; call it before anything else.
-
-    Args:
-        text: Of `--mesh`, for example `chain=4,data=2`.
-        joined: Whether this is one of several processes.
-        coordinator: Host and port of process 0.
-        processes: How many there are.
-        process: Which one this is.
-
-    Returns:
-        The mesh; None if none was asked for.
-
-    Raises:
-        UsageProblem: If the options do not fit together.
-    """
+    """Join the other processes and arrange devices; call it before anything else."""
     sizes = parse_mesh(text) if text else None
     given = [coordinator, processes, process]
     if not joined:
@@ -55,11 +41,7 @@ def _mesh(sizes: dict[str, int]) -> Any:
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Return the sizes that `chain=4,data=2` stands for.
-
-    Raises:
-        UsageProblem: If it stands for none.
-    """
+    """Return the sizes that `chain=4,data=2` stands for."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, equals, size = (piece.strip() for piece in part.partition("="))

@@ -41,7 +41,6 @@ class EightSchools(wh.Model):
     )
 
     def likelihood(self, sigma):
-        """Reported effects, given their standard errors."""
         return dist.Normal(self.theta, sigma)
 
 

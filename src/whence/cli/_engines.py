@@ -34,13 +34,7 @@ def other_engines() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def find_engine(name: str) -> type[AbstractEngine] | AbstractEngine:
-    """Return the engine of this name, in upper or lower case, or of this `FILE.py:NAME`.
-
-    Raises:
-        UsageProblem: If there is none, or its package cannot be imported.
-        FileNotFoundError: As for `load_engine`.
-        FileProblem: As for `load_engine`.
-    """
+    """Return the engine of this name, in upper or lower case, or of this `FILE.py:NAME`."""
     if ".py" in name:
         return load_engine(name)
     known = {**other_engines(), **own_engines()}
@@ -170,11 +164,7 @@ def _hints(engine: type[AbstractEngine]) -> tuple[dict[str, Any], set[str]]:
 
 
 def parse(text: str, engine: type[AbstractEngine]) -> Any:
-    """Return the value that a setting's text stands for.
-
-    Raises:
-        UsageProblem: If it is no literal, word or call that we know.
-    """
+    """Return the value that a setting's text stands for."""
     text = text.strip()
     try:
         return ast.literal_eval(text)

@@ -25,17 +25,7 @@ def run_fit(
     spec: str | None = None,
     mesh: Any = None,
 ) -> Posterior:
-    """Run `infer` with a key made of a seed.
-
-    Args:
-        target: The target.
-        engine: The engine.
-        seed: Seed of the run's key.
-        until: When to end.
-        store: Folder to write the run to.
-        spec: Where the target came from, `FILE.py:NAME`.
-        mesh: Devices.
-    """
+    """Run `infer` with a key made of a seed."""
     import jax
 
     source = absolute_spec(spec) if spec else None
@@ -63,10 +53,6 @@ def quiet() -> Iterator[None]:
 
 def save_and_judge(posterior: Posterior, out: Path) -> bool:
     """Write a posterior, and print summary and verdict.
-
-    Args:
-        posterior: What a run returned.
-        out: File to write.
 
     Returns:
         Whether the run was complete; False after Ctrl-C.

@@ -35,14 +35,7 @@ class Plot(NamedTuple):
 
 
 def draw_plots(posterior: Posterior) -> list[Plot]:
-    """Draw those plots that say something about this posterior.
-
-    Args:
-        posterior: Any; with its target there are predictive checks too.
-
-    Returns:
-        The plots, those that failed included.
-    """
+    """Draw those plots that say something about this posterior."""
     import matplotlib
 
     matplotlib.use("Agg")

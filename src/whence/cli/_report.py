@@ -28,17 +28,7 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .82rem; }
 
 
 def write_report(posterior: Posterior, title: str, path: Path, *, png: bool) -> list[Path]:
-    """Write the report.
-
-    Args:
-        posterior: What it is about.
-        title: Its heading.
-        path: HTML file to write; its folder is made.
-        png: Whether to write each plot as a PNG file too, beside the HTML file.
-
-    Returns:
-        The files written.
-    """
+    """Write the report."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plots = draw_plots(posterior)
     path.write_text(render(posterior, title, plots), encoding="utf-8")

@@ -209,13 +209,7 @@ class AbstractPausingEngine(AbstractEngine, AbstractPausingProcedure):
 
 
 def pause_each(procedure: AbstractPausingProcedure, states: PyTree, index: int) -> PyTree:
-    """Return what `pause` makes of each of several states.
-
-    Args:
-        procedure: What is run.
-        states: NumPy arrays, with the states along the first axis.
-        index: Number of the step to come.
-    """
+    """Return what `pause` makes of each of several states."""
     arrays, rest = eqx.partition(states, eqx.is_array_like)
     number = len(jax.tree.leaves(arrays)[0])
     one = lambda i: eqx.combine(jax.tree.map(lambda x: x[i], arrays), rest)

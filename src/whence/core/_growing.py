@@ -27,15 +27,12 @@ class GrowingTarget(AbstractDataTarget):
         return self.target.num_data
 
     def init(self, *, key: PRNGKey) -> Position:
-        """Return a random initial position."""
         return self.target.init(key=key)
 
     def constrain(self, position: Position) -> Draw:
-        """Return the draw that a position stands for, in the space of the model."""
         return self.target.constrain(position)
 
     def log_prior(self, position: Position) -> Scalar:
-        """Return the log prior density, in nats."""
         return self.target.log_prior(position)
 
     def log_likelihood(
@@ -47,7 +44,6 @@ class GrowingTarget(AbstractDataTarget):
         return jnp.where(numbers < self.filled, each, jnp.zeros_like(each))
 
     def log_density(self, position: Position) -> Scalar:
-        """Return log prior plus the log likelihood of the rows that count, in nats."""
         return self.log_prior(position) + self.log_likelihood(position).sum()
 
     def sample_prior_position(self, *, key: PRNGKey) -> Position:

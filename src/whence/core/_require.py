@@ -45,15 +45,7 @@ def require_key(key: Any) -> None:
 
 
 def check_positions(target: AbstractTarget, engine: str) -> None:
-    """Raise unless positions of the target are floating-point numbers, and at least one.
-
-    Args:
-        target: The target.
-        engine: Name of the engine that needs them, for the message.
-
-    Raises:
-        ValueError: Naming the engine, the rule and what it got.
-    """
+    """Raise unless positions of the target are floating-point numbers, and at least one."""
     leaves = jax.tree.leaves(position_shapes(target))
     for leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -65,11 +57,7 @@ def check_positions(target: AbstractTarget, engine: str) -> None:
 
 
 def check_values(target: Any) -> None:
-    """Raise if a floating-point leaf of the target is NaN: cheap, before every fit.
-
-    Raises:
-        ValueError: Naming the leaf.
-    """
+    """Raise if a floating-point leaf of the target is NaN: cheap, before every fit."""
     for path, leaf in tree_leaves_with_path(target):
         if isinstance(leaf, Tracer) or not hasattr(leaf, "dtype"):
             continue

@@ -23,20 +23,16 @@ class AbstractWrappedEngine(AbstractPausingEngine):
 
     @property
     def name(self) -> str:
-        """Name of the engine."""
         return self.engine.name
 
     @property
     def schedule(self) -> Schedule:
-        """Schedule of the engine."""
         return self.engine.schedule
 
     def validate(self, target: AbstractTarget) -> None:
-        """Raise `ValueError` if the engine cannot run on `target`."""
         self.engine.validate(target)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> PyTree:
-        """Return the engine's state."""
         return self.engine.init(target, key=key)
 
     def pause(self, state: PyTree, index: int) -> PyTree:
@@ -45,9 +41,7 @@ class AbstractWrappedEngine(AbstractPausingEngine):
         return self.engine.pause(state, index)
 
     def done(self, state: PyTree) -> Bool[Array, ""]:
-        """Whether the engine has finished."""
         return self.engine.done(state)
 
     def result(self, state: PyTree) -> RESULTS:
-        """Return the outcome of the engine."""
         return self.engine.result(state)

@@ -34,13 +34,7 @@ _ANEW = (
 def check_acceptance(
     draws: Draws, target: float | None, reached: np.ndarray | None
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Find chains whose acceptance rate is far from what was aimed at.
-
-    Args:
-        draws: What to check; `acceptance_rate` must be among the statistics.
-        target: What the step size was adapted to, None if unknown.
-        reached: Trajectories that were cut off, `(chain, draw)`; None if unknown.
-    """
+    """Find chains whose acceptance rate is far from what was aimed at."""
     rate = draws.stats["acceptance_rate"].astype(np.float64)
     findings = [_low(rate, draws.stats, target)]
     if target is not None:

@@ -17,11 +17,7 @@ _VEHTARI = "Vehtari, Gelman, Simpson, Carpenter and Bürkner 2021, doi:10.1214/2
 
 
 def check_chains(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
-    """Check number, movement, agreement and effective size of Markov chains.
-
-    Args:
-        draws: What to check.
-    """
+    """Check number, movement, agreement and effective size of Markov chains."""
     names, statistics = _all_statistics(draws)
     rhat, bulk, tail = statistics
     findings, stuck = check_stuck(draws)

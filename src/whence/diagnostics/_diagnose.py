@@ -91,12 +91,7 @@ def diagnose(
 
 
 def check_method(method: str | None, *, is_weighted: bool) -> str:
-    """Return what draws are; raise `ValueError` unless that is one of `METHODS`.
-
-    Args:
-        method: What they are said to be; None for weighted particles or a Markov chain.
-        is_weighted: Whether they have weights.
-    """
+    """Return what draws are; raise `ValueError` unless that is one of `METHODS`."""
     method = method or ("smc" if is_weighted else "mcmc")
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}.")

@@ -14,11 +14,7 @@ CONCENTRATED = 0.5  # of the divergences in one chain, when that is also no acci
 
 
 def check_divergences(draws: Draws) -> list[Finding]:
-    """Count divergences and say where they concentrate.
-
-    Args:
-        draws: With `diverging` in its statistics.
-    """
+    """Count divergences and say where they concentrate."""
     diverging = draws.stats["diverging"].astype(bool)
     count, rate = int(diverging.sum()), float(diverging.mean())
     if not count:
@@ -64,10 +60,6 @@ def locate(draws: Draws, diverging: np.ndarray) -> tuple[str, ...]:
 
     Every unconstrained coordinate is judged by the probability that a divergent draw lies
     above another one (the Mann-Whitney statistic): scale-free, and blind to skewness.
-
-    Args:
-        draws: With unconstrained positions, or else the variables are used.
-        diverging: Which transitions diverged, `(chain, draw)`.
 
     Returns:
         Up to 3 descriptions such as `"log tau is low"`, the most displaced first.

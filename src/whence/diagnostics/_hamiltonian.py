@@ -17,13 +17,7 @@ _BETANCOURT = "Betancourt 2016, arXiv:1604.00695"
 def check_hamiltonian(
     draws: Draws, max_tree_depth: int | None, target_acceptance: float | None
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Run those of the checks whose statistics were recorded.
-
-    Args:
-        draws: What to check.
-        max_tree_depth: Limit of NUTS, None if unknown.
-        target_acceptance: What the step size was adapted to, None if unknown.
-    """
+    """Run those of the checks whose statistics were recorded."""
     findings, numbers = [], {}
     stats = draws.stats
     if "diverging" in stats:

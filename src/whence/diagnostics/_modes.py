@@ -51,12 +51,7 @@ class Gap(NamedTuple):
 
 
 def check_modes(draws: Draws, stuck: np.ndarray) -> list[Finding]:
-    """Find groups of chains that are apart, and say whether they are modes.
-
-    Args:
-        draws: What to check.
-        stuck: Chains that do not move, `(chain,)`: they tell nothing about modes.
-    """
+    """Find groups of chains that are apart, and say whether they are modes."""
     moving = np.flatnonzero(~stuck)
     own_ess = _own_ess(draws, moving)
     certain = _widest(draws, moving[own_ess >= OWN_ESS])

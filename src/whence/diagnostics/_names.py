@@ -18,13 +18,7 @@ class Namer:
         self._coords = coords or {}
 
     def __call__(self, variable: str, shape: tuple[int, ...], flat_index: int) -> str:
-        """Name one element of a variable.
-
-        Args:
-            variable: Name of the variable.
-            shape: Shape of one draw of it.
-            flat_index: Index into that shape, raveled.
-        """
+        """Name one element of a variable."""
         if not shape:
             return variable
         index = np.unravel_index(flat_index, shape)

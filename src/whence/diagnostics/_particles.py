@@ -17,11 +17,7 @@ _KONG = "Kong, Liu and Wong 1994, doi:10.1080/01621459.1994.10476469; rule of th
 
 
 def check_weights(log_weights: np.ndarray) -> tuple[list[Finding], dict[str, float]]:
-    """Check that no few particles carry all the weight.
-
-    Args:
-        log_weights: In nats, any shape.
-    """
+    """Check that no few particles carry all the weight."""
     weights = normalise(log_weights)
     size = len(weights)
     if np.isnan(weights).any():
@@ -75,14 +71,7 @@ def _largest(largest: float, size: int) -> Finding:
 
 
 def check_khat(khat: float, size: int, what: str, remedy: str) -> Finding:
-    """Judge a Pareto k-hat.
-
-    Args:
-        khat: Shape of the tail of the importance weights.
-        size: Number of weights.
-        what: Whose weights, for the message.
-        remedy: What to do if it is too large.
-    """
+    """Judge a Pareto k-hat."""
     limit = khat_limit(size)
     if np.isnan(khat):
         message = (
@@ -108,14 +97,7 @@ def check_khat(khat: float, size: int, what: str, remedy: str) -> Finding:
 def check_smc(
     temperature: Any, ess: Any, acceptance_rate: Any, draws: Draws
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Check the particles and the path of a sequential Monte Carlo run.
-
-    Args:
-        temperature: Inverse temperature by stage; None if there is none.
-        ess: Number of effective particles by stage, before resampling; or None.
-        acceptance_rate: Of the moves, by stage; or None.
-        draws: The final particles.
-    """
+    """Check the particles and the path of a sequential Monte Carlo run."""
     temperature, ess, rate = (_flat(x) for x in (temperature, ess, acceptance_rate))
     size = draws.num_chains * draws.num_draws
     distinct = len({row.tobytes() for row in draws.positions.reshape(size, -1)})

@@ -137,14 +137,7 @@ class Report:
 def make_report(
     findings: list[Finding], numbers: Mapping[str, float], title: str, praise: str
 ) -> Report:
-    """Sort findings and sum them up.
-
-    Args:
-        findings: In any order.
-        numbers: What was measured.
-        title: What was diagnosed.
-        praise: The measured facts to state when nothing is wrong.
-    """
+    """Sort findings and sum them up."""
     ordered = sorted(findings, key=_rank)
     return Report(tuple(ordered), _verdict(ordered, praise), dict(numbers), title)
 

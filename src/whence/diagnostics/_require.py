@@ -6,14 +6,7 @@ import numpy as np
 
 
 def require(name: str, value: Any, holds: Any, rule: str) -> None:
-    """Raise `ValueError` unless a rule holds for every entry.
-
-    Args:
-        name: Of the argument.
-        value: The argument.
-        holds: Where the rule holds.
-        rule: The rule in words.
-    """
+    """Raise `ValueError` unless a rule holds for every entry."""
     holds = np.asarray(holds)
     if not holds.all():
         wrong = np.broadcast_to(value, holds.shape)[~holds]
@@ -24,11 +17,6 @@ def require(name: str, value: Any, holds: Any, rule: str) -> None:
 
 
 def require_probability(name: str, value: float) -> None:
-    """Raise `ValueError` unless a number is between 0 and 1.
-
-    Args:
-        name: Of the argument.
-        value: The argument.
-    """
+    """Raise `ValueError` unless a number is between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"`{name}` must be between 0 and 1; got {value}.")

@@ -14,9 +14,6 @@ STICKY_DRAWS = 20  # shorter stays are usual for a random walk accepting a quart
 def check_stuck(draws: Draws) -> tuple[list[Finding], np.ndarray]:
     """Find chains that stay at a point or are far narrower than the others.
 
-    Args:
-        draws: What to check.
-
     Returns:
         The findings, and which chains do not move or hardly, `(chain,)`.
     """

@@ -9,11 +9,7 @@ from ._report import Finding
 
 
 def check_values(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
-    """Look for non-finite and for constant values.
-
-    Args:
-        draws: What to check.
-    """
+    """Look for non-finite and for constant values."""
     nonfinite, num_nonfinite = _nonfinite(draws)
     constant, num_constant = _constant(draws)
     numbers = {

@@ -84,12 +84,7 @@ def _last_quarter(trace: np.ndarray) -> np.ndarray:
 
 
 def _elbo(trace: np.ndarray, alone: bool) -> tuple[Finding, float]:
-    """Compare the last quarter of the trace with the one before it.
-
-    Args:
-        trace: In nats, `(replica, step)`.
-        alone: Whether there are no importance ratios to judge the fit by.
-    """
+    """Compare the last quarter of the trace with the one before it."""
     num_bad = int((~np.isfinite(trace)).sum())
     if num_bad:
         finding = Finding(

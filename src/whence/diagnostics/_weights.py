@@ -4,11 +4,7 @@ import numpy as np
 
 
 def normalise(log_weights: np.ndarray) -> np.ndarray:
-    """Return weights that sum to 1; all NaN if a log weight is NaN, +inf, or none is finite.
-
-    Args:
-        log_weights: In nats, any shape; -inf is a weight of zero.
-    """
+    """Return weights that sum to 1; all NaN if a log weight is NaN, +inf, or none is finite."""
     flat = np.asarray(log_weights, np.float64).ravel()
     top = flat.max()
     if not np.isfinite(top):
@@ -56,9 +52,6 @@ def pareto_khat(log_weights: np.ndarray) -> float:
 
 def khat_limit(size: int) -> float:
     """Return the largest k that `size` weights allow, at most 0.7.
-
-    Args:
-        size: Number of weights.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry (2024), arXiv:1507.02646, section 3.

@@ -17,11 +17,7 @@ from ._trace import Conditioned
 
 
 def as_data(tree: Any, argument: str) -> Any:
-    """Put arrays on the device, and make NumPy's integers and bools plain ones.
-
-    Raises:
-        ValueError: If arrays are not of numbers, or have NaN.
-    """
+    """Put arrays on the device, and make NumPy's integers and bools plain ones."""
 
     def convert(path, leaf):
         where = f"`{argument}` at {keystr(path, simple=True, separator='.')!r}"
@@ -59,14 +55,7 @@ def has_arrays(tree: Any) -> bool:
 def constant_data(
     fn: Callable, args: tuple, kwargs: dict[str, Any], observed: Iterable[Array]
 ) -> dict[str, Array]:
-    """Return array arguments that are no observed values, by the name of the parameter.
-
-    Args:
-        fn: The model.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        observed: Values of the observed sites.
-    """
+    """Return array arguments that are no observed values, by the name of the parameter."""
     data = [np.asarray(value) for value in observed]
     found = {}
     for name, argument in _named(fn, args, kwargs).items():

@@ -16,16 +16,7 @@ Dims = tuple[tuple[str, tuple[str, ...]], ...]
 def name_axes(
     target: AbstractDescribedTarget, coords: Mapping[str, Any], dims: Mapping[str, Any] | None
 ) -> tuple[Dims, Coords]:
-    """Return the names of a target's axes, new ones included, and labels that fit them.
-
-    Args:
-        target: The target.
-        coords: Labels, or a length, by axis.
-        dims: A name for each axis, by variable, in addition to those that the target has.
-
-    Raises:
-        ValueError: If a variable or an axis is unknown, or lengths do not agree.
-    """
+    """Return the names of a target's axes, new ones included, and labels that fit them."""
     labels = Coords(coords)
     shapes = _shapes(target)
     named = {k: v for k, v in target.dims.items() if k in shapes}

@@ -94,7 +94,6 @@ class BayesianModule(Model):
             ) from error
 
     def likelihood(self, *x):
-        """Return the distribution of the data, its batch axis that of the rows."""
         if self.head is None:
             raise ValueError(
                 "This model has no likelihood: pass one, as in `whence.bayesian(module, prior, "
@@ -104,7 +103,6 @@ class BayesianModule(Model):
         return self.head(self(*x), values)
 
     def check_observed(self, y, likelihood):
-        """Refuse data that are not one for each row of outputs, or of the wrong kind."""
         if isinstance(y, Mapping) or not isinstance(likelihood, Distribution):
             return
         got, want = jnp.shape(y), tuple(likelihood.shape())

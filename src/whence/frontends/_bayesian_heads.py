@@ -19,12 +19,7 @@ class AbstractHead(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, output: Array, values: dict[str, Array]) -> dist.Distribution:
-        """Return the distribution of the data, its batch axis that of the rows.
-
-        Args:
-            output: The module's outputs, the first axis that of the rows.
-            values: Values of the latents that the head brought, by name.
-        """
+        """Return the distribution of the data, its batch axis that of the rows."""
 
     @abc.abstractmethod
     def check(self, y: Any) -> None:
@@ -38,7 +33,6 @@ class Regression(AbstractHead):
 
     @property
     def priors(self):
-        """The prior of `sigma`, if it has one."""
         return {"sigma": self.noise} if isinstance(self.noise, dist.Distribution) else {}
 
     def __call__(self, output, values):
@@ -66,7 +60,6 @@ class Classification(AbstractHead):
 
     @property
     def priors(self):
-        """None."""
         return {}
 
     def __call__(self, output, values):
@@ -76,7 +69,6 @@ class Classification(AbstractHead):
         return _rows(dist.Categorical(logits=output))
 
     def check(self, y):
-        """Refuse labels that are not integers."""
         if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
             raise ValueError(
                 "`y` must be integers, the numbers of classes from 0, for "
@@ -89,7 +81,6 @@ class Poisson(AbstractHead):
 
     @property
     def priors(self):
-        """None."""
         return {}
 
     def __call__(self, output, values):
@@ -107,7 +98,6 @@ class Custom(AbstractHead):
 
     @property
     def priors(self):
-        """None."""
         return {}
 
     def __call__(self, output, values):

@@ -77,16 +77,7 @@ def _owners(module: Any, path) -> tuple[Any, ...]:
 
 
 def select(module: Any, where: Any) -> list[Leaf]:
-    """Return the arrays that are to become latents.
-
-    Args:
-        module: The module.
-        where: What `bayesian` takes.
-
-    Raises:
-        ValueError: If `where` selects none, fails, or returns anything but parts of the
-            module; or if one of them is complex.
-    """
+    """Return the arrays that are to become latents."""
     leaves = floating_leaves(module)
     if where is not None:
         leaves = _selected(module, where, leaves)

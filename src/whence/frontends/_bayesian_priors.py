@@ -75,15 +75,7 @@ def _fan_in(leaf: Leaf, name: str) -> int:
 
 
 def priors_of(prior: Any, leaves: list[Leaf]) -> dict[str, Distribution]:
-    """Return the prior of each leaf that has one, by path.
-
-    Args:
-        prior: What `bayesian` takes.
-        leaves: The leaves that may become latents.
-
-    Raises:
-        ValueError: If a leaf has no prior, or a key of a dict matches no leaf.
-    """
+    """Return the prior of each leaf that has one, by path."""
     if isinstance(prior, Mapping):
         _check_keys(prior, leaves)
     found = {}

@@ -11,15 +11,7 @@ from ..core._types import Scalar
 
 
 def bijection(support: Any, argument: str) -> Any:
-    """Return numpyro's bijection from unconstrained space to a support.
-
-    Args:
-        support: A constraint of `numpyro.distributions.constraints`.
-        argument: What to call it in messages.
-
-    Raises:
-        ValueError: If the support is discrete or has no bijection.
-    """
+    """Return numpyro's bijection from unconstrained space to a support."""
     if not isinstance(support, constraints.Constraint):
         raise ValueError(
             f"{argument} must be a constraint of `numpyro.distributions.constraints`; got "

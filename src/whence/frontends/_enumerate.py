@@ -59,13 +59,7 @@ def first_value(site: dict[str, Any]) -> Array:
 
 
 def marginal(summed: Summed, values: Values, *, data: bool) -> Scalar:
-    """Return the log density of the continuous latents, in nats, on their own space.
-
-    Args:
-        summed: The model.
-        values: Values of its continuous latents.
-        data: Whether the likelihood counts.
-    """
+    """Return the log density of the continuous latents, in nats, on their own space."""
     model = _enumerated(summed, summed.fn if data else _WithoutData(summed.fn))
     density, _ = library().log_density(model, summed.args, summed.kwargs, values)
     return jnp.asarray(density)
@@ -75,10 +69,6 @@ def marginal_pointwise(summed: Summed, values: Values) -> dict[str, Array | None
     """Return the log likelihood of each datum of sites that depend on discrete latents.
 
     Summed out, data that share a discrete latent are one term: there is None for such a site.
-
-    Args:
-        summed: The model.
-        values: Values of its continuous latents.
     """
     model = handlers.substitute(_enumerated(summed, summed.fn), data=values)
     with library().plate_to_enum_plate():
@@ -93,16 +83,7 @@ def marginal_pointwise(summed: Summed, values: Values) -> dict[str, Array | None
 
 
 def sample_discrete(summed: Summed, values: Values, key: PRNGKey) -> Values:
-    """Return the discrete latents drawn from their distribution given all else.
-
-    Args:
-        summed: The model.
-        values: Values of its continuous latents.
-        key: A typed key.
-
-    Raises:
-        NotImplementedError: If they are inside `scan`.
-    """
+    """Return the discrete latents drawn from their distribution given all else."""
     if summed.structure.scanned:
         raise NotImplementedError(
             "Discrete latents inside `scan` cannot be drawn: numpyro's `infer_discrete` does "
@@ -123,10 +104,6 @@ def depending(function: Callable[[Values], Values], values: Values) -> frozenset
     """Return names of results that depend on discrete values; nothing is computed.
 
     What `vmap` over the values has to repeat depends on them, and `vmap` says what that is.
-
-    Args:
-        function: From values of the discrete latents to results by name.
-        values: Any values of the discrete latents.
     """
     repeated: dict[str, bool] = {}
     probe = jax.custom_batching.custom_vmap(lambda results: results)
@@ -142,12 +119,7 @@ def depending(function: Callable[[Values], Values], values: Values) -> frozenset
 
 
 def enumerated(summed: Summed, values: Values) -> dict[str, frozenset[str]]:
-    """Return the discrete latents along whose values a site's density goes, by site.
-
-    Args:
-        summed: The model.
-        values: Values of its continuous latents.
-    """
+    """Return the discrete latents along whose values a site's density goes, by site."""
     model = _enumerated(summed, summed.fn)
     _, trace = library().log_density(model, summed.args, summed.kwargs, values)
     axes = lambda site: {axis.removeprefix("_PREV_") for axis in site["dim_to_name"].values()}

@@ -186,18 +186,7 @@ def pointwise(d: Any, value: Array) -> Array:
 def inspect_joint(
     skeleton: Skeleton, arrays: tuple[Any, ...], names: tuple[str, ...], observed: Values
 ) -> tuple[JointStructure, dict[str, Any]]:
-    """Return the structure of a joint, and the types of observed values; nothing is computed.
-
-    Args:
-        skeleton: The joint distribution.
-        arrays: Its arrays.
-        names: Names of its components.
-        observed: Observed values by name.
-
-    Raises:
-        ValueError: If a density on unconstrained space cannot have one of its components, or
-            an observed value does not fit.
-    """
+    """Return the structure of a joint, and the types of observed values; nothing is computed."""
     found: list[Latent] = []
     dtypes: dict[str, Any] = {}
 

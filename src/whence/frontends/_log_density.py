@@ -33,7 +33,6 @@ class LogDensityTarget(AbstractTarget):
     structure: Any = eqx.field(static=True)
 
     def init(self, *, key):
-        """Return a position uniform on (-2, 2), as in Stan."""
         keys = jr.split(key, len(self.leaves))
         return self.structure.unflatten(
             jr.uniform(k, bijector.inverse_shape(x.shape), x.dtype, minval=-2.0, maxval=2.0)
@@ -54,7 +53,6 @@ class LogDensityTarget(AbstractTarget):
         return jnp.asarray(sum(map(log_det, self._bijections(), points, values)))
 
     def constrain(self, position):
-        """Return the draw at a position."""
         return self._map(lambda bijector, x: bijector(x), position)
 
     def unconstrain(self, draw: PyTree) -> PyTree:

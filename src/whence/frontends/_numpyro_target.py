@@ -58,7 +58,6 @@ class NumpyroTarget(AbstractSitesTarget):
     labels: Coords = eqx.field(static=True, default=Coords())
 
     def log_density(self, position):
-        """Return log prior plus log likelihood, in nats, Jacobian included."""
         trace = self._at(position)
         if self.structure.discrete:
             density = marginal(self._summed, self._latents(trace), data=True)
@@ -67,7 +66,6 @@ class NumpyroTarget(AbstractSitesTarget):
 
     @property
     def observed_data(self):
-        """Observed values by name."""
         zeros = constant_position(self, 0.0)
         return compiled(observed_values, self, zeros).call(self, zeros)
 
@@ -82,10 +80,6 @@ class NumpyroTarget(AbstractSitesTarget):
         return {name: value for name, value in found.items() if name not in sites}
 
     def pointwise(self, draw):
-        """Return the pointwise log likelihood of one draw, by observed site, in nats.
-
-        Sites whose data share a discrete latent, so that they are one term, are left out.
-        """
         trace = self._given(draw)
         terms = {name: log_prob(trace[name]) for name in self.structure.observed}
         if not self.structure.discrete:

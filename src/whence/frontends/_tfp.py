@@ -58,7 +58,6 @@ class TFPTarget(AbstractSitesTarget):
         return self.skeleton.fill(self.arrays)
 
     def log_density(self, position):
-        """Return log prior plus log likelihood, in nats, Jacobian included."""
         parts = self._at(position)
         return self._log_prior(parts, position) + self._log_likelihood(parts)
 
@@ -68,7 +67,6 @@ class TFPTarget(AbstractSitesTarget):
 
     @property
     def observed_data(self):
-        """Observed values by name."""
         return dict(self.observed)
 
     @property
@@ -77,7 +75,6 @@ class TFPTarget(AbstractSitesTarget):
         return {}
 
     def pointwise(self, draw):
-        """Return the pointwise log likelihood of one draw, by component, in nats."""
         parts = self._given(draw)
         with quietly():
             return {name: pointwise(*parts[name]) for name in self.observed}

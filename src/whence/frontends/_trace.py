@@ -102,13 +102,7 @@ def site_key(key, site):
 
 
 def at_step(site, value, ndim: int):
-    """Return the part of `value` for the present step of `scan`, if the site is in one.
-
-    Args:
-        site: The sample site.
-        value: What belongs to the site, for all steps.
-        ndim: Number of axes that a single step has.
-    """
+    """Return the part of `value` for the present step of `scan`, if the site is in one."""
     step = site["infer"].get("_scan_current_index")
     return value if step is None or jnp.ndim(value) <= ndim else value[step]
 
@@ -120,12 +114,7 @@ def log_prob(site):
 
 
 def inspect_model(fn: Callable, args: tuple, kwargs: dict) -> Structure:
-    """Return the structure of a model; nothing is computed.
-
-    Raises:
-        ValueError: If it has sites that a density on unconstrained space cannot have, or
-            needs the numbers in its arguments rather than their shapes.
-    """
+    """Return the structure of a model; nothing is computed."""
     found: list[Structure] = []
 
     def visit(args, kwargs):

@@ -11,15 +11,7 @@ from ..core._tree import unravel
 def chain_sample(
     target: AbstractTarget, trace: Trace, method: Any, *, keep_warmup: bool, record: Any = None
 ) -> Sample:
-    """Return the draws of a trace of flat positions, those of warm-up if they are kept.
-
-    Args:
-        target: The target density.
-        trace: With axes `(chain, draw)`.
-        method: As in `Sample`.
-        keep_warmup: Whether to return the draws of warm-up as well.
-        record: As in `Sample`.
-    """
+    """Return the draws of a trace of flat positions, those of warm-up if they are kept."""
     draws, warmup = trace.sampling, trace.warmup if keep_warmup else None
     assert draws is not None  # the loop asks only once there are draws
     like = position_shapes(target)

@@ -75,7 +75,6 @@ class ModelTarget(AbstractDescribedTarget):
         return position
 
     def log_density(self, position):
-        """Return log prior plus log likelihood, in nats, Jacobian included."""
         draw, log_prior = constrain(self.model, position)
         terms = jax.tree.leaves(draw.log_likelihood(self.y, *self.inputs))
         return log_prior + sum(jnp.sum(term) for term in terms)
@@ -107,19 +106,12 @@ class ModelTarget(AbstractDescribedTarget):
 
     @property
     def num_data(self) -> int | None:
-        """Number of data rows, or None."""
         return self.rows
 
     def log_prior(self, position):
-        """Return the log prior density, in nats, Jacobian included."""
         return constrain(self.model, position)[1]
 
     def log_likelihood(self, position, rows=None):
-        """Return the log likelihood by row.
-
-        With `rows`, arrays in `y` and `inputs` whose first axis has `num_data` entries are
-        taken at these rows.
-        """
         y, inputs = (self.y, self.inputs) if rows is None else self.take(rows)
         terms = jax.tree.leaves(self.constrain(position).log_likelihood(y, *inputs))
         if self.rows is None:
@@ -142,7 +134,6 @@ class ModelTarget(AbstractDescribedTarget):
         return dataclasses.replace(self, y=y)
 
     def sample_prior(self, *, key: PRNGKey) -> Model:
-        """Return one draw from the prior."""
         return self.model.sample_prior(key)
 
     def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
@@ -150,12 +141,10 @@ class ModelTarget(AbstractDescribedTarget):
         return self.unconstrain(self.sample_prior(key=key))
 
     def variables(self, draw):
-        """Return latents and derived values by path."""
         return {**named_latents(draw), **named_derived(draw)}
 
     @property
     def dims(self):
-        """Names of the axes of latents, derived values and data."""
         dims = {site.name: site.dims for site in self.sites if site.dims}
         dims |= derived_dims(self.model) | dict(self.data_dims)
         # Inputs with one entry per row share the name of the rows.
@@ -169,17 +158,14 @@ class ModelTarget(AbstractDescribedTarget):
 
     @property
     def coords(self):
-        """Labels along named axes."""
         return all_coords(self.model)
 
     @property
     def observed_data(self):
-        """Observed values by name."""
         return dict(self.y) if isinstance(self.y, Mapping) else {self.name: self.y}
 
     @property
     def constant_data(self):
-        """Inputs by the names that `likelihood` gives them."""
         method, skip = type(self.model).likelihood, 1
         if method is Model.likelihood:
             method, skip = type(self.model).log_likelihood, 2
@@ -193,7 +179,6 @@ class ModelTarget(AbstractDescribedTarget):
         return {name: leaf for name, leaf in named.items() if eqx.is_array(leaf)}
 
     def pointwise(self, draw):
-        """Return the pointwise log likelihood of one draw, by observed variable."""
         value = draw.log_likelihood(self.y, *self.inputs)
         return dict(value) if isinstance(value, Mapping) else {self.name: value}
 
@@ -205,7 +190,6 @@ class ModelTarget(AbstractDescribedTarget):
         return dict(value) if isinstance(value, Mapping) else {self.name: value}
 
     def predict(self, draw, inputs, *, key):
-        """Return data drawn given `draw` alone, in the shape of the observed data."""
         drawn = draw.predict(*(self.inputs if inputs is None else inputs), key=key)
         drawn = dict(drawn) if isinstance(drawn, Mapping) else {self.name: drawn}
         if inputs is not None:

@@ -166,11 +166,7 @@ class Model(eqx.Module):
 
 
 def sites(model: Model) -> tuple[Site, ...]:
-    """Return what is known of the latents without giving them values.
-
-    Raises:
-        ValueError: If a prior is wrong; see `make_prior`.
-    """
+    """Return what is known of the latents without giving them values."""
     found: list[Site] = []
 
     def choose(prior: Prior, value):

@@ -121,12 +121,7 @@ def _walk_inside(value, choose, name, coords):
 
 
 def make_prior(model: Any, spec: Latent, name: str, coords: Mapping) -> Prior:
-    """Make the prior of one latent from the model so far, with its shape resolved.
-
-    Raises:
-        ValueError: If the prior cannot be made, is discrete, has no bijection, or does not
-            fit the shape asked for.
-    """
+    """Make the prior of one latent from the model so far, with its shape resolved."""
     prior = _call(spec.prior, model, name, "prior")
     if not isinstance(prior, dist.Distribution):
         raise ValueError(

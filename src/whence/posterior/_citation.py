@@ -34,11 +34,7 @@ _CONDITION = re.compile(r"\s*\[(\w+): ([^\]]+)\]")
 
 
 def references(*things: Any) -> list[str]:
-    """Return the references of modules and of the modules in them, each once.
-
-    Args:
-        things: An engine, a target; anything.
-    """
+    """Return the references of modules and of the modules in them, each once."""
     found: dict[str, str] = {}
     for module in _modules(things):
         for text, conditions in _documented(type(module)):
@@ -48,13 +44,7 @@ def references(*things: Any) -> list[str]:
 
 
 def cite(entries: Sequence[str], versions: Mapping[str, str], method: str) -> str:
-    """Return the text of `Posterior.citation`.
-
-    Args:
-        entries: What `references` returned.
-        versions: Of packages, by name.
-        method: As in `Sample`.
-    """
+    """Return the text of `Posterior.citation`."""
     names = {name: f"{name} {versions.get(name, '')}".strip() for name in LIBRARIES}
     libraries = [f"{names[name]}: {text}" for name, text in LIBRARIES.items()]
     judged = [DIAGNOSTICS[method]] if method in DIAGNOSTICS else []

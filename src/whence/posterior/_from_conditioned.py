@@ -15,11 +15,7 @@ from ._from_draws import external_manifest
 
 
 def exact(conditioned: Any, x: AnyArray, draws: Any, key: PRNGKey) -> dict[str, Any]:
-    """Return what a `Posterior` of a closed form holds; see `Posterior.from_conditioned`.
-
-    Raises:
-        ValueError: If it has no joint law to draw from, or `draws` is no positive number.
-    """
+    """Return what a `Posterior` of a closed form holds; see `Posterior.from_conditioned`."""
     if not isinstance(conditioned, Conditioned):
         raise ValueError(
             "`conditioned` must be a `whence.core.Conditioned`, such as `condition` of a "

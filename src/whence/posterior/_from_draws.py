@@ -30,12 +30,7 @@ def external(
     method: str | None = None,
     record: AbstractRecord | None = None,
 ) -> dict[str, Any]:
-    """Return what a `Posterior` of draws made elsewhere holds; see `Posterior.from_draws`.
-
-    Raises:
-        ValueError: If names or shapes are not those of the target, numbers of chains and
-            draws differ, or values are not finite or outside of their support.
-    """
+    """Return what a `Posterior` of draws made elsewhere holds; see `Posterior.from_draws`."""
     require_target(target)
     method = check_method(method, is_weighted=log_weights is not None)
     if unconstrained:
@@ -54,12 +49,7 @@ def external(
 
 
 def external_manifest(target: Any, engine: str) -> dict[str, Any]:
-    """Return the manifest of draws that no engine of ours made.
-
-    Args:
-        target: A pytree with the data.
-        engine: Where the draws come from.
-    """
+    """Return the manifest of draws that no engine of ours made."""
     packages = ("whence", "jax", "numpy")
     return {
         "engine": engine,

@@ -70,14 +70,7 @@ class Contents(NamedTuple):
 
 
 def export(contents: Contents, groups, key: PRNGKey, prior_draws: int) -> "xarray.DataTree":
-    """Return the groups asked for as a `DataTree`; see `Posterior.to_datatree`.
-
-    Args:
-        contents: Draws of equal weights, and what belongs to them.
-        groups: Names of groups; None for all that apply.
-        key: For predictive draws.
-        prior_draws: Number of draws in the prior groups.
-    """
+    """Return the groups asked for as a `DataTree`; see `Posterior.to_datatree`."""
     wanted = GROUPS if groups is None else tuple(groups)
     unknown = [name for name in wanted if name not in GROUPS]
     if unknown:

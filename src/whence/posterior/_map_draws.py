@@ -41,14 +41,7 @@ def over_draws(target: Any, function: Callable[..., PyTree], batched: PyTree, *r
 def predictions(
     target: Any, sample: Sample, inputs: Any, key: PRNGKey
 ) -> dict[str, np.ndarray]:
-    """Return one data set drawn for every draw, by observed variable.
-
-    Args:
-        target: The target.
-        sample: The draws.
-        inputs: New inputs; None for those of the fit.
-        key: A typed key.
-    """
+    """Return one data set drawn for every draw, by observed variable."""
     lead = jax.tree.leaves(sample.positions)[0].shape[:2]
     keys = np.asarray(jr.key_data(jr.split(key, lead)))
     drawn = over_draws(target, predict, (sample.positions, keys), inputs)

@@ -18,11 +18,6 @@ def resampled(
 ) -> tuple[Sample, Callable[[PyTree], PyTree]]:
     """Return `num_draws` draws, in order, by systematic resampling, in one chain.
 
-    Args:
-        sample: The draws; without weights all count the same.
-        num_draws: How many.
-        key: A typed key.
-
     Returns:
         The sample, and a function that takes the same draws from other arrays.
     """

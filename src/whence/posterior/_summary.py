@@ -14,16 +14,7 @@ def summarise(
     described: Mapping[str, Any],
     arviz: Mapping[str, Any],
 ) -> Any:
-    """Return a `DataFrame`; see `Posterior.summary`.
-
-    Args:
-        variables: Draws by name.
-        to_datatree: Returns groups for ArviZ.
-        var_names: Which variables; None for all.
-        own: Arguments that we know too.
-        described: Weights, dims and coords.
-        arviz: Arguments that ArviZ alone knows.
-    """
+    """Return a `DataFrame`; see `Posterior.summary`."""
     from ..diagnostics._summary import KINDS
 
     names = [var_names] if isinstance(var_names, str) else list(var_names or variables)

@@ -77,16 +77,7 @@ def collect(
     *,
     thin: int = 1,
 ) -> Sample:
-    """Return the draws of some replicas: as many as each of them has.
-
-    Args:
-        outcome: What the loop returned.
-        engine: The engine.
-        target: The target density.
-        keep: Numbers of the replicas.
-        key: Key of the run.
-        thin: Keep one draw of so many.
-    """
+    """Return the draws of some replicas: as many as each of them has."""
     trace = trace_of(outcome, keep, engine.schedule.warmup, thin)
     state = take_replicas(outcome.state, keep)
     sample = engine.posterior(target, state, trace, key=_posterior_key(key))
@@ -94,14 +85,7 @@ def collect(
 
 
 def trace_of(outcome: Outcome, keep: list[int], warmup: int, thin: int = 1) -> Trace:
-    """Return what some replicas recorded, over the steps that all of them made.
-
-    Args:
-        outcome: What the loop returned.
-        keep: Numbers of the replicas.
-        warmup: Steps of warm-up.
-        thin: As for `collect`.
-    """
+    """Return what some replicas recorded, over the steps that all of them made."""
     length = min(outcome.total, *(int(outcome.steps[i]) for i in keep))
     warmup = min(warmup, length)
     warm, rest = [], []

@@ -69,11 +69,7 @@ def prepare(
     source: str | None,
     mesh: Mesh | None,
 ) -> Job:
-    """Return a new run, its store begun; the arguments are those of `infer`.
-
-    Raises:
-        ValueError: If an argument is wrong; before anything is compiled.
-    """
+    """Return a new run, its store begun; the arguments are those of `infer`."""
     require_key(key)
     check_values(target)
     procedure.validate(target)
@@ -100,14 +96,7 @@ def run_job(
     rule: StoppingRule | None = None,
     go_on: Callable[[Outcome], int | None] | None = None,
 ) -> Outcome:
-    """Run a job through the loop, with a progress bar.
-
-    Args:
-        job: What to run.
-        options: How.
-        rule: When to end; None for after its steps.
-        go_on: As for `run`.
-    """
+    """Run a job through the loop, with a progress bar."""
     wanted = sys.stderr.isatty() if options.progress is None else options.progress
     wanted = wanted and (job.layout is None or is_first())
     with progress_bar(job.engine.name) if wanted else nullcontext() as on_progress:

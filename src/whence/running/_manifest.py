@@ -42,15 +42,7 @@ def create_store(
     key: PRNGKey,
     more: Mapping[str, Any],
 ) -> RunStore:
-    """Start a store that holds all that `resume` needs but the target.
-
-    Args:
-        folder: A new or empty folder.
-        target: The target density.
-        engine: The engine.
-        key: Key of the run.
-        more: Further JSON values of the manifest.
-    """
+    """Start a store that holds all that `resume` needs but the target."""
     content = manifest(target, engine, key)
     content |= {
         "configuration": to_json(engine),

@@ -145,16 +145,7 @@ class Layout(NamedTuple):
 
 
 def plan_layout(mesh: Mesh, target: Any, engine: AbstractProcedure) -> Layout:
-    """Return what of `target` and `engine` is divided over `mesh`.
-
-    Args:
-        mesh: As `whence.mesh` makes; of one made otherwise the names of axes matter.
-        target: The target.
-        engine: The engine.
-
-    Raises:
-        ValueError: If the mesh does not suit them.
-    """
+    """Return what of `target` and `engine` is divided over `mesh`."""
     if not isinstance(mesh, Mesh):
         raise ValueError(f"`mesh` must be one that `whence.mesh` makes; got {mesh!r}.")
     mesh = _with_all_axes(mesh)

@@ -6,14 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error.
-
-    Args:
-        name: What is running.
-
-    Yields:
-        A function of steps made and steps in all.
-    """
+    """Show a bar on standard error."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -14,17 +14,7 @@ from ._mesh import Layout
 
 
 def place(layout: Layout, data, state, key, replica, start, stop) -> tuple:
-    """Return the arguments of the program, each where it belongs; what is there stays.
-
-    Args:
-        layout: What is divided.
-        data: Array leaves of the target and the engine.
-        state: States of all replicas.
-        key: Key of the run.
-        replica: Numbers of all replicas.
-        start: First step.
-        stop: First step not to make.
-    """
+    """Return the arguments of the program, each where it belongs; what is there stays."""
     everywhere = layout.of()
     number = layout.of("chain") if layout.replicas > 1 else everywhere
     return (

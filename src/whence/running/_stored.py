@@ -42,12 +42,7 @@ class Stored(NamedTuple):
 
 
 def open_run(folder: str | Path, target: Any, engine: AbstractProcedure | None) -> Stored:
-    """Open the store of a run on `target`.
-
-    Raises:
-        ValueError: If the folder is no store, or target, engine or precision are not those
-            of the run.
-    """
+    """Open the store of a run on `target`."""
     store = RunStore.open(folder)
     content = store.manifest
     if content["data_sha256"] != fingerprint(target):
@@ -82,16 +77,7 @@ def _stored_engine(folder: str | Path, configuration: Any) -> Any:
 
 
 def stored_layout(stored: Stored, target: Any, mesh: Mesh | None) -> tuple[Layout | None, bool]:
-    """Return how a stored run goes on: what is divided, and whether chains are vmapped over.
-
-    Args:
-        stored: The run.
-        target: Its target.
-        mesh: What the user gave; None for one device if the run was begun with a mesh.
-
-    Raises:
-        ValueError: If the run was begun without a mesh and goes on with one.
-    """
+    """Return how a stored run goes on: what is divided, and whether chains are vmapped over."""
     begun = stored.store.manifest.get("mesh")
     if begun is None:
         if mesh is not None:
@@ -144,14 +130,7 @@ def _engine(stored: Stored) -> AbstractEngine:
 def posterior_of(
     stored: Stored, outcome: Outcome, target: AbstractTarget, *, thin: int = 1
 ) -> Posterior:
-    """Return the posterior of a stored run, to be read when it is asked for its draws.
-
-    Args:
-        stored: The run.
-        outcome: Where it stands.
-        target: Its target.
-        thin: Keep every `thin`-th draw.
-    """
+    """Return the posterior of a stored run, to be read when it is asked for its draws."""
     store, engine, key = stored.store, _engine(stored), stored.key
     verdict = judge(outcome, engine, target, key, throw=False)
     return Posterior(
@@ -166,15 +145,7 @@ def posterior_of(
 
 
 def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome:
-    """Return where a stored run stands.
-
-    Args:
-        stored: The run.
-        target: Its target.
-
-    Raises:
-        ValueError: If there is no draw in it.
-    """
+    """Return where a stored run stands."""
     store, engine, key = stored
     schedule = engine.schedule
     nothing = f"The run in {store.folder} has no draws yet; go on with `whence.resume`."

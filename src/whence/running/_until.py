@@ -115,12 +115,7 @@ class StoppingRule:
         return self.warmup + self._limited(FIRST_DRAWS)
 
     def next(self, steps: int, sample: Callable[[], Sample | None]) -> int | None:
-        """Return the number of steps before the next look, or None to end here.
-
-        Args:
-            steps: Steps made by every chain.
-            sample: Returns the draws so far.
-        """
+        """Return the number of steps before the next look, or None to end here."""
         draws = steps - self.warmup
         found = quality(sample()) if self.until.has_goal else None
         if found is not None and found.reaches(self.until):
@@ -132,12 +127,7 @@ class StoppingRule:
         return self.warmup + self._limited(int(np.ceil(draws * self._growth(found))))
 
     def time_over(self, steps: int, sample: Callable[[], Sample | None]) -> None:
-        """Note that the clock ended the run.
-
-        Args:
-            steps: Steps made by the slowest chain.
-            sample: Returns the draws so far.
-        """
+        """Note that the clock ended the run."""
         draws = max(steps - self.warmup, 0)
         found = quality(sample()) if self.until.has_goal and draws else None
         self.reached |= found is not None and found.reaches(self.until)

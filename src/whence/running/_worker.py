@@ -145,15 +145,7 @@ def restored(like: PyTree, leaves: list[np.ndarray]) -> PyTree:
 def read_chunks(
     store: RunStore, number: int, info: PyTree, lanes: tuple[int, ...], length: int
 ) -> PyTree:
-    """Return what a store holds of the first `length` steps of a replica.
-
-    Args:
-        store: The store.
-        number: Number of the replica.
-        info: Shapes of what one step records.
-        lanes: `(replicas,)` if all are recorded together, else `()`.
-        length: Number of steps.
-    """
+    """Return what a store holds of the first `length` steps of a replica."""
     treedef = jax.tree.structure(info)
     chunks = store.chunks(number, length)
     pieces = ((start, jax.tree.unflatten(treedef, leaves)) for start, leaves in chunks)

@@ -6,15 +6,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Put a file in place whole or not at all: write beside it, flush, rename.
-
-    Args:
-        path: The file; its folder must exist.
-        content: What it is to hold.
-
-    Raises:
-        OSError: If it cannot be written; what was there before is unchanged.
-    """
+    """Put a file in place whole or not at all: write beside it, flush, rename."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -28,11 +28,7 @@ def check_schema(attrs: Mapping[Any, Any], path: Path) -> None:
 
 
 def encoded(tree: "xarray.DataTree") -> "xarray.DataTree":
-    """Return a tree whose attributes a file can hold, marked as ours.
-
-    Raises:
-        ValueError: If a variable is of another kind than numbers, bools or strings.
-    """
+    """Return a tree whose attributes a file can hold, marked as ours."""
     import xarray
 
     datasets = {}

@@ -25,14 +25,7 @@ def names() -> tuple[str, ...]:
 
 
 def study(name: str) -> Study:
-    """Return a study.
-
-    Args:
-        name: One of `names()`.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
+    """Return a study."""
     if name not in _MODULES:
         raise ValueError(f"`name` must be one of {', '.join(_MODULES)}; got {name!r}.")
     return importlib.import_module(f".{_MODULES[name]}", __name__).STUDY

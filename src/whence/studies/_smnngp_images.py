@@ -46,17 +46,7 @@ class Images(NamedTuple):
 
 
 def read(data: Path, num_train: int, num_test: int, *, seed: int) -> Images:
-    """Read MNIST and Omniglot, in a random order.
-
-    Args:
-        data: Folder with `mnist_test10k.npz` and `omniglot_small1.npz`.
-        num_train: Digits to learn from.
-        num_test: Digits to be tested on, and as many of the other images.
-        seed: Of the order.
-
-    Raises:
-        ValueError: If a file is missing.
-    """
+    """Read MNIST and Omniglot, in a random order."""
     files = [data / "mnist_test10k.npz", data / "omniglot_small1.npz"]
     for file in files:
         if not file.is_file():
@@ -74,10 +64,6 @@ def read(data: Path, num_train: int, num_test: int, *, seed: int) -> Images:
 
 def corruptions(images: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
     """Return spoilt copies of images, by what was done to them.
-
-    Args:
-        images: Shape `(rows, 28, 28)`, 0 to 1.
-        seed: Of the noise.
 
     References:
         Mu and Gilmer (2019), MNIST-C, arXiv:1906.02337, for kinds of corruption; the
@@ -102,12 +88,7 @@ def corruptions(images: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
 
 
 def study(images: Images, *, seed: int) -> tuple[list[Table], dict]:
-    """Return tables, and the reliability of each law's predictions.
-
-    Args:
-        images: The data.
-        seed: Of the corruptions.
-    """
+    """Return tables, and the reliability of each law's predictions."""
     x = _flat(images.train)
     y = np.eye(10)[images.labels] - 0.1
     typical = float(np.mean(_network(1.0).diagonal(x).nngp))

@@ -75,14 +75,7 @@ class Scores(NamedTuple):
 
 
 def split(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> Split:
-    """Divide data and standardise them by the training part.
-
-    Args:
-        x: Inputs.
-        y: Outputs.
-        train: Training rows.
-        test: Test rows.
-    """
+    """Divide data and standardise them by the training part."""
     mean, deviation = x[train].mean(0), x[train].std(0)
     deviation = np.where(deviation > 0, deviation, 1.0)  # a constant column says nothing
     centre, unit = y[train].mean(), y[train].std()
@@ -91,11 +84,7 @@ def split(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
 
 
 def networks(depths: tuple[int, ...]) -> Iterator[tuple[str, list]]:
-    """Yield names and layers of the networks to choose among, without readout.
-
-    Args:
-        depths: Numbers of hidden layers.
-    """
+    """Yield names and layers of the networks to choose among, without readout."""
     for depth in depths:
         for kind, activation, weight in (
             ("ReLU", ReLU(), 1.0),
@@ -111,10 +100,6 @@ def choose(data: Split, depths: tuple[int, ...]) -> Choice:
     """Return the kernel and noise of the highest evidence, the scale set to its best value.
 
     One eigendecomposition per kernel serves all values of the noise.
-
-    Args:
-        data: The data.
-        depths: Numbers of hidden layers to choose among.
     """
     best, chosen = -np.inf, None
     n = len(data.y)
@@ -137,12 +122,7 @@ def choose(data: Split, depths: tuple[int, ...]) -> Choice:
 
 
 def laws(data: Split, choice: Choice) -> dict[str, AbstractLaw]:
-    """Return the laws of the scale to compare; the Gaussian's is the scale that fits best.
-
-    Args:
-        data: The data.
-        choice: Kernel and noise.
-    """
+    """Return the laws of the scale to compare; the Gaussian's is the scale that fits best."""
     given = ScaleMixture(choice.network, Jeffreys(), choice.noise).condition(data.x, data.y)
     return {
         "Gaussian": PointMass(float(given.quadratic) / given.size),
@@ -153,13 +133,7 @@ def laws(data: Split, choice: Choice) -> dict[str, AbstractLaw]:
 
 
 def score(data: Split, choice: Choice, law: AbstractLaw) -> Scores:
-    """Return scores of the predictions of new observations.
-
-    Args:
-        data: The data.
-        choice: Kernel and noise.
-        law: Of the scale.
-    """
+    """Return scores of the predictions of new observations."""
     given = ScaleMixture(choice.network, law, choice.noise).condition(data.x, data.y)
     predicted = given.observation_marginals(data.x_new)
     nll = -np.asarray(predicted.log_prob(jnp.asarray(data.y_new)))

@@ -53,13 +53,7 @@ REGRET_COLUMNS = ("mean", "median", "95% quantile", "reference", "z")
 
 
 def play(problem: BanditProblem, plan: StudySize, key: Any) -> Simulation:
-    """Play all policies of a problem on the same instances and rewards.
-
-    Args:
-        problem: The problem.
-        plan: Numbers of instances and rounds.
-        key: For instances, rewards and policies.
-    """
+    """Play all policies of a problem on the same instances and rewards."""
     key_instances, key_play = jr.split(key)
     instances = problem.instances(plan.instances, key_instances)
     policies = {name: make(instances) for name, make in problem.policies.items()}
@@ -67,14 +61,7 @@ def play(problem: BanditProblem, plan: StudySize, key: Any) -> Simulation:
 
 
 def grow(arms: int, horizon: int, plan: StudySize, key: Any) -> PolicyRun:
-    """Play `VarTS` with its own prior, expected variance 1/3.
-
-    Args:
-        arms: Number of arms.
-        horizon: Number of rounds.
-        plan: Number of instances.
-        key: For instances, rewards and policy.
-    """
+    """Play `VarTS` with its own prior, expected variance 1/3."""
     prior = own_prior(4.0, arms)
     key_instances, key_play = jr.split(key)
     instances = bandit.sample_instances(prior, instances=plan.instances, key=key_instances)
@@ -92,10 +79,6 @@ def z_mean(run: PolicyRun, reference: PublishedRegret) -> float:
 
     Where that of the reference was not kept, it is taken from the spread of this run and the
     number of instances of the reference.
-
-    Args:
-        run: What the policy did.
-        reference: What it was found to do.
     """
     spread = run.final.std(ddof=1)
     theirs = reference.error
@@ -110,10 +93,6 @@ def z_median(run: PolicyRun, reference: PublishedRegret) -> float:
 
     The standard error of a median is a half of the distance between the order statistics
     one standard error to either side.
-
-    Args:
-        run: What the policy did.
-        reference: What it was found to do, median included.
     """
     assert reference.median is not None
     error = 0.0
@@ -157,13 +136,7 @@ class Results(NamedTuple):
 
 
 def play_all(plan: StudySize, key: Any, say: Callable[[str], None]) -> Results:
-    """Play all problems, horizons and numbers of arms.
-
-    Args:
-        plan: How large.
-        key: For everything.
-        say: Called with what is played next.
-    """
+    """Play all problems, horizons and numbers of arms."""
     results = Results({}, {}, {})
     every = problems()
     for number, name in enumerate(plan.problems):
@@ -179,13 +152,7 @@ def play_all(plan: StudySize, key: Any, say: Callable[[str], None]) -> Results:
 
 
 def report(results: Results, plan: StudySize, out: Path) -> list[Table]:
-    """Draw the figures and return the tables.
-
-    Args:
-        results: What was played.
-        plan: How large.
-        out: Folder for the figures.
-    """
+    """Draw the figures and return the tables."""
     every, tables = problems(), []
     # References are for one number of rounds.
     known = lambda references: references if plan.horizon == HORIZON else {}
@@ -209,11 +176,7 @@ def report(results: Results, plan: StudySize, out: Path) -> list[Table]:
 
 
 def run(request: Request) -> list[Table]:
-    """Play everything, draw the figures and return the tables.
-
-    Args:
-        request: What was asked for.
-    """
+    """Play everything, draw the figures and return the tables."""
     plan = PLANS[request.size]
     return report(play_all(plan, jr.key(request.seed), request.say), plan, request.out)
 

@@ -30,12 +30,7 @@ _SHOWN = {
 
 
 def draw_regret(path: Path, results: Mapping[str, tuple[BanditProblem, Simulation]]) -> None:
-    """Draw mean regret by round with bands of two standard errors, one panel per problem.
-
-    Args:
-        path: The file.
-        results: Problems, with what the policies did, by name.
-    """
+    """Draw mean regret by round with bands of two standard errors, one panel per problem."""
     import matplotlib.pyplot as plt
 
     shown = [pair for pair in results.values() if "VarTS" in pair[1]]
@@ -87,14 +82,7 @@ def draw_growth(
     by_arms: Mapping[int, PolicyRun],
     horizon: int,
 ) -> None:
-    """Draw the regret of `VarTS` by number of rounds and of arms, with bounds and references.
-
-    Args:
-        path: The file.
-        by_horizon: Runs by number of rounds.
-        by_arms: Runs by number of arms.
-        horizon: Their number of rounds.
-    """
+    """Draw the regret of `VarTS` by number of rounds and of arms, with bounds and references."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.8), layout="constrained")

@@ -52,32 +52,18 @@ class BanditProblem(NamedTuple):
 
 
 def fixed(variance: float, prior_variance: float, mu: float = 0.0) -> GaussianTS:
-    """Return Thompson sampling that takes one variance for all arms.
-
-    Args:
-        variance: That of the rewards.
-        prior_variance: That of the mean rewards.
-        mu: Expected mean reward.
-    """
+    """Return Thompson sampling that takes one variance for all arms."""
     return GaussianTS(variance, arms=ARMS, mu=mu, kappa=variance / prior_variance)
 
 
 def learning(prior: NormalGamma) -> VarTS:
-    """Return Thompson sampling that learns means and variances.
-
-    Args:
-        prior: Belief before the first reward.
-    """
+    """Return Thompson sampling that learns means and variances."""
     # Pyright takes the abstract `arms` for a field.
     return VarTS(prior)  # pyright: ignore[reportCallIssue]
 
 
 def knowing(prior: KnownVariance) -> KnownVarianceTS:
-    """Return Thompson sampling that knows variances.
-
-    Args:
-        prior: Belief before the first reward.
-    """
+    """Return Thompson sampling that knows variances."""
     return KnownVarianceTS(prior)  # pyright: ignore[reportCallIssue]
 
 

@@ -124,10 +124,6 @@ class Comparison(NamedTuple):
 def scalars(variables: Mapping[str, Any], *, batch_ndim: int) -> dict[str, Array]:
     """Split arrays into scalar variables named as in Stan, `beta[1]`, `w[2,3]`.
 
-    Args:
-        variables: Arrays by name, with `batch_ndim` leading axes.
-        batch_ndim: Number of leading axes to keep; 2 for `(chain, draw)`.
-
     Returns:
         float64 arrays of shape `batch` by scalar name, indices counted from 1.
     """
@@ -147,10 +143,6 @@ def estimate(draws: Array, log_weights: Array | None = None) -> Estimate:
     variable and of its squared deviation. Weighted ones are those of self-normalised
     importance sampling from independent particles; resampling and moving make particles
     dependent, so for a particle method they are a lower bound.
-
-    Args:
-        draws: Shape `(chain, draw)`.
-        log_weights: Log weights of the draws, the same shape, or None if all are equal.
 
     Returns:
         The estimates; `rhat` is NaN for a single chain or weighted draws.

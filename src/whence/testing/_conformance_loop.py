@@ -21,17 +21,7 @@ from ._require import require_close
 def check_chunks(
     engine: AbstractEngine, target: AbstractTarget, posterior: Posterior, *, key: PRNGKey
 ) -> None:
-    """The draws do not depend on the chunks that a run is cut into.
-
-    Args:
-        engine: The engine.
-        target: What it ran on.
-        posterior: What `infer` returned with this key.
-        key: A typed key.
-
-    Raises:
-        AssertionError: With a sentence that names what is wrong.
-    """
+    """The draws do not depend on the chunks that a run is cut into."""
     with _without_warnings():
         other = infer(target, engine, progress=False, **_in_thirds(engine, key))
     _require_same(other, posterior, "A run in chunks of another size")

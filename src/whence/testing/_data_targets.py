@@ -64,11 +64,9 @@ class GaussianMean(AbstractDataTarget):
 
     @property
     def num_data(self) -> int:
-        """Number of rows of `y`."""
         return self.y.shape[0]
 
     def init(self, *, key: PRNGKey) -> Float[Array, " dim"]:
-        """Uniform on (-2, 2)."""
         return jr.uniform(key, self.y.shape[1:], self.y.dtype, -2.0, 2.0)
 
     def sample_prior_position(self, *, key: PRNGKey) -> Float[Array, " dim"]:
@@ -77,22 +75,18 @@ class GaussianMean(AbstractDataTarget):
         return self.prior_mean + self.prior_sd * noise
 
     def log_prior(self, position: Float[Array, " dim"]) -> Scalar:
-        """Log density of the prior."""
         return norm.logpdf(position, self.prior_mean, self.prior_sd).sum()
 
     def log_likelihood(
         self, position: Float[Array, " dim"], rows: Int[Array, " batch"] | None = None
     ) -> Float[Array, "..."]:
-        """Log density of each row of the data."""
         y = self.y if rows is None else self.y[rows]
         return norm.logpdf(y, position, self.noise_sd).sum(1)
 
     def log_density(self, position: Float[Array, " dim"]) -> Scalar:
-        """Prior plus all rows."""
         return self.log_prior(position) + self.log_likelihood(position).sum()
 
     def constrain(self, position: Float[Array, " dim"]) -> dict[str, Array]:
-        """The position itself, as `theta`."""
         return {"theta": position}
 
 
@@ -180,11 +174,9 @@ class ConjugateRegression(AbstractDataTarget):
 
     @property
     def num_data(self) -> int:
-        """Number of rows of `x`."""
         return self.y.shape[0]
 
     def init(self, *, key: PRNGKey) -> dict[str, Array]:
-        """Uniform on (-2, 2)."""
         key_beta, key_variance = jr.split(key)
         dtype = self.y.dtype
         return {
@@ -204,7 +196,6 @@ class ConjugateRegression(AbstractDataTarget):
         }
 
     def log_prior(self, position: dict[str, Array]) -> Scalar:
-        """Log density of coefficients and log variance under the prior."""
         sd = self.prior_sd * jnp.exp(position["log_variance"] / 2)
         return norm.logpdf(position["beta"], 0.0, sd).sum() + _log_inverse_gamma(
             position["log_variance"], self.shape, self.rate
@@ -213,17 +204,14 @@ class ConjugateRegression(AbstractDataTarget):
     def log_likelihood(
         self, position: dict[str, Array], rows: Int[Array, " batch"] | None = None
     ) -> Float[Array, "..."]:
-        """Log density of each response."""
         x, y = (self.x, self.y) if rows is None else (self.x[rows], self.y[rows])
         sd = jnp.exp(position["log_variance"] / 2)
         return norm.logpdf(y, x @ position["beta"], sd)
 
     def log_density(self, position: dict[str, Array]) -> Scalar:
-        """Prior plus all rows."""
         return self.log_prior(position) + self.log_likelihood(position).sum()
 
     def constrain(self, position: dict[str, Array]) -> dict[str, Array]:
-        """Coefficients, variance and standard deviation of the noise."""
         variance = jnp.exp(position["log_variance"])
         return {
             "beta": position["beta"],

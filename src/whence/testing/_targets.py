@@ -73,15 +73,12 @@ class Gaussian(AbstractTarget):
         return {"x": Moments(self.mean, jnp.sqrt(jnp.diag(self.covariance)))}
 
     def init(self, *, key: PRNGKey) -> Float[Array, " dim"]:
-        """Uniform on (-2, 2) in every coordinate, as is customary."""
         return jr.uniform(key, self.mean.shape, self.mean.dtype, -2.0, 2.0)
 
     def log_density(self, position: Float[Array, " dim"]) -> Scalar:
-        """Log density at `position`."""
         return norm.logpdf((position - self.mean) @ self.axes, 0.0, self.scales).sum()
 
     def constrain(self, position: Float[Array, " dim"]) -> dict[str, Array]:
-        """The position itself, as `x`."""
         return {"x": position}
 
 
@@ -111,15 +108,12 @@ class LogGamma(AbstractTarget):
         }
 
     def init(self, *, key: PRNGKey) -> Float[Array, " dim"]:
-        """Uniform on (-2, 2)."""
         return jr.uniform(key, self.shape.shape, self.shape.dtype, -2.0, 2.0)
 
     def log_density(self, position: Float[Array, " dim"]) -> Scalar:
-        """Log density of the logarithms."""
         return jnp.sum(self.shape * position - jnp.exp(position) - gammaln(self.shape))
 
     def constrain(self, position: Float[Array, " dim"]) -> dict[str, Array]:
-        """The logarithm `x` and the Gamma variable `gamma`."""
         return {"x": position, "gamma": jnp.exp(position)}
 
 
@@ -162,7 +156,6 @@ class Funnel(AbstractTarget):
         }
 
     def init(self, *, key: PRNGKey) -> dict[str, Array]:
-        """Uniform on (-2, 2)."""
         key_v, key_x = jr.split(key)
         dtype = self.scale.dtype
         return {
@@ -171,12 +164,10 @@ class Funnel(AbstractTarget):
         }
 
     def log_density(self, position: dict[str, Array]) -> Scalar:
-        """Log density at `position`."""
         v, x = position["v"], position["x"]
         return norm.logpdf(v, 0.0, self.scale) + norm.logpdf(x, 0.0, jnp.exp(v / 2)).sum()
 
     def constrain(self, position: dict[str, Array]) -> dict[str, Array]:
-        """The position, and the logarithm of `|x|`."""
         return position | {"log_abs_x": jnp.log(jnp.abs(position["x"]))}
 
 
@@ -218,11 +209,9 @@ class Autoregression(AbstractTarget):
         return jr.uniform(key, (self.dim,), self.correlation.dtype, -2.0, 2.0)
 
     def log_density(self, position: Float[Array, " dim"]) -> Scalar:
-        """Log density of the path."""
         steps = position[1:] - self.correlation * position[:-1]
         noise = jnp.sqrt(1 - self.correlation**2)
         return norm.logpdf(position[0]) + norm.logpdf(steps, 0.0, noise).sum()
 
     def constrain(self, position: Float[Array, " dim"]) -> dict[str, Array]:
-        """The position itself, as `x`."""
         return {"x": position}

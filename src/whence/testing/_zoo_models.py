@@ -32,7 +32,6 @@ class EightSchools(Model):
     theta: Array = latent(lambda m: dist.Normal(m.mu, m.tau), dims="school", noncentered=True)
 
     def likelihood(self, sigma: Float[Array, " school"]) -> dist.Distribution:
-        """Estimated effects with known standard errors."""
         return dist.Normal(self.theta, sigma)
 
 
@@ -142,7 +141,6 @@ class PoissonProcess(Model):
         return jnp.linalg.cholesky(covariance + jitter) @ self.f_tilde
 
     def likelihood(self) -> dist.Distribution:
-        """Poisson counts."""
         return dist.Poisson(jnp.exp(self.f))
 
 

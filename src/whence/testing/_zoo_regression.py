@@ -24,7 +24,6 @@ class FlatRegression(Model):
     sigma: Array = latent(FLAT_POSITIVE)
 
     def likelihood(self, x: Float[Array, "data feature"]) -> dist.Distribution:
-        """Gaussian noise about the linear predictor."""
         return dist.Normal(x @ self.beta, self.sigma)
 
 
@@ -35,7 +34,6 @@ class HalfCauchyRegression(Model):
     sigma: Array = latent(dist.HalfCauchy(2.5))
 
     def likelihood(self, x: Float[Array, "data feature"]) -> dist.Distribution:
-        """Gaussian noise about the linear predictor."""
         return dist.Normal(x @ self.beta, self.sigma)
 
 
@@ -46,7 +44,6 @@ class GaussianRegression(Model):
     sigma: Array = latent(dist.HalfNormal(10.0))
 
     def likelihood(self, x: Float[Array, "data feature"]) -> dist.Distribution:
-        """Gaussian noise about the linear predictor."""
         return dist.Normal(x @ self.beta, self.sigma)
 
 

@@ -61,11 +61,7 @@ def route(
 
 
 def initial_metric(value: Any, dense: bool, dim: int) -> Array:
-    """Return the option `initial_inverse_mass_matrix` as an array, its shape checked.
-
-    Raises:
-        ValueError: If it does not fit the metric and the dimension of the target.
-    """
+    """Return the option `initial_inverse_mass_matrix` as an array, its shape checked."""
     array = jnp.asarray(value, jnp.result_type(float))
     shape = (dim, dim) if dense else (dim,)
     if array.shape != shape:

@@ -202,14 +202,7 @@ def learn(
 def _renewed(
     estimator: AbstractEstimator, old: Adaptation, left: int, use_anyway: bool
 ) -> Adaptation:
-    """Return what follows from a window, with an empty one.
-
-    Args:
-        estimator: Turns a window into a metric.
-        old: What is known so far.
-        left: Steps until the last window ends.
-        use_anyway: Use the window even if the chain went uphill in it.
-    """
+    """Return what follows from a window, with an empty one."""
     window, metric, memory, length = old.window, old.metric, old.memory, int(old.length)
     if is_frozen(window):
         metric, _ = estimator.start(jnp.asarray(window.moments.draws.mean))

@@ -39,14 +39,7 @@ def remember(memory: Memory, value: Vector) -> Memory:
 
 
 def slowest_time(memory: Memory) -> float:
-    """Estimate the longest integrated autocorrelation time as of an AR(1). In NumPy.
-
-    Args:
-        memory: Of at least one draw.
-
-    Returns:
-        The time, in draws.
-    """
+    """Estimate the longest integrated autocorrelation time as of an AR(1). In NumPy."""
     count, total, square, product = (
         np.asarray(x, np.float64)
         for x in (memory.count, memory.total, memory.square, memory.product)

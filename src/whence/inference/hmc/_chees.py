@@ -129,7 +129,6 @@ class ChEES(AbstractPausingEngine):
 
     @property
     def name(self) -> str:
-        """`"ChEES"`."""
         return "ChEES"
 
     @property
@@ -152,7 +151,6 @@ class ChEES(AbstractPausingEngine):
         return (0, *sorted(last >> k for k in range(last.bit_length())))
 
     def validate(self, target: AbstractTarget) -> None:
-        """Raise `ValueError` if the target has no position of floating-point numbers."""
         check_positions(target, self.name)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
@@ -298,7 +296,6 @@ class ChEES(AbstractPausingEngine):
     def posterior(
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        """Return draws and statistics with axes `(chain, draw)`."""
         trace = jax.tree.map(lambda leaf: np.swapaxes(leaf[0], 0, 1), trace)
         return chain_sample(target, trace, "mcmc", keep_warmup=self.keep_warmup)
 
@@ -315,16 +312,6 @@ def chees_gradient(
     The criterion is a quarter of the mean square of `|x' - E x'|² - |x - E x|²`, in
     whitened coordinates; by time `x'` changes with its momentum. Proposals count by their
     acceptance rate.
-
-    Args:
-        whitening: Its `adjoint` gives the coordinates.
-        before: Where trajectories start, batched over chains.
-        after: Where they end.
-        rate: Acceptance rates.
-        is_finite: Which ends are finite.
-
-    Returns:
-        Estimates of the criterion and its derivative.
 
     References:
         Hoffman, Radul, Sountsov (2021), section 3.

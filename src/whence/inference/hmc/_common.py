@@ -21,10 +21,6 @@ def van_der_corput(index: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
 
 
 def restarted(log_step: Any) -> tuple:
-    """Return the leaves of `DualAveraging` from a good step size on, anchored where it is.
-
-    Args:
-        log_step: Logarithm of the step size, or of one for each chain; in NumPy or JAX.
-    """
+    """Return the leaves of `DualAveraging` from a good step size on, anchored where it is."""
     zero = 0 * log_step
     return log_step, log_step, zero, log_step, zero

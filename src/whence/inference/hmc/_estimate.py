@@ -78,12 +78,7 @@ class Moments(eqx.Module):
 
 
 def moments(like: Vector, estimator: "AbstractEstimator") -> Moments:
-    """Return what an estimator needs to know of a window, without draws.
-
-    Args:
-        like: A position.
-        estimator: The estimator.
-    """
+    """Return what an estimator needs to know of a window, without draws."""
     keep = estimator.keep
     recent = jnp.zeros((keep, 2, like.shape[0]), like.dtype) if keep else None
     empty = welford(like, dense=estimator.needs_covariance)
@@ -247,11 +242,6 @@ def _principal_stretches(
     Within the span of the kept draws and gradients the inverse mass matrix is the same
     geometric mean as in `fisher_factor`. Only eigenvalues outside `[1 / 2, 2]` count:
     correcting the others is not worth the products.
-
-    Args:
-        window: With `recent` draws.
-        scale: Of the diagonal.
-        rank: Number of directions to return.
 
     Returns:
         Orthonormal columns, shape `(dim, rank)`, and the square roots of their eigenvalues.

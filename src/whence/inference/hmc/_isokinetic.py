@@ -66,11 +66,6 @@ def perturbed(direction: Vector, size: Scalar, key: PRNGKey) -> Vector:
 def turn(direction: Vector, force: Vector, time: Scalar) -> tuple[Vector, Scalar]:
     """Turn for a time under a constant force, exactly.
 
-    Args:
-        direction: Unit vector, of at least two dimensions.
-        force: Gradient of the log density in whitened coordinates.
-        time: Duration.
-
     Returns:
         The new direction, and the change of kinetic energy in nats.
     """

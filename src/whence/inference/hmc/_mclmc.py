@@ -128,12 +128,10 @@ class MCLMC(AbstractPausingEngine):
 
     @property
     def name(self) -> str:
-        """`"MCLMC"`."""
         return "MCLMC"
 
     @property
     def schedule(self) -> Schedule:
-        """Every chain is a replica."""
         return Schedule(
             self.chains,
             self.warmup,
@@ -155,7 +153,6 @@ class MCLMC(AbstractPausingEngine):
         return tuple(self.warmup * k // 16 for k in (10, 12, 14))
 
     def validate(self, target: AbstractTarget) -> None:
-        """Raise `ValueError` if the target has no position of floating-point numbers."""
         check_positions(target, self.name)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
@@ -343,14 +340,12 @@ class MCLMC(AbstractPausingEngine):
         return never()
 
     def result(self, state: _State) -> RESULTS:
-        """`nonfinite_start` if no start was found."""
         is_started = state.particle.is_finite()
         return RESULTS.where(is_started, RESULTS.successful, RESULTS.nonfinite_start)
 
     def posterior(
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        """Return draws and statistics with axes `(chain, draw)`."""
         method = "mcmc" if self.adjusted else "unadjusted"
         record = AdaptedChains(self.target_accept) if self.adjusted else None
         return chain_sample(target, trace, method, keep_warmup=self.keep_warmup, record=record)

@@ -132,7 +132,6 @@ class NUTS(AbstractWrappedEngine):
 
     @property
     def engine(self) -> AbstractEngine:
-        """The sampler that `backend` names, with these settings."""
         return _build(self)
 
     def step(

@@ -131,7 +131,6 @@ class AbstractSampler(AbstractPausingEngine):
         return state, Info(chain.position, {**stats})
 
     def pause(self, state: SamplerState, index: int) -> SamplerState:
-        """Learn from the window that ends before step `index`."""
         estimator = self._estimator(len(state.chain.position))
         adaptation, chain = learn(estimator, state.adaptation, state.chain, index, self.warmup)
         is_same = adaptation is state.adaptation

@@ -60,15 +60,7 @@ class DualAveraging(eqx.Module):
 
 
 def dual_averaging(step_size: Scalar, *, anchor: float = 10.0) -> DualAveraging:
-    """Return a fresh state.
-
-    Args:
-        step_size: Where to start.
-        anchor: Iterates shrink towards this multiple of `step_size`.
-
-    Returns:
-        A state without updates.
-    """
+    """Return a fresh state."""
     log_step = jnp.log(step_size)
     zero = jnp.zeros_like(log_step)
     return DualAveraging(log_step, log_step, zero, log_step + math.log(anchor), zero)

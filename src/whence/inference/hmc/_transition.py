@@ -85,12 +85,7 @@ class After(NamedTuple):
 
 
 def start_with(scale: bool, *, descend: bool) -> After:
-    """Return what follows the search for a start.
-
-    Args:
-        scale: Whether to search for a step size.
-        descend: Whether to go uphill first.
-    """
+    """Return what follows the search for a start."""
     then = SCALING if scale else SAMPLING
     return After(DESCENDING if descend else then, then)
 

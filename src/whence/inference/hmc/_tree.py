@@ -100,23 +100,18 @@ class Tree(AbstractTrajectory):
     seed: UInt[Array, "2"]
 
     def is_growing(self) -> Bool[Array, ""]:
-        """Whether another subtree is wanted."""
         return (self.depth < self.max_depth) & ~self.is_turning & ~self.is_divergent
 
     def is_extending(self) -> Bool[Array, ""]:
-        """Whether the present subtree wants another leaf."""
         return ~self.is_complete & ~self.is_turning & ~self.is_divergent
 
     def acceptance_rate(self) -> Scalar:
-        """Return the mean acceptance probability over all leaves."""
         return self.acceptance_sum / jnp.maximum(self.leaves, 1)
 
     def num_steps(self) -> Int[Array, ""]:
-        """Return the number of leapfrog steps so far."""
         return self.leaves
 
     def stats(self) -> dict[str, Array]:
-        """Return statistics by the names of ArviZ's `sample_stats`."""
         is_saturated = (self.depth == self.max_depth) & ~self.is_turning & ~self.is_divergent
         return {
             "acceptance_rate": self.acceptance_rate(),
@@ -130,7 +125,6 @@ class Tree(AbstractTrajectory):
         }
 
     def end(self) -> End:
-        """Return where to integrate from, by `step`."""
         return self.near
 
     def extend(self, point: PhasePoint) -> "Tree":
@@ -196,11 +190,6 @@ class Tree(AbstractTrajectory):
         self, momentum: Vector, is_last: Bool[Array, ""]
     ) -> tuple[Int[Array, ""], Vector, Bool[Array, ""]]:
         """Merge the new leaf with every left sibling that it completes.
-
-        Args:
-            momentum: Of the new leaf.
-            is_last: Whether the leaf completes the present subtree, and so is to be merged
-                with the trajectory before it as well.
 
         Returns:
             Number of merges made, the sum of momenta of the largest subtree that ends at the

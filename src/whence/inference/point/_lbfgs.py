@@ -34,22 +34,12 @@ class Memory(eqx.Module):
 
     @staticmethod
     def empty(size: int, point: Float[Array, " dim"]) -> "Memory":
-        """Return a memory of nothing.
-
-        Args:
-            size: Steps that it holds.
-            point: For shape and dtype.
-        """
+        """Return a memory of nothing."""
         none = jnp.zeros((size, *point.shape), point.dtype)
         return Memory(none, none, jnp.zeros((size,), point.dtype))
 
     def with_step(self, step: Float[Array, " dim"], change: Float[Array, " dim"]) -> "Memory":
-        """Return the memory with one step more, unless its curvature is not positive.
-
-        Args:
-            step: Difference of two points.
-            change: Difference of the gradients there.
-        """
+        """Return the memory with one step more, unless its curvature is not positive."""
         product = step @ change
         eps = jnp.finfo(step.dtype).eps
         usable = product > eps * jnp.linalg.norm(step) * jnp.linalg.norm(change)
@@ -65,9 +55,6 @@ class Memory(eqx.Module):
         """Return minus the approximate inverse Hessian times the gradient.
 
         Without a step to go by it is the direction of steepest descent, of length 1 at most.
-
-        Args:
-            gradient: At the present point.
         """
 
         def backward(rest, pair):
@@ -123,13 +110,6 @@ def search(
 
     A value that is not finite is given for a point that has not been looked at: then the
     search is of length 0 and returns value and gradient at the point itself.
-
-    Args:
-        function: Returns value and gradient.
-        point: Where it starts.
-        value: There.
-        gradient: There.
-        direction: Of descent.
 
     References:
         Lewis, Overton (2013), Nonsmooth optimization via quasi-Newton methods,

@@ -114,7 +114,6 @@ class MAP(AbstractEngine):
 
     @property
     def name(self) -> str:
-        """`"MAP"`."""
         return "MAP"
 
     @property
@@ -123,11 +122,6 @@ class MAP(AbstractEngine):
         return Schedule(self.starts, 0, self.steps)
 
     def validate(self, target: AbstractTarget) -> None:
-        """Raise `ValueError` unless the target has the objective, and latents.
-
-        Args:
-            target: The target density.
-        """
         check_objective(self.objective, target)
         size = flat_view(target)[0].size
         if size == 0:
@@ -139,8 +133,6 @@ class MAP(AbstractEngine):
             )
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> MAPState:
-        """Return a point at which the objective is finite."""
-
         def attempt(key):
             point = flat_init(target, key=key)
             return point, jnp.isfinite(self._loss(target, point))
@@ -156,7 +148,6 @@ class MAP(AbstractEngine):
     def step(
         self, target: AbstractTarget, state: MAPState, index: Array, *, key: PRNGKey
     ) -> tuple[MAPState, Info]:
-        """Make one line search; the first one only looks at where it is."""
         function = jax.value_and_grad(partial(self._loss, target))
         found = search(function, state.point, state.loss, state.gradient, state.direction)
         point = state.point + found.length * state.direction
@@ -198,7 +189,6 @@ class MAP(AbstractEngine):
         return state.converged | state.stuck | (state.walls >= MAX_WALLS)
 
     def result(self, state: MAPState) -> RESULTS:
-        """Whether the start came to a rest."""
         ended = self.done(state) | (state.count < self.steps)
         where = RESULTS.where
         result = where(ended, RESULTS.successful, RESULTS.max_steps)
@@ -209,7 +199,6 @@ class MAP(AbstractEngine):
     def posterior(
         self, target: AbstractTarget, state: MAPState, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        """Return the best of the starts, and how it compares with the others."""
         if trace.sampling is None:
             raise ValueError("The run ended before its first step; there is no point.")
         losses = np.asarray(state.loss)

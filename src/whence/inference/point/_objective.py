@@ -11,12 +11,7 @@ Objective = Literal["posterior", "likelihood", "unconstrained"]
 
 
 def check_objective(objective: str, target: AbstractTarget) -> None:
-    """Raise `ValueError` if the target cannot give the objective.
-
-    Args:
-        objective: Its name.
-        target: The target density.
-    """
+    """Raise `ValueError` if the target cannot give the objective."""
     if objective == "likelihood" and not isinstance(target, AbstractDataTarget):
         raise ValueError(
             "`objective='likelihood'` needs a target that tells prior and likelihood apart, "
@@ -32,13 +27,7 @@ def check_objective(objective: str, target: AbstractTarget) -> None:
 
 
 def evaluate(objective: str, target: AbstractTarget, position: Position) -> Scalar:
-    """Return the objective at a position, in nats.
-
-    Args:
-        objective: Its name.
-        target: The target density.
-        position: A point in unconstrained space.
-    """
+    """Return the objective at a position, in nats."""
     if objective == "unconstrained":
         return jnp.asarray(target.log_density(position))
     if objective == "likelihood":

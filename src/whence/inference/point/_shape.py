@@ -33,12 +33,7 @@ class Shape(eqx.Module):
 
 
 def shape_at(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -> Shape:
-    """Return the shape of a function at a point.
-
-    Args:
-        function: To be maximised.
-        point: Where.
-    """
+    """Return the shape of a function at a point."""
     hessian = jax.hessian(function)(point)
     curvatures, axes = jnp.linalg.eigh(-(hessian + hessian.T) / 2)
     deviations = 1 / jnp.sqrt(_floored(jnp.abs(curvatures)))

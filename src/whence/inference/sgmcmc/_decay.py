@@ -27,7 +27,6 @@ class ConstantStep(AbstractDecay):
     """The same step size throughout: a stationary chain with a bias that does not vanish."""
 
     def factor(self, counter: Int[Array, ""], dtype) -> Scalar:
-        """Return 1."""
         return jnp.ones((), dtype)
 
 

@@ -21,13 +21,6 @@ def langevin(
 
     `x + h G g + sqrt(2 h G) noise`, where `h` multiplies the gradient of the full log
     density; the step of Welling and Teh (2011) is `2 h`.
-
-    Args:
-        position: Where the step starts.
-        gradient: Gradient of the log density there, or an estimate of it.
-        scale: Diagonal of the preconditioner `G`; None for the identity.
-        step_size: `h`.
-        key: For the noise.
     """
     h = step_size.astype(position.dtype) * (1.0 if scale is None else scale)
     noise = jr.normal(key, position.shape, position.dtype)

@@ -35,7 +35,6 @@ class Identity(AbstractPreconditioner):
         """Return no state."""
 
     def update(self, state: None, gradient: Position) -> tuple[None, None]:
-        """Return no matrix."""
         return None, None
 
 

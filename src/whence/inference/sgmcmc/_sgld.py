@@ -123,7 +123,6 @@ class SGLD(AbstractOnlineEngine):
 
     @property
     def name(self) -> str:
-        """`"SGLD"`."""
         return "SGLD"
 
     @property
@@ -160,25 +159,12 @@ class SGLD(AbstractOnlineEngine):
         check_rows(target, self.batch_size)
 
     def validate_online(self, target: AbstractTarget) -> None:
-        """Raise `ValueError` as `validate` does.
-
-        Args:
-            target: The target density.
-        """
         self.validate(target)
 
     def draw(self, target: AbstractTarget, state: SGLDState, *, key: PRNGKey) -> Position:
-        """Return the present position, the same until the next step.
-
-        Args:
-            target: The target density.
-            state: As left by `init` or the last `step`.
-            key: Not used.
-        """
         return state.position
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> SGLDState:
-        """Start from the first of some random points where the log density is finite."""
         size = self.batch_size
         rows = None if size is None else jnp.arange(size, dtype=jnp.int32)
 
@@ -252,7 +238,6 @@ class SGLD(AbstractOnlineEngine):
         return state.nonfinite_at != -1
 
     def result(self, state: SGLDState) -> RESULTS:
-        """Whether the chain stayed finite."""
         failed = RESULTS.where(
             state.nonfinite_at == -2, RESULTS.nonfinite_start, RESULTS.nonfinite_state
         )
@@ -261,7 +246,6 @@ class SGLD(AbstractOnlineEngine):
     def posterior(
         self, target: AbstractTarget, state: SGLDState, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        """Return the recorded positions as they are."""
         if trace.sampling is None:
             raise ValueError("The run ended within `warmup` and made no draw.")
         warmup = trace.warmup if self.keep_warmup else None

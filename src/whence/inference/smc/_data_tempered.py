@@ -234,14 +234,6 @@ class DataTemperedSMC(AbstractOnlineEngine):
         return Schedule(1, 0, self.max_steps, ensemble=("particle", self.particles))
 
     def validate(self, target: AbstractTarget) -> None:
-        """Raise `ValueError` unless the target has a prior to draw from, and rows of data.
-
-        Args:
-            target: The target density.
-
-        Raises:
-            ValueError: If it has none, or `max_steps` is too small for its rows.
-        """
         self.validate_online(target)
         assert isinstance(target, AbstractDataTarget)
         assert target.num_data is not None
@@ -253,14 +245,6 @@ class DataTemperedSMC(AbstractOnlineEngine):
             )
 
     def validate_online(self, target: AbstractTarget) -> None:
-        """Raise `ValueError` unless the target has a prior to draw from, and rows of data.
-
-        Args:
-            target: The target density.
-
-        Raises:
-            ValueError: If it has none.
-        """
         has_rows = isinstance(target, AbstractDataTarget) and target.num_data is not None
         if not has_rows:
             raise ValueError(
@@ -323,13 +307,6 @@ class DataTemperedSMC(AbstractOnlineEngine):
         return RESULTS.where(control.nonfinite, RESULTS.nonfinite_start, result)
 
     def draw(self, target: AbstractTarget, state: Cloud, *, key: PRNGKey) -> Position:
-        """Return one particle, by weight.
-
-        Args:
-            target: The target density.
-            state: As left by `init` or the last `step`.
-            key: For the choice.
-        """
         chosen = jr.categorical(key, state.log_weights)
         return unflatten(target, state.particles.x[chosen])
 

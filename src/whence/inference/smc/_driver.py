@@ -188,10 +188,6 @@ def weigh_at_last(cloud: Cloud, log_potential: Float[Array, " particle"]) -> Clo
     """Return the cloud weighed once more, where no step follows.
 
     With nothing alive there is no evidence, and no particle is better than another.
-
-    Args:
-        cloud: The cloud.
-        log_potential: Of each particle, in nats.
     """
     weighed, increment = weigh(cloud, log_potential)
     equal = equal_log_weights(cloud.log_weights.shape[0])

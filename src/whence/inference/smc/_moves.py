@@ -68,13 +68,7 @@ class Moves(NamedTuple):
 
 
 def is_dense(metric: str, dim: int, particles: int) -> bool:
-    """Return whether moves are whitened by the whole covariance.
-
-    Args:
-        metric: `"dense"`, `"diagonal"` or `"auto"`.
-        dim: Number of dimensions.
-        particles: Number of particles.
-    """
+    """Return whether moves are whitened by the whole covariance."""
     if metric == "auto":
         return dim <= _MAX_DENSE and _PARTICLES_PER_DIMENSION * dim <= particles
     return metric == "dense"
@@ -83,13 +77,7 @@ def is_dense(metric: str, dim: int, particles: int) -> bool:
 def covariance_factor(
     x: Float[Array, "particle dim"], log_weights: Float[Array, " particle"], dense: bool
 ) -> Factor:
-    """Return a root of the weighted covariance of the particles.
-
-    Args:
-        x: Flat positions.
-        log_weights: Normalised log weights.
-        dense: Whether to use all of the covariance or its diagonal.
-    """
+    """Return a root of the weighted covariance of the particles."""
     alive = log_weights > -jnp.inf
     weights = jnp.exp(log_weights).astype(x.dtype)
     centred = jnp.where(alive[:, None], x - weights @ jnp.where(alive[:, None], x, 0.0), 0.0)

@@ -45,15 +45,7 @@ class Reference(eqx.Module):
 
 
 def choose_path(target: AbstractTarget, path: str) -> str:
-    """Return `"prior"` or `"reference"`: what `"auto"` means for this target.
-
-    Args:
-        target: The target; nothing is computed, its prior draw is only traced.
-        path: A name in `PATHS`.
-
-    Raises:
-        ValueError: If the prior is asked for and the target cannot draw from it.
-    """
+    """Return `"prior"` or `"reference"`: what `"auto"` means for this target."""
     if path == "reference":
         return path
     obstacle = no_prior(target)
@@ -84,12 +76,6 @@ def draw_initial(
 ) -> tuple[Float[Array, "particle dim"], Reference | None]:
     """Draw from the density at temperature 0.
 
-    Args:
-        target: The target.
-        path: `"prior"` or `"reference"`.
-        num: Number of particles.
-        key: For the draws.
-
     Returns:
         Flat positions, and for `"reference"` the Gaussian they come from.
     """
@@ -109,13 +95,7 @@ def draw_initial(
 def log_terms(
     target: AbstractTarget, reference: Reference | None, x: Float[Array, " dim"]
 ) -> tuple[Scalar, Scalar]:
-    """Return `(log_base, log_tilt)` of the path at one flat position, in nats.
-
-    Args:
-        target: The target.
-        reference: As returned by `draw_initial`; None on the prior path.
-        x: Flat position, shape `(dim,)`.
-    """
+    """Return `(log_base, log_tilt)` of the path at one flat position, in nats."""
     position = unflatten(target, x)
     if reference is None:
         log_prior = target.log_prior(position)  # pyright: ignore[reportAttributeAccessIssue]

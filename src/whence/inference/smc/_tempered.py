@@ -262,12 +262,6 @@ def next_temperature(
 
     The fraction falls as the temperature rises, so bisection finds it; in the logarithm
     of the step, as steps from a vague prior may be many powers of ten below 1.
-
-    Args:
-        log_weights: Normalised log weights of the current particles.
-        log_tilt: Log derivative of the path by temperature, in nats; finite or `-inf`.
-        temperature: The current one, below 1; if it is 1 the result is 1.
-        ess: The fraction to keep, in (0, 1).
     """
     largest = 1.0 - temperature
     bracket = (jnp.full((), _LOG_SMALLEST, wide_dtype()), jnp.zeros((), wide_dtype()))

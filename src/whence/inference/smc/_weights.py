@@ -38,9 +38,6 @@ def normalise(
 def effective_sample_size(log_weights: Float[Array, " particle"]) -> Scalar:
     """Return Kish's effective sample size, between 1 and the number of particles.
 
-    Args:
-        log_weights: Normalised log weights, shape `(particle,)`.
-
     References:
         Kong, Liu and Wong (1994), doi:10.1080/01621459.1994.10476469.
     """
@@ -60,11 +57,6 @@ def conditional_ess_fraction(
     step for the unevenness of the last, so it is right with and without resampling.
     Particles of zero likelihood (`log_tilt = -inf`) are lost at any `delta > 0`; the
     fraction is taken of the rest, or no `delta` could ever meet a target above their share.
-
-    Args:
-        log_weights: Normalised log weights W, shape `(particle,)`.
-        log_tilt: Finite or `-inf`, in nats, shape `(particle,)`.
-        delta: Positive exponent.
 
     References:
         Zhou, Johansen and Aston (2016), doi:10.1080/10618600.2015.1060885.
@@ -110,11 +102,6 @@ def zero_sum() -> CompensatedSum:
 def family_shares(
     log_weights: Float[Array, " particle"], founders: Int[Array, " particle"]
 ) -> Float[Array, " particle"]:
-    """Return the total weight of the descendants of each initial particle.
-
-    Args:
-        log_weights: Normalised log weights, shape `(particle,)`.
-        founders: Index of each particle's ancestor in the initial cloud.
-    """
+    """Return the total weight of the descendants of each initial particle."""
     weights = jnp.exp(log_weights)
     return jax.ops.segment_sum(weights, founders, num_segments=log_weights.shape[0])

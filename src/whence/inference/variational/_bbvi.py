@@ -127,7 +127,6 @@ class BBVI(AbstractOnlineEngine):
 
     @property
     def name(self) -> str:
-        """`"BBVI"`."""
         return "BBVI"
 
     @property
@@ -140,15 +139,6 @@ class BBVI(AbstractOnlineEngine):
         return -(-self.steps // DEFAULT_RECORDS)
 
     def validate(self, target: AbstractTarget) -> None:
-        """Raise `ValueError` unless the target has the data rows asked for.
-
-        Args:
-            target: The target density.
-
-        Raises:
-            ValueError: If `batch_size` is more than the target's rows, or it has none, or
-                if the family names a latent that is not there.
-        """
         self._family(target)
         self._batches(target)
         check_rows(target, self.batch_size)
@@ -171,13 +161,6 @@ class BBVI(AbstractOnlineEngine):
         self.validate(target)
 
     def draw(self, target: AbstractTarget, state: BBVIState, *, key: PRNGKey) -> Position:
-        """Return a draw from the family as it is fitted by now.
-
-        Args:
-            target: The target density.
-            state: As left by the last `step`.
-            key: For the draw.
-        """
         location, unravel = flat_view(target)
         family = self._family(target)
         noise = jax.tree.map(lambda x: x[0], family.noise(location, 1, key=key))
@@ -233,7 +216,6 @@ class BBVI(AbstractOnlineEngine):
         return arrived | (state.failures >= MAX_FAILURES)
 
     def result(self, state: BBVIState) -> RESULTS:
-        """Whether gradients were finite."""
         failed = RESULTS.where(
             state.num_updates == 0, RESULTS.nonfinite_start, RESULTS.nonfinite_state
         )
@@ -242,7 +224,6 @@ class BBVI(AbstractOnlineEngine):
     def posterior(
         self, target: AbstractTarget, state: BBVIState, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        """Draw from the best of the fitted families."""
         if trace.sampling is None:
             raise ValueError("The run ended before its first step; there is no fit.")
         elbo = np.asarray(trace.sampling.stats["elbo"])

@@ -30,47 +30,36 @@ class Point(AbstractFamily):
     """
 
     def bind(self, layout: Layout) -> "Point":
-        """Itself: names do not matter."""
         return self
 
     def shared(self, layout: Layout) -> tuple[bool, ...]:
-        """All parts."""
         return (True,) * len(layout)
 
     def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        """Nothing."""
         return jnp.zeros((num, 0), like.dtype)
 
     def init(self, location: Vector) -> dict[str, Array]:
-        """The point."""
         return {"loc": location}
 
     def no_step(self, params: dict[str, Array]) -> dict[str, Array]:
-        """Zeros."""
         return jax.tree.map(jnp.zeros_like, params)
 
     def move(self, params: dict[str, Array], step: dict[str, Array]) -> dict[str, Array]:
-        """Shift."""
         return {"loc": params["loc"] + step["loc"]}
 
     def transform(self, params: dict[str, Array], noise: Noise) -> Vector:
-        """The point."""
         return params["loc"]
 
     def log_prob(self, params: dict[str, Array], noise: Noise) -> Scalar:
-        """Zero."""
         return jnp.zeros((), params["loc"].dtype)
 
     def score(self, params: dict[str, Array], noise: Noise) -> Vector:
-        """Zeros."""
         return jnp.zeros_like(params["loc"])
 
     def entropy(self, params: dict[str, Array]) -> Scalar:
-        """Zero: it does not depend on where the point is."""
         return jnp.zeros((), params["loc"].dtype)
 
     def describe(self, params: dict[str, Array]) -> dict[str, Array]:
-        """The point."""
         return {"loc": params["loc"]}
 
 
@@ -110,7 +99,6 @@ class Factors(AbstractFamily):
         return (*(family for _, family in self.factors), self.rest)
 
     def bind(self, layout: Layout) -> "Factors":
-        """Find the parts of each factor."""
         owners = [self._owner(name) for name, _ in layout]
         for number, (pattern, _) in enumerate(self.factors):
             if number not in owners:
@@ -137,7 +125,6 @@ class Factors(AbstractFamily):
         return next((i for i, match in enumerate(matches) if match), len(self.factors))
 
     def shared(self, layout: Layout) -> tuple[bool, ...]:
-        """Parts that their factors share."""
         owners = [self._owner(name) for name, _ in layout]
         found = [False] * len(layout)
         for number, family in enumerate(self._families):
@@ -163,42 +150,33 @@ class Factors(AbstractFamily):
         return jnp.concatenate([parts[start] for start in sorted(parts)])
 
     def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        """Of each factor."""
         keys = jr.split(key, len(self._families))
         parts = zip(self._families, self._split(like), keys)
         return tuple(family.noise(part, num, key=k) for family, part, k in parts)
 
     def init(self, location: Vector) -> PyTree:
-        """Of each factor."""
         return tuple(f.init(part) for f, part in zip(self._families, self._split(location)))
 
     def no_step(self, params: PyTree) -> PyTree:
-        """Of each factor."""
         return tuple(f.no_step(p) for f, p in zip(self._families, params))
 
     def move(self, params: PyTree, step: PyTree) -> PyTree:
-        """Of each factor."""
         return tuple(f.move(p, s) for f, p, s in zip(self._families, params, step))
 
     def transform(self, params: PyTree, noise: Noise) -> Vector:
-        """Positions of all factors, in their places."""
         return self._join([f.transform(p, n) for f, p, n in zip(self._families, params, noise)])
 
     def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
-        """Sum over factors."""
         parts = zip(self._families, params, noise)
         return jnp.sum(jnp.stack([f.log_prob(p, n) for f, p, n in parts]))
 
     def score(self, params: PyTree, noise: Noise) -> Vector:
-        """Of all factors, in their places."""
         return self._join([f.score(p, n) for f, p, n in zip(self._families, params, noise)])
 
     def entropy(self, params: PyTree) -> Scalar:
-        """Sum over factors."""
         return jnp.sum(jnp.stack([f.entropy(p) for f, p in zip(self._families, params)]))
 
     def describe(self, params: PyTree) -> dict[str, Array]:
-        """Of each factor, after its name or `rest`."""
         names = [name for name, _ in self.factors] + ["rest"]
         return {
             f"{name}: {what}": value
@@ -234,45 +212,34 @@ class Blocks(AbstractGaussian):
         return self
 
     def shared(self, layout: Layout) -> tuple[bool, ...]:
-        """None."""
         return (False,) * len(layout)
 
     def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        """Standard normal."""
         return jr.normal(key, (num, self.blocks, like.size // self.blocks), like.dtype)
 
     def location(self, params: PyTree) -> Vector:
-        """The means of all blocks."""
         return jax.vmap(self.family.location)(params).ravel()
 
     def init(self, location: Vector) -> PyTree:
-        """Narrow members around the parts of `location`."""
         return jax.vmap(self.family.init)(location.reshape(self.blocks, -1))
 
     def no_step(self, params: PyTree) -> PyTree:
-        """Zeros."""
         return jax.vmap(self.family.no_step)(params)
 
     def move(self, params: PyTree, step: PyTree) -> PyTree:
-        """Each block by itself."""
         return jax.vmap(self.family.move)(params, step)
 
     def transform(self, params: PyTree, noise: Noise) -> Vector:
-        """Each block by itself."""
         return jax.vmap(self.family.transform)(params, noise).ravel()
 
     def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
-        """Sum over blocks."""
         return jax.vmap(self.family.log_prob)(params, noise).sum()
 
     def score(self, params: PyTree, noise: Noise) -> Vector:
-        """Each block by itself."""
         return jax.vmap(self.family.score)(params, noise).ravel()
 
     def entropy(self, params: PyTree) -> Scalar:
-        """Sum over blocks."""
         return jax.vmap(self.family.entropy)(params).sum()
 
     def describe(self, params: PyTree) -> dict[str, Any]:
-        """As the family's, with a leading axis of blocks."""
         return jax.vmap(self.family.describe)(params)

@@ -97,19 +97,15 @@ class AbstractJointGaussian(AbstractGaussian):
     """A Gaussian of all latents at once, whatever their names; `params["loc"]` is its mean."""
 
     def bind(self, layout: Layout) -> "AbstractJointGaussian":
-        """Itself: names do not matter."""
         return self
 
     def shared(self, layout: Layout) -> tuple[bool, ...]:
-        """None."""
         return (False,) * len(layout)
 
     def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        """Standard normal."""
         return jr.normal(key, (num, like.size), like.dtype)
 
     def location(self, params: dict[str, Array]) -> Vector:
-        """The mean."""
         return params["loc"]
 
 
@@ -123,15 +119,12 @@ class MeanField(AbstractJointGaussian):
     initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
 
     def init(self, location: Vector) -> dict[str, Array]:
-        """Return a narrow Gaussian around `location`."""
         return {"loc": location, "log_scale": _log_scale(location, self.initial_scale)}
 
     def no_step(self, params: dict[str, Array]) -> dict[str, Array]:
-        """Zeros."""
         return _no_step(params)
 
     def move(self, params: dict[str, Array], step: dict[str, Array]) -> dict[str, Array]:
-        """Shift in both units, and scale."""
         shift = step["loc"] + jnp.exp(params["log_scale"]) * step["whitened"]
         return {
             "loc": params["loc"] + shift,
@@ -139,23 +132,18 @@ class MeanField(AbstractJointGaussian):
         }
 
     def transform(self, params: dict[str, Array], noise: Vector) -> Vector:
-        """Scale and shift."""
         return params["loc"] + jnp.exp(params["log_scale"]) * noise
 
     def log_prob(self, params: dict[str, Array], noise: Vector) -> Scalar:
-        """Sum over coordinates."""
         return _log_prob(params["log_scale"], noise)
 
     def score(self, params: dict[str, Array], noise: Vector) -> Vector:
-        """Minus the noise over the scale."""
         return -noise * jnp.exp(-params["log_scale"])
 
     def entropy(self, params: dict[str, Array]) -> Scalar:
-        """Sum over coordinates."""
         return _entropy(params["log_scale"])
 
     def describe(self, params: dict[str, Array]) -> dict[str, Array]:
-        """Location and standard deviations."""
         return {"loc": params["loc"], "scale": jnp.exp(params["log_scale"])}
 
 
@@ -173,7 +161,6 @@ class FullRank(AbstractJointGaussian):
     initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
 
     def init(self, location: Vector) -> dict[str, Array]:
-        """Return a narrow Gaussian around `location`."""
         dim = location.size
         return {
             "loc": location,
@@ -182,11 +169,9 @@ class FullRank(AbstractJointGaussian):
         }
 
     def no_step(self, params: dict[str, Array]) -> dict[str, Array]:
-        """Zeros."""
         return _no_step(params)
 
     def move(self, params: dict[str, Array], step: dict[str, Array]) -> dict[str, Array]:
-        """Shift in both units, scale, and tilt."""
         mixed = _unit_lower(params, step["whitened"])
         shift = step["loc"] + jnp.exp(params["log_scale"]) * mixed
         return {
@@ -196,15 +181,12 @@ class FullRank(AbstractJointGaussian):
         }
 
     def transform(self, params: dict[str, Array], noise: Vector) -> Vector:
-        """Multiply by the Cholesky factor and shift."""
         return params["loc"] + jnp.exp(params["log_scale"]) * _unit_lower(params, noise)
 
     def log_prob(self, params: dict[str, Array], noise: Vector) -> Scalar:
-        """Minus the log determinant of the factor, plus the density of the noise."""
         return _log_prob(params["log_scale"], noise)
 
     def score(self, params: dict[str, Array], noise: Vector) -> Vector:
-        """Minus the noise through the transposed inverse of the factor."""
         # L^-T = diag(1 / scale) (I + lower)^-T; the diagonal of ones is not read.
         solved = jax.lax.linalg.triangular_solve(
             params["lower"],
@@ -216,11 +198,9 @@ class FullRank(AbstractJointGaussian):
         return -solved * jnp.exp(-params["log_scale"])
 
     def entropy(self, params: dict[str, Array]) -> Scalar:
-        """By the log determinant of the factor."""
         return _entropy(params["log_scale"])
 
     def describe(self, params: dict[str, Array]) -> dict[str, Array]:
-        """Location and Cholesky factor of the covariance."""
         scale = jnp.exp(params["log_scale"])
         unit = jnp.eye(scale.size, dtype=scale.dtype) + jnp.tril(params["lower"], -1)
         return {"loc": params["loc"], "scale_tril": scale[:, None] * unit}

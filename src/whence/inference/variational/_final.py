@@ -41,13 +41,7 @@ class Drawn(NamedTuple):
 
 
 def num_checked(target: AbstractTarget, draws: int, wanted: int | None) -> int:
-    """Return of how many draws the importance ratios are computed.
-
-    Args:
-        target: The target density.
-        draws: Draws that are made.
-        wanted: The number asked for; None for what the budget allows.
-    """
+    """Return of how many draws the importance ratios are computed."""
     if wanted is not None:
         return min(wanted, draws)
     rows = _num_rows(target)
@@ -64,16 +58,7 @@ def draw(
     by_rows: bool,
     key: PRNGKey,
 ) -> Drawn:
-    """Draw from a fitted family.
-
-    Args:
-        family: The family.
-        params: Its parameters.
-        target: The target density.
-        sizes: Draws, and how many of them are evaluated on all data.
-        by_rows: Whether the likelihood may be evaluated on blocks of rows.
-        key: For the draws.
-    """
+    """Draw from a fitted family."""
     location, unravel = flat_view(target)
     num_draws, checked = sizes
     noise = family.noise(location, num_draws, key=key)

@@ -24,14 +24,7 @@ def on_flat(
     target: AbstractTarget,
     example: Float[Array, " dim"],
 ) -> Callable[[Float[Array, " dim"]], Array]:
-    """Return `function` as one of flat positions; of what draws share there is one copy.
-
-    Args:
-        function: A function of a position.
-        family: The family that the positions are drawn from.
-        target: The target density, for their form.
-        example: One of the positions.
-    """
+    """Return `function` as one of flat positions; of what draws share there is one copy."""
     _, unravel = flat_view(target)
     leaves, treedef = jax.tree.flatten(unravel(example))
     shared = family.shared(layout_of(target))

@@ -23,9 +23,6 @@ def default_optimizer(learning_rate: float | int) -> Any:
     position: that step finds its own size, as it grows while gradients agree in sign and
     shrinks when they do not (Rprop).
 
-    Args:
-        learning_rate: Size of the steps, at first for Rprop.
-
     References:
         Kingma, Ba (2015), "Adam: a method for stochastic optimization", ICLR. Riedmiller,
         Braun (1993), doi:10.1109/ICNN.1993.298623.

@@ -54,13 +54,7 @@ class Pace(eqx.Module):
 
 
 def start_pace(params: PyTree, steps: int, fall: int) -> Pace:
-    """Return the pace at update 0.
-
-    Args:
-        params: Parameters of the family there.
-        steps: Updates at most.
-        fall: Updates with falling steps.
-    """
+    """Return the pace at update 0."""
     number = lambda n: jnp.asarray(n, jnp.int32)
     zeros = jax.tree.map(jnp.zeros_like, params)
     return Pace(number(steps - fall), number(steps), zeros, (params, params), number(0))

@@ -46,7 +46,6 @@ class ScaleMixtureFamily(AbstractFamily):
     index: int = -1
 
     def bind(self, layout: Layout) -> "ScaleMixtureFamily":
-        """Find the scale."""
         start = 0
         for name, size in layout:
             if name == self.scale:
@@ -64,11 +63,9 @@ class ScaleMixtureFamily(AbstractFamily):
         raise ValueError(f"`scale` must name a latent ({known}); got {self.scale!r}.")
 
     def shared(self, layout: Layout) -> tuple[bool, ...]:
-        """None."""
         return (False,) * len(layout)
 
     def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        """Keys of gamma draws, and standard normal."""
         key_scale, key_rest = jr.split(key)
         rest = self.base.noise(self._others(like), num, key=key_rest)
         return jr.split(key_scale, num), rest
@@ -79,7 +76,6 @@ class ScaleMixtureFamily(AbstractFamily):
     # deviation multiplied by it (centred).
 
     def init(self, location: Vector) -> dict[str, PyTree]:
-        """Return a narrow member around `location`."""
         shape = jnp.asarray(self.initial_shape, location.dtype)
         return {
             "location": location[self.index],
@@ -88,13 +84,11 @@ class ScaleMixtureFamily(AbstractFamily):
         }
 
     def no_step(self, params: dict[str, PyTree]) -> dict[str, PyTree]:
-        """Zeros."""
         zero = jnp.zeros_like(params["location"])
         base = self.base.no_step(params["base"])
         return {"location": zero, "whitened": zero, "log_shape": zero, "base": base}
 
     def move(self, params: dict[str, PyTree], step: dict[str, PyTree]) -> dict[str, PyTree]:
-        """Shift log v in both units, change the shape, and move the base."""
         shift = step["location"] + jnp.exp(-params["log_shape"] / 2) * step["whitened"]
         return {
             "location": params["location"] + shift,
@@ -103,7 +97,6 @@ class ScaleMixtureFamily(AbstractFamily):
         }
 
     def transform(self, params: dict[str, PyTree], noise: Noise) -> Vector:
-        """Draw log v, and the others given it."""
         shift = self._shift(params, noise)
         mean = self.base.location(params["base"])
         deviation = self.base.transform(params["base"], noise[1]) - mean
@@ -114,7 +107,6 @@ class ScaleMixtureFamily(AbstractFamily):
         return self._with_scale(params["location"] + shift, others)
 
     def log_prob(self, params: dict[str, PyTree], noise: Noise) -> Scalar:
-        """That of log v, plus that of the others given it."""
         shift = self._shift(params, noise)
         shape = jnp.exp(params["log_shape"])
         normaliser = shape * params["log_shape"] - gammaln(shape)
@@ -123,7 +115,6 @@ class ScaleMixtureFamily(AbstractFamily):
         return own + given - (0 if self.noncentered else self._size(params) * shift / 2)
 
     def score(self, params: dict[str, PyTree], noise: Noise) -> Vector:
-        """By log v, and by the others."""
         shift = self._shift(params, noise)
         own = jnp.exp(params["log_shape"]) * jnp.expm1(-shift)
         mean = self.base.location(params["base"])
@@ -137,7 +128,6 @@ class ScaleMixtureFamily(AbstractFamily):
         return self._with_scale(own + tilt, score)
 
     def entropy(self, params: dict[str, PyTree]) -> Scalar:
-        """That of log v, plus the mean of that of the others."""
         shape = jnp.exp(params["log_shape"])
         own = shape + gammaln(shape) - shape * digamma(shape)
         given = self.base.entropy(params["base"])

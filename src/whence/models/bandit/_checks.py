@@ -20,15 +20,7 @@ Numbers = ArrayLike | Sequence[Any]
 
 
 def known(value: Any, name: str = "value") -> np.ndarray | None:
-    """Return numbers as a NumPy array, or None inside compiled code.
-
-    Args:
-        value: The numbers.
-        name: Of the argument.
-
-    Raises:
-        ValueError: If they are no real numbers.
-    """
+    """Return numbers as a NumPy array, or None inside compiled code."""
     if isinstance(value, Tracer):
         return None
     try:

@@ -64,11 +64,7 @@ class AbstractPolicy(eqx.Module):
 
 
 def highest(values: Float[Array, "arm *batch"]) -> Arm:
-    """Return the index of the highest value, the first one if there are several.
-
-    Args:
-        values: Draws or indices of the arms.
-    """
+    """Return the index of the highest value, the first one if there are several."""
     # Without the barrier XLA computes the values inside of the search, one after the other
     # and not in vector registers: on a CPU that takes as long as all else in a round.
     return jnp.argmax(jax.lax.optimization_barrier(values), axis=0)

@@ -69,11 +69,7 @@ def simulate(
 
 
 def checkpoints(horizon: int) -> np.ndarray:
-    """Return 0 and the numbers of rounds at which regret is kept.
-
-    Args:
-        horizon: Number of rounds.
-    """
+    """Return 0 and the numbers of rounds at which regret is kept."""
     return np.unique(np.linspace(0, horizon, _CHECKPOINTS + 1).round().astype(int))
 
 

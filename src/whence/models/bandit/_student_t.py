@@ -15,11 +15,6 @@ def noise_pair(
     """Return a radius and a coordinate: `-2 log U` and `cos(2 pi V)` of uniforms U and V.
 
     The square root of the first times the second is standard normal (Box and Muller 1958).
-
-    Args:
-        key: One call of the generator makes both.
-        shape: Of each.
-        dtype: Of each.
     """
     uniforms = jr.uniform(key, (2, *shape), jnp.promote_types(dtype, jnp.float32))
     # 1 - U is in (0, 1], where the logarithm is finite. It is exact, as U is a multiple of
@@ -29,13 +24,7 @@ def noise_pair(
 
 
 def standard_normal(key: PRNGKey, shape: tuple[int, ...], dtype) -> Float[Array, "..."]:
-    """Draw from the standard normal, from the same uniforms as `standard_t`.
-
-    Args:
-        key: For the draws.
-        shape: Of the result.
-        dtype: Of the result.
-    """
+    """Draw from the standard normal, from the same uniforms as `standard_t`."""
     radius, coordinate = noise_pair(key, shape, dtype)
     return jnp.sqrt(radius) * coordinate
 
@@ -46,11 +35,6 @@ def standard_t(key: PRNGKey, degrees: Float[Array, "..."], shape: tuple[int, ...
     `T = sqrt(nu (U ** (-2 / nu) - 1)) cos(2 pi V)`. With nu to infinity it becomes the
     normal draw of Box and Muller from the same uniforms. The sine would give a second draw,
     but one that depends on the first.
-
-    Args:
-        key: For the draws.
-        degrees: Degrees of freedom, positive.
-        shape: Of the result; `degrees` must broadcast to it.
 
     References:
         Bailey (1994), "Polar generation of random variates with the t-distribution",
@@ -65,10 +49,6 @@ def t_upper_quantile(tail: Float[Array, "..."], degrees: Float[Array, "..."]):
 
     An expansion in closed form. Its relative error is at most 2e-3 at 2 degrees of freedom,
     4e-5 at 2.5, 2e-6 from 3 on.
-
-    Args:
-        tail: Probability of the upper tail, in (0, 1/2].
-        degrees: Degrees of freedom, at least 2.
 
     References:
         Hill (1970), Algorithm 396: Student's t-quantiles, Communications of the ACM 13,

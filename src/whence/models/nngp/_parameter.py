@@ -80,36 +80,19 @@ def _is_unknown(value: Any) -> bool:
 
 
 def unknowns(tree: Any) -> dict[str, Unknown]:
-    """Return what is unknown in a description, by path.
-
-    Args:
-        tree: Any pytree.
-    """
+    """Return what is unknown in a description, by path."""
     leaves = tree_leaves_with_path(tree, is_leaf=_is_unknown)
     return {_name(path): leaf for path, leaf in leaves if _is_unknown(leaf)}
 
 
 def with_values[T](tree: T, values: Mapping[str, Any]) -> T:
-    """Return a description with values in place of what is unknown.
-
-    Args:
-        tree: Any pytree.
-        values: By path.
-    """
+    """Return a description with values in place of what is unknown."""
     put = lambda path, leaf: values[_name(path)] if _is_unknown(leaf) else leaf
     return tree_map_with_path(put, tree, is_leaf=_is_unknown)
 
 
 def require_values(tree: Any, what: str) -> None:
-    """Raise if anything is unknown.
-
-    Args:
-        tree: Any pytree.
-        what: What needs values, for the message.
-
-    Raises:
-        ValueError: Naming the first parameter without a value.
-    """
+    """Raise if anything is unknown."""
     missing = unknowns(tree)
     if missing:
         first, unknown = next(iter(missing.items()))

@@ -116,16 +116,7 @@ class AbstractBelief(eqx.Module):
 def chosen(
     belief: AbstractBelief, arm: Numbers, reward: Numbers
 ) -> tuple[Bool[Array, "arm *batch"], Float[Array, "..."]]:
-    """Check an arm and its reward; return the arm's mask, and the reward in the belief's type.
-
-    Args:
-        belief: The belief to be updated.
-        arm: Index of the arm.
-        reward: Its reward.
-
-    Raises:
-        ValueError: If the arm does not exist or shapes differ from the batch's.
-    """
+    """Check an arm and its reward; return the arm's mask, and the reward in the belief's type."""
     require_arm(arm, belief.arms)
     arm, reward = jnp.asarray(arm), jnp.asarray(reward, belief.mean.dtype)
     for name, value in {"arm": arm, "reward": reward}.items():
@@ -140,16 +131,7 @@ def chosen(
 def chosen_many(
     belief: AbstractBelief, arms: Numbers, rewards: Numbers
 ) -> tuple[Bool[Array, "data arm *batch"], Shaped[Array, "data 1 *batch"]]:
-    """Check arms and their rewards; return masks and rewards that broadcast to one shape.
-
-    Args:
-        belief: The belief to be updated.
-        arms: Indices of arms, shape `(data, *batch)`.
-        rewards: Their rewards, shape `(data, *batch)`.
-
-    Raises:
-        ValueError: If an arm does not exist or shapes do not match.
-    """
+    """Check arms and their rewards; return masks and rewards that broadcast to one shape."""
     require_arm(arms, belief.arms)
     arms, rewards = jnp.asarray(arms), jnp.asarray(rewards, belief.mean.dtype)
     if arms.ndim < 1 or arms.shape != rewards.shape or arms.shape[1:] != belief.batch_shape:
@@ -163,12 +145,7 @@ def chosen_many(
 def reward_moments(
     hit: Bool[Array, "data arm *batch"], rewards: Array
 ) -> tuple[PerArm, PerArm, PerArm]:
-    """Return count, mean and sum of squared deviations of each arm's rewards.
-
-    Args:
-        hit: Which arm each reward is of.
-        rewards: Shape `(data, 1, *batch)`.
-    """
+    """Return count, mean and sum of squared deviations of each arm's rewards."""
     count = jnp.sum(hit, 0).astype(rewards.dtype)
     mean = jnp.sum(jnp.where(hit, rewards, 0), 0) / jnp.maximum(count, 1)
     return count, mean, jnp.sum(jnp.where(hit, (rewards - mean) ** 2, 0), 0)

@@ -18,9 +18,7 @@ class AbstractBeliefPolicy(AbstractPolicy):
         return self.prior.arms
 
     def init(self, batch: tuple[int, ...] = ()) -> AbstractBelief:
-        """Return the prior, for a batch of problems."""
         return self.prior.expand(batch)
 
     def update(self, state: AbstractBelief, arm: Numbers, reward: Numbers) -> AbstractBelief:
-        """Return the belief after a reward."""
         return state.update(arm, reward)

@@ -42,19 +42,9 @@ class BetaBernoulli(AbstractBelief):
 
     @property
     def mean(self) -> PerArm:
-        """Expected probability of a success of each arm."""
         return self.alpha / (self.alpha + self.beta)
 
     def update(self, arm: Numbers, reward: Numbers) -> "BetaBernoulli":
-        """Return the belief after one more reward.
-
-        Args:
-            arm: Index of the arm, an integer of shape `(*batch,)`.
-            reward: 0 or 1, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist or the reward is neither 0 nor 1.
-        """
         _require_binary("reward", reward)
         hit, reward = chosen(self, arm, reward)
         return BetaBernoulli(
@@ -62,15 +52,6 @@ class BetaBernoulli(AbstractBelief):
         )
 
     def update_batch(self, arms: Numbers, rewards: Numbers) -> "BetaBernoulli":
-        """Return the belief after many rewards, in any order.
-
-        Args:
-            arms: Indices of arms, shape `(data, *batch)`.
-            rewards: Their rewards, 0 or 1, shape `(data, *batch)`.
-
-        Raises:
-            ValueError: If an arm does not exist or a reward is neither 0 nor 1.
-        """
         _require_binary("rewards", rewards)
         hit, rewards = chosen_many(self, arms, rewards)
         return BetaBernoulli(
@@ -79,17 +60,10 @@ class BetaBernoulli(AbstractBelief):
         )
 
     def log_evidence(self, arms: Numbers, rewards: Numbers) -> PerArm:
-        """Return the log probability of rewards in this order, per arm, in nats.
-
-        Args:
-            arms: Indices of arms, shape `(data, *batch)`.
-            rewards: Their rewards, 0 or 1, shape `(data, *batch)`.
-        """
         post = self.update_batch(arms, rewards)
         return betaln(post.alpha, post.beta) - betaln(self.alpha, self.beta)
 
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
-        """Draw probabilities of success from the belief."""
         return jr.beta(
             key, self.alpha, self.beta, (*shape, *self.alpha.shape), self.alpha.dtype
         )

@@ -100,7 +100,6 @@ class GaussianArms(AbstractEnvironment):
 
     @property
     def means(self) -> Float[Array, "..."]:
-        """Mean rewards."""
         return self.loc
 
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
@@ -131,7 +130,6 @@ class BernoulliArms(AbstractEnvironment):
 
     @property
     def means(self) -> Float[Array, "..."]:
-        """Mean rewards."""
         return self.probs
 
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
@@ -166,7 +164,6 @@ class BetaArms(AbstractEnvironment):
 
     @property
     def means(self) -> Float[Array, "..."]:
-        """Mean rewards."""
         return self.alpha / (self.alpha + self.beta)
 
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:

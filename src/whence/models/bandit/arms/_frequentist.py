@@ -38,7 +38,6 @@ class HondaTakemura(AbstractStatisticsPolicy):
         return max(2, 3 - math.floor(2 * self.a))
 
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest draw."""
         degrees = jnp.maximum(state.count + 2 * self.a - 1, 1)
         noise = standard_t(key, degrees, state.mean.shape)
         scale = jnp.sqrt(state.squares / (state.at_least_one * degrees))
@@ -67,7 +66,6 @@ class MVTS(AbstractStatisticsPolicy):
     rho: float = eqx.field(default=math.inf, converter=_weight)
 
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest draw of the trade-off."""
         key_mean, key_precision = jr.split(key)
         shape, dtype = state.mean.shape, state.mean.dtype
         noise = standard_normal(key_mean, shape, dtype)

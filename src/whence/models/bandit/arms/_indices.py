@@ -26,14 +26,9 @@ class AbstractIndex(AbstractStatisticsPolicy):
 
     @abc.abstractmethod
     def index(self, state: ArmStatistics) -> PerArm:
-        """Return the index of each arm, in units of the reward.
-
-        Args:
-            state: Statistics of the rewards so far.
-        """
+        """Return the index of each arm, in units of the reward."""
 
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest index."""
         return highest(self.index(state))
 
 

@@ -100,5 +100,4 @@ class KnownVariance(AbstractBelief):
         return self.mu + jnp.sqrt(self.variance) * noise
 
     def predictive(self) -> dist.Normal:
-        """Return the normal distribution of the next reward of each arm."""
         return dist.Normal(self.mu, jnp.sqrt(self.variance + self.noise))

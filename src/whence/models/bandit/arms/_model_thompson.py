@@ -155,11 +155,6 @@ class ModelTS(AbstractPolicy):
         return self.target.y.shape[0]
 
     def init(self, batch: tuple[int, ...] = ()) -> ModelState:
-        """Return the state before the first reward.
-
-        Args:
-            batch: Shape of a batch of independent problems, each with its own random numbers.
-        """
         return _init(self, batch)
 
     def act(self, state: ModelState, *, key: PRNGKey) -> Arm:

@@ -119,10 +119,6 @@ class NormalGamma(AbstractBelief):
         return jnp.sqrt(self.beta / (self.alpha * self.kappa))
 
     def update(self, arm: Numbers, reward: Numbers) -> "NormalGamma":
-        """Return the belief after one more reward.
-
-        In Welford's form, which does not cancel in float32 as sums of squares do.
-        """
         require_finite("reward", reward)
         hit, reward = chosen(self, arm, reward)
         error = reward - self.mu

@@ -81,10 +81,8 @@ class AbstractStatisticsPolicy(AbstractPolicy):
     """A rule that chooses by count, mean and spread of each arm's rewards."""
 
     def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
-        """Return the statistics of no rewards, in the default precision."""
         zeros = jnp.zeros((self.arms, *batch))
         return ArmStatistics(zeros, zeros, zeros)
 
     def update(self, state: ArmStatistics, arm: Numbers, reward: Numbers) -> ArmStatistics:
-        """Return the statistics after a reward."""
         return state.update(arm, reward)

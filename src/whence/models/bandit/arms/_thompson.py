@@ -21,7 +21,6 @@ class AbstractThompson(AbstractBeliefPolicy):
     """
 
     def act(self, state: AbstractBelief, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest draw."""
         return highest(state.sample(key=key))
 
 

@@ -19,11 +19,7 @@ Oracle = Callable[[Array], Array]
 
 
 def checked_oracle(oracle: Any) -> Any:
-    """Return an oracle.
-
-    Raises:
-        ValueError: If it is no function.
-    """
+    """Return an oracle."""
     if not callable(oracle):
         raise ValueError(f"`oracle` must be a function, as `TopK(5)`; got {oracle!r}.")
     return oracle
@@ -118,15 +114,7 @@ class AbstractCombinatorialPolicy(eqx.Module):
 
 
 def apply_oracle(oracle: Oracle, values: Float[Array, "action *batch"]) -> Chosen:
-    """Return the indices that an oracle chooses, for every problem of a batch.
-
-    Args:
-        oracle: From the values of one problem's actions to indices.
-        values: Values of the actions.
-
-    Raises:
-        ValueError: If the oracle returns something else than a vector of indices.
-    """
+    """Return the indices that an oracle chooses, for every problem of a batch."""
     one = jax.eval_shape(oracle, jax.ShapeDtypeStruct(values.shape[:1], values.dtype))
     if len(getattr(one, "shape", ())) != 1 or not jnp.issubdtype(one.dtype, jnp.integer):
         raise ValueError(f"`oracle` must return a vector of indices; it returns {one}.")

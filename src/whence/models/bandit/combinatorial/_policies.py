@@ -38,13 +38,11 @@ class AbstractRidgeBounds(AbstractCombinatorialPolicy):
         """Return what the weight of each reward in the fit is divided by."""
 
     def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
-        """Return coefficients of zero, for a batch of problems."""
         return start_ridge(self.features, self.ridge, batch)
 
     def values(
         self, state: RidgeState, features: Numbers, *, key: PRNGKey
     ) -> Float[Array, "action *batch"]:
-        """Return the upper bounds."""
         return self._bounds(state, checked_actions(state, features))[1]
 
     def update(
@@ -54,17 +52,7 @@ class AbstractRidgeBounds(AbstractCombinatorialPolicy):
         rewards: Numbers,
         observed: Numbers | None = None,
     ) -> RidgeState:
-        """Return the fit after the rewards of one round, with weights from before them.
-
-        Args:
-            state: The fit.
-            features: Features of the actions chosen, shape `(position, feature, *batch)`.
-            rewards: What they gave, from 0 to 1, shape `(position, *batch)`.
-            observed: Which rewards were seen; by default all.
-
-        Raises:
-            ValueError: If shapes do not match, or a reward is not from 0 to 1.
-        """
+        """Return the fit after the rewards of one round, with weights from before them."""
         require_within("rewards", rewards, 0.0, 1.0)
         x, y, seen = _checked_round(state, features, rewards, observed)
         return _learn_all(state, x, y, seen, self._variance(state, x))[0]
@@ -177,13 +165,11 @@ class CombinatorialTS(AbstractCombinatorialPolicy):
         return len(self.prior.mu)
 
     def init(self, batch: tuple[int, ...] = ()) -> LinearState:
-        """Return the prior, for a batch of problems."""
         return start_linear(self.prior, batch)
 
     def values(
         self, state: LinearState, features: Numbers, *, key: PRNGKey
     ) -> Float[Array, "action *batch"]:
-        """Return the mean rewards under a draw of the coefficients."""
         x = checked_actions(state.fit, features)
         return jnp.einsum("af...,f...->a...", x, state.sample(key=key))
 
@@ -194,7 +180,6 @@ class CombinatorialTS(AbstractCombinatorialPolicy):
         rewards: Numbers,
         observed: Numbers | None = None,
     ) -> LinearState:
-        """Return the belief after the rewards of one round."""
         x, y, seen = _checked_round(state.fit, features, rewards, observed)
         fit, squared = _learn_all(state.fit, x, y, seen, jnp.ones_like(y))
         count = jnp.sum(seen, 0).astype(y.dtype)

@@ -195,15 +195,7 @@ def own_coefficients(context: Numbers, *, arms: int) -> Float[Array, "arm featur
 def checked_problem(
     coefficients: Numbers, contexts: Any
 ) -> tuple[Float[Array, "feature instance"], Contexts]:
-    """Check true coefficients, and features that go with them.
-
-    Args:
-        coefficients: Shape `(feature, instance)`.
-        contexts: An array of features or a function that draws them.
-
-    Raises:
-        ValueError: If shapes do not match or a value is not finite.
-    """
+    """Check true coefficients, and features that go with them."""
     require_finite("coefficients", coefficients)
     w = jnp.asarray(coefficients)
     w = w.astype(jnp.result_type(w, 0.0))
@@ -229,11 +221,5 @@ def checked_problem(
 
 
 def wrong_number(what: str, has: int, wants: int) -> str:
-    """Return a complaint if two numbers differ.
-
-    Args:
-        what: What is counted.
-        has: The policy's number.
-        wants: That of the environment.
-    """
+    """Return a complaint if two numbers differ."""
     return "" if has == wants else f"is for the environment's {wants} {what}; it is for {has}"

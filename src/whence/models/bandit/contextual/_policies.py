@@ -77,11 +77,9 @@ class AbstractLinearBelief(AbstractContextualPolicy):
         return len(self.prior.mu)
 
     def init(self, batch: tuple[int, ...] = ()) -> LinearState:
-        """Return the prior, for a batch of problems."""
         return start_linear(self.prior, batch)
 
     def update(self, state: LinearState, features: Numbers, reward: Numbers) -> LinearState:
-        """Return the belief after a reward."""
         return state.update(features, reward)
 
 
@@ -102,7 +100,6 @@ class LinearTS(AbstractLinearBelief):
     prior: LinearGaussian = eqx.field(converter=part("prior", LinearGaussian))
 
     def act(self, state: LinearState, features: Numbers, *, key: PRNGKey) -> Arm:
-        """Return the action that is best under a draw of the coefficients."""
         x = checked_actions(state.fit, features)
         draw = state.sample(key=key)
         return jnp.argmax(jnp.einsum("af...,f...->a...", x, draw), axis=0)
@@ -157,7 +154,6 @@ class LinUCB(AbstractContextualPolicy):
     ridge: float = eqx.field(default=1.0, converter=positive("ridge"))
 
     def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
-        """Return coefficients of zero, for a batch of problems."""
         return start_ridge(self.features, self.ridge, batch)
 
     def act(self, state: RidgeState, features: Numbers, *, key: PRNGKey) -> Arm:
@@ -166,6 +162,5 @@ class LinUCB(AbstractContextualPolicy):
         return jnp.argmax(mean + self.width * width, axis=0)
 
     def update(self, state: RidgeState, features: Numbers, reward: Numbers) -> RidgeState:
-        """Return the fit after a reward."""
         x, y = checked_reward(state, features, reward)
         return state.learn(x, y, jnp.ones_like(y))[0]

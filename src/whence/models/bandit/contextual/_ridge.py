@@ -135,26 +135,14 @@ class LinearState(eqx.Module):
 def start_ridge(
     features: int, ridge: float | int, batch: tuple[int, ...], dtype=None
 ) -> RidgeState:
-    """Return coefficients of zero with covariance `I / ridge`, in the default precision.
-
-    Args:
-        features: Number of features.
-        ridge: Weight of the squared coefficients.
-        batch: Shape of a batch of problems.
-        dtype: Type of the arrays.
-    """
+    """Return coefficients of zero with covariance `I / ridge`, in the default precision."""
     mu = jnp.zeros((features, *batch), dtype)
     root = jnp.eye(features, dtype=mu.dtype) / jnp.sqrt(jnp.asarray(ridge, mu.dtype))
     return RidgeState(mu, _wide(root, batch))
 
 
 def start_linear(prior: LinearGaussian, batch: tuple[int, ...]) -> LinearState:
-    """Return a belief as the state of a batch of problems.
-
-    Args:
-        prior: The belief, the same for all.
-        batch: Shape of the batch.
-    """
+    """Return a belief as the state of a batch of problems."""
     fit = RidgeState(_wide(prior.mu, batch), _wide(jnp.linalg.cholesky(prior.cov), batch))
     return LinearState(fit, _wide(prior.alpha, batch), _wide(prior.beta, batch))
 

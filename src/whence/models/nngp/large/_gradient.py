@@ -16,11 +16,6 @@ def evidence_gradient(
 ) -> tuple[AbstractLayer, Array]:
     """Return the derivative of the sum over columns of `left' (K + noise I) right`.
 
-    Args:
-        kernel: K, of a network.
-        left: Held fixed.
-        right: Held fixed.
-
     Returns:
         By the parameters of the network, in its own structure, and by the noise.
     """

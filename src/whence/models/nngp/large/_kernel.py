@@ -42,9 +42,6 @@ class KernelTiles(eqx.Module):
         """Return the kernel times vectors, in their precision.
 
         Products within a tile are in the tile's precision, sums over tiles in the vectors'.
-
-        Args:
-            vectors: One column each.
         """
         parts = self.split(vectors)
         sums = [jnp.zeros_like(part) for part in parts]
@@ -66,29 +63,16 @@ class KernelTiles(eqx.Module):
         return [(i, j) for i in range(len(self.blocks)) for j in range(i + 1)]
 
     def split(self, vectors: Array) -> list[Array]:
-        """Return the rows of each block; of repeated inputs they are zero.
-
-        Args:
-            vectors: Shape `(rows, columns)`.
-        """
+        """Return the rows of each block; of repeated inputs they are zero."""
         missing = self.side * len(self.blocks) - self.size
         return jnp.split(jnp.pad(vectors, ((0, missing), (0, 0))), len(self.blocks))
 
     def tile(self, i: int, j: int) -> Array:
-        """Compute a tile.
-
-        Args:
-            i: Block of the rows.
-            j: Block of the columns.
-        """
+        """Compute a tile."""
         return self.network.nngp(self.blocks[i], None if i == j else self.blocks[j])
 
     def cross(self, x: AnyArray) -> Float[Array, "rows points"]:
-        """Return the kernel of the inputs with other ones.
-
-        Args:
-            x: New inputs.
-        """
+        """Return the kernel of the inputs with other ones."""
         new = jnp.asarray(x).astype(self.diagonal.dtype)
         old = [block.astype(new.dtype) for block in self.blocks]
         return jnp.concatenate(
@@ -101,11 +85,6 @@ def kernel_tiles(network: AbstractLayer, x: AnyArray, *, memory: float) -> Kerne
 
     The triangle is stored in the precision of `x` if that fits, else in float32 if that
     fits; else it is not stored, and every product computes it again.
-
-    Args:
-        network: Whose kernel.
-        x: Inputs, rows first.
-        memory: GiB that the stored triangle may take.
     """
     diagonal = network.diagonal(x.astype(float)).nngp  # and checks of the inputs
     x = jnp.asarray(x)
@@ -137,12 +116,7 @@ def _products(tile: Array, above: Array, beside: Array) -> tuple[Array, Array]:
 
 
 def in_threads(function: Callable, items: Iterable) -> Iterable:
-    """Map in one thread per core of a CPU, in order; a tile's program uses one core only.
-
-    Args:
-        function: Of one item.
-        items: Its arguments.
-    """
+    """Map in one thread per core of a CPU, in order; a tile's program uses one core only."""
     threads = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(function, items)

@@ -25,14 +25,6 @@ PIVOTS_AT_A_TIME = 128  # pivots drawn at a time
 def random_pivots(kernel: KernelTiles, rank: int, *, key: PRNGKey) -> Array:
     """Return L with L L' near the kernel, by randomly pivoted partial Cholesky in blocks.
 
-    Args:
-        kernel: Of the inputs.
-        rank: Columns of L.
-        key: Random key.
-
-    Returns:
-        Shape `(rows, rank)`.
-
     References:
         Chen, Epperly, Tropp, Webber (2023), Randomly pivoted Cholesky, arXiv:2207.06503,
         algorithm 4.
@@ -79,22 +71,13 @@ class Whitener(eqx.Module):
 
     @eqx.filter_jit
     def __call__(self, vectors: Array) -> Array:
-        """Apply W to columns.
-
-        Args:
-            vectors: Shape `(rows, columns)`.
-        """
+        """Apply W to columns."""
         return (vectors - self.root @ (self.root.T @ vectors)) / jnp.sqrt(self.noise)
 
 
 @jax.jit
 def whitener(factor: Float[Array, "rows rank"], noise: Float[Array, ""]) -> Whitener:
-    """Return W for a factor L.
-
-    Args:
-        factor: L.
-        noise: Positive.
-    """
+    """Return W for a factor L."""
     values, vectors = jnp.linalg.eigh(factor.T @ factor)
     values = jnp.maximum(values, 0)
     shrunk = 1 - jnp.sqrt(noise / (noise + values))

@@ -9,14 +9,7 @@ from jaxtyping import Array, Float
 
 @jax.jit
 def bisected(mixture: Any, q: Array, low: Array, high: Array) -> Float[Array, "..."]:
-    """Return where the distribution function reaches `q`, between two ends.
-
-    Args:
-        mixture: A distribution of single numbers, with `cdf`.
-        q: Probabilities.
-        low: Not above the quantiles, broadcast against `q` and the batch.
-        high: Not below them.
-    """
+    """Return where the distribution function reaches `q`, between two ends."""
 
     def halve(_, ends):
         low, high = ends

@@ -55,7 +55,6 @@ class InverseGamma(AbstractLaw):
         return gammas - size / 2 * jnp.log(self.scale) - shape * log_ratio
 
     def posterior(self, size: int, quadratic: Scalar) -> dist.InverseGamma:
-        """Return the law of v given observations, inverse gamma too."""
         return dist.InverseGamma(*self._updated(size, quadratic))
 
     def mixture(
@@ -134,7 +133,6 @@ class PointMass(AbstractLaw):
         return log_likelihood(jnp.log(self.value), size, quadratic)
 
     def posterior(self, size: int, quadratic: Scalar) -> dist.Delta:
-        """Return the point."""
         return dist.Delta(self.value)
 
     def mixture(

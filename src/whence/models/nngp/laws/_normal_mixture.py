@@ -210,11 +210,7 @@ class NormalMixtureMarginals(dist.Distribution):
 
 
 def normalised(log_weights):
-    """Return log weights whose sum over all nodes and scales is one.
-
-    Args:
-        log_weights: In nats, any shape.
-    """
+    """Return log weights whose sum over all nodes and scales is one."""
     return log_weights - logsumexp(log_weights)
 
 

@@ -128,14 +128,7 @@ class FromDistribution(AbstractDensityLaw):
 
 
 def scale_law(scale: Any) -> AbstractLaw:
-    """Return the law of the scale that an argument of that name says.
-
-    Args:
-        scale: A law, or a numpyro distribution.
-
-    Raises:
-        ValueError: If it is neither.
-    """
+    """Return the law of the scale that an argument of that name says."""
     if isinstance(scale, dist.Distribution):
         return FromDistribution(scale)
     return part("scale", AbstractLaw)(scale)
@@ -164,11 +157,9 @@ class Draws(AbstractLaw):
         return Nodes(log, log_likelihood(log, size, quadratic) - jnp.log(len(self.values)))
 
     def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the log of the mean likelihood over draws."""
         return self.nodes(size, quadratic).log_integral
 
     def posterior(self, size: int, quadratic: Scalar) -> dist.Distribution:
-        """Return the law on the draws."""
         nodes = self.nodes(size, quadratic)
         weights = dist.CategoricalLogits(nodes.log_weights)
         return dist.MixtureSameFamily(weights, dist.Delta(self.values))

@@ -21,11 +21,6 @@ def nodes_on_line(
 
     They are constants to differentiation: the integral at fixed nodes is right to rounding,
     and so is its derivative.
-
-    Args:
-        integrand: Logarithm of what is to be integrated; NaN counts as minus infinity.
-        grid: Points among which, to half a unit, the peak is looked for.
-        num_nodes: Number of nodes.
     """
 
     def value(point):
@@ -70,11 +65,7 @@ def nodes_on_line(
 
 
 def log_grid(centre: Scalar) -> Array:
-    """Return logarithms of scales to look among: all there are, and finer around one.
-
-    Args:
-        centre: Where the peak may well be.
-    """
+    """Return logarithms of scales to look among: all there are, and finer around one."""
     wide = jnp.linspace(-60, 60, 241, dtype=centre.dtype)
     fine = jnp.linspace(-15, 15, 241, dtype=centre.dtype)
     return jnp.concatenate([wide, centre + fine])

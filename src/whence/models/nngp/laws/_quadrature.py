@@ -60,13 +60,7 @@ class Nodes(eqx.Module):
 
 
 def log_likelihood(log_scale: Array, size: Array | int, quadratic: Array) -> Array:
-    """Return `-n/2 log v - q / (2 v)`.
-
-    Args:
-        log_scale: log v, any shape.
-        size: n, the number of observations.
-        quadratic: q, their whitened sum of squares.
-    """
+    """Return `-n/2 log v - q / (2 v)`."""
     return -size / 2 * log_scale - quadratic / 2 * jnp.exp(-log_scale)
 
 
@@ -77,12 +71,6 @@ def quadrature(
 
     Errors of the logarithm of the integral are below 1e-9 for smooth laws with 65 nodes, at
     n from 1 to 10,000, be the law in conflict with the data or not.
-
-    Args:
-        log_density: Of the law, in nats, at scales.
-        size: Number of observations.
-        quadratic: Their whitened sum of squares.
-        num_nodes: Number of nodes.
     """
 
     def integrand(u):
@@ -127,16 +115,6 @@ def importance(
 
     That proposal is the posterior under 1/v; weights are nearly equal once n is beyond ten,
     where draws of the law itself degenerate. Look at `khat`.
-
-    Args:
-        log_density: Of the law, in nats, at scales.
-        size: Number of observations, n.
-        quadratic: Their whitened sum of squares, q.
-        key: Random key.
-        num_draws: Number of draws.
-
-    Raises:
-        ValueError: If there is no observation, as the proposal is then no law.
 
     References:
         Lee, Yun, Yang, Lee (2022), Scale mixtures of neural network Gaussian processes,

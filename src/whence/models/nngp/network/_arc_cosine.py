@@ -25,10 +25,6 @@ def half_plane_angle(y: Array, x: Array) -> Array:
 
     Of additions and multiplications only, which XLA puts in vector registers: on CPUs its
     own arctan2 is a library call for every number, and takes 10 to 30 times as long.
-
-    Args:
-        y: At least 0.
-        x: Any sign.
     """
     y, x = jnp.broadcast_arrays(y, x)
     dtype = jnp.promote_types(y.dtype, jnp.float32)
@@ -55,12 +51,7 @@ def _half_plane_angle_jvp(primals, tangents):
 
 
 def arcsine_angle(y: Array, x: Array) -> Array:
-    """Return `arctan2(y, x)` for x at least 0.
-
-    Args:
-        y: Any sign.
-        x: At least 0.
-    """
+    """Return `arctan2(y, x)` for x at least 0."""
     # Odd in y, so that small angles keep their relative accuracy.
     return jnp.where(y < 0, -1, 1).astype(y.dtype) * half_plane_angle(
         jnp.where(y < 0, -y, y), x
@@ -68,11 +59,7 @@ def arcsine_angle(y: Array, x: Array) -> Array:
 
 
 def safe_sqrt(x: Array) -> Array:
-    """Return the root of `max(x, 0)`, with derivative 0 at and below zero.
-
-    Args:
-        x: Any shape.
-    """
+    """Return the root of `max(x, 0)`, with derivative 0 at and below zero."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
@@ -89,11 +76,6 @@ def arc_cosine(q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
     """Return `(R - a c, a)` with R = sqrt(q1 q2 - c^2) and a = atan2(R, c).
 
     The angle by the arc tangent and not by arccos, which loses half the digits near zero.
-
-    Args:
-        q1: Variance of the first unit.
-        q2: Variance of the second.
-        c: Covariance.
 
     References:
         Cho, Saul (2009), Advances in Neural Information Processing Systems 22.

@@ -43,11 +43,7 @@ class Linear(eqx.Module):
     stride: tuple[int, ...] = eqx.field(static=True)
 
     def __call__(self, x: Array) -> Array:
-        """Apply the layer to one example.
-
-        Args:
-            x: Shape `(*spatial, in)`; a dense layer wants no axes of space.
-        """
+        """Apply the layer to one example."""
         fan_in = math.prod(self.weight.shape[1:])
         scale = jnp.sqrt(jax.lax.stop_gradient(self.weight_variance) / fan_in)
         shift = jnp.sqrt(jax.lax.stop_gradient(self.bias_variance)) * self.bias
@@ -64,11 +60,7 @@ class FiniteSerial(eqx.Module):
     layers: tuple
 
     def __call__(self, x: AnyArray) -> Array:
-        """Apply the layers to one example.
-
-        Args:
-            x: Shape `(*spatial, channels)`.
-        """
+        """Apply the layers to one example."""
         value = jnp.asarray(x)
         for layer in self.layers:
             value = layer(value)
@@ -81,11 +73,7 @@ class Skip(eqx.Module):
     branch: eqx.Module
 
     def __call__(self, x: Array) -> Array:
-        """Apply the branch to one example, and add the example.
-
-        Args:
-            x: Shape `(*spatial, channels)`.
-        """
+        """Apply the branch to one example, and add the example."""
         return x + self.branch(x)  # pyright: ignore[reportCallIssue]
 
 
@@ -93,11 +81,7 @@ class Ravel(eqx.Module):
     """All pixels and channels in one vector."""
 
     def __call__(self, x: Array) -> Array:
-        """Flatten one example.
-
-        Args:
-            x: Shape `(*spatial, channels)`.
-        """
+        """Flatten one example."""
         return x.ravel()
 
 
@@ -105,11 +89,7 @@ class Average(eqx.Module):
     """The average over pixels."""
 
     def __call__(self, x: Array) -> Array:
-        """Average one example.
-
-        Args:
-            x: Shape `(*spatial, channels)`.
-        """
+        """Average one example."""
         return x.mean(axis=tuple(range(x.ndim - 1)))
 
 
@@ -122,16 +102,7 @@ def linear(
     *,
     key: PRNGKey,
 ) -> tuple[Linear, ExampleShape]:
-    """Return a layer with random weights, and the shape that it gives.
-
-    Args:
-        shape: Of what it reads.
-        plan: Width and initialisation.
-        variances: Of weights and of biases.
-        window: Empty for a dense layer.
-        stride: As long as `window`.
-        key: Random key.
-    """
+    """Return a layer with random weights, and the shape that it gives."""
     units = plan.width if plan.outputs is None else plan.outputs
     # Rows of the first matrix are few numbers each: only independent ones are Gaussian.
     law = Independent() if shape.is_input else plan.initialisation

@@ -71,12 +71,7 @@ def inputs_state(x1: Array, x2: Array, *, pairs: bool, ntk: bool) -> KernelState
 def map_moments(
     function: Callable[[SecondMoments], SecondMoments], state: KernelState
 ) -> KernelState:
-    """Apply a linear map to every kind of pair.
-
-    Args:
-        function: The map.
-        state: What it is applied to.
-    """
+    """Apply a linear map to every kind of pair."""
     return jax.tree.map(function, state, is_leaf=lambda x: isinstance(x, SecondMoments))
 
 
@@ -84,11 +79,6 @@ def affine(
     moments: SecondMoments, weight_variance: Array, bias_variance: Array
 ) -> SecondMoments:
     """Apply a layer of Gaussian weights and biases in NTK parameterisation.
-
-    Args:
-        moments: Of what the layer reads.
-        weight_variance: Scalar, at least 0.
-        bias_variance: Scalar, at least 0.
 
     References:
         Jacot, Gabriel, Hongler (2018), Neural tangent kernel, arXiv:1806.07572, theorem 1.
@@ -100,34 +90,19 @@ def affine(
 
 
 def as_gaussian(state: KernelState, gaussian: bool) -> KernelState:
-    """Return a state with the flag set.
-
-    Args:
-        state: Moments of all pairs.
-        gaussian: Whether units are Gaussian and alike.
-    """
+    """Return a state with the flag set."""
     parts = state.cross, state.left, state.right, state.left_pairs, state.right_pairs
     return KernelState(*parts, gaussian)
 
 
 def with_arrays(moments: SecondMoments, function: Callable[[Array], Array]) -> SecondMoments:
-    """Apply a linear map of arrays to both kernels.
-
-    Args:
-        moments: What it is applied to.
-        function: The map, keeping the axes of pixels.
-    """
+    """Apply a linear map of arrays to both kernels."""
     ntk = None if moments.ntk is None else function(moments.ntk)
     return SecondMoments(function(moments.nngp), ntk, moments.spatial, moments.pairs)
 
 
 def pool(moments: SecondMoments, *, diagonal: bool) -> SecondMoments:
-    """Average over pixels, or over pairs of pixels; the result is of vectors.
-
-    Args:
-        moments: With axes of pixels.
-        diagonal: Whether only pairs of a pixel with itself count.
-    """
+    """Average over pixels, or over pairs of pixels; the result is of vectors."""
     count = moments.spatial * (2 if moments.pairs else 1)
 
     def average(x: Array) -> Array:
@@ -141,12 +116,7 @@ def pool(moments: SecondMoments, *, diagonal: bool) -> SecondMoments:
 
 
 def flat_pairs(x: Array, spatial: int) -> Array:
-    """Return `x` with pairs of pixels as a square matrix in the last two axes.
-
-    Args:
-        x: Last `2 * spatial` axes are the pixels of the pair.
-        spatial: Number of axes of a pixel.
-    """
+    """Return `x` with pairs of pixels as a square matrix in the last two axes."""
     shape = x.shape[x.ndim - 2 * spatial : x.ndim - spatial]
     size = 1
     for length in shape:
@@ -155,11 +125,7 @@ def flat_pairs(x: Array, spatial: int) -> Array:
 
 
 def pixel_diagonal(shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """Return where both members of a pair are the same pixel.
-
-    Args:
-        shape: Of an image, without channels.
-    """
+    """Return where both members of a pair are the same pixel."""
     size = 1
     for length in shape:
         size *= length

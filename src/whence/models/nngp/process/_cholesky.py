@@ -12,14 +12,7 @@ JITTERS = (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 
 
 def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim"], float]:
-    """Return the lower factor and the jitter that it took, absolute.
-
-    Args:
-        covariance: Symmetric.
-
-    Raises:
-        ValueError: If it is not positive definite with any of the jitters.
-    """
+    """Return the lower factor and the jitter that it took, absolute."""
     typical = float(jnp.mean(jnp.diagonal(covariance)))
     smallest = _least_pivot(covariance.dtype)
     for relative in JITTERS:
@@ -40,23 +33,13 @@ def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim
 
 @jax.jit
 def plus_diagonal(covariance: Float[Array, "dim dim"], added: Array) -> Array:
-    """Return a matrix with more on its diagonal, in one pass over it.
-
-    Args:
-        covariance: Square.
-        added: Scalar, or one number per row.
-    """
+    """Return a matrix with more on its diagonal, in one pass over it."""
     identity = jnp.eye(len(covariance), dtype=covariance.dtype)
     return covariance + identity * added.astype(covariance.dtype)
 
 
 def explain_factor(covariance: Float[Array, "dim dim"], noise: Array) -> str:
-    """Say why a covariance has no factor without jitter; empty if it has one.
-
-    Args:
-        covariance: Symmetric, noise included.
-        noise: What is on its diagonal.
-    """
+    """Say why a covariance has no factor without jitter; empty if it has one."""
     if not bool(jnp.all(jnp.isfinite(covariance))):
         return "The kernel overflows: scale the inputs, or use `whence.enable_x64()`."
     try:
@@ -92,9 +75,6 @@ def factor_or_penalty(
 
     The second where the covariance is not positive definite. For log densities in compiled
     code: no jitter, which would make them jump, no NaN, and derivatives that are finite.
-
-    Args:
-        covariance: Symmetric.
     """
     factor = jnp.linalg.cholesky(covariance)
     definite = _is_definite(factor, covariance)
@@ -122,11 +102,6 @@ def whitened_covariance(
 
     At inputs that were observed without noise nothing is uncertain, and what is left of the
     covariance is rounding of either sign; so of the variance before, rounding is added.
-
-    Args:
-        covariance: Of the function given observations.
-        noise: Added to the diagonal.
-        before: Variances before the observations.
     """
     dtype = covariance.dtype
     rounding = 10 * len(before) * jnp.finfo(dtype).eps * jnp.max(before)

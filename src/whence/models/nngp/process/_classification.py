@@ -182,12 +182,6 @@ class Classification(Model):
         return SoftmaxLabels(loc, root * safe_sqrt(seen.residual))
 
     def check_observed(self, y: Any, likelihood: Any) -> None:
-        """Raise `ValueError` if `y` cannot be labels of this model.
-
-        Args:
-            y: Labels.
-            likelihood: Of the rows.
-        """
         rows = likelihood.batch_shape[0]
         if rows < len(self.inducing):
             raise ValueError(

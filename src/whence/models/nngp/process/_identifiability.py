@@ -28,14 +28,7 @@ _MULTIPLIES = {"InverseGamma": "scale", "HalfCauchy": "scale", "PointMass": "val
 
 
 def degeneracies(description: dict[str, Any]) -> tuple[str, ...]:
-    """Return in words what priors alone will tell apart; empty if nothing.
-
-    Args:
-        description: Network, law and noise, with priors where there is no value.
-
-    Raises:
-        ValueError: If these priors are flat, so that there is no posterior.
-    """
+    """Return in words what priors alone will tell apart; empty if nothing."""
     found = unknowns(description)
     return (*_of_the_law(description["scale"]), *_of_the_size(description, found))
 

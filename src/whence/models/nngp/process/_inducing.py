@@ -25,13 +25,7 @@ class Projection(NamedTuple):
 
 
 def factor(network: AbstractLayer, inducing: AnyArray, jitter: Array) -> Array:
-    """Return the factor L of the covariance of inducing values for a scale of 1.
-
-    Args:
-        network: Description, all its parameters numbers.
-        inducing: Inducing inputs.
-        jitter: Variance of noise on the inducing values, relative to their mean variance.
-    """
+    """Return the factor L of the covariance of inducing values for a scale of 1."""
     covariance = network.nngp(inducing)
     size = len(covariance)
     noise = jitter.astype(covariance.dtype) * jnp.mean(jnp.diagonal(covariance))
@@ -45,12 +39,6 @@ def project(
 
     The same factor, jitter included, serves the mean, the variance that is left and the
     prior of inducing values: those are values with a noise, and all is exact about them.
-
-    Args:
-        network: Description, all its parameters numbers.
-        inducing: Inducing inputs.
-        x: Other inputs.
-        jitter: As for `factor`.
 
     References:
         Titsias (2009), Variational learning of inducing variables in sparse Gaussian

@@ -101,11 +101,6 @@ class Regression(Model):
         return ScaleMixture(**with_values(self.description, self.values))
 
     def likelihood(self, x: AnyArray) -> Joint:
-        """Return the joint law of all observations.
-
-        Args:
-            x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
-        """
         return self.process().prior(x, noisy=True, outputs=self.outputs)
 
     def given(self, y: AnyArray, x: AnyArray) -> ScaleMixtureConditioned:
@@ -121,14 +116,6 @@ class Regression(Model):
         return self.process().condition(x, y)
 
     def predict_given(self, y: Any, inputs: tuple, new_inputs: tuple, *, key: PRNGKey) -> Array:
-        """Draw new observations given this draw and the observed data.
-
-        Args:
-            y: Observed data.
-            inputs: Their inputs.
-            new_inputs: Where to predict.
-            key: A typed key.
-        """
         drawn = jnp.asarray(self.given(y, *inputs).observation(*new_inputs).sample(key))
         return drawn if self.outputs is None else jnp.stack(jnp.split(drawn, self.outputs), -1)
 

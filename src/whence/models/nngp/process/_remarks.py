@@ -6,13 +6,7 @@ from ....core._types import AnyArray
 
 
 def remarks_on(x: AnyArray, jitter: float, order: float) -> tuple[str, ...]:
-    """Return remarks on data, jitter and moments that do not exist.
-
-    Args:
-        x: Inputs, rows first.
-        jitter: What was added to the diagonal of the covariance.
-        order: Moments of the scale of an order below it exist.
-    """
+    """Return remarks on data, jitter and moments that do not exist."""
     said = []
     repeated = repeated_rows(x)
     if repeated:
@@ -30,11 +24,7 @@ def remarks_on(x: AnyArray, jitter: float, order: float) -> tuple[str, ...]:
 
 
 def remarks_on_moments(order: float) -> tuple[str, ...]:
-    """Return remarks on moments that do not exist.
-
-    Args:
-        order: Moments of the scale of an order below it exist.
-    """
+    """Return remarks on moments that do not exist."""
     if order <= 0.5:
         return ("Predictions have no mean (NaN) and no variance: use quantiles.",)
     if order <= 1:
@@ -43,21 +33,13 @@ def remarks_on_moments(order: float) -> tuple[str, ...]:
 
 
 def repeated_rows(x: AnyArray) -> int:
-    """Return how many rows are equal to an earlier one.
-
-    Args:
-        x: Inputs, rows first.
-    """
+    """Return how many rows are equal to an earlier one."""
     rows = np.asarray(x).reshape(len(x), -1)
     return len(rows) - len(np.unique(rows, axis=0))
 
 
 def remarks_on_inputs(x: AnyArray) -> tuple[str, ...]:
-    """Return remarks on columns that say nothing.
-
-    Args:
-        x: Inputs, rows first.
-    """
+    """Return remarks on columns that say nothing."""
     rows = np.asarray(x).reshape(len(x), -1)
     constant = np.flatnonzero(np.ptp(rows, axis=0) == 0) if len(rows) > 1 else np.array([])
     if not len(constant):

@@ -50,15 +50,7 @@ class TwoScales(eqx.Module):
 
 
 def as_law(name: str, law: Any) -> AbstractLaw:
-    """Return a law with a density, or a known number.
-
-    Args:
-        name: Of the argument.
-        law: A law, a numpyro distribution, or a number.
-
-    Raises:
-        ValueError: If it is improper, known by draws only, or no positive number.
-    """
+    """Return a law with a density, or a known number."""
     if isinstance(law, dist.Distribution):
         return FromDistribution(law)
     if isinstance(law, AbstractDensityLaw | InverseGamma | PointMass):
@@ -72,12 +64,7 @@ def as_law(name: str, law: Any) -> AbstractLaw:
 
 
 def log_density(law: AbstractLaw, scale: Array) -> Array:
-    """Return the log density of a scale, in nats.
-
-    Args:
-        law: Its law.
-        scale: Any shape.
-    """
+    """Return the log density of a scale, in nats."""
     if isinstance(law, AbstractDensityLaw):
         return law.log_density(scale)
     zero = jnp.zeros((), jnp.result_type(scale))
@@ -91,14 +78,7 @@ def _of_log(law: AbstractLaw, log_scale: Array) -> Array:
 
 
 def log_density_of_data(log_scales, quadratic, log_det, shape):
-    """Return the log density of the observations, `(node, scale)`.
-
-    Args:
-        log_scales: log v, shape `(node, scale)`.
-        quadratic: Of the observations, by node.
-        log_det: Of `K + (s2 / v) I`, by node.
-        shape: Rows and outputs.
-    """
+    """Return the log density of the observations, `(node, scale)`."""
     rows, outputs = shape
     normal = -rows * outputs / 2 * (jnp.log(2 * jnp.pi) + log_scales)
     spread = outputs / 2 * log_det + quadratic / 2 * jnp.exp(-log_scales.T)
@@ -107,13 +87,7 @@ def log_density_of_data(log_scales, quadratic, log_det, shape):
 
 @eqx.filter_jit
 def fitted(laws: Laws, kernel: Array, y: Array) -> tuple[Spectrum, TwoScales]:
-    """Return the spectrum of a kernel matrix, and the posterior of both scales.
-
-    Args:
-        laws: Of v and of s2.
-        kernel: Of the inputs, shape `(rows, rows)`.
-        y: Observations, shape `(rows, outputs)`.
-    """
+    """Return the spectrum of a kernel matrix, and the posterior of both scales."""
     known = jax.lax.stop_gradient(spectrum(kernel))
     fixed = jax.tree.map(lambda v: jax.lax.stop_gradient(v) if eqx.is_array(v) else v, laws)
     outer, inner, log_widths = _nodes(fixed, jax.lax.stop_gradient(y), known)

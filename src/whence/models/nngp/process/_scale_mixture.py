@@ -363,27 +363,12 @@ def _factor(covariance: Array) -> tuple[Array, Array]:
 
 
 def repeated(tril: Array, outputs: int) -> Array:
-    """Return the factor for several outputs, those of the first one first.
-
-    Args:
-        tril: Factor L for one output.
-        outputs: Their number.
-    """
+    """Return the factor for several outputs, those of the first one first."""
     return jnp.kron(jnp.eye(outputs, dtype=tril.dtype), tril) if outputs > 1 else tril
 
 
 def check_targets(x: AnyArray, y: AnyArray, earlier: Array | None = None) -> Array:
-    """Return observations as an array.
-
-    Args:
-        x: Inputs, rows first.
-        y: Observations.
-        earlier: Observations to which these are added.
-
-    Raises:
-        ValueError: If there is not one finite number for each row, and for each output of
-            the earlier ones.
-    """
+    """Return observations as an array."""
     if earlier is not None and y.shape[1:] != earlier.shape[1:]:
         raise ValueError(
             f"`y` must have the outputs of the earlier ones, shape {earlier.shape[1:]} "

@@ -30,12 +30,7 @@ ROWS = 128  # rows at a time: each takes 32 x 12 numbers per class
 def expected_logsumexp(
     loc: Float[Array, "row class"], deviation: Float[Array, " row"]
 ) -> Float[Array, " row"]:
-    """Return `E log sum_c exp(loc_c + deviation e_c)`, in nats, e standard normal.
-
-    Args:
-        loc: Means.
-        deviation: Their common standard deviation.
-    """
+    """Return `E log sum_c exp(loc_c + deviation e_c)`, in nats, e standard normal."""
     return _by_rows(lambda m, s: _mean_of_maximum(m, s)[0], loc, deviation)
 
 
@@ -45,10 +40,6 @@ def log_expected_softmax(
     """Return `log E softmax(loc + deviation e)_c`, in nats, e standard normal.
 
     No smaller than about the log of the smallest number (-87 in single precision).
-
-    Args:
-        loc: Means.
-        deviation: Their common standard deviation.
     """
 
     def one(m, s):

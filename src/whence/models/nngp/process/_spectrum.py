@@ -19,11 +19,7 @@ class Spectrum(eqx.Module):
 
 
 def spectrum(kernel: Float[Array, "rows rows"]) -> Spectrum:
-    """Return the spectrum of a kernel matrix.
-
-    Args:
-        kernel: Symmetric, positive semi-definite up to rounding.
-    """
+    """Return the spectrum of a kernel matrix."""
     values, vectors = jnp.linalg.eigh(kernel)
     rounding = len(values) * jnp.finfo(values.dtype).eps * jnp.max(values)
     return Spectrum(jnp.maximum(values, rounding), vectors)
@@ -41,12 +37,6 @@ def statistics(
     First derivatives by K are those of these two, not of eigenvectors, which have none
     where eigenvalues coincide: they are right for any spectrum. Second derivatives go
     through eigenvectors, and are NaN where two eigenvalues are equal.
-
-    Args:
-        kernel: K; only for derivatives.
-        y: Observations.
-        log_ratios: log r.
-        known: Spectrum of K, whose own derivatives do not count.
     """
     del kernel
     squares = jnp.sum((known.vectors.T @ y) ** 2, axis=1)
