@@ -186,7 +186,7 @@ def pointwise(d: Any, value: Array) -> Array:
 def inspect_joint(
     skeleton: Skeleton, arrays: tuple[Any, ...], names: tuple[str, ...], observed: Values
 ) -> tuple[JointStructure, dict[str, Any]]:
-    """Return the structure of a joint, and the types of observed values; nothing is computed."""
+    """Return the structure of a joint, and the types of observed values, by tracing alone."""
     found: list[Latent] = []
     dtypes: dict[str, Any] = {}
 

@@ -2,10 +2,23 @@
 
 from typing import Any
 
-from ..core._engine import Sample, Trace
+from ..core._engine import Sample, Schedule, Trace
 from ..core._flat import position_shapes
 from ..core._target import AbstractTarget
 from ..core._tree import unravel
+
+
+def chain_schedule(
+    chains: int,
+    warmup: int,
+    draws: int,
+    *,
+    pauses: tuple[int, ...] = (),
+    homogeneous: bool = False,
+) -> Schedule:
+    """Return the schedule of independent chains, of which any number of draws can be made."""
+    steps = warmup + draws
+    return Schedule(chains, warmup, steps, True, pauses, homogeneous=homogeneous)
 
 
 def chain_sample(

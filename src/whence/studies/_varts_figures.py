@@ -82,7 +82,7 @@ def draw_growth(
     by_arms: Mapping[int, PolicyRun],
     horizon: int,
 ) -> None:
-    """Draw the regret of `VarTS` by number of rounds and of arms, with bounds and references."""
+    """Draw the regret of `VarTS` by rounds and by arms, with bounds and references."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.8), layout="constrained")

@@ -2,17 +2,14 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ...core._convert import flag, fraction, positive, whole
 from ...core._types import PRNGKey
-from .._settings import metric_name
 from ._library import AbstractLibraryNUTS, LogDensity, Start
-from ._options import freeze, initial_metric, route
+from ._options import initial_metric, route
 
 _INTEGRATORS = ("velocity_verlet", "mclachlan", "yoshida", "omelyan")
 # Arguments of BlackJAX's functions that the engine sets; `buffer_size` is for its low-rank
@@ -33,15 +30,11 @@ class BlackjaxNUTS(AbstractLibraryNUTS):
     The parts are BlackJAX's (kernel, dual averaging, metric estimate, schedule); its
     `window_adaptation` runs them in a `scan` of its own, here they run step by step.
 
+    Settings are those of `NUTS`, but for these.
+
     Args:
-        chains: Independent chains.
-        warmup: Steps of adaptation for each chain.
-        draws: Steps after it.
-        target_accept: Acceptance statistic that dual averaging aims at.
-        max_tree_depth: Largest number of doublings.
         metric: `"diagonal"` (also `"auto"`) or `"dense"`.
         step_size: Initial step size; None for BlackJAX's, 1.
-        keep_warmup: Whether the result has the draws of warm-up too.
         options: Further options of BlackJAX, by name: `integrator` (a function, or the name
             of one in `blackjax.mcmc.integrators`), `divergence_threshold`; `t0`, `gamma` and
             `kappa` of dual averaging; `initial_inverse_mass_matrix` and
@@ -50,18 +43,6 @@ class BlackjaxNUTS(AbstractLibraryNUTS):
     """
 
     library: ClassVar[str] = "blackjax"
-
-    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
-    warmup: int = eqx.field(default=1000, converter=whole("warmup", least=0))
-    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
-    target_accept: float = eqx.field(default=0.8, converter=fraction("target_accept"))
-    max_tree_depth: int = eqx.field(default=10, converter=whole("max_tree_depth", least=1))
-    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal", "dense"))
-    step_size: float | None = eqx.field(
-        default=None, converter=positive("step_size", optional=True)
-    )
-    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
-    options: tuple = eqx.field(default=(), converter=freeze)
 
     def __check_init__(self):
         self._parts()

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ...core._convert import flag, fraction, positive, whole
+from ...core._dtype import relaxed
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view
 from ...core._require import check_positions
@@ -23,7 +25,9 @@ from ...core._start import find_start
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import AdaptedChains
-from .._chain_sample import chain_sample
+from .._chain_sample import chain_sample, chain_schedule
+from .._settings import metric_name
+from ._options import freeze
 
 LogDensity = Callable[[Array], Array]
 
@@ -46,20 +50,33 @@ class State(eqx.Module):
 class AbstractLibraryNUTS(AbstractEngine):
     """NUTS of another library, one of its transitions per step of our loop.
 
-    A final class brings the fields below and the two methods that speak to its library.
+    A final class brings the methods that speak to its library.
+
+    Attributes:
+        chains: Independent chains.
+        warmup: Steps of adaptation for each chain.
+        draws: Steps after it.
+        target_accept: Acceptance statistic that dual averaging aims at.
+        max_tree_depth: Largest number of doublings.
+        metric: `"diagonal"` (also `"auto"`) or, where the library has it, `"dense"`.
+        step_size: Initial step size; None for the library's.
+        keep_warmup: Whether the result has the draws of warm-up too.
+        options: Further options of the library, by name.
     """
 
     library: eqx.AbstractClassVar[str]
 
-    chains: eqx.AbstractVar[int]
-    warmup: eqx.AbstractVar[int]
-    draws: eqx.AbstractVar[int]
-    target_accept: eqx.AbstractVar[float]
-    max_tree_depth: eqx.AbstractVar[int]
-    metric: eqx.AbstractVar[str]
-    step_size: eqx.AbstractVar[float | None]
-    keep_warmup: eqx.AbstractVar[bool]
-    options: eqx.AbstractVar[tuple]
+    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
+    warmup: int = eqx.field(default=1000, converter=whole("warmup", least=0))
+    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
+    target_accept: float = eqx.field(default=0.8, converter=fraction("target_accept"))
+    max_tree_depth: int = eqx.field(default=10, converter=whole("max_tree_depth", least=1))
+    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal", "dense"))
+    step_size: float | None = eqx.field(
+        default=None, converter=positive("step_size", optional=True)
+    )
+    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
+    options: tuple = eqx.field(default=(), converter=freeze)
 
     @abc.abstractmethod
     def start(self, log_density: LogDensity, start: Start, *, key: PRNGKey) -> PyTree:
@@ -87,13 +104,8 @@ class AbstractLibraryNUTS(AbstractEngine):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(
-            self.chains,
-            self.warmup,
-            self.warmup + self.draws,
-            extendable=True,
-            homogeneous=self.step_size is not None,
-        )
+        searches = self.step_size is None
+        return chain_schedule(self.chains, self.warmup, self.draws, homogeneous=not searches)
 
     def validate(self, target: AbstractTarget) -> None:
         check_positions(target, "NUTS")
@@ -102,15 +114,16 @@ class AbstractLibraryNUTS(AbstractEngine):
         key_start, key_library = jr.split(key)
         log_density = _flat_log_density(target)
         start, found = _find_start(target, log_density, self.forward_mode, key=key_start)
-        inner = self.start(log_density, start, key=key_library)
+        with relaxed():
+            inner = self.start(log_density, start, key=key_library)
         return State(strong(inner), found)
 
     def step(
         self, target: AbstractTarget, state: PyTree, index: Array, *, key: PRNGKey
     ) -> tuple[PyTree, Info]:
-        inner, position, stats = self.transition(
-            _flat_log_density(target), state.inner, index, key=key
-        )
+        log_density = _flat_log_density(target)
+        with relaxed():
+            inner, position, stats = self.transition(log_density, state.inner, index, key=key)
         dtype = flat_view(target)[0].dtype
         info = Info(position.astype(dtype), {k: _plain(v, dtype) for k, v in stats.items()})
         return State(strong(inner), state.started), info

@@ -2,17 +2,14 @@
 
 from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PyTree
 
-from ...core._convert import flag, fraction, positive, whole
 from ...core._types import PRNGKey
-from .._settings import metric_name
 from ._library import AbstractLibraryNUTS, LogDensity, Start, tree_depth
-from ._options import freeze, initial_metric, route
+from ._options import initial_metric, route
 
 # Arguments of NumPyro's NUTS that the engine sets, that belong to its models, or that its
 # NUTS ignores (`trajectory_length`).
@@ -32,33 +29,17 @@ _OWN = (
 class NumpyroNUTS(AbstractLibraryNUTS):
     """NUTS of NumPyro, with its own adaptation in windows.
 
+    Settings are those of `NUTS`, but for these.
+
     Args:
-        chains: Independent chains.
-        warmup: Steps of adaptation for each chain.
-        draws: Steps after it.
-        target_accept: Acceptance statistic that dual averaging aims at.
-        max_tree_depth: Largest number of doublings.
         metric: `"diagonal"` (also `"auto"`) or `"dense"`.
         step_size: Initial step size; None for NumPyro's, 1.
-        keep_warmup: Whether the result has the draws of warm-up too.
         options: Further options of `numpyro.infer.NUTS`, by name: `inverse_mass_matrix` (the
             initial one), `adapt_step_size`, `adapt_mass_matrix`, `regularize_mass_matrix`,
             `find_heuristic_step_size`, `forward_mode_differentiation`.
     """
 
     library: ClassVar[str] = "numpyro"
-
-    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
-    warmup: int = eqx.field(default=1000, converter=whole("warmup", least=0))
-    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
-    target_accept: float = eqx.field(default=0.8, converter=fraction("target_accept"))
-    max_tree_depth: int = eqx.field(default=10, converter=whole("max_tree_depth", least=1))
-    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal", "dense"))
-    step_size: float | None = eqx.field(
-        default=None, converter=positive("step_size", optional=True)
-    )
-    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
-    options: tuple = eqx.field(default=(), converter=freeze)
 
     def __check_init__(self):
         self._options()

@@ -6,16 +6,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ...core._convert import flag, fraction, positive, whole
 from ...core._types import PRNGKey
 from .._settings import metric_name
 from ._library import AbstractLibraryNUTS, LogDensity, Start, tree_depth
-from ._options import freeze, route
+from ._options import route
 
 # TensorFlow Probability's first window is 3/20 of warm-up and its slow windows are multiples
 # of 1/20: with fewer steps all of them start at once, and its kernel fails.
@@ -51,15 +49,12 @@ class TFPNUTS(AbstractLibraryNUTS):
     Its estimate of the metric is not shrunk. With fewer than 20 steps of warm-up only the
     step size is adapted.
 
+    Settings are those of `NUTS`, but for these.
+
     Args:
-        chains: Independent chains.
-        warmup: Steps of adaptation for each chain.
-        draws: Steps after it.
-        target_accept: Acceptance statistic that dual averaging aims at.
         max_tree_depth: Largest number of doublings, at most 12.
         metric: `"diagonal"` (also `"auto"`).
         step_size: Initial step size; None for TensorFlow Probability's, `dim**-0.25 / 2`.
-        keep_warmup: Whether the result has the draws of warm-up too.
         options: Further options of TensorFlow Probability, by name: `max_energy_diff` and
             `unrolled_leapfrog_steps`; `exploration_shrinkage`, `shrinkage_target`,
             `step_count_smoothing` and `decay_rate` of dual averaging.
@@ -70,19 +65,8 @@ class TFPNUTS(AbstractLibraryNUTS):
 
     library: ClassVar[str] = "tfp"
 
-    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
-    warmup: int = eqx.field(default=1000, converter=whole("warmup", least=0))
-    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
-    target_accept: float = eqx.field(default=0.8, converter=fraction("target_accept"))
-    max_tree_depth: int = eqx.field(default=10, converter=whole("max_tree_depth", least=1))
-    metric: str = eqx.field(default="auto", converter=metric_name("auto", "diagonal"))
-    step_size: float | None = eqx.field(
-        default=None, converter=positive("step_size", optional=True)
-    )
-    keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
-    options: tuple = eqx.field(default=(), converter=freeze)
-
     def __check_init__(self):
+        metric_name("auto", "diagonal")(self.metric)
         if self.max_tree_depth > _MAX_TREE_DEPTH:
             raise ValueError(
                 f'`max_tree_depth` with backend="tfp" must be at most {_MAX_TREE_DEPTH}, or '

@@ -5,7 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from ...core._convert import flag, fraction, number, positive, whole
 from ...core._types import PRNGKey, Scalar
@@ -13,7 +13,7 @@ from .._settings import metric_name
 from ._estimate import AbstractEstimator
 from ._integrator import End, PhasePoint
 from ._sampler import METRICS, AbstractSampler
-from ._trajectory import AbstractTrajectory, Proposal
+from ._trajectory import AbstractTrajectory, Flag, Proposal
 from ._tree import MAX_ENERGY_ERROR
 
 # Of leapfrog steps: bounds what a tiny step size, early in warm-up, can cost.
@@ -47,10 +47,10 @@ class Path(AbstractTrajectory):
     max_error: Scalar
     log_uniform: Scalar
 
-    def is_growing(self) -> Bool[Array, ""]:
+    def is_growing(self) -> Flag:
         return (self.steps < self.limit) & ~self._is_divergent()
 
-    def is_extending(self) -> Bool[Array, ""]:
+    def is_extending(self) -> Flag:
         return self.is_growing()
 
     def close(self) -> "Path":
@@ -94,7 +94,7 @@ class Path(AbstractTrajectory):
             "max_energy_error": self.max_error,
         }
 
-    def _is_divergent(self) -> Bool[Array, ""]:
+    def _is_divergent(self) -> Flag:
         return self.error > MAX_ENERGY_ERROR
 
 
@@ -155,13 +155,7 @@ class HMC(AbstractSampler):
         return "HMC"
 
     def start_trajectory(
-        self,
-        point: PhasePoint,
-        step_size: Array,
-        is_single: Bool[Array, ""],
-        index: Array,
-        *,
-        key: PRNGKey,
+        self, point: PhasePoint, step_size: Array, one_step: Flag, index: Array, *, key: PRNGKey
     ) -> Path:
         del index
         dtype = step_size.dtype
@@ -180,7 +174,7 @@ class HMC(AbstractSampler):
             step=step_size,
             tail=point.end(),
             steps=jnp.zeros((), jnp.int32),
-            limit=jnp.where(is_single, 1, limit).astype(jnp.int32),
+            limit=jnp.where(one_step, 1, limit).astype(jnp.int32),
             start_energy=energy,
             error=jnp.zeros((), dtype),
             max_error=jnp.full((), -jnp.inf, dtype),
@@ -188,5 +182,5 @@ class HMC(AbstractSampler):
         )
 
 
-def _where(condition: Bool[Array, ""], yes: Proposal, no: Proposal) -> Proposal:
+def _where(condition: Flag, yes: Proposal, no: Proposal) -> Proposal:
     return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)

@@ -19,7 +19,7 @@ from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import AdaptedChains
-from .._chain_sample import chain_sample
+from .._chain_sample import chain_sample, chain_schedule
 from .._settings import metric_name
 from ._autocorrelation import Memory, forget, remember, slowest_time
 from ._common import (
@@ -132,14 +132,8 @@ class MCLMC(AbstractPausingEngine):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(
-            self.chains,
-            self.warmup,
-            self.warmup + self.draws,
-            extendable=True,
-            pauses=tuple(i + 1 for i in (*self.metric_updates, *self.length_updates)),
-            homogeneous=False,
-        )
+        pauses = tuple(i + 1 for i in (*self.metric_updates, *self.length_updates))
+        return chain_schedule(self.chains, self.warmup, self.draws, pauses=pauses)
 
     @property
     def metric_updates(self) -> tuple[int, ...]:
@@ -282,7 +276,7 @@ class MCLMC(AbstractPausingEngine):
         def is_unfinished(carry):
             particle, *_, number = carry
             is_missing = ~particle.is_finite() & (number < MAX_STARTS)
-            return jnp.where(is_search, is_missing, number < stages * num_steps)
+            return jnp.where(is_search, is_missing, number.astype(num_steps.dtype) < stages * num_steps)
 
         zero = jnp.zeros_like(step_size)
         carry = (start, zero, zero, zero, jnp.zeros((), jnp.int32))

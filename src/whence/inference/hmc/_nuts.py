@@ -5,7 +5,7 @@ import functools
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, PyTree
 
 from ...core._convert import flag, fraction, one_of, positive, whole
 from ...core._engine import AbstractEngine, Info, Sample, Trace
@@ -18,6 +18,7 @@ from ..backends._options import freeze
 from ._estimate import AbstractEstimator
 from ._integrator import PhasePoint
 from ._sampler import METRICS, AbstractSampler
+from ._trajectory import Flag
 from ._tree import Tree, start_tree
 
 # While the metric knows nothing a long trajectory is not worth its gradients.
@@ -41,19 +42,13 @@ class TreeSampler(AbstractSampler):
         return "NUTS"
 
     def start_trajectory(
-        self,
-        point: PhasePoint,
-        step_size: Array,
-        is_single: Bool[Array, ""],
-        index: Array,
-        *,
-        key: PRNGKey,
+        self, point: PhasePoint, step_size: Array, one_step: Flag, index: Array, *, key: PRNGKey
     ) -> Tree:
         """Start a tree, a smaller one at the very start of warm-up."""
         early = int(_EARLY_SHARE * self.warmup)
         depth = self.max_tree_depth
         limit = jnp.where(index < early, min(_EARLY_DEPTH, depth), depth)
-        limit = jnp.where(is_single, 1, limit).astype(jnp.int32)
+        limit = jnp.where(one_step, 1, limit).astype(jnp.int32)
         return start_tree(point, step_size, depth, limit, key=key)
 
 

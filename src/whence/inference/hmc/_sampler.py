@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
 from ...core._flat import flat_init, flat_view
@@ -17,7 +17,7 @@ from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey
 from ...diagnostics._records import AdaptedChains
-from .._chain_sample import chain_sample
+from .._chain_sample import chain_sample, chain_schedule
 from ._adapt import Adaptation, adapt, aim, learn, pauses, start_adaptation
 from ._estimate import (
     AbstractEstimator,
@@ -27,7 +27,7 @@ from ._estimate import (
     LowRankEstimator,
 )
 from ._integrator import PhasePoint
-from ._trajectory import AbstractTrajectory
+from ._trajectory import AbstractTrajectory, Flag
 from ._transition import FAILED, SAMPLING, SEARCHING, Chain, start_with, transition
 
 METRICS = ("auto", "diagonal", "fisher", "dense", "low_rank")
@@ -66,31 +66,24 @@ class AbstractSampler(AbstractPausingEngine):
 
     @abc.abstractmethod
     def start_trajectory(
-        self,
-        point: PhasePoint,
-        step_size: Array,
-        is_single: Bool[Array, ""],
-        index: Array,
-        *,
-        key: PRNGKey,
+        self, point: PhasePoint, step_size: Array, one_step: Flag, index: Array, *, key: PRNGKey
     ) -> AbstractTrajectory:
         """Return a trajectory of one point.
 
         Args:
             point: Its start, with a fresh momentum.
             step_size: Positive, or zero while a start is searched for.
-            is_single: Whether one leapfrog step is all that is wanted.
+            one_step: Whether one leapfrog step is all that is wanted.
             index: Number of the transition.
             key: For all that is random in the trajectory.
         """
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(
+        return chain_schedule(
             self.chains,
             self.warmup,
-            self.warmup + self.draws,
-            extendable=True,
+            self.draws,
             pauses=pauses(self.warmup),
             homogeneous=self.step_size is not None,
         )
@@ -136,7 +129,7 @@ class AbstractSampler(AbstractPausingEngine):
         is_same = adaptation is state.adaptation
         return state if is_same else SamplerState(chain, adaptation)
 
-    def done(self, state: SamplerState) -> Bool[Array, ""]:
+    def done(self, state: SamplerState) -> Flag:
         return never()
 
     def result(self, state: SamplerState) -> RESULTS:

@@ -9,6 +9,8 @@ from ...core._types import Scalar
 from ._integrator import End, PhasePoint
 from ._metric import Vector
 
+Flag = Bool[Array, ""]
+
 
 class Proposal(eqx.Module):
     """A point of a trajectory that may become the next state of the chain."""
@@ -34,11 +36,11 @@ class AbstractTrajectory(eqx.Module):
     step: eqx.AbstractVar[Scalar]
 
     @abc.abstractmethod
-    def is_growing(self) -> Bool[Array, ""]:
+    def is_growing(self) -> Flag:
         """Whether another part is wanted."""
 
     @abc.abstractmethod
-    def is_extending(self) -> Bool[Array, ""]:
+    def is_extending(self) -> Flag:
         """Whether the present part wants another leapfrog step; at its start it does."""
 
     @abc.abstractmethod

@@ -116,7 +116,7 @@ class AbstractBelief(eqx.Module):
 def chosen(
     belief: AbstractBelief, arm: Numbers, reward: Numbers
 ) -> tuple[Bool[Array, "arm *batch"], Float[Array, "..."]]:
-    """Check an arm and its reward; return the arm's mask, and the reward in the belief's type."""
+    """Check an arm and its reward; return its mask, and the reward in the belief's type."""
     require_arm(arm, belief.arms)
     arm, reward = jnp.asarray(arm), jnp.asarray(reward, belief.mean.dtype)
     for name, value in {"arm": arm, "reward": reward}.items():
