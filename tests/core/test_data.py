@@ -155,7 +155,9 @@ def test_invalid_input(key):
         minibatches(target, 21)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, .* got 0"):
         minibatches(target, 0)
-    with pytest.raises(ValueError, match="`mode` must be one of 'reshuffle', 'iid'; got 'sorted'"):
+    with pytest.raises(
+        ValueError, match="`mode` must be one of 'reshuffle', 'iid'; got 'sorted'"
+    ):
         minibatches(target, 5, "sorted")
     with pytest.raises(ValueError, match="got 5 with NoData"):
         minibatches(NoData(), 5)

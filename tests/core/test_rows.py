@@ -61,3 +61,13 @@ def test_time_series_is_refused():
 def test_latent_per_row_is_refused():
     with pytest.raises(ValueError, match="one latent per row"):
         check_rows(wh.condition(PerRow(), X, X), 7)
+
+
+@pytest.mark.parametrize("engine", [wh.SGLD, wh.BBVI])
+@pytest.mark.parametrize(("model", "inputs"), [(Volatility(), ()), (PerRow(), (X,))])
+def test_a_batch_of_all_rows_is_checked_too(model, inputs, engine):
+    """It is permuted, which dependent rows do not survive."""
+    target = wh.condition(model, X, *inputs)
+    engine(batch_size=None, steps=20).validate(target)
+    with pytest.raises(ValueError, match="`batch_size` needs a likelihood"):
+        engine(batch_size=N, steps=20).validate(target)

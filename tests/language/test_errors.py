@@ -223,3 +223,23 @@ def test_check_is_content_with_a_good_model():
     assert report.ok
     assert "slope: shape ()" in str(report)
     assert "no problems" in str(report)
+
+
+def test_a_log_likelihood_that_forgot_its_return():
+    class Forgot(wh.Model):
+        mu: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def log_likelihood(self, y):
+            dist.Normal(self.mu, 1.0).log_prob(y)
+
+    class Masked(wh.Model):
+        mu: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def log_likelihood(self, y):
+            return y > self.mu
+
+    _raises(["`log_likelihood` of Forgot", "`return`"], lambda: wh.condition(Forgot(), X))
+    _raises(
+        ["`log_likelihood` of Masked", "real numbers", "bool"],
+        lambda: wh.condition(Masked(), X),
+    )

@@ -26,11 +26,11 @@ def check_rows(target: AbstractTarget, batch_size: int | None) -> None:
     if batch_size is None or not isinstance(target, AbstractDataTarget):
         return
     number = target.num_data
-    if number is None or batch_size >= number:
-        return
+    if number is None or batch_size > number:
+        return  # refused elsewhere, in other words
     key = jr.key(0)
-    rows = np.sort(np.random.default_rng(0).choice(number, batch_size, replace=False))
-    rows = rows.astype(np.int32)
+    # In any order, as batches have them: a batch of all rows is one of these.
+    rows = np.random.default_rng(0).choice(number, batch_size, replace=False).astype(np.int32)
     try:
         whole, part = compiled(_both, target, key, rows).call(target, key, rows)
     except (TypeError, ValueError, IndexError) as error:

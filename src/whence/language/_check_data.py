@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import keystr, tree_map_with_path
 
-from ._model import Model, constrain
+from ._model import Model, constrain, constrain_with_terms
 
 
 def check_data(value: Any, argument: str, what: str | None = None) -> Any:
@@ -115,9 +116,46 @@ def check_likelihood(target: Any) -> int | None:
         for s in target.free
     }
     found = jax.eval_shape(visit, position)
+    _check_log_likelihood(target, found)
     shapes = [leaf.shape for leaf in jax.tree.leaves(found)]
     lengths = {shape[0] if shape else None for shape in shapes}
     return lengths.pop() if len(lengths) == 1 else None
+
+
+def _check_log_likelihood(target, found) -> None:
+    """Refuse what adds nothing to a density, or no number: a forgotten `return`, a mask."""
+    where = f"`log_likelihood` of {type(target.model).__name__}"
+    leaves = jax.tree.leaves(found)
+    if not leaves:
+        raise ValueError(
+            f"{where} must return the log likelihood of the data; got {found!r}. Is a `return` "
+            "missing?"
+        )
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"{where} must return real numbers, in nats; got {leaf.dtype}.")
+
+
+def fixed_by_others(target: Any) -> tuple[str, ...]:
+    """Return the fixed latents whose prior depends on a latent that is not fixed.
+
+    Args:
+        target: A `ModelTarget`.
+    """
+    fixed = [site.name for site in target.sites if site.fixed]
+    if not fixed or not target.free:
+        return ()
+    position = {
+        s.name: jax.ShapeDtypeStruct(s.unconstrained_shape, jnp.result_type(float))
+        for s in target.free
+    }
+    terms = lambda position: constrain_with_terms(target.model, position)[1]
+
+    def depends(name: str) -> bool:
+        jaxpr = jax.make_jaxpr(lambda position: terms(position)[name])(position).jaxpr
+        return any(dce_jaxpr(jaxpr, [True])[1])
+
+    return tuple(name for name in fixed if depends(name))
 
 
 def _likelihood(draw, target):

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from ..core._results import InferenceWarning
 from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
-from ._check_data import check_data, check_likelihood
+from ._check_data import check_data, check_likelihood, fixed_by_others
 from ._latent import as_dims
 from ._model import (
     Model,
@@ -45,6 +45,8 @@ class ModelTarget(AbstractDescribedTarget):
         name: Name of the observed variable if `y` is a single array.
         rows: Number of data rows; None if the likelihood is no product over rows.
         data_dims: Names of the axes of observed variables, by name.
+        tied: Fixed latents whose prior depends on latents that are not fixed. Their density
+            is part of the prior, which then has no draws.
 
     References:
         Phan, Pradhan and Jankowiak (2019), NumPyro's distributions, arXiv:1912.11554.
@@ -57,6 +59,7 @@ class ModelTarget(AbstractDescribedTarget):
     name: str = eqx.field(static=True)
     rows: int | None = eqx.field(static=True)
     data_dims: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
+    tied: tuple[str, ...] = eqx.field(static=True, default=())
 
     @property
     def free(self) -> tuple[Site, ...]:
@@ -134,6 +137,12 @@ class ModelTarget(AbstractDescribedTarget):
         return dataclasses.replace(self, y=y)
 
     def sample_prior(self, *, key: PRNGKey) -> Model:
+        if self.tied:
+            raise ValueError(
+                f"The prior cannot be drawn from: latent `{self.tied[0]}` is fixed, and its "
+                "prior depends on latents that are not. Its value tells of them as data do: "
+                "put it into the likelihood, or fix them too."
+            )
         return self.model.sample_prior(key)
 
     def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
@@ -257,7 +266,8 @@ def condition(
             f"Observed variable and latent must not share a name; got {sorted(clash)[0]!r}."
         )
     target = ModelTarget(model, y, inputs, found, name, None, _data_dims(model, y, name, dims))
-    target = dataclasses.replace(target, rows=check_likelihood(target))
+    rows, tied = check_likelihood(target), fixed_by_others(target)
+    target = dataclasses.replace(target, rows=rows, tied=tied)
     for remark in model.review(y, *inputs):
         warnings.warn(remark, InferenceWarning, stacklevel=2)
     return target

@@ -1,5 +1,7 @@
 """Tempered SMC through the loop: models, paths, failures, and what it reports."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import numpyro.distributions as dist
 import pytest
 from jax.scipy.stats import norm
 from numpy.testing import assert_allclose
+from scipy import stats
 from scipy.stats import cauchy, multivariate_normal
 from smc_targets import Conjugate, OneDimension
 
@@ -220,3 +223,41 @@ def test_parts_in_place_of_their_names(key):
         )
     )
     np.testing.assert_array_equal(named, given)
+
+
+class Parent(wh.Model):
+    tau: Any = wh.latent(dist.HalfNormal(5.0))
+    theta: Any = wh.latent(lambda m: dist.Normal(0.0, m.tau), shape=(8,))
+
+    def likelihood(self, x):
+        return dist.Normal(x @ self.theta, 1.0)
+
+
+def test_a_fixed_child_is_evidence_on_its_parent(key):
+    """Its prior density given the parent counts, though nothing draws it: by quadrature."""
+    rng = np.random.default_rng(0)
+    theta = 0.5 * np.array([1.2, -0.7, 0.3, -1.5, 0.9, 0.1, -0.4, 0.8])
+    x = rng.normal(size=(20, 8))
+    y = x @ theta + rng.normal(size=20)
+    target = wh.condition(Parent(theta=theta), y, x)
+    assert target.tied == ("theta",)
+    tau = np.linspace(1e-3, 12.0, 40_001)
+    density = stats.halfnorm.pdf(tau, scale=5.0) * np.exp(
+        stats.norm.logpdf(theta, 0, tau[:, None]).sum(1)
+    )
+    total = np.trapezoid(density, tau)
+    mean = np.trapezoid(tau * density, tau) / total
+    evidence = np.log(total) + stats.norm.logpdf(y, x @ theta, 1.0).sum()
+    found = wh.infer(target, wh.TemperedSMC(particles=2000), key=key)
+    assert_allclose(found.log_evidence, evidence, atol=4.5 * found.log_evidence_error)
+    weights = np.exp(found.log_weights)
+    sd = np.sqrt(np.trapezoid((tau - mean) ** 2 * density, tau) / total)
+    error = sd * np.sqrt(np.sum(weights**2))
+    assert_allclose(np.sum(weights * found["tau"]), mean, atol=6 * error)
+    with pytest.raises(ValueError, match="latent `theta` is fixed"):
+        wh.infer(target, wh.DataTemperedSMC(particles=100), key=key)
+    with pytest.raises(ValueError, match="latent `theta` is fixed"):
+        wh.sbc(target, wh.NUTS(), key=key)
+    other = wh.condition(Parent(tau=2.0), y, x)
+    assert other.tied == ()
+    other.sample_prior(key=key)
