@@ -75,10 +75,7 @@ def draw_data(
 
 
 def quantities(
-    target: AbstractDescribedTarget,
-    draw: Draw,
-    data: Mapping[str, Array],
-    functions: Functions,
+    target: AbstractDescribedTarget, draw: Draw, data: Mapping[str, Array], functions: Functions
 ) -> dict[str, Array]:
     """Return all that is compared: variables, log likelihood, and users' quantities."""
     found = dict(target.variables(draw))

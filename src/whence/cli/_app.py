@@ -118,8 +118,7 @@ def fit(
         ),
     ] = None,
     mesh: Annotated[
-        str | None,
-        typer.Option("--mesh", help="Devices, as chain=4,data=2: what they divide."),
+        str | None, typer.Option("--mesh", help="Devices, as chain=4,data=2: what they divide.")
     ] = None,
     distributed: Annotated[
         bool, typer.Option("--distributed", help="This is one of several processes.")

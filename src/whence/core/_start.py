@@ -18,10 +18,7 @@ MAX_STARTS = 100  # initial points to try before giving up
 
 
 def find_start(
-    attempt: Callable[[PRNGKey], tuple[PyTree, Bool[Array, ""]]],
-    like: PyTree,
-    *,
-    key: PRNGKey,
+    attempt: Callable[[PRNGKey], tuple[PyTree, Bool[Array, ""]]], like: PyTree, *, key: PRNGKey
 ) -> tuple[PyTree, Bool[Array, ""]]:
     """Return the first finite start among `MAX_STARTS`, or the last one. Traced.
 

@@ -10,9 +10,7 @@ class Namer:
     """Names elements of variables by the labels of their axes."""
 
     def __init__(
-        self,
-        dims: Mapping[str, Sequence[str]] | None,
-        coords: Mapping[str, Any] | None,
+        self, dims: Mapping[str, Sequence[str]] | None, coords: Mapping[str, Any] | None
     ):
         self._dims = dims or {}
         self._coords = coords or {}

@@ -190,13 +190,7 @@ def _text(finding: Finding) -> str:
 
 
 def _html_row(finding: Finding) -> str:
-    cells = (
-        finding.severity,
-        finding.code,
-        finding.message,
-        _limit(finding),
-        finding.remedy,
-    )
+    cells = (finding.severity, finding.code, finding.message, _limit(finding), finding.remedy)
     return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 

@@ -6,13 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.tree_util import (
-    DictKey,
-    GetAttrKey,
-    SequenceKey,
-    keystr,
-    tree_flatten_with_path,
-)
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr, tree_flatten_with_path
 
 from ..language._sites import is_model
 from ._bayesian_priors import Leaf

@@ -15,23 +15,9 @@ from ..core._types import PRNGKey
 from ..language._latent import Coords
 from ._arguments import constant_data, has_arrays
 from ._bijection import log_det
-from ._enumerate import (
-    Summed,
-    first_value,
-    marginal,
-    marginal_pointwise,
-    sample_discrete,
-)
+from ._enumerate import Summed, first_value, marginal, marginal_pointwise, sample_discrete
 from ._sites_target import AbstractSitesTarget
-from ._trace import (
-    Conditioned,
-    Structure,
-    at_step,
-    log_prob,
-    run,
-    site_key,
-    site_shape,
-)
+from ._trace import Conditioned, Structure, at_step, log_prob, run, site_key, site_shape
 
 
 class NumpyroTarget(AbstractSitesTarget):

@@ -31,12 +31,7 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    outcome: Outcome,
-    engine: AbstractProcedure,
-    target: Any,
-    key: PRNGKey,
-    *,
-    throw: bool,
+    outcome: Outcome, engine: AbstractProcedure, target: Any, key: PRNGKey, *, throw: bool
 ) -> Verdict:
     """Return which replicas to keep.
 

@@ -101,12 +101,7 @@ class Worker:
     def call(self, stop: int) -> PyTree:
         """Call the program once; return what it recorded."""
         state, buffers, status = self.plan.program.call(
-            self.data,
-            self.state,
-            self.key,
-            self.replica,
-            np.int32(self.at),
-            np.int32(stop),
+            self.data, self.state, self.key, self.replica, np.int32(self.at), np.int32(stop)
         )
         # Waits for the result; from here on the recorded steps are safe on the host.
         status = jax.tree.map(to_host, status)

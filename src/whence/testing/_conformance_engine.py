@@ -22,13 +22,7 @@ from ..running._infer import InferenceWarning, infer
 from ._compare import compare_moments
 from ._conformance_loop import check_chunks, check_resume, check_until
 from ._data_targets import ConjugateRegression, GaussianMean
-from ._require import (
-    first_line,
-    require,
-    require_arrays,
-    require_close,
-    require_same_structure,
-)
+from ._require import first_line, require, require_arrays, require_close, require_same_structure
 from ._targets import Gaussian, LogGamma
 
 
@@ -62,10 +56,7 @@ class _Subject:
 
 # In this order, with what each looks at.
 CHECKS: dict[str, tuple[str, Callable[[_Subject], None]]] = {
-    "configuration": (
-        "name, schedule and hash",
-        lambda it: check_configuration(it.engine),
-    ),
+    "configuration": ("name, schedule and hash", lambda it: check_configuration(it.engine)),
     "state": (
         "strongly typed arrays that keep shape and type over steps; `Info`, `done`, `result`",
         lambda it: it.steps(check_state),
@@ -173,8 +164,7 @@ def check_configuration(engine: AbstractEngine) -> None:
     for field, value in {"replicas": replicas, "warmup": warmup, "steps": steps}.items():
         require(type(value) is int, f"`schedule.{field}` must be an int; got {value!r}.")
     require(
-        type(extendable) is bool,
-        f"`schedule.extendable` must be a bool; got {extendable!r}.",
+        type(extendable) is bool, f"`schedule.extendable` must be a bool; got {extendable!r}."
     )
     require(replicas >= 1, f"`schedule.replicas` must be at least 1; got {replicas}.")
     require(

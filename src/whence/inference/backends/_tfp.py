@@ -158,9 +158,7 @@ class TFPNUTS(AbstractLibraryNUTS):
         windowed = mcmc.windowed_sampling
         if self.warmup < _LEAST_WINDOWED:
             return windowed.make_fast_adapt_kernel(
-                kind="nuts",
-                proposal_kernel_kwargs=proposal,
-                dual_averaging_kwargs=averaging,
+                kind="nuts", proposal_kernel_kwargs=proposal, dual_averaging_kwargs=averaging
             )
         return windowed.make_windowed_adapt_kernel(
             kind="nuts",

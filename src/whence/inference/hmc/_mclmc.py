@@ -22,11 +22,7 @@ from ...diagnostics._records import AdaptedChains
 from .._chain_sample import chain_sample, chain_schedule
 from .._settings import metric_name
 from ._autocorrelation import Memory, forget, remember, slowest_time
-from ._common import (
-    MAX_ENERGY_ERROR,
-    restarted,
-    van_der_corput,
-)
+from ._common import MAX_ENERGY_ERROR, restarted, van_der_corput
 from ._estimate import (
     AbstractEstimator,
     AutoEstimator,
@@ -255,12 +251,7 @@ class MCLMC(AbstractPausingEngine):
                 noisy = perturbed(particle.direction, size, jr.fold_in(key, number))
                 particle = _heading(particle, noisy)
             particle, change = stage(
-                value_and_grad,
-                state.metric,
-                particle,
-                advance,
-                number,
-                self.integrator,
+                value_and_grad, state.metric, particle, advance, number, self.integrator
             )
             pending = pending + change
             is_whole = number % stages == stages - 1
@@ -276,7 +267,9 @@ class MCLMC(AbstractPausingEngine):
         def is_unfinished(carry):
             particle, *_, number = carry
             is_missing = ~particle.is_finite() & (number < MAX_STARTS)
-            return jnp.where(is_search, is_missing, number.astype(num_steps.dtype) < stages * num_steps)
+            return jnp.where(
+                is_search, is_missing, number.astype(num_steps.dtype) < stages * num_steps
+            )
 
         zero = jnp.zeros_like(step_size)
         carry = (start, zero, zero, zero, jnp.zeros((), jnp.int32))

@@ -10,12 +10,7 @@ Vector = Float[Array, " dim"]
 
 
 def langevin(
-    position: Vector,
-    gradient: Vector,
-    scale: Vector | None,
-    step_size: Scalar,
-    *,
-    key: PRNGKey,
+    position: Vector, gradient: Vector, scale: Vector | None, step_size: Scalar, *, key: PRNGKey
 ) -> Vector:
     """Make one Euler-Maruyama step of overdamped Langevin dynamics.
 

@@ -100,10 +100,7 @@ class Tempering(AbstractFeynmanKac):
         return particles, control._replace(log_scale=log_scale, moves=stats)
 
     def log_potential(
-        self,
-        particles: Particles,
-        log_weights: Float[Array, " particle"],
-        control: Tempered,
+        self, particles: Particles, log_weights: Float[Array, " particle"], control: Tempered
     ) -> tuple[Float[Array, " particle"], Tempered]:
         old = control.temperature
         new = next_temperature(log_weights, particles.log_tilt, old, self.ess)
@@ -174,8 +171,7 @@ class TemperedSMC(AbstractEngine):
         default="hmc", converter=one_of("kernel", KERNELS, kind=AbstractKernel)
     )
     resampling: str | AbstractResampling = eqx.field(
-        default="systematic",
-        converter=one_of("resampling", SCHEMES, kind=AbstractResampling),
+        default="systematic", converter=one_of("resampling", SCHEMES, kind=AbstractResampling)
     )
     threshold: float = eqx.field(default=0.75, converter=number("threshold", least=0, most=1))
     metric: str = eqx.field(default="auto", converter=metric_name("auto", "dense", "diagonal"))

@@ -45,9 +45,7 @@ def effective_sample_size(log_weights: Float[Array, " particle"]) -> Scalar:
 
 
 def conditional_ess_fraction(
-    log_weights: Float[Array, " particle"],
-    log_tilt: Float[Array, " particle"],
-    delta: Scalar,
+    log_weights: Float[Array, " particle"], log_tilt: Float[Array, " particle"], delta: Scalar
 ) -> Scalar:
     """Return the conditional ESS of the weight `exp(delta * log_tilt)`, in (0, 1].
 

@@ -24,11 +24,7 @@ class AbstractEstimator(eqx.Module):
 
     @abc.abstractmethod
     def estimate(
-        self,
-        family: AbstractFamily,
-        params: PyTree,
-        log_densities: LogDensities,
-        noise: Noise,
+        self, family: AbstractFamily, params: PyTree, log_densities: LogDensities, noise: Noise
     ) -> tuple[Float[Array, " sample"], PyTree]:
         """Return `log p - log q` of each draw in nats, and the gradient of the ELBO.
 
@@ -52,11 +48,7 @@ class PathDerivative(AbstractEstimator):
     """
 
     def estimate(
-        self,
-        family: AbstractFamily,
-        params: PyTree,
-        log_densities: LogDensities,
-        noise: Noise,
+        self, family: AbstractFamily, params: PyTree, log_densities: LogDensities, noise: Noise
     ) -> tuple[Float[Array, " sample"], PyTree]:
         """Pull back the gradient of `log p` less the score of `q`."""
         log_weights, gradient, pull_back = _evaluate(family, params, log_densities, noise)
@@ -73,11 +65,7 @@ class ClosedFormEntropy(AbstractEstimator):
     """
 
     def estimate(
-        self,
-        family: AbstractFamily,
-        params: PyTree,
-        log_densities: LogDensities,
-        noise: Noise,
+        self, family: AbstractFamily, params: PyTree, log_densities: LogDensities, noise: Noise
     ) -> tuple[Float[Array, " sample"], PyTree]:
         """Pull back the gradient of `log p`, and add that of the entropy."""
         log_weights, gradient, pull_back = _evaluate(family, params, log_densities, noise)

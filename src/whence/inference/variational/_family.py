@@ -189,11 +189,7 @@ class FullRank(AbstractJointGaussian):
     def score(self, params: dict[str, Array], noise: Vector) -> Vector:
         # L^-T = diag(1 / scale) (I + lower)^-T; the diagonal of ones is not read.
         solved = jax.lax.linalg.triangular_solve(
-            params["lower"],
-            noise[None],
-            left_side=False,
-            lower=True,
-            unit_diagonal=True,
+            params["lower"], noise[None], left_side=False, lower=True, unit_diagonal=True
         )[0]
         return -solved * jnp.exp(-params["log_scale"])
 

@@ -112,12 +112,7 @@ class Evaluation:
 
 
 def replay(
-    policy: Policy,
-    log: LoggedData,
-    *,
-    key: PRNGKey,
-    state: Any = None,
-    learn: bool = True,
+    policy: Policy, log: LoggedData, *, key: PRNGKey, state: Any = None, learn: bool = True
 ) -> Evaluation:
     """Evaluate a policy on a log of arms drawn uniformly, by rejection.
 

@@ -11,12 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from ....core._convert import whole
 from ....core._types import PRNGKey
-from .._checks import (
-    Numbers,
-    require_finite,
-    require_positive,
-    require_within,
-)
+from .._checks import Numbers, require_finite, require_positive, require_within
 from ._normal_gamma import NormalGamma
 
 PerInstance = Float[Array, "arm instance"]
@@ -79,21 +74,15 @@ class GaussianArms(AbstractEnvironment):
     Attributes:
         loc: Mean rewards, shape `(arm, instance)`.
         scale: Standard deviations of the rewards, shape `(arm, instance)`.
+
+    Raises:
+        ValueError: If shapes do not match, or a standard deviation is not positive.
     """
 
     loc: Float[Array, "..."]
     scale: Float[Array, "..."]
 
     def __init__(self, loc: Numbers, scale: Numbers):
-        """State the arms.
-
-        Args:
-            loc: Mean rewards, shape `(arm, instance)`.
-            scale: Standard deviations of the rewards, shape `(arm, instance)`.
-
-        Raises:
-            ValueError: If shapes do not match, or a standard deviation is not positive.
-        """
         require_finite("loc", loc)
         require_positive("scale", scale)
         self.loc, self.scale = _per_instance(loc=loc, scale=scale)
@@ -112,19 +101,14 @@ class BernoulliArms(AbstractEnvironment):
 
     Attributes:
         probs: Probabilities of 1, shape `(arm, instance)`.
+
+    Raises:
+        ValueError: If the shape is another or a probability is not from 0 to 1.
     """
 
     probs: Float[Array, "..."]
 
     def __init__(self, probs: Numbers):
-        """State the arms.
-
-        Args:
-            probs: Probabilities of 1, shape `(arm, instance)`.
-
-        Raises:
-            ValueError: If the shape is another or a probability is not from 0 to 1.
-        """
         require_within("probs", probs, 0.0, 1.0)
         (self.probs,) = _per_instance(probs=probs)
 
@@ -143,21 +127,15 @@ class BetaArms(AbstractEnvironment):
     Attributes:
         alpha: First parameters, shape `(arm, instance)`.
         beta: Second parameters, shape `(arm, instance)`.
+
+    Raises:
+        ValueError: If shapes do not match, or a parameter is not positive.
     """
 
     alpha: Float[Array, "..."]
     beta: Float[Array, "..."]
 
     def __init__(self, alpha: Numbers, beta: Numbers):
-        """State the arms.
-
-        Args:
-            alpha: First parameters, shape `(arm, instance)`.
-            beta: Second parameters, shape `(arm, instance)`.
-
-        Raises:
-            ValueError: If shapes do not match, or a parameter is not positive.
-        """
         require_positive("alpha", alpha)
         require_positive("beta", beta)
         self.alpha, self.beta = _per_instance(alpha=alpha, beta=beta)
@@ -177,21 +155,15 @@ class UniformArms(AbstractEnvironment):
     Attributes:
         centre: Mean rewards, shape `(arm, instance)`.
         half_width: Half the lengths of the intervals, shape `(arm, instance)`.
+
+    Raises:
+        ValueError: If shapes do not match, or a length is not positive.
     """
 
     centre: Float[Array, "..."]
     half_width: Float[Array, "..."]
 
     def __init__(self, centre: Numbers, half_width: Numbers):
-        """State the arms.
-
-        Args:
-            centre: Mean rewards, shape `(arm, instance)`.
-            half_width: Half the lengths of the intervals, shape `(arm, instance)`.
-
-        Raises:
-            ValueError: If shapes do not match, or a length is not positive.
-        """
         require_finite("centre", centre)
         require_positive("half_width", half_width)
         self.centre, self.half_width = _per_instance(centre=centre, half_width=half_width)

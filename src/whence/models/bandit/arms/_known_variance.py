@@ -31,12 +31,7 @@ class KnownVariance(AbstractBelief):
     noise: PerArm
 
     def __init__(
-        self,
-        mu: Numbers,
-        variance: Numbers,
-        noise: Numbers,
-        *,
-        arms: int | None = None,
+        self, mu: Numbers, variance: Numbers, noise: Numbers, *, arms: int | None = None
     ):
         """State a belief.
 

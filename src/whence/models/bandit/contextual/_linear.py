@@ -27,6 +27,10 @@ class LinearGaussian(eqx.Module):
         alpha: Shape of the inverse gamma distribution of the noise variance.
         beta: Its scale, in squared units of the reward.
 
+    Raises:
+        ValueError: If shapes do not match, `cov` is not a covariance, or `alpha` or
+            `beta` is not positive.
+
     References:
         O'Hagan and Forster (2004), "Kendall's Advanced Theory of Statistics 2B: Bayesian
         Inference", chapter 11.
@@ -38,19 +42,6 @@ class LinearGaussian(eqx.Module):
     beta: Scalar
 
     def __init__(self, mu: Numbers, cov: Numbers, alpha: Numbers, beta: Numbers):
-        """State a belief.
-
-        Args:
-            mu: Expected coefficients, shape `(feature,)`.
-            cov: Covariance of the coefficients in units of the noise variance, shape
-                `(feature, feature)`.
-            alpha: Shape of the inverse gamma distribution of the noise variance.
-            beta: Its scale, in squared units of the reward.
-
-        Raises:
-            ValueError: If shapes do not match, `cov` is not a covariance, or `alpha` or
-                `beta` is not positive.
-        """
         given = [jnp.asarray(x) for x in (mu, cov, alpha, beta)]
         dtype = jnp.result_type(*given, 0.0)
         mu, cov, alpha, beta = (x.astype(dtype) for x in given)

@@ -10,9 +10,7 @@ from ._kernel import KernelTiles, in_threads
 
 
 def evidence_gradient(
-    kernel: KernelTiles,
-    left: Float[Array, "rows columns"],
-    right: Float[Array, "rows columns"],
+    kernel: KernelTiles, left: Float[Array, "rows columns"], right: Float[Array, "rows columns"]
 ) -> tuple[AbstractLayer, Array]:
     """Return the derivative of the sum over columns of `left' (K + noise I) right`.
 

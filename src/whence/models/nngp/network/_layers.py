@@ -48,11 +48,7 @@ class Dense(AbstractLayer):
     weight_variance: Parameter
     bias_variance: Parameter
 
-    def __init__(
-        self,
-        weight_variance: Number = 1.0,
-        bias_variance: Number = 0.0,
-    ):
+    def __init__(self, weight_variance: Number = 1.0, bias_variance: Number = 0.0):
         self.weight_variance = parameter("weight_variance", weight_variance, zero=True)
         self.bias_variance = parameter("bias_variance", bias_variance, zero=True)
 
