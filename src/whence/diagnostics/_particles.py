@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ._data import Draws
-from ._report import Finding
+from ._report import Finding, held
 from ._weights import khat_limit, normalise, pareto_khat, weight_ess
 
 WEIGHT_ESS_LIMIT = 100.0
@@ -40,32 +40,26 @@ _SMC_REMEDY = "Use more particles, or more temperatures and moves between them."
 
 
 def _ess(ess: float, size: int) -> Finding:
-    if ess >= WEIGHT_ESS_LIMIT:
-        message = f"{ess:.0f} effective of {size} particles"
-        return Finding("weight_ess", "ok", message, ess, WEIGHT_ESS_LIMIT, _KONG)
-    return Finding(
+    return held(
         "weight_ess",
-        "warning",
-        f"Only {ess:.1f} effective of {size} particles",
-        value=ess,
-        threshold=WEIGHT_ESS_LIMIT,
-        source=_KONG,
+        ess,
+        WEIGHT_ESS_LIMIT,
+        fine=f"{ess:.0f} effective of {size} particles",
+        wrong=f"Only {ess:.1f} effective of {size} particles",
         remedy=_SMC_REMEDY,
+        source=_KONG,
     )
 
 
 def _largest(largest: float, size: int) -> Finding:
     limit = max(LARGEST_WEIGHT, 2 / size)
-    if largest <= limit:
-        message = f"The largest weight is {largest:.2%} of all"
-        return Finding("max_weight", "ok", message, largest, limit, "rule of thumb")
-    return Finding(
+    return held(
         "max_weight",
-        "warning",
-        f"A single particle carries {largest:.1%} of the weight",
-        value=largest,
-        threshold=limit,
-        source="rule of thumb",
+        largest,
+        limit,
+        passed=largest <= limit,
+        fine=f"The largest weight is {largest:.2%} of all",
+        wrong=f"A single particle carries {largest:.1%} of the weight",
         remedy=_SMC_REMEDY,
     )
 
@@ -121,17 +115,12 @@ def _flat(values: Any) -> np.ndarray:
 
 def _distinct(distinct: int, size: int) -> Finding:
     """Judge copies: resampling makes them, and equal weights do not show them."""
-    limit, value = WEIGHT_ESS_LIMIT, float(distinct)
-    if distinct >= limit:
-        message = f"{distinct} of {size} particles are distinct"
-        return Finding("distinct", "ok", message, value, limit, "rule of thumb")
-    return Finding(
+    return held(
         "distinct",
-        "warning",
-        f"Only {distinct} of {size} particles are distinct",
-        value=value,
-        threshold=limit,
-        source="rule of thumb",
+        float(distinct),
+        WEIGHT_ESS_LIMIT,
+        fine=f"{distinct} of {size} particles are distinct",
+        wrong=f"Only {distinct} of {size} particles are distinct",
         remedy="The moves after resampling were rejected, or there are too few particles: use "
         "smaller or more moves per stage, or more particles.",
     )
@@ -155,16 +144,12 @@ def _temperature(temperature: np.ndarray) -> Finding:
 
 def _stages(ess: np.ndarray, size: int) -> Finding:
     limit, low = STAGE_ESS * size, float(ess.min())
-    if low >= limit:
-        message = f"At least {low:.0f} effective of {size} particles at every stage"
-        return Finding("stage_ess", "ok", message, low, limit, "rule of thumb")
-    return Finding(
+    return held(
         "stage_ess",
-        "warning",
-        f"Only {low:.1f} effective of {size} particles at stage {int(np.argmin(ess))}",
-        value=low,
-        threshold=limit,
-        source="rule of thumb",
+        low,
+        limit,
+        fine=f"At least {low:.0f} effective of {size} particles at every stage",
+        wrong=f"Only {low:.1f} effective of {size} particles at stage {int(np.argmin(ess))}",
         remedy="The step between two stages was too large: use more stages, or choose them "
         "adaptively.",
     )
@@ -172,16 +157,12 @@ def _stages(ess: np.ndarray, size: int) -> Finding:
 
 def _moves(rate: np.ndarray) -> Finding:
     low = float(rate.min())
-    if low >= LOW_ACCEPTANCE:
-        message = f"The acceptance rate of the moves is at least {low:.2f}"
-        return Finding("acceptance", "ok", message, low, LOW_ACCEPTANCE, "rule of thumb")
-    return Finding(
+    return held(
         "acceptance",
-        "warning",
-        f"The acceptance rate of the moves falls to {low:.3f} at stage {int(np.argmin(rate))}: "
-        "particles stay copies of each other",
-        value=low,
-        threshold=LOW_ACCEPTANCE,
-        source="rule of thumb",
+        low,
+        LOW_ACCEPTANCE,
+        fine=f"The acceptance rate of the moves is at least {low:.2f}",
+        wrong=f"The acceptance rate of the moves falls to {low:.3f} at stage "
+        f"{int(np.argmin(rate))}: particles stay copies of each other",
         remedy="Use smaller or more moves per stage.",
     )

@@ -55,6 +55,23 @@ class Finding:
         return self.severity in ("warning", "error")
 
 
+def held(
+    code: str,
+    value: float,
+    threshold: float,
+    *,
+    fine: str,
+    wrong: str,
+    remedy: str,
+    source: str = "rule of thumb",
+    passed: bool | None = None,
+) -> Finding:
+    """Return what a number says that must not be below a limit, unless `passed` decides."""
+    if value >= threshold if passed is None else passed:
+        return Finding(code, "ok", fine, value, threshold, source)
+    return Finding(code, "warning", wrong, value, threshold, source, remedy)
+
+
 @dataclass(frozen=True)
 class Report:
     """The outcome of all checks on one posterior.

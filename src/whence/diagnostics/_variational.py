@@ -3,7 +3,7 @@
 import numpy as np
 
 from ._particles import check_khat
-from ._report import Finding
+from ._report import Finding, held
 from ._weights import pareto_khat, weight_ess
 
 MATERIAL = 0.1  # nats: a change of the ELBO by this is a change of the divergence by it
@@ -57,15 +57,16 @@ def _overlap(ess: float, size: int) -> Finding:
     A family that is too wide or displaced has bounded ratios, which k-hat calls good.
     """
     message = f"The importance ratios make {ess:.4g} of {size} draws effective"
-    source = "a Renyi divergence of order 2 of 3 nats"
-    if ess >= OVERLAP * size:
-        return Finding("overlap", "ok", message, ess / size, OVERLAP, source)
-    message += ": most draws lie where the target has little mass"
-    remedy = (
-        "The approximation is too wide, displaced or of the wrong shape: train longer, use a "
-        "richer family, reparameterise, or use MCMC."
+    return held(
+        "overlap",
+        ess / size,
+        OVERLAP,
+        fine=message,
+        wrong=f"{message}: most draws lie where the target has little mass",
+        remedy="The approximation is too wide, displaced or of the wrong shape: train longer, "
+        "use a richer family, reparameterise, or use MCMC.",
+        source="a Renyi divergence of order 2 of 3 nats",
     )
-    return Finding("overlap", "warning", message, ess / size, OVERLAP, source, remedy)
 
 
 def _khat(khat: float, size: int) -> Finding:

@@ -1,6 +1,6 @@
 """Sequential Monte Carlo along the data: one row after another, from prior to posterior."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,7 +9,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ...core._convert import number, one_of, whole
+from ...core._cache import remembering
+from ...core._convert import number, whole
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._feynman_kac import AbstractFeynmanKac
 from ...core._growing import rows_so_far
@@ -23,7 +24,8 @@ from ._driver import Cloud, Resampler, advance, start, weigh_at_last
 from ._kernels import KERNELS, AbstractKernel, LogTerms, Particles
 from ._moves import Moves, MoveStats, move_particles
 from ._path import draw_initial, no_prior, unflatten
-from ._resampling import SCHEMES, AbstractResampling
+from ._record import kernel_field, only_cloud, resampling_field, step_stats, weighted_sample
+from ._resampling import AbstractResampling
 from ._weights import effective_sample_size, normalise, wide_dtype
 
 
@@ -149,7 +151,7 @@ class Intake(AbstractFeynmanKac):
         def terms(x: Float[Array, " dim"]) -> tuple[Scalar, Scalar]:
             position = unflatten(self.target, x)
             each = self.target.log_likelihood(position)
-            taken = jnp.arange(each.shape[0]) < rows
+            taken = jnp.arange(each.shape[0], dtype=rows.dtype) < rows
             total = jnp.sum(jnp.where(taken, each, 0.0), dtype=wide_dtype())
             return self.target.log_prior(position).astype(wide_dtype()), total
 
@@ -214,13 +216,8 @@ class DataTemperedSMC(AbstractOnlineEngine):
     moves: int | None = eqx.field(
         default=None, converter=whole("moves", least=1, optional=True)
     )
-    kernel: str | AbstractKernel = eqx.field(
-        default="hmc", converter=one_of("kernel", KERNELS, kind=AbstractKernel)
-    )
-    resampling: str | AbstractResampling = eqx.field(
-        default="systematic",
-        converter=one_of("resampling", SCHEMES, kind=AbstractResampling),
-    )
+    kernel: str | AbstractKernel = kernel_field()
+    resampling: str | AbstractResampling = resampling_field()
     metric: str = eqx.field(default="auto", converter=metric_name("auto", "dense", "diagonal"))
     max_moves: int = eqx.field(default=100, converter=whole("max_moves", least=1))
     max_steps: int = eqx.field(default=100_000, converter=whole("max_steps", least=2))
@@ -283,17 +280,7 @@ class DataTemperedSMC(AbstractOnlineEngine):
         after: Taken = state.control
         # What the driver has added up step by step is for particles that move every step.
         state = eqx.tree_at(lambda cloud: cloud.mixing_variance, state, after.variance)
-        stats: dict[str, Any] = {
-            "rows": after.rows,
-            "ess": did.ess,
-            "log_evidence_increment": did.log_evidence_increment,
-            "resampled": did.resampled,
-            "unique_ancestors": state.num_founders,
-            "acceptance_rate": after.moves.acceptance_rate,
-            "num_moves": after.moves.num_moves,
-            "num_evaluations": after.moves.num_evaluations,
-            "scale": jnp.exp(before.log_scale),
-        }
+        stats = step_stats(state, did, after.moves, before.log_scale) | {"rows": after.rows}
         return state, Info(position=None, stats=stats)
 
     def done(self, state: Cloud) -> Bool[Array, ""]:
@@ -313,18 +300,8 @@ class DataTemperedSMC(AbstractOnlineEngine):
     def posterior(
         self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        cloud: Cloud = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], state)
-        whole = _finish(self.model(target), cloud)
-        points: Particles = whole.particles.points
-        return Sample(
-            positions=jax.vmap(jax.vmap(lambda x: unflatten(target, x)))(points.x[None]),
-            stats={"lp": (points.log_base + points.log_tilt)[None]},
-            log_weights=whole.log_weights[None],
-            log_evidence=float(whole.log_evidence.value),
-            log_evidence_error=float(jnp.sqrt(whole.evidence_variance)),
-            method="smc",
-            record=_history(trace),
-        )
+        whole = _finish(self.model(target), only_cloud(state))
+        return weighted_sample(target, whole, whole.particles.points, _history(trace))
 
 
 def _no_moves() -> MoveStats:
@@ -332,7 +309,7 @@ def _no_moves() -> MoveStats:
     return MoveStats(jnp.zeros((), wide_dtype()), none, none)
 
 
-@eqx.filter_jit
+@remembering
 def _finish(intake: Intake, cloud: Cloud) -> Cloud:
     """Take in what rows are left, of a run that ended early, by importance sampling."""
     points: Particles = cloud.particles.points

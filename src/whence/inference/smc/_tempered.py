@@ -19,8 +19,9 @@ from .._settings import metric_name, named
 from ._driver import Cloud, Resampler, advance, start, weigh_at_last
 from ._kernels import KERNELS, AbstractKernel, Particles
 from ._moves import Moves, MoveStats, move_particles
-from ._path import PATHS, Reference, choose_path, draw_initial, log_terms, unflatten
-from ._resampling import SCHEMES, AbstractResampling
+from ._path import PATHS, Reference, choose_path, draw_initial, log_terms
+from ._record import kernel_field, only_cloud, resampling_field, step_stats, weighted_sample
+from ._resampling import AbstractResampling
 from ._weights import conditional_ess_fraction, wide_dtype
 
 # Tempering has stalled when a step is below 1e-6 *and* below 1% of the temperature: from
@@ -167,12 +168,8 @@ class TemperedSMC(AbstractEngine):
     moves: int | None = eqx.field(
         default=None, converter=whole("moves", least=1, optional=True)
     )
-    kernel: str | AbstractKernel = eqx.field(
-        default="hmc", converter=one_of("kernel", KERNELS, kind=AbstractKernel)
-    )
-    resampling: str | AbstractResampling = eqx.field(
-        default="systematic", converter=one_of("resampling", SCHEMES, kind=AbstractResampling)
-    )
+    kernel: str | AbstractKernel = kernel_field()
+    resampling: str | AbstractResampling = resampling_field()
     threshold: float = eqx.field(default=0.75, converter=number("threshold", least=0, most=1))
     metric: str = eqx.field(default="auto", converter=metric_name("auto", "dense", "diagonal"))
     path: str = eqx.field(default="auto", converter=one_of("path", PATHS))
@@ -205,17 +202,9 @@ class TemperedSMC(AbstractEngine):
         resampler = Resampler(self.resampling, self.threshold)
         state, did = advance(self.model(target), state, resampler, key=key)
         after: Tempered = state.control
-        stats: dict[str, Any] = {
+        stats = step_stats(state, did, after.moves, before.log_scale) | {
             "temperature": before.temperature,
             "next_temperature": after.temperature,
-            "ess": did.ess,
-            "log_evidence_increment": did.log_evidence_increment,
-            "resampled": did.resampled,
-            "unique_ancestors": state.num_founders,
-            "acceptance_rate": after.moves.acceptance_rate,
-            "num_moves": after.moves.num_moves,
-            "num_evaluations": after.moves.num_evaluations,
-            "scale": jnp.exp(before.log_scale),
             "num_nonfinite": after.num_nonfinite,
         }
         return state, Info(position=None, stats=stats)
@@ -234,18 +223,8 @@ class TemperedSMC(AbstractEngine):
     def posterior(
         self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        cloud: Cloud = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], state)
-        particles: Particles = cloud.particles
-        whole = _finish(cloud)
-        return Sample(
-            positions=jax.vmap(jax.vmap(lambda x: unflatten(target, x)))(particles.x[None]),
-            stats={"lp": (particles.log_base + particles.log_tilt)[None]},
-            log_weights=whole.log_weights[None],
-            log_evidence=float(whole.log_evidence.value),
-            log_evidence_error=float(jnp.sqrt(whole.evidence_variance)),
-            method="smc",
-            record=_history(trace),
-        )
+        whole = _finish(only_cloud(state))
+        return weighted_sample(target, whole, whole.particles, _history(trace))
 
 
 def next_temperature(

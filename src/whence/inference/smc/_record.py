@@ -1,0 +1,66 @@
+"""What samplers with particles write down at each step, and hand back at the end."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ...core._convert import one_of
+from ...core._engine import Sample
+from ...core._target import AbstractTarget
+from ...core._types import Scalar
+from ...diagnostics._records import ParticleHistory
+from ._driver import Advance, Cloud
+from ._kernels import KERNELS, AbstractKernel, Particles
+from ._moves import MoveStats
+from ._path import unflatten
+from ._resampling import SCHEMES, AbstractResampling
+
+
+def kernel_field() -> Any:
+    """Return the field of an engine for the kernel of its moves."""
+    convert = one_of("kernel", KERNELS, kind=AbstractKernel)
+    return eqx.field(default="hmc", converter=convert)
+
+
+def resampling_field() -> Any:
+    """Return the field of an engine for its scheme of resampling."""
+    convert = one_of("resampling", SCHEMES, kind=AbstractResampling)
+    return eqx.field(default="systematic", converter=convert)
+
+
+def step_stats(
+    cloud: Cloud, did: Advance, moves: MoveStats, log_scale: Scalar
+) -> dict[str, Any]:
+    """Return the statistics of a step that left `cloud`, moved with `log_scale`."""
+    return {
+        "ess": did.ess,
+        "log_evidence_increment": did.log_evidence_increment,
+        "resampled": did.resampled,
+        "unique_ancestors": cloud.num_founders,
+        "acceptance_rate": moves.acceptance_rate,
+        "num_moves": moves.num_moves,
+        "num_evaluations": moves.num_evaluations,
+        "scale": jnp.exp(log_scale),
+    }
+
+
+def only_cloud(state: Cloud) -> Cloud:
+    """Return the cloud of the one replica."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], state)
+
+
+def weighted_sample(
+    target: AbstractTarget, cloud: Cloud, particles: Particles, record: ParticleHistory
+) -> Sample:
+    """Return particles with the weights, and the evidence, of their cloud."""
+    return Sample(
+        positions=jax.vmap(jax.vmap(lambda x: unflatten(target, x)))(particles.x[None]),
+        stats={"lp": (particles.log_base + particles.log_tilt)[None]},
+        log_weights=cloud.log_weights[None],
+        log_evidence=float(cloud.log_evidence.value),
+        log_evidence_error=float(jnp.sqrt(cloud.evidence_variance)),
+        method="smc",
+        record=record,
+    )
