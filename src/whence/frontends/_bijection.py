@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from ..core._dtype import relaxed
 from ..core._types import Scalar
 
 
@@ -31,6 +32,7 @@ def bijection(support: Any, argument: str) -> Any:
         ) from error
 
 
+@relaxed()
 def log_det(bijector: Any, point: Array, value: Array) -> Scalar:
     """Return the log-determinant of the Jacobian at one point, summed over the batch."""
     return jnp.sum(jnp.asarray(bijector.log_abs_det_jacobian(point, value)))

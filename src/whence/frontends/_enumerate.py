@@ -11,6 +11,7 @@ from jaxtyping import Array
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from ..core._dtype import relaxed
 from ..core._types import PRNGKey, Scalar
 from ._trace import Structure, site_shape
 
@@ -39,6 +40,7 @@ class Summed(NamedTuple):
 
 
 @functools.cache
+@relaxed()
 def library() -> Any:
     """Return numpyro's interface to funsor, or say how to install that."""
     try:
@@ -52,12 +54,14 @@ def library() -> Any:
     return enumeration
 
 
+@relaxed()
 def first_value(site: dict[str, Any]) -> Array:
     """Return the first value of a discrete site's support, in the shape of the site."""
     values = site["fn"].enumerate_support(expand=False)
     return jnp.broadcast_to(values[0], site_shape(site))
 
 
+@relaxed()
 def marginal(summed: Summed, values: Values, *, data: bool) -> Scalar:
     """Return the log density of the continuous latents, in nats, on their own space."""
     model = _enumerated(summed, summed.fn if data else _WithoutData(summed.fn))
@@ -65,6 +69,7 @@ def marginal(summed: Summed, values: Values, *, data: bool) -> Scalar:
     return jnp.asarray(density)
 
 
+@relaxed()
 def marginal_pointwise(summed: Summed, values: Values) -> dict[str, Array | None]:
     """Return the log likelihood of each datum of sites that depend on discrete latents.
 
@@ -82,6 +87,7 @@ def marginal_pointwise(summed: Summed, values: Values) -> dict[str, Array | None
     }
 
 
+@relaxed()
 def sample_discrete(summed: Summed, values: Values, key: PRNGKey) -> Values:
     """Return the discrete latents drawn from their distribution given all else."""
     if summed.structure.scanned:
@@ -118,6 +124,7 @@ def depending(function: Callable[[Values], Values], values: Values) -> frozenset
     return frozenset(name for name, is_repeated in repeated.items() if is_repeated)
 
 
+@relaxed()
 def enumerated(summed: Summed, values: Values) -> dict[str, frozenset[str]]:
     """Return the discrete latents along whose values a site's density goes, by site."""
     model = _enumerated(summed, summed.fn)

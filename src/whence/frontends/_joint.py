@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array
 
+from ..core._dtype import relaxed
 from ..core._types import Scalar
 from ._trace import Latent
 
@@ -82,8 +83,8 @@ class JointStructure(NamedTuple):
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Silence what JAX says to TensorFlow Probability about names that it has deprecated."""
-    with warnings.catch_warnings():
+    """Let TensorFlow Probability mix types, and use names that JAX has deprecated."""
+    with warnings.catch_warnings(), relaxed():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
 

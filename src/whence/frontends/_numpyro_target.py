@@ -11,6 +11,7 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to
 
 from ..core import compiled
+from ..core._dtype import relaxed
 from ..core._types import PRNGKey
 from ..language._latent import Coords
 from ._arguments import constant_data, has_arrays
@@ -194,6 +195,7 @@ class NumpyroTarget(AbstractSitesTarget):
             or (site["type"] == "deterministic" and name not in self.structure.varying)
         }
 
+    @relaxed()
     def _inverse(self, run):
         sites = {site.name: run[site.name] for site in self.sites}
         return {n: biject_to(s["fn"].support).inv(s["value"]) for n, s in sites.items()}
@@ -204,6 +206,7 @@ class NumpyroTarget(AbstractSitesTarget):
             return total + marginal(self._summed, self._latents(run), data=False)
         return total + sum(jnp.sum(log_prob(run[latent.name])) for latent in self.sites)
 
+    @relaxed()
     def _log_det(self, run, position):
         # The Jacobian belongs to the change of variables: no handler scales or masks it.
         total = jnp.zeros((), jnp.result_type(float))
@@ -262,6 +265,7 @@ def _fitting(site, value):
     return value
 
 
+@relaxed()
 def _sample_like(site, key):
     """Draw a site's data, in the shape of what was observed there."""
     d, value = site["fn"], site["value"]

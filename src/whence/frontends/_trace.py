@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer import init_to_uniform
 
+from ..core._dtype import relaxed
 from ._bijection import bijection
 
 Trace = dict[str, dict[str, Any]]  # what numpyro's `trace` handler records, by site
@@ -68,6 +69,7 @@ class Conditioned(eqx.Module):
         return handlers.condition(self.fn, data=self.data)(*args, **kwargs)
 
 
+@relaxed()
 def run(fn: Callable, args: tuple, kwargs: dict, choose: Callable, *, key=None) -> Trace:
     """Run a model and return its trace.
 
@@ -107,6 +109,7 @@ def at_step(site, value, ndim: int):
     return value if step is None or jnp.ndim(value) <= ndim else value[step]
 
 
+@relaxed()
 def log_prob(site):
     """Return the pointwise log-probability of a site in nats, masked and scaled."""
     value = jnp.asarray(site["fn"].log_prob(site["value"]))
@@ -117,6 +120,7 @@ def inspect_model(fn: Callable, args: tuple, kwargs: dict) -> Structure:
     """Return the structure of a model; nothing is computed."""
     found: list[Structure] = []
 
+    @relaxed()
     def visit(args, kwargs):
         # Not the prior: an improper one cannot be sampled.
         start = handlers.substitute(

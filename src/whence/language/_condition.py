@@ -13,6 +13,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from ..core._dtype import relaxed
 from ..core._results import InferenceWarning
 from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
@@ -224,7 +225,8 @@ class ModelTarget(AbstractDescribedTarget):
         drawn = {}
         for (name, d), k in zip(likelihood.items(), keys):
             shape = jnp.shape(observed[name])
-            drawn[name] = d.expand(shape[: len(shape) - len(d.event_shape)]).sample(k)
+            with relaxed():
+                drawn[name] = d.expand(shape[: len(shape) - len(d.event_shape)]).sample(k)
         return drawn
 
 

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array
 
+from ..core._dtype import relaxed
 from ..core._types import PRNGKey, Scalar
 from ._latent import UNDRAWN, Coords, is_derived
 from ._sites import Prior, Site, is_model, walk
@@ -45,9 +46,10 @@ class Model(eqx.Module):
     def log_likelihood(self, y: Any, *inputs: Any) -> Any:
         """Return the log likelihood of `y`, pointwise over data, in nats."""
         likelihood = self.likelihood(*inputs)
-        if isinstance(likelihood, Mapping):
-            return {name: d.log_prob(y[name]) for name, d in likelihood.items()}
-        return likelihood.log_prob(y)
+        with relaxed():
+            if isinstance(likelihood, Mapping):
+                return {name: d.log_prob(y[name]) for name, d in likelihood.items()}
+            return likelihood.log_prob(y)
 
     def check_observed(self, y: Any, likelihood: Any) -> None:
         """Raise `ValueError` if `y` cannot be data of this model; `condition` asks.
@@ -114,6 +116,7 @@ class Model(eqx.Module):
         """
         count = 0
 
+        @relaxed()
         def choose(prior: Prior, value):
             nonlocal count
             count += 1
@@ -141,10 +144,11 @@ class Model(eqx.Module):
             An array, or a dict of arrays if there are several observed variables.
         """
         likelihood = self.likelihood(*inputs)
-        if isinstance(likelihood, Mapping):
-            keys = jr.split(key, len(likelihood))
-            return {n: d.sample(k) for (n, d), k in zip(likelihood.items(), keys)}
-        return likelihood.sample(key)
+        with relaxed():
+            if isinstance(likelihood, Mapping):
+                keys = jr.split(key, len(likelihood))
+                return {n: d.sample(k) for (n, d), k in zip(likelihood.items(), keys)}
+            return likelihood.sample(key)
 
     def predict_given(self, y: Any, inputs: tuple, new_inputs: tuple, *, key: PRNGKey) -> Any:
         """Draw new data given this draw and the observed data; `Posterior.predict` asks.
@@ -169,6 +173,7 @@ def sites(model: Model) -> tuple[Site, ...]:
     """Return what is known of the latents without giving them values."""
     found: list[Site] = []
 
+    @relaxed()
     def choose(prior: Prior, value):
         shape = prior.unconstrained_shape
         fixed = value is not UNDRAWN
@@ -203,6 +208,7 @@ def constrain_with_terms(
     """As `constrain`, with the log prior density of each latent by itself."""
     terms: dict[str, Scalar] = {}
 
+    @relaxed()
     def choose(prior: Prior, value):
         if value is not UNDRAWN:
             value = jnp.broadcast_to(value, prior.shape)
@@ -230,6 +236,7 @@ def unconstrain_values(model: Model, values: Mapping[str, Array]) -> dict[str, A
     """As `unconstrain`, from the values of the latents by path; fixed ones may be left out."""
     position: dict[str, Array] = {}
 
+    @relaxed()
     def choose(prior: Prior, value):
         if value is not UNDRAWN:
             return jnp.broadcast_to(value, prior.shape)
@@ -246,6 +253,7 @@ def start(model: Model, position: dict[str, Array], key: PRNGKey) -> dict[str, A
     position = dict(position)
     count = 0
 
+    @relaxed()
     def choose(prior: Prior, value):
         nonlocal count
         count += 1

@@ -46,7 +46,7 @@ class GaussianMean(AbstractDataTarget):
         """The target of data drawn from the model with default scales."""
         key_theta, key_noise = jr.split(key)
         theta = 2.0 * jr.normal(key_theta, (dim,))
-        return cls(theta + jr.normal(key_noise, (num_data, dim)))
+        return cls(theta[None] + jr.normal(key_noise, (num_data, dim)))
 
     @property
     def truth(self) -> dict[str, Moments]:
@@ -81,7 +81,7 @@ class GaussianMean(AbstractDataTarget):
         self, position: Float[Array, " dim"], rows: Int[Array, " batch"] | None = None
     ) -> Float[Array, "..."]:
         y = self.y if rows is None else self.y[rows]
-        return norm.logpdf(y, position, self.noise_sd).sum(1)
+        return norm.logpdf(y, position[None], self.noise_sd).sum(1)
 
     def log_density(self, position: Float[Array, " dim"]) -> Scalar:
         return self.log_prior(position) + self.log_likelihood(position).sum()

@@ -60,7 +60,8 @@ class Gaussian(AbstractTarget):
             noise = np.random.default_rng(7).normal(size=(dim, dim))
             rotation = np.linalg.qr(noise).Q
         self.axes = jnp.asarray(rotation, self.scales.dtype)
-        self.mean = jnp.arange(1, dim + 1) * jnp.sqrt(jnp.diag(self.covariance))
+        numbers = jnp.arange(1, dim + 1).astype(self.covariance.dtype)
+        self.mean = numbers * jnp.sqrt(jnp.diag(self.covariance))
 
     @property
     def covariance(self) -> Float[Array, "dim dim"]:
@@ -201,8 +202,8 @@ class Autoregression(AbstractTarget):
     @property
     def covariance(self) -> Float[Array, "dim dim"]:
         """The exact covariance."""
-        times = jnp.arange(self.dim)
-        return self.correlation ** jnp.abs(times[:, None] - times)
+        times = jnp.arange(self.dim).astype(self.correlation.dtype)
+        return self.correlation ** jnp.abs(times[:, None] - times[None])
 
     def init(self, *, key: PRNGKey) -> Float[Array, " dim"]:
         """Uniform on (-2, 2)."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ...core._dtype import relaxed
 from ...core._types import PRNGKey
 from ._library import AbstractLibraryNUTS, LogDensity, Start
 from ._options import initial_metric, route
@@ -156,7 +157,7 @@ class BlackjaxNUTS(AbstractLibraryNUTS):
             core["initial_inverse_mass_matrix"] = initial_metric(
                 initial, self.metric == "dense", dim
             )
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval(), relaxed():
             windows = np.asarray(build_schedule(self.warmup, **schedule))
         return (
             nuts.build_kernel(**kernel),

@@ -66,7 +66,7 @@ class Window(eqx.Module):
         return Window(
             self.moments.update(position, gradient),
             self.progress.update(jnp.stack([self.count, log_density])),
-            self.divergences + is_divergent,
+            self.divergences + is_divergent.astype(self.divergences.dtype),
             self.acceptance_sum + jnp.nan_to_num(acceptance_rate),
         )
 
@@ -186,7 +186,7 @@ def learn(
         What is known now, and the chain for the next step; what was given if no window ends.
     """
     stop, window = last_window_end(warmup), adaptation.window
-    is_going_on = window.count < adaptation.length and index not in (stop, warmup)
+    is_going_on = window.count < int(adaptation.length) and index not in (stop, warmup)
     if is_going_on or chain.phase == FAILED:
         return adaptation, chain
     adaptation, chain = jax.tree.map(np.asarray, (adaptation, chain))

@@ -322,8 +322,10 @@ def chees_gradient(
     weight = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
     end = jnp.where(counts[:, None], after.position, 0)
     momentum = jnp.where(counts[:, None], after.momentum, 0)
-    start = jax.vmap(whitening.adjoint)(before.position - jnp.mean(before.position, axis=0))
-    end = jax.vmap(whitening.adjoint)(end - jnp.sum(end * weight[:, None], axis=0))
+    start = before.position - jnp.mean(before.position, axis=0, keepdims=True)
+    start = jax.vmap(whitening.adjoint)(start)
+    end = end - jnp.sum(end * weight[:, None], axis=0, keepdims=True)
+    end = jax.vmap(whitening.adjoint)(end)
     gain = jnp.sum(end**2, axis=1) - jnp.sum(start**2, axis=1)
     criterion = jnp.sum(weight * gain**2) / 4
     return criterion, jnp.sum(weight * gain * jnp.sum(end * momentum, axis=1))

@@ -141,7 +141,7 @@ class Welford(eqx.Module):
         count = self.count + size
         mean = jnp.sum(jnp.where(keep[:, None], x, 0), axis=0) / jnp.maximum(size, 1)
         shift, share = mean - self.mean, size / jnp.maximum(count, 1)
-        centred = jnp.where(keep[:, None], x - mean, 0)
+        centred = jnp.where(keep[:, None], x - mean[None], 0)
         if self.deviations.ndim == 1:
             within, between = jnp.sum(centred**2, axis=0), shift**2
         else:

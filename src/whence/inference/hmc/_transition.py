@@ -232,7 +232,7 @@ def _judge(now: _Round, found: Proposal) -> _Step:
         memory = jax.tree.map(lambda a, b: jnp.where(is_higher, a, b), new, memory)
     is_resolved = _is_resolved(found)
     is_whole = is_resolved | (jnp.sum(step * step) < 0.9 * now.radius**2)
-    near = jnp.where(gain < far(step.shape[0]), now.near + is_whole, 0)
+    near = jnp.where(gain < far(step.shape[0]), now.near + is_whole.astype(jnp.int32), 0)
     wanted = jnp.where(is_resolved, 1, _NEAR_STEPS)
     return _Step(
         is_higher,

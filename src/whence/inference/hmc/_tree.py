@@ -106,7 +106,8 @@ class Tree(AbstractTrajectory):
         return ~self.is_complete & ~self.is_turning & ~self.is_divergent
 
     def acceptance_rate(self) -> Scalar:
-        return self.acceptance_sum / jnp.maximum(self.leaves, 1)
+        count = jnp.maximum(self.leaves, 1)
+        return self.acceptance_sum / count.astype(self.acceptance_sum.dtype)
 
     def num_steps(self) -> Int[Array, ""]:
         return self.leaves

@@ -203,7 +203,7 @@ class SGLD(AbstractOnlineEngine):
                 position,
                 epoch,
                 scale,
-                last.finite + (ok & (last.finite == i)),
+                last.finite + (ok & (last.finite == i)).astype(jnp.int32),
                 last.position,
                 log_density.astype(flat.dtype),
                 gradient,

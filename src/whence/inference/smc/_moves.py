@@ -80,7 +80,8 @@ def covariance_factor(
     """Return a root of the weighted covariance of the particles."""
     alive = log_weights > -jnp.inf
     weights = jnp.exp(log_weights).astype(x.dtype)
-    centred = jnp.where(alive[:, None], x - weights @ jnp.where(alive[:, None], x, 0.0), 0.0)
+    mean = weights @ jnp.where(alive[:, None], x, 0.0)
+    centred = jnp.where(alive[:, None], x - mean[None], 0.0)
     unbiased = 1.0 / jnp.maximum(1.0 - jnp.sum(weights**2), 0.5)
     variance = unbiased * weights @ centred**2
     # A coordinate in which all particles agree gets the smallest scale that can undo it.
@@ -229,6 +230,6 @@ def _travelled(
     alive = weights[:, None] > 0
     values = jnp.where(alive, values, 0.0).astype(weights.dtype)
     start = jnp.where(alive, start, 0.0).astype(weights.dtype)
-    variance = weights @ (start - weights @ start) ** 2
+    variance = weights @ (start - (weights @ start)[None]) ** 2
     displacement = 0.5 * (weights @ (values - start) ** 2)
     return jnp.min(jnp.where(variance > 0, displacement / variance, jnp.inf))

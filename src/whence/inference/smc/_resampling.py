@@ -38,7 +38,8 @@ class Systematic(AbstractResampling):
 
     def __call__(self, weights, *, key):
         num = weights.shape[0]
-        return _invert(weights, (jnp.arange(num) + jr.uniform(key, (), weights.dtype)) / num)
+        grid = jnp.arange(num).astype(weights.dtype)
+        return _invert(weights, (grid + jr.uniform(key, (), weights.dtype)) / num)
 
 
 class Stratified(AbstractResampling):
@@ -47,7 +48,7 @@ class Stratified(AbstractResampling):
     def __call__(self, weights, *, key):
         num = weights.shape[0]
         points = jr.uniform(key, (num,), weights.dtype)
-        return _invert(weights, (jnp.arange(num) + points) / num)
+        return _invert(weights, (jnp.arange(num).astype(weights.dtype) + points) / num)
 
 
 class Multinomial(AbstractResampling):
@@ -68,12 +69,13 @@ class Residual(AbstractResampling):
         expected = num * weights
         children = jnp.floor(expected).astype(jnp.int32)
         certain = jnp.repeat(jnp.arange(num), children, total_repeat_length=num)
-        rest = expected - children
+        rest = expected - children.astype(weights.dtype)
         total = jnp.sum(rest)
         # Any of these may be wanted, so the points must not be in order.
         points = jr.uniform(key, (num,), weights.dtype)
         drawn = _invert(jnp.where(total > 0, rest / total, weights), points)
-        return jnp.where(jnp.arange(num) < jnp.sum(children), certain, drawn)
+        is_certain = jnp.arange(num) < jnp.sum(children)
+        return jnp.where(is_certain, certain, drawn.astype(certain.dtype))
 
 
 SCHEMES: dict[str, AbstractResampling] = {
@@ -91,4 +93,4 @@ def _invert(
     ancestors = jnp.searchsorted(sums / sums[-1], points, side="right")
     # A point may round to 1: keep it off the particles of weight zero at the end.
     last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0]), 0))
-    return jnp.minimum(ancestors, last)
+    return jnp.minimum(ancestors, last.astype(ancestors.dtype))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from ...core._convert import one_of, part, positive, whole
 from ...core._data import BATCHING, Epoch, Minibatches, log_density_estimate, minibatches
+from ...core._dtype import relaxed
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view
 from ...core._results import RESULTS
@@ -172,7 +173,8 @@ class BBVI(AbstractOnlineEngine):
         params = family.init(flat_view(target)[0])
         zero = jnp.zeros((), jnp.int32)
         epoch = self._batches(target).init()
-        optimizer = self._optimizer.init(family.no_step(params))
+        with relaxed():
+            optimizer = self._optimizer.init(family.no_step(params))
         pace = start_pace(params, self.steps, self._fall(target))
         return BBVIState(params, optimizer, epoch, zero, zero, zero, pace)
 
@@ -206,7 +208,8 @@ class BBVI(AbstractOnlineEngine):
         total = jnp.zeros((), flat_view(target)[0].dtype)
         _, new, total = jax.lax.while_loop(again, attempt, (jnp.int32(0), state, total))
         made = new.num_updates - jnp.where(index == 0, 0, state.num_updates)
-        stats: dict[str, Any] = {"elbo": total / made, "num_nonfinite": new.num_nonfinite}
+        elbo = total / made.astype(total.dtype)
+        stats: dict[str, Any] = {"elbo": elbo, "num_nonfinite": new.num_nonfinite}
         return new, Info(None, stats)
 
     def done(self, state: BBVIState) -> Bool[Array, ""]:
@@ -306,8 +309,8 @@ class BBVI(AbstractOnlineEngine):
             params,
             optimizer,
             epoch,
-            state.num_updates + finite,
-            state.num_nonfinite + ~finite,
+            state.num_updates + finite.astype(jnp.int32),
+            state.num_nonfinite + (~finite).astype(jnp.int32),
             jnp.where(finite, 0, state.failures + 1),
             pace,
         )
@@ -327,8 +330,10 @@ class BBVI(AbstractOnlineEngine):
     def _steps(self, descent: PyTree, state: BBVIState, counter) -> tuple[PyTree, PyTree]:
         """Return the steps of an update and the new state of the optimiser."""
         if self.optimizer is not None:
-            return self.optimizer.update(descent, state.optimizer)
+            with relaxed():
+                return self.optimizer.update(descent, state.optimizer)
         falling = counter >= state.pace.falls_at
-        steps, new = self._optimizer.update(descent, state.optimizer, falling=falling)
+        with relaxed():
+            steps, new = self._optimizer.update(descent, state.optimizer, falling=falling)
         factor = state.pace.factor(counter)
         return jax.tree.map(lambda x: factor.astype(x.dtype) * x, steps), new

@@ -103,6 +103,6 @@ def _at_rest(
     )
     spread = jnp.std(third, axis=0)
     unit = jnp.where(spread > 0, spread, 1)  # a point has none, and is in units of the position
-    before, after = (second - first) / unit, (third - second) / unit
+    before, after = (second - first) / unit[None], (third - second) / unit[None]
     still = jnp.all(jnp.mean(after**2, axis=0) < STILL**2)
     return still | (jnp.sum(before * after) <= 0)
