@@ -209,7 +209,7 @@ REFUSED = {
         threshold=1.5
     ),
     "`moves` must be at least 1, or None; got 0": lambda: DataTemperedSMC(moves=0),
-    "`kernel` must be one of 'hmc', 'rwm', or an instance of AbstractKernel; got 'nuts'": lambda: (
+    "must be one of 'hmc', 'rwm', or an instance of AbstractKernel; got 'nuts'": lambda: (
         DataTemperedSMC(kernel="nuts")
     ),
     "`metric` must be one of": lambda: DataTemperedSMC(metric="sparse"),

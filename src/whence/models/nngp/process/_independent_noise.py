@@ -16,6 +16,7 @@ from ..laws._abstract_law import AbstractLaw
 from ..laws._closed_form import PointMass
 from ..laws._normal_mixture import NormalMixture, NormalMixtureMarginals
 from ..network._abstract_layer import AbstractLayer
+from ._abstract_conditioned import AbstractConditioned
 from ._cholesky import whitened_covariance
 from ._remarks import remarks_on
 from ._scale_and_noise import TwoScales, as_law, fitted, log_density, log_density_of_data
@@ -78,7 +79,7 @@ class IndependentNoise(eqx.Module):
         return logsumexp(nodes.log_weights)
 
 
-class IndependentConditioned(eqx.Module):
+class IndependentConditioned(AbstractConditioned):
     """An `IndependentNoise` given observations: a `whence.core.Conditioned`.
 
     Attributes:
@@ -139,54 +140,6 @@ class IndependentConditioned(eqx.Module):
                 "scale and noise apart, only the priors do."
             )
         return tuple(said)
-
-    def latent(self, x: AnyArray) -> NormalMixture:
-        """Return the law of the function at new inputs, without noise.
-
-        The density of very many points at once is less exact than of few: it speaks of
-        v and s2 where the nodes, which are those for the observations, are few.
-
-        Args:
-            x: Inputs at which to predict.
-
-        Returns:
-            A distribution of shape `(points,)`; with several outputs `(outputs * points,)`,
-            the points of the first output first.
-        """
-        return self._predict(x, False)
-
-    def observation(self, x: AnyArray) -> NormalMixture:
-        """Return the law of new observations, noise included.
-
-        Args:
-            x: Inputs at which to predict.
-
-        Returns:
-            As `latent`.
-        """
-        return self._predict(x, True)
-
-    def latent_marginals(self, x: AnyArray) -> NormalMixtureMarginals:
-        """Return the law of each value of the function by itself: `latent`, for many points.
-
-        Args:
-            x: Inputs at which to predict.
-
-        Returns:
-            A distribution of batch shape `(points,)`, or `(points, outputs)`.
-        """
-        return self._predict_each(x, False)
-
-    def observation_marginals(self, x: AnyArray) -> NormalMixtureMarginals:
-        """Return the law of each new observation by itself: `observation`, for many points.
-
-        Args:
-            x: Inputs at which to predict.
-
-        Returns:
-            As `latent_marginals`.
-        """
-        return self._predict_each(x, True)
 
     def condition(self, x: AnyArray, y: AnyArray) -> IndependentConditioned:
         """Return the process given more observations; it is decomposed anew.

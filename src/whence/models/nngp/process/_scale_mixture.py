@@ -20,6 +20,7 @@ from .._parameter import parameter, require_values
 from ..laws._abstract_law import AbstractLaw
 from ..laws._numerical import scale_law
 from ..network._abstract_layer import AbstractLayer
+from ._abstract_conditioned import AbstractConditioned
 from ._cholesky import cholesky, factor_or_penalty, plus_diagonal, whitened_covariance
 from ._joint import Joint
 from ._remarks import remarks_on
@@ -132,7 +133,7 @@ class LeaveOneOut(NamedTuple):
     quadratic: Array
 
 
-class ScaleMixtureConditioned(eqx.Module):
+class ScaleMixtureConditioned(AbstractConditioned):
     """A `ScaleMixture` given observations: a `whence.core.Conditioned`.
 
     Attributes:
@@ -237,76 +238,32 @@ class ScaleMixtureConditioned(eqx.Module):
         read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
         return read.T @ self.white, covariance - read.T @ read
 
-    def latent(self, x: AnyArray) -> dist.Distribution:
-        """Return the law of the function at new inputs, without noise.
-
-        Args:
-            x: Inputs at which to predict.
-
-        Returns:
-            A distribution of shape `(points,)`; with several outputs `(outputs * points,)`,
-            the points of the first output first. Jointly, as all share v.
-        """
-        return self._predict(x, jnp.zeros(()))
-
-    def observation(self, x: AnyArray) -> dist.Distribution:
-        """Return the law of new observations, noise included.
-
-        Args:
-            x: Inputs at which to predict.
-
-        Returns:
-            As `latent`.
-        """
-        return self._predict(x, self.process.noise)
-
-    def latent_marginals(self, x: AnyArray) -> dist.Distribution:
-        """Return the law of the function at each new input by itself, for intervals.
-
-        Its memory grows with the points and not with their square.
-
-        Args:
-            x: Inputs at which to predict.
-
-        Returns:
-            A distribution of batch shape `(points,)`, or `(points, outputs)`.
-        """
-        return self._predict_each(x, jnp.zeros(()))
-
-    def observation_marginals(self, x: AnyArray) -> dist.Distribution:
-        """Return the law of each new observation by itself, noise included.
-
-        Args:
-            x: Inputs at which to predict.
-
-        Returns:
-            As `latent_marginals`.
-        """
-        return self._predict_each(x, self.process.noise)
-
-    def _predict_each(self, x: AnyArray, noise: Array) -> dist.Distribution:
+    def _predict_each(self, x: AnyArray, noisy: bool) -> dist.Distribution:
         network = self.process.network
         before = network.diagonal(x).nngp
         read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
         # What is observed without noise is known, up to rounding of either sign.
         left = jnp.maximum(before - jnp.sum(read**2, axis=0), jnp.finfo(before.dtype).eps)
-        deviations = jnp.sqrt(left + noise.astype(before.dtype))[:, None]
+        deviations = jnp.sqrt(left + self._noise(noisy).astype(before.dtype))[:, None]
         loc = read.T @ self.white
         shape = (len(before), *self.y.shape[1:])
         scale = jnp.broadcast_to(deviations, loc.shape).reshape(shape)
         law = self.process.scale
         return law.marginals(self.size, self.quadratic, loc.reshape(shape), scale)
 
-    def _predict(self, x: AnyArray, noise: Array) -> dist.Distribution:
-        loc, tril = self._factored(x, noise)
+    def _predict(self, x: AnyArray, noisy: bool) -> dist.Distribution:
+        loc, tril = self._factored(x, noisy)
         tril = repeated(tril, loc.shape[1])
         law = self.process.scale
         return law.mixture(self.size, self.quadratic, loc.T.reshape(-1), tril)
 
-    def _factored(self, x: AnyArray, noise: Array) -> tuple[Array, Array]:
+    def _factored(self, x: AnyArray, noisy: bool) -> tuple[Array, Array]:
         loc, covariance = self.moments(x)
         before = self.process.network.diagonal(x).nngp
-        return loc, whitened_covariance(covariance, noise, before)
+        return loc, whitened_covariance(covariance, self._noise(noisy), before)
+
+    def _noise(self, noisy: bool) -> Array:
+        return self.process.noise if noisy else jnp.zeros(())
 
     def sample(self, x: AnyArray, *, key: PRNGKey, draws: int = 1) -> dict[str, Array]:
         """Draw the scale and, given it, the function.
@@ -322,7 +279,7 @@ class ScaleMixtureConditioned(eqx.Module):
         """
         draws = whole("draws", least=1)(draws)
         key_scale, key_latent = jr.split(key)
-        loc, tril = self._factored(x, jnp.zeros(()))
+        loc, tril = self._factored(x, False)
         scale = jnp.asarray(self.scale.sample(key_scale, (draws,)))
         white = tril @ jr.normal(key_latent, (draws, *loc.shape), loc.dtype)
         latent = loc + jnp.sqrt(scale)[:, None, None].astype(loc.dtype) * white
