@@ -12,12 +12,15 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
 import numpy as np
+
+from ._code import code_key
 
 _PROGRAMS: OrderedDict[Any, Any] = OrderedDict()
 _MOST_PROGRAMS = 128
@@ -43,7 +46,8 @@ def remembered(build: Callable[..., Any], *args: Any) -> tuple[Any, bool]:
 
     Args:
         build: A module-level function; its identity is part of the key.
-        *args: Pytrees; of leaves that are arrays only shape and dtype matter.
+        *args: Pytrees; of leaves that are arrays only shape and dtype matter. What code
+            of a user in them reads (globals, closures) counts by value.
 
     Returns:
         What `build` returned, and whether it was found.
@@ -51,7 +55,7 @@ def remembered(build: Callable[..., Any], *args: Any) -> tuple[Any, bool]:
     Raises:
         ValueError: If a static leaf cannot be hashed.
     """
-    key = (build, _structure(args))
+    key = (build, _structure(args), code_key(args))
     try:
         found = key in _PROGRAMS
     except TypeError as error:
@@ -80,6 +84,22 @@ def compiled(function: Callable[..., Any], *args: Any) -> Program:
     """
     program, found = remembered(compile_now, function, *args)
     return program._replace(trace_seconds=0.0, compile_seconds=0.0) if found else program
+
+
+def remembering[F: Callable[..., Any]](function: F) -> F:
+    """Return `function` compiled at its first call for arguments like those it gets.
+
+    As `eqx.filter_jit`, but a changed global or closure of a user's code is noticed.
+
+    Args:
+        function: A module-level function of positional arguments, called outside of traces.
+    """
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        return compiled(function, *args).call(*args)
+
+    return cast(F, call)
 
 
 def compile_now(function: Callable[..., Any], *args: Any) -> Program:

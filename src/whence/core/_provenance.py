@@ -2,12 +2,16 @@
 
 import hashlib
 import importlib.metadata
+import sys
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
+
+from ._code import code_parts
 
 
 def fingerprint(target: Any) -> str:
@@ -18,6 +22,31 @@ def fingerprint(target: Any) -> str:
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def require_same(target: Any, content: Mapping[str, Any], where: str) -> None:
+    """Raise `ValueError` unless a target is the one of a manifest: its data and its model.
+
+    Code can be compared only between runs of one version of Python.
+
+    Args:
+        target: The target.
+        content: The manifest.
+        where: The file or folder, for the message.
+    """
+    if content.get("data_sha256") not in (None, fingerprint(target)):
+        raise ValueError(
+            f"`target` must be the one of {where}, but its data differ (their SHA-256 does)."
+        )
+    then, now = content.get("model"), code_parts(target)
+    version = ".".join(str(content.get("python")).split(".")[:2])
+    if then is None or then == now or version != ".".join(sys.version.split(".")[:2]):
+        return
+    changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    raise ValueError(
+        f"`target` must be the one of {where}, but its model differs, or a global or closure "
+        f"that it reads: {', '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}."
+    )
 
 
 @cache

@@ -1,5 +1,6 @@
 """Draws made elsewhere, checked and put into the form of our own."""
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core._cache import compiled
+from ..core._code import code_parts
 from ..core._engine import Sample
 from ..core._flat import position_shapes
 from ..core._provenance import fingerprint, versions
@@ -57,6 +59,8 @@ def external_manifest(target: Any, engine: str) -> dict[str, Any]:
         "x64": bool(jax.config.read("jax_enable_x64")),
         "versions": {name: versions()[name] for name in packages},
         "data_sha256": fingerprint(target),
+        "model": code_parts(target),
+        "python": sys.version.split()[0],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

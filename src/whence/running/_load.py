@@ -10,7 +10,7 @@ import numpy as np
 from ..core._engine import AbstractEngine, Sample
 from ..core._flat import position_shapes
 from ..core._json import from_json
-from ..core._provenance import fingerprint
+from ..core._provenance import require_same
 from ..core._target import AbstractTarget
 from ..core._tree import named_leaves
 from ..diagnostics._records import AbstractRecord, ForeignRecord
@@ -55,11 +55,8 @@ def load(
     tree = load_zarr(path) if is_zarr(path) else load_netcdf(path)
     attrs = dict(tree.attrs)
     manifest = json.loads(attrs["whence_manifest"])
-    if target is not None and manifest.get("data_sha256") not in (None, fingerprint(target)):
-        raise ValueError(
-            f"`target` must be the one that {str(path)!r} was sampled from, but its data "
-            "differ (their SHA-256 does)."
-        )
+    if target is not None:
+        require_same(target, manifest, f"the posterior in {str(path)!r}")
     arrays = lambda name: (
         {str(n): np.asarray(v.values) for n, v in tree[name].data_vars.items()}
         if name in tree.children

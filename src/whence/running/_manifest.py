@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from ..core._code import code_parts
 from ..core._engine import AbstractProcedure
 from ..core._json import to_json
 from ..core._provenance import fingerprint, versions
@@ -30,6 +31,7 @@ def manifest(target: Any, engine: AbstractProcedure, key: PRNGKey) -> dict[str, 
         "python": sys.version.split()[0],
         "versions": dict(versions()),
         "data_sha256": fingerprint(target),
+        "model": code_parts(target),
         "references": references(engine, target),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ..core._convert import whole
 from ..core._engine import AbstractEngine, AbstractProcedure
 from ..core._json import from_json, to_json
-from ..core._provenance import fingerprint
+from ..core._provenance import require_same
 from ..core._require import check_values, require_target
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
@@ -45,11 +45,7 @@ def open_run(folder: str | Path, target: Any, engine: AbstractProcedure | None) 
     """Open the store of a run on `target`."""
     store = RunStore.open(folder)
     content = store.manifest
-    if content["data_sha256"] != fingerprint(target):
-        raise ValueError(
-            f"`target` must be the one of the run in {folder}, but its data differ (their "
-            "SHA-256 does)."
-        )
+    require_same(target, content, f"the run in {folder}")
     if content["x64"] != bool(jax.config.jax_enable_x64):
         want = "float64 (`whence.enable_x64()`)" if content["x64"] else "float32"
         raise ValueError(f"The run in {folder} was made in {want}; switch to it first.")

@@ -11,6 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ...core._cache import remembering
 from ...core._convert import one_of, positive, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view, position_shapes
@@ -243,18 +244,18 @@ class MAP(AbstractEngine):
         return -evaluate(self.objective, target, flat_view(target)[1](point))
 
 
-@eqx.filter_jit
+@remembering
 def _log_density(target, point):
     return target.log_density(flat_view(target)[1](point))
 
 
-@eqx.filter_jit
+@remembering
 def _shape(target, objective: str, point) -> Shape:
     form = flat_view(target)[1]
     return shape_at(lambda x: evaluate(objective, target, form(x)), point)
 
 
-@eqx.filter_jit
+@remembering
 def _draw_laplace(target, point, shape: Shape, num_draws: int, key):
     """Positions, log densities and log importance ratios of the Gaussian approximation."""
     form = flat_view(target)[1]

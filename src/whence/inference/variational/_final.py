@@ -7,12 +7,12 @@ bounded, and so is the memory: whatever is evaluated at once is a block of draws
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ...core._cache import remembering
 from ...core._flat import flat_view
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey
@@ -49,7 +49,7 @@ def num_checked(target: AbstractTarget, draws: int, wanted: int | None) -> int:
     return affordable if affordable >= min(FEWEST_CHECKED, draws) else 0
 
 
-@eqx.filter_jit
+@remembering
 def draw(
     family: AbstractFamily,
     params: Any,

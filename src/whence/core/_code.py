@@ -1,0 +1,256 @@
+"""What functions and classes of a user mean: their code, and the values it reads.
+
+A compiled program is found again by the classes and shapes of its arguments. But a model
+also reads globals, variables of enclosing functions and defaults, and in a notebook these
+change: a program that has their old values must not be used again. A stored run must not go
+on with another model.
+
+Code of installed packages is taken as it is known by name.
+"""
+
+import dataclasses
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.core import Tracer
+
+_DEPTH = 12  # of values in values
+_INSTALLED = tuple(
+    sorted({sysconfig.get_path(n) for n in ("purelib", "platlib", "stdlib")})
+    + [str(Path(__file__).parents[1])]
+)
+
+
+def code_key(tree: Any) -> bytes:
+    """Return a hash of the code in a pytree, and of the values that the code reads.
+
+    Args:
+        tree: Modules, functions and arrays; arrays that are leaves do not count.
+    """
+    reader = _Reader()
+    reader.outer(tree)
+    return reader.digest.digest()
+
+
+def code_parts(tree: Any) -> dict[str, str]:
+    """Return a hash of each prior, method, function and setting in a pytree, by name.
+
+    The same in another process, as far as Python's instructions are.
+    """
+    parts: dict[str, str] = {}
+
+    def add(name: str, read: Callable[["_Reader"], None]) -> None:
+        reader = _Reader()
+        read(reader)
+        parts[name] = reader.digest.hexdigest()[:12]
+
+    def visit(name: str, value: Any, depth: int = _DEPTH) -> None:
+        if depth < 0:
+            return
+        if isinstance(value, eqx.Module):
+            cls = type(value)
+            parts[f"{name}{cls.__qualname__}"] = "class"
+            for method, function in _methods(cls):
+                add(f"{name}{cls.__qualname__}.{method}", lambda r, f=function: r.inner(f))
+            for field in dataclasses.fields(value):
+                inside = f"{name}{cls.__qualname__}.{field.name}"
+                if {"latent", "latents"} & set(field.metadata):
+                    add(inside, lambda r, f=field: r.metadata(f))
+                else:
+                    visit(f"{inside}.", getattr(value, field.name, None), depth - 1)
+        elif isinstance(value, tuple | list):
+            for i, item in enumerate(value):
+                visit(f"{name}{i}.", item, depth - 1)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                visit(f"{name}{key}.", item, depth - 1)
+        elif isinstance(value, bool | int | float | str | FunctionType | MethodType):
+            add(name.rstrip("."), lambda r: r.inner(value))
+
+    visit("", tree)
+    return parts
+
+
+class _Reader:
+    """Feeds a hash with what it meets; each function and class once."""
+
+    def __init__(self):
+        self.digest = hashlib.blake2b(digest_size=16)
+        self.seen: dict[int, Any] = {}  # holds what it names: an id is not used again
+
+    def say(self, *words: Any) -> None:
+        self.digest.update("\0".join(map(str, words)).encode())
+
+    def outer(self, value: Any, depth: int = _DEPTH) -> None:
+        """Read the code of a part of a target or an engine, not its settings and arrays."""
+        if isinstance(value, eqx.Module):
+            self.cls(type(value))
+            for field in dataclasses.fields(value):
+                self.metadata(field)
+                self.outer(getattr(value, field.name, None), depth - 1)
+        elif isinstance(value, FunctionType | MethodType | type):
+            self.inner(value)
+        elif isinstance(value, tuple | list):
+            for item in value:
+                self.outer(item, depth - 1)
+        elif isinstance(value, dict):
+            for item in value.values():
+                self.outer(item, depth - 1)
+
+    def metadata(self, field: Any) -> None:
+        for name, value in field.metadata.items():
+            if name in ("latent", "latents"):
+                self.inner(value)
+
+    def inner(self, value: Any, depth: int = _DEPTH) -> None:
+        """Read a value that code reads: by value, as far as that can be told."""
+        if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+            self.say(type(value).__name__, repr(value))
+        elif isinstance(value, Tracer) or depth < 0:
+            self.say(type(value).__qualname__)
+        elif isinstance(value, np.ndarray | np.generic | jax.Array):
+            self.array(value)
+        elif isinstance(value, FunctionType):
+            self.function(value, depth)
+        elif isinstance(value, MethodType):
+            self.inner(value.__self__, depth - 1)
+            self.function(value.__func__, depth)
+        elif isinstance(value, type):
+            self.cls(value, depth)
+        elif isinstance(value, ModuleType):
+            self.say(value.__name__)
+        elif isinstance(value, dict):
+            self.say("dict", len(value))
+            for name, item in value.items():
+                self.inner(name, depth - 1)
+                self.inner(item, depth - 1)
+        elif isinstance(value, tuple | list | set | frozenset):
+            self.say(type(value).__name__, len(value))
+            ordered = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+            for item in ordered:
+                self.inner(item, depth - 1)
+        elif hasattr(value, "to_numpy"):
+            self.array(value.to_numpy())
+        else:
+            self.instance(value, depth)
+
+    def array(self, value: Any) -> None:
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        array = np.asarray(value)
+        self.say("array", array.shape, array.dtype)
+        content = repr(array.tolist()).encode() if array.dtype == object else array
+        self.digest.update(np.ascontiguousarray(content).tobytes())
+
+    def instance(self, value: Any, depth: int) -> None:
+        if id(value) in self.seen:
+            return
+        self.seen[id(value)] = value
+        self.cls(type(value), depth)
+        for name, item in sorted(getattr(value, "__dict__", {}).items()):
+            self.say(name)
+            self.inner(item, depth - 1)
+
+    def cls(self, cls: type, depth: int = _DEPTH) -> None:
+        self.say("class", cls.__qualname__)
+        if id(cls) in self.seen:
+            return
+        self.seen[id(cls)] = cls
+        for name, value in _methods(cls):
+            self.say(name)
+            self.function(value, depth - 1)
+        for base in cls.__mro__:
+            for name, value in sorted(vars(base).items()) if _is_own(base) else ():
+                if not name.startswith("_") and not callable(_plain(value)):
+                    self.say(name)
+                    self.inner(value, depth - 1)
+
+    def function(self, function: FunctionType, depth: int) -> None:
+        self.say("function", function.__qualname__)
+        if id(function) in self.seen or not _is_users(function):
+            return
+        self.seen[id(function)] = function
+        names = self.code(function.__code__, function.__doc__)
+        self.inner(function.__defaults__, depth - 1)
+        self.inner(function.__kwdefaults__, depth - 1)
+        for cell in function.__closure__ or ():
+            try:
+                self.inner(cell.cell_contents, depth - 1)
+            except ValueError:  # not filled yet
+                self.say("empty")
+        for name in sorted(names & function.__globals__.keys()):
+            self.say(name)
+            value = function.__globals__[name]
+            self.inner(value, depth - 1)
+            if isinstance(value, ModuleType) and not _is_installed(value.__file__ or ""):
+                for inside in sorted(names & vars(value).keys()):
+                    self.inner(vars(value)[inside], depth - 1)
+
+    def code(self, code: CodeType, doc: str | None) -> set[str]:
+        """Read instructions and constants; return the names of globals and attributes."""
+        names = set(code.co_names)
+        self.digest.update(code.co_code)
+        self.say(*code.co_names, *code.co_varnames)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                names |= self.code(constant, None)
+            elif doc is None or constant != doc:
+                self.inner(constant)
+        return names
+
+
+def _methods(cls: type) -> list[tuple[str, FunctionType]]:
+    """Return the functions that a user wrote into a class and its bases."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items() if _is_own(base) else ():
+            value = _plain(value)
+            if isinstance(value, FunctionType) and _is_users(value):
+                found[name] = value
+    return sorted(found.items())
+
+
+def _is_own(cls: type) -> bool:
+    return _is_own_module(cls.__module__)
+
+
+def _plain(value: Any) -> Any:
+    """Return the function in a property, a static or class method, or a decorated one."""
+    value = value.fget if isinstance(value, property) else value
+    value = getattr(value, "__func__", value)
+    while hasattr(value, "__wrapped__"):
+        value = value.__wrapped__
+    return value
+
+
+def _is_users(function: FunctionType) -> bool:
+    name = function.__code__.co_filename
+    if name == "<string>":  # run by `exec`; or made by `dataclasses`, whose names begin so
+        return not function.__name__.startswith("__")
+    return not _is_installed(name)
+
+
+@cache
+def _is_installed(path: str) -> bool:
+    return path.startswith(_INSTALLED)
+
+
+@cache
+def _is_own_module(name: str) -> bool:
+    """Whether a module is no installed one."""
+    path = getattr(sys.modules.get(name), "__file__", None)
+    return (
+        name == "__main__"
+        or path is None
+        and name not in sys.builtin_module_names
+        or (path is not None and not _is_installed(path))
+    )
