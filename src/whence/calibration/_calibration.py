@@ -10,6 +10,7 @@ import numpy as np
 from ..diagnostics import Finding, Report
 from ..diagnostics._names import Namer, listing, plural
 from ._rank_messages import explain, probability
+from ._reported import Reported
 from ._uniform import band, counts_below, p_value
 
 SOURCE = (
@@ -21,7 +22,7 @@ _FEW = 0.1  # share of fits whose draws may be dependent without effect on the r
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Reported):
     """Ranks of the truth among posterior draws, over many simulated data sets.
 
     If model and engine are right, every rank is uniform on `0..num_draws`. `print` it for a
@@ -92,18 +93,6 @@ class Calibration:
         if self.ranks:
             title += f", ranks among {self.num_draws} draws"
         return Report(tuple(findings), self._verdict(wrong), numbers, title)
-
-    @property
-    def ok(self) -> bool:
-        """Whether all ranks are uniform, as far as can be told, and no fit failed."""
-        return self.report.ok
-
-    def __str__(self) -> str:
-        """Return the report as text."""
-        return str(self.report)
-
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the ECDF of every quantity's ranks minus that of uniform ranks.

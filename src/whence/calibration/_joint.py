@@ -11,6 +11,7 @@ from scipy.special import ndtr
 from ..diagnostics import Finding, Report
 from ..diagnostics._names import Namer, listing, plural
 from ._rank_messages import probability, shape
+from ._reported import Reported
 from ._uniform import band, counts_below, p_value
 
 SOURCE = "Geweke 2004, doi:10.1198/016214504000001132"
@@ -31,7 +32,7 @@ _TESTS = 3  # of every quantity: ranks at the end, drift of location, drift of s
 
 
 @dataclass(frozen=True)
-class JointTest:
+class JointTest(Reported):
     """What became of parameters and data drawn from the joint distribution.
 
     Attributes:
@@ -104,18 +105,6 @@ class JointTest:
         )
         smallest = min(float(p.min()) for p in self.p_values.values())
         return Report(tuple(findings), verdict, {"smallest_p_value": smallest}, title)
-
-    @property
-    def ok(self) -> bool:
-        """Whether no error was found."""
-        return self.report.ok
-
-    def __str__(self) -> str:
-        """Return the report as text."""
-        return str(self.report)
-
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
 
     def plot(self) -> Any:
         """Draw the ECDF of values at the end on the scale of the prior, minus uniform.

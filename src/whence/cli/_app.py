@@ -166,13 +166,8 @@ def resume(
 ) -> None:
     """Go on with a fit that was stopped or killed, to the same draws bit for bit."""
     from ..running import resume
-    from ._fit import quiet, save_and_judge
 
-    loaded, built = _stored(store, target, engine)
-    _check_out(out, overwrite)
-    with quiet():
-        posterior = resume(store, loaded, engine=built)
-    _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
+    _go_on(resume, store, target, engine, out, overwrite)
 
 
 @app.command()
@@ -194,16 +189,11 @@ def extend(
 ) -> None:
     """Add draws to the end of a stored fit, as if it had made so many from the start."""
     from ..running import extend
-    from ._fit import quiet, save_and_judge
 
-    loaded, built = _stored(store, target, engine)
-    _check_out(out, overwrite)
     until = _until(ess, rhat, max_draws, max_seconds)
     if (draws is None) == (until is None):
         raise UsageProblem("Say either --draws, or when to end: --ess, --rhat and the like.")
-    with quiet():
-        posterior = extend(store, loaded, draws=draws, until=until, engine=built)
-    _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
+    _go_on(extend, store, target, engine, out, overwrite, draws=draws, until=until)
 
 
 @app.command()
@@ -302,6 +292,17 @@ def study(
 def _exit_if(condition: bool, code: int = 1) -> None:
     if condition:
         raise typer.Exit(code)
+
+
+def _go_on(run, store: Path, target, engine, out: Path, overwrite: bool, **more) -> None:
+    """Run `resume` or `extend` on a store, and write and judge the posterior."""
+    from ._fit import quiet, save_and_judge
+
+    loaded, built = _stored(store, target, engine)
+    _check_out(out, overwrite)
+    with quiet():
+        posterior = run(store, loaded, engine=built, **more)
+    _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
 
 
 def _until(ess, rhat, max_draws, max_seconds):

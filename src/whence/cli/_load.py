@@ -40,17 +40,7 @@ def load_target(spec: str) -> AbstractTarget:
 
 
 def load_engine(spec: str) -> type[AbstractEngine] | AbstractEngine:
-    """Run a Python file and return the engine of this name in it.
-
-    Args:
-        spec: `FILE.py:NAME`, where NAME is a class of engines or one that is configured;
-            `FILE.py` alone if it has exactly one class.
-
-    Raises:
-        UsageProblem: If `spec` is not of this form.
-        FileNotFoundError: If there is no such file.
-        FileProblem: If the file raises an error, or NAME is missing or no engine.
-    """
+    """Return a class of engines, or one that is configured, as `load_target` does a target."""
     path, name = _split(spec, _HOW_ENGINE)
     module = _run(path, _HOW_ENGINE)
     # Not those that the file imports.

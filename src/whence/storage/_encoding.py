@@ -1,7 +1,8 @@
 """What any file of ours holds beside the arrays: a schema version, attributes as JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,3 +87,25 @@ def _to_plain(value):
 
 def _unbox(value):
     return value.item() if isinstance(value, np.generic) else value
+
+
+@contextmanager
+def writing(kind: str, path: Path) -> Iterator[None]:
+    """Say of what cannot be written that what was there before is unchanged."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        message = f"Could not write the {kind} ({why}); what was there before is unchanged"
+        raise OSError(error.errno, message, str(path)) from error
+
+
+@contextmanager
+def reading(kind: str, path: Path) -> Iterator[None]:
+    """Say of what cannot be read that this library did not write it."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"`path` must be a {kind} that this library wrote; {path} cannot be read: {error}"
+        ) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._atomic import replace_file
-from ._encoding import check_schema, decoded, encoded
+from ._encoding import check_schema, decoded, encoded, reading, writing
 from ._seal import check_sealed, seal_of
 
 if TYPE_CHECKING:
@@ -45,13 +45,8 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
         seal = seal_of(content)
     buffer.seek(0, io.SEEK_END)
     buffer.write(seal)
-    try:
-        with buffer.getbuffer() as content:
-            replace_file(path, content)
-    except OSError as error:
-        why = error.strerror or str(error)
-        message = f"Could not write the file ({why}); what was there before is unchanged"
-        raise OSError(error.errno, message, str(path)) from error
+    with writing("file", path), buffer.getbuffer() as content:
+        replace_file(path, content)
     return path
 
 
@@ -72,13 +67,7 @@ def load_netcdf(path: str | os.PathLike[str]) -> "xarray.DataTree":
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be an existing file; {path} is not one.")
     check_sealed(path)
-    try:
-        with xarray.open_datatree(path, engine="h5netcdf") as tree:
-            check_schema(tree.attrs, path)
-            loaded = tree.load()
-    except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"`path` must be a netCDF file that this library wrote; {path} cannot be read: "
-            f"{error}"
-        ) from error
+    with reading("netCDF file", path), xarray.open_datatree(path, engine="h5netcdf") as tree:
+        check_schema(tree.attrs, path)
+        loaded = tree.load()
     return decoded(loaded)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._encoding import check_schema, decoded, encoded
+from ._encoding import check_schema, decoded, encoded, reading, writing
 from ._seal import check_folder, seal_folder
 
 if TYPE_CHECKING:
@@ -49,16 +49,13 @@ def save_zarr(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
     _require_zarr()
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        with _quiet():
-            encoded(tree).to_zarr(scratch / "new", zarr_format=2, consolidated=True)
-        seal_folder(scratch / "new")
-        if path.exists():
-            os.replace(path, scratch / "old")
-        os.replace(scratch / "new", path)
-    except OSError as error:
-        why = error.strerror or str(error)
-        message = f"Could not write the folder ({why}); what was there before is unchanged"
-        raise OSError(error.errno, message, str(path)) from error
+        with writing("folder", path):
+            with _quiet():
+                encoded(tree).to_zarr(scratch / "new", zarr_format=2, consolidated=True)
+            seal_folder(scratch / "new")
+            if path.exists():
+                os.replace(path, scratch / "old")
+            os.replace(scratch / "new", path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path
@@ -82,15 +79,10 @@ def load_zarr(path: str | os.PathLike[str]) -> "xarray.DataTree":
         raise FileNotFoundError(f"`path` must be an existing zarr folder; {path} is not one.")
     _require_zarr()
     check_folder(path)
-    try:
-        with _quiet(), xarray.open_datatree(path, engine="zarr") as tree:
-            check_schema(tree.attrs, path)
-            loaded = tree.load()
-    except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"`path` must be a zarr folder that this library wrote; {path} cannot be read: "
-            f"{error}"
-        ) from error
+    open_tree = xarray.open_datatree
+    with reading("zarr folder", path), _quiet(), open_tree(path, engine="zarr") as tree:
+        check_schema(tree.attrs, path)
+        loaded = tree.load()
     return decoded(loaded)
 
 

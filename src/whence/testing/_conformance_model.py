@@ -52,7 +52,8 @@ def check_model(
     """
     target = condition(model, y, *inputs)
     key_points, key_prior = jr.split(key)
-    for number, position in enumerate(_starting_points(target, points, key_points)):
+    require(bool(target.free), "The model has no latent that is free.")
+    for number, position in enumerate(finite_positions(target, points, key_points)):
         check_parts(target, position)
         check_round_trip(target, position)
         check_jacobian(target, position)
@@ -220,10 +221,10 @@ def check_prior_draws(target: ModelTarget, number: int, *, key: PRNGKey) -> None
         )
 
 
-def _starting_points(target: ModelTarget, points: int, key: PRNGKey) -> list[Position]:
+def finite_positions(
+    target: AbstractDescribedTarget, points: int, key: PRNGKey
+) -> list[Position]:
     """Random positions at which the log density is finite."""
-    if not target.free:
-        raise AssertionError("The model has no latent that is free.")
     found = []
     for attempt in jr.split(key, _TRIES):
         position = target.init(key=attempt)

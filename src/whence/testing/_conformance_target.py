@@ -10,10 +10,8 @@ from jax.flatten_util import ravel_pytree
 from ..core._target import AbstractDescribedTarget
 from ..core._tree import named_leaves, unravel
 from ..core._types import Position, PRNGKey
-from ._conformance_model import check_gradient, check_parts
+from ._conformance_model import check_gradient, check_parts, finite_positions
 from ._require import require
-
-_TRIES = 100  # starting points tried to find one of finite density
 
 
 def check_target(target: AbstractDescribedTarget, *, key: PRNGKey, points: int = 3) -> None:
@@ -37,7 +35,7 @@ def check_target(target: AbstractDescribedTarget, *, key: PRNGKey, points: int =
     """
     if points < 2:
         raise ValueError(f"`points` must be at least 2; got {points}.")
-    positions = _finite_positions(target, points, key)
+    positions = finite_positions(target, points, key)
     check_names(target, positions[0])
     check_axes(target, positions[0])
     for number, position in enumerate(positions):
@@ -105,26 +103,7 @@ def check_data_count(target: AbstractDescribedTarget, positions: list[Position])
     )
 
 
-def _finite_positions(target, points, key) -> list[Position]:
-    found = []
-    for attempt in jr.split(key, _TRIES):
-        position = target.init(key=attempt)
-        if np.isfinite(_log_density(target, position)):
-            found.append(position)
-        if len(found) == points:
-            return found
-    raise AssertionError(
-        f"The log density is finite at only {len(found)} of {_TRIES} random positions; "
-        "`whence.check(target)` says what is not finite."
-    )
-
-
 # Compiled once for all points; the target is an argument, so its data are no constants.
-
-
-@eqx.filter_jit
-def _log_density(target, position):
-    return target.log_density(position)
 
 
 @eqx.filter_jit
