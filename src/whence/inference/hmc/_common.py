@@ -1,13 +1,14 @@
-"""What ChEES and MCLMC have in common."""
+"""What several Hamiltonian samplers need."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
 from ...core._types import Scalar
 
-MAX_ENERGY_ERROR = 1000.0  # nats; Stan's limit for a diverging trajectory
+MAX_ENERGY_ERROR = 1000.0  # nats; a trajectory beyond diverges: Betancourt (2017), and Stan
 
 
 def van_der_corput(index: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
@@ -18,6 +19,11 @@ def van_der_corput(index: Int[Array, ""], dtype: jnp.dtype) -> Scalar:
         bits = ((bits >> shift) & even) | ((bits & even) << shift)
     bits = (bits >> jnp.uint32(16)) | (bits << jnp.uint32(16))
     return bits.astype(dtype) * jnp.asarray(2.0**-32, dtype)
+
+
+def choose(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
+    """Return one of two pytrees."""
+    return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
 
 
 def restarted(log_step: Any) -> tuple:

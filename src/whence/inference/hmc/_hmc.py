@@ -10,11 +10,11 @@ from jaxtyping import Array, Int
 from ...core._convert import flag, fraction, number, positive, whole
 from ...core._types import PRNGKey, Scalar
 from .._settings import metric_name
+from ._common import MAX_ENERGY_ERROR, choose
 from ._estimate import AbstractEstimator
 from ._integrator import End, PhasePoint
 from ._sampler import METRICS, AbstractSampler
 from ._trajectory import AbstractTrajectory, Flag, Proposal
-from ._tree import MAX_ENERGY_ERROR
 
 # Of leapfrog steps: bounds what a tiny step size, early in warm-up, can cost.
 _MAX_STEPS = 1000
@@ -66,8 +66,8 @@ class Path(AbstractTrajectory):
         is_last = self.steps + 1 == self.limit
         is_taken = is_last & (self.log_uniform < -error)
         return Path(
-            candidate=_where(jnp.isfinite(error), new, self.candidate),
-            proposal=_where(is_taken, new, self.proposal),
+            candidate=choose(jnp.isfinite(error), new, self.candidate),
+            proposal=choose(is_taken, new, self.proposal),
             step=self.step,
             tail=point.end(),
             steps=self.steps + 1,
@@ -180,7 +180,3 @@ class HMC(AbstractSampler):
             max_error=jnp.full((), -jnp.inf, dtype),
             log_uniform=-jax.random.exponential(accept_key, (), dtype),
         )
-
-
-def _where(condition: Flag, yes: Proposal, no: Proposal) -> Proposal:
-    return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)

@@ -29,11 +29,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from ...core._types import PRNGKey, Scalar
+from ._common import MAX_ENERGY_ERROR, choose
 from ._integrator import End, PhasePoint
 from ._metric import Vector
 from ._trajectory import AbstractTrajectory, Proposal
-
-MAX_ENERGY_ERROR = 1000.0  # nats; Betancourt (2017), and what Stan uses
 
 
 class Siblings(NamedTuple):
@@ -144,7 +143,7 @@ class Tree(AbstractTrajectory):
         return replace(
             self,
             near=point.end(),
-            candidate=_where(is_new, new, self.candidate),
+            candidate=choose(is_new, new, self.candidate),
             subtree_log_weight=log_weight,
             siblings=self.siblings.put(level, first, point.momentum, total),
             leaf=self.leaf + 1,
@@ -164,13 +163,13 @@ class Tree(AbstractTrajectory):
         is_taken = self.is_complete & (jnp.log(self._uniform(leaf, 1)) < advantage)
         is_flipped = self.is_complete & (self._bits(leaf)[2] >> 31 == 1)
         first, last, whole = self.siblings.at(top)
-        ends = _where(is_flipped, (last, first), (first, last))
+        ends = choose(is_flipped, (last, first), (first, last))
         total = jnp.logaddexp(self.log_weight, self.subtree_log_weight)
         return replace(
             self,
-            near=_where(is_flipped, self.far, self.near),
-            far=_where(is_flipped, self.near, self.far),
-            proposal=_where(is_taken, self.candidate, self.proposal),
+            near=choose(is_flipped, self.far, self.near),
+            far=choose(is_flipped, self.near, self.far),
+            proposal=choose(is_taken, self.candidate, self.proposal),
             log_weight=jnp.where(self.is_complete, total, self.log_weight),
             subtree_log_weight=jnp.full_like(total, -jnp.inf),
             siblings=self.siblings.put(top, *ends, whole),
@@ -278,10 +277,6 @@ def _makes_u_turn(left: Sequence[Vector], right: Sequence[Vector]) -> Bool[Array
         jnp.sum(across_right * right[1]),
     ]
     return jnp.any(jnp.stack(dots) <= 0)
-
-
-def _where(condition: Bool[Array, ""], yes, no):
-    return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
 
 
 def _uniform(bits: UInt[Array, "..."], dtype) -> Float[Array, "..."]:

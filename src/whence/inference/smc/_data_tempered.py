@@ -22,7 +22,7 @@ from ...diagnostics._records import ParticleHistory
 from .._settings import metric_name, named
 from ._driver import Cloud, Resampler, advance, start, weigh_at_last
 from ._kernels import KERNELS, AbstractKernel, LogTerms, Particles
-from ._moves import Moves, MoveStats, move_particles
+from ._moves import Moves, MoveStats, move_particles, no_moves
 from ._path import draw_initial, no_prior, unflatten
 from ._record import kernel_field, only_cloud, resampling_field, step_stats, weighted_sample
 from ._resampling import AbstractResampling
@@ -88,7 +88,7 @@ class Intake(AbstractFeynmanKac):
             settled=jnp.zeros((), wide_dtype()),
             variance=jnp.zeros((), wide_dtype()),
             log_scale=jnp.log(jnp.asarray(first_scale, wide_dtype())),
-            moves=_no_moves(),
+            moves=no_moves(),
             num_steps=none,
             finished=no,
             nonfinite=no,
@@ -113,7 +113,7 @@ class Intake(AbstractFeynmanKac):
             control.log_scale,
             key=key,
         )
-        stay = lambda: (particles.points, control.log_scale, _no_moves())
+        stay = lambda: (particles.points, control.log_scale, no_moves())
         points, log_scale, stats = jax.lax.cond(is_first | control.uneven, move, stay)
         gain = self._gain(points.x, control.rows)
         gain = jnp.where(jnp.isfinite(gain) & (points.log_tilt > -jnp.inf), gain, -jnp.inf)
@@ -302,11 +302,6 @@ class DataTemperedSMC(AbstractOnlineEngine):
     ) -> Sample:
         whole = _finish(self.model(target), only_cloud(state))
         return weighted_sample(target, whole, whole.particles.points, _history(trace))
-
-
-def _no_moves() -> MoveStats:
-    none = jnp.asarray(0, jnp.int32)
-    return MoveStats(jnp.zeros((), wide_dtype()), none, none)
 
 
 @remembering

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...core._types import PRNGKey, Scalar
 from ._kernels import AbstractKernel, Factor, LogTerms, Particles, Proposal
+from ._weights import wide_dtype
 
 # How far the mean acceptance rate moves the log scale, per move. The mean over particles
 # is precise, so the gain need not decay; 0.5 is stable for slopes of the acceptance rate
@@ -37,6 +38,12 @@ class MoveStats(NamedTuple):
     acceptance_rate: Scalar
     num_moves: Int[Array, ""]
     num_evaluations: Int[Array, ""]
+
+
+def no_moves() -> MoveStats:
+    """Return what no moves did."""
+    none = jnp.asarray(0, jnp.int32)
+    return MoveStats(jnp.zeros((), wide_dtype()), none, none)
 
 
 class _Carry(eqx.Module):

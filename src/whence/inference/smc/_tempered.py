@@ -18,7 +18,7 @@ from ...diagnostics._records import ParticleHistory
 from .._settings import metric_name, named
 from ._driver import Cloud, Resampler, advance, start, weigh_at_last
 from ._kernels import KERNELS, AbstractKernel, Particles
-from ._moves import Moves, MoveStats, move_particles
+from ._moves import Moves, MoveStats, move_particles, no_moves
 from ._path import PATHS, Reference, choose_path, draw_initial, log_terms
 from ._record import kernel_field, only_cloud, resampling_field, step_stats, weighted_sample
 from ._resampling import AbstractResampling
@@ -72,7 +72,7 @@ class Tempering(AbstractFeynmanKac):
                 jnp.asarray(self.moves.kernel.first_scale(x.shape[1]), wide_dtype())
             ),
             reference=reference,
-            moves=MoveStats(jnp.zeros((), wide_dtype()), none, none),
+            moves=no_moves(),
             num_nonfinite=none,
             num_steps=none,
             finished=no,

@@ -1,10 +1,28 @@
-"""Quantiles of mixtures by bisection, in one program for all mixtures of a shape."""
+"""What mixtures share: moments by entry, and quantiles, in one program for all of a shape."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jaxtyping import Array, Float
+
+
+class AbstractJoint(dist.Distribution):
+    """A joint law whose moments are those of its `marginals`."""
+
+    marginals: Callable[[], dist.Distribution]
+
+    @property
+    def mean(self):
+        """Mean, NaN where the law has none."""
+        return self.marginals().mean
+
+    @property
+    def variance(self):
+        """Marginal variances, infinite where the law has none."""
+        return self.marginals().variance
 
 
 @jax.jit

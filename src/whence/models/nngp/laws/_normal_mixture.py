@@ -10,10 +10,10 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp, ndtr, ndtri
 from numpyro.distributions import constraints
 
-from ._bisection import bisected
+from ._bisection import AbstractJoint, bisected
 
 
-class NormalMixture(dist.Distribution):
+class NormalMixture(AbstractJoint):
     """`sum_kj w_kj N(loc_k, v_kj L_k L_k')`: nodes k, and scales j of each.
 
     All entries share node and scale. Moments that the law behind the nodes does not have are
@@ -86,16 +86,6 @@ class NormalMixture(dist.Distribution):
         flat = node.reshape(-1), deviation.reshape(-1), white.reshape(-1, *self.event_shape)
         drawn = jax.lax.map(one, flat, batch_size=64)
         return drawn.reshape(white.shape), node, jnp.exp(log_scale)
-
-    @property
-    def mean(self):
-        """Mean, NaN where the law has none."""
-        return self.marginals().mean
-
-    @property
-    def variance(self):
-        """Marginal variances, infinite where the law has none."""
-        return self.marginals().variance
 
     def marginals(self) -> "NormalMixtureMarginals":
         """Return the law of each entry by itself."""

@@ -9,10 +9,10 @@ import numpyro.distributions as dist
 from jax.scipy.special import logsumexp, ndtr
 from numpyro.distributions import constraints
 
-from ._bisection import bisected
+from ._bisection import AbstractJoint, bisected
 
 
-class NormalScaleMixture(dist.Distribution):
+class NormalScaleMixture(AbstractJoint):
     """`sum_k w_k N(loc, v_k L L')`: one scale for all entries.
 
     Entries are dependent even where the covariance is diagonal. Moments that the law of the
@@ -79,16 +79,6 @@ class NormalScaleMixture(dist.Distribution):
         white = jr.normal(key_normal, (*sample_shape, *self.event_shape), self.loc.dtype)
         deviation = jnp.exp(self.log_scales[node] / 2)[..., None]
         return self.loc + deviation * (white @ self.scale_tril.T)
-
-    @property
-    def mean(self):
-        """Location, NaN where the law has no mean."""
-        return self.marginals().mean
-
-    @property
-    def variance(self):
-        """Marginal variances, infinite where the law has none."""
-        return self.marginals().variance
 
     def marginals(self) -> "ScaleMixtureMarginals":
         """Return the law of each entry by itself."""
