@@ -1,4 +1,7 @@
-"""Settings of the whole test suite: runtime type checks, float64, no persistent cache."""
+"""Settings of the whole test suite: runtime type checks, float64, no persistent cache.
+
+JAX may neither mix types nor promote ranks: a user may have it so, and so may then no engine.
+"""
 
 import os
 
@@ -21,3 +24,10 @@ def pytest_addoption(parser):
 @pytest.fixture
 def key():
     return jax.random.key(20261120)
+
+
+@pytest.fixture(scope="module")
+def standard_promotion():
+    """Let a module's models mix types and ranks, as JAX does by default."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 from numpyro.distributions import constraints
 
 import whence as wh
+from whence.core._dtype import relaxed
 from whence.testing import compare_reference
 
 X = np.linspace(-1.0, 1.0, 25)
@@ -227,6 +228,7 @@ def _compare(posterior, ours):
     compare_reference(posterior.variables, ours.variables).check()
 
 
+@relaxed()
 def test_blackjax(simple, ours):
     import blackjax
 

@@ -29,7 +29,7 @@ class Groups(wh.Model):
     weights: Any = wh.latent(dist.Dirichlet(jnp.ones(2)), dims=("group", "part"))
 
     def likelihood(self, x):
-        return dist.Normal(self.theta[:, None] * x, 0.5)
+        return dist.Normal(self.theta[:, None] * x[None], 0.5)
 
     @wh.derived(dims="group")
     def double(self):

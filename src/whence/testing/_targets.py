@@ -66,7 +66,7 @@ class Gaussian(AbstractTarget):
     @property
     def covariance(self) -> Float[Array, "dim dim"]:
         """The exact covariance."""
-        return (self.axes * self.scales**2) @ self.axes.T
+        return (self.axes * self.scales[None] ** 2) @ self.axes.T
 
     @property
     def truth(self) -> dict[str, Moments]:

@@ -49,11 +49,11 @@ class Factor(eqx.Module):
 
     def colour(self, z: Float[Array, "particle dim"]) -> Float[Array, "particle dim"]:
         """Turn whitened rows into rows of the particles' scale."""
-        return z * self.root if self.root.ndim == 1 else z @ self.root.T
+        return z * self.root[None] if self.root.ndim == 1 else z @ self.root.T
 
     def pull(self, gradient: Float[Array, "particle dim"]) -> Float[Array, "particle dim"]:
         """Return gradients with respect to the whitened coordinates."""
-        return gradient * self.root if self.root.ndim == 1 else gradient @ self.root
+        return gradient * self.root[None] if self.root.ndim == 1 else gradient @ self.root
 
 
 class Proposal(NamedTuple):

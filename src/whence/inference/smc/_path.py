@@ -89,7 +89,7 @@ def draw_initial(
     # A coordinate that always starts at the same value says nothing of its scale.
     reference = Reference(jnp.mean(starts, axis=0), jnp.where(spread > 0, spread, 1.0))
     noise = jr.normal(key_draw, starts.shape, starts.dtype)
-    return reference.mean + reference.scale * noise, reference
+    return reference.mean[None] + reference.scale[None] * noise, reference
 
 
 def log_terms(
