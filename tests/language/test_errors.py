@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 import whence as wh
-import whence.running._infer
+from whence.core._require import require_engine, require_key, require_target
 
 
 class Line(wh.Model):
@@ -178,14 +178,14 @@ def test_infer_arguments():
     target = wh.condition(Line(), X, X)
     engine = wh.SGLD(steps=10, step_size=1e-3)
     # Not through `infer`: the test suite's type checks would speak first.
-    check = whence.running._infer._check_arguments
-    _raises(["`key`", "typed key"], lambda: check(target, engine, 0, None, None))
-    keys = jr.split(jr.key(0))
-    _raises(["single key"], lambda: check(target, engine, keys, None, None))
-    _raises(["parentheses"], lambda: check(target, wh.SGLD, jr.key(0), None, None))
-    _raises(["engine", "'nuts'"], lambda: check(target, "nuts", jr.key(0), None, None))
-    _raises(["conditioned"], lambda: check(Line(), engine, jr.key(0), None, None))
-    _raises(["`chunk_steps`", "0"], lambda: check(target, engine, jr.key(0), 0, None))
+    _raises(["`key`", "typed key"], lambda: require_key(0))
+    _raises(["single key"], lambda: require_key(jr.split(jr.key(0))))
+    _raises(["parentheses"], lambda: require_engine(wh.SGLD))
+    _raises(["engine", "'nuts'"], lambda: require_engine("nuts"))
+    _raises(["conditioned"], lambda: require_target(Line()))
+    _raises(
+        ["`chunk_steps`", "0"], lambda: wh.infer(target, engine, key=jr.key(0), chunk_steps=0)
+    )
 
 
 def test_check_names_latent_row_and_leaf():
@@ -243,3 +243,26 @@ def test_a_log_likelihood_that_forgot_its_return():
         ["`log_likelihood` of Masked", "real numbers", "bool"],
         lambda: wh.condition(Masked(), X),
     )
+
+
+def test_an_input_with_the_name_of_something_else():
+    class Clash(wh.Model):
+        slope: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        @wh.derived
+        def double(self):
+            return 2 * self.slope
+
+        def likelihood(self, slope):
+            return dist.Normal(self.slope * slope, 1.0)
+
+    class Derived(Clash):
+        def likelihood(self, double):
+            return dist.Normal(self.slope * double, 1.0)
+
+    class Observed(Clash):
+        def likelihood(self, y):
+            return dist.Normal(self.slope * y, 1.0)
+
+    for model, name in [(Clash(), "slope"), (Derived(), "double"), (Observed(), "y")]:
+        _raises(["input", repr(name)], lambda model=model: wh.condition(model, X, X))

@@ -25,6 +25,7 @@ from ._model import (
     all_coords,
     constrain,
     derived_dims,
+    derived_names,
     named_derived,
     named_latents,
     sites,
@@ -270,6 +271,13 @@ def condition(
     target = ModelTarget(model, y, inputs, found, name, None, _data_dims(model, y, name, dims))
     rows, tied = check_likelihood(target), fixed_by_others(target)
     target = dataclasses.replace(target, rows=rows, tied=tied)
+    named = {*names, *derived_names(model), *target.observed_data}
+    for given in target.constant_data:
+        if given in named:
+            raise ValueError(
+                f"An input of `likelihood` must not have the name of a latent, a derived value "
+                f"or observed data; got {given!r}. Rename the argument."
+            )
     for remark in model.review(y, *inputs):
         warnings.warn(remark, InferenceWarning, stacklevel=2)
     return target

@@ -295,6 +295,11 @@ def named_derived(draw: Any, path: str = "") -> dict[str, Array]:
     return values
 
 
+def derived_names(model: Any) -> list[str]:
+    """Return the paths of derived values."""
+    return [p + name for p, inner in _models(model, "") for name in _derived_of(type(inner))]
+
+
 def derived_dims(model: Any) -> dict[str, tuple[str, ...]]:
     """Return the names of the axes of derived values, by path, where they have names."""
     dims = {}

@@ -73,9 +73,6 @@ def walk(model: Any, choose: Callable[[Prior, Any], Any], path: str = "", outer:
             value given at construction); returns the value.
         path: Prefix of names.
         outer: Coordinates of the enclosing model.
-
-    Returns:
-        The model with values.
     """
     coords = {**outer, **model.coords}
     new = object.__new__(type(model))
