@@ -23,9 +23,6 @@ def plot_ecdf_difference(
         high: Highest counts in the band, `(L,)`.
         size: Number of ranks.
         axes: Matplotlib axes to draw in, one for each variable; None for a new figure.
-
-    Returns:
-        The figure.
     """
     names = list(counts)
     if axes is None:

@@ -32,9 +32,6 @@ class Reliability(NamedTuple):
 
         Args:
             axes: Matplotlib axes; None makes a figure.
-
-        Returns:
-            The axes.
         """
         import matplotlib.pyplot as plt
 

@@ -83,9 +83,6 @@ def from_log_density(
             leaves of `example` (one constraint for a whole branch) and leave entries out;
             what is left out or None is real.
 
-    Returns:
-        The target.
-
     Raises:
         ValueError: If `example` and `supports` do not fit together, or `fn` does not map
             such a draw to a real scalar.

@@ -30,9 +30,6 @@ def from_numpyro(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> NumpyroTa
             shape reuse what is compiled. Python numbers and other values are part of the
             program.
 
-    Returns:
-        The target.
-
     Raises:
         ValueError: If the model has subsampled plates, `param` sites, discrete latents with
             endless values or no continuous ones, or needs the numbers in its array arguments

@@ -183,9 +183,6 @@ def from_tfp(joint: Any, observed: Any = None) -> TFPTarget:
         observed: A dict of arrays by name of component, or by position if components have
             an order of their own (Sequential, Coroutine); data likewise.
 
-    Returns:
-        The target.
-
     Raises:
         ImportError: If TensorFlow Probability is not installed.
         ValueError: If `observed` does not fit `joint`, or `joint` has discrete latents,

@@ -101,9 +101,6 @@ def run(
         store: Where to write every chunk; if it holds a part of the run, go on from there.
         layout: What is divided over which devices; all replicas are in one program then.
 
-    Returns:
-        The outcome.
-
     Raises:
         KeyboardInterrupt: If Ctrl-C came before any replica had made a step.
         TimeoutError: If the deadline did.

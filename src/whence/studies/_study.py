@@ -76,9 +76,6 @@ def carry_out(study: Study, request: Request) -> Sequence[Table]:
         study: The study.
         request: What is asked of it.
 
-    Returns:
-        The tables.
-
     Raises:
         ValueError: If the size is not one of `SIZES`, or the folder of data is missing.
     """

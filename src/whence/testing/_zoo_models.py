@@ -188,9 +188,6 @@ def lotka_volterra_path(
         log_init: Log populations of prey and predators at time zero.
         times: Increasing times.
         substeps: Steps of the classical fourth-order method between two times.
-
-    Returns:
-        Log populations at `times`.
     """
     growth, predation, death, conversion = theta
 

@@ -155,9 +155,6 @@ def kidscore_interaction(variant: str) -> Columns:
     Args:
         variant: `"c"` centres at the means, `"c2"` at 0.5 and 100, and `"z"` also divides
             by two standard deviations.
-
-    Returns:
-        The function from data to problem.
     """
 
     def build(data: Mapping[str, Any]) -> Problem:
@@ -187,9 +184,6 @@ def logmesquite(*names: str) -> Columns:
     Args:
         *names: Covariates: `group`, or a measurement or `volume`, `area` or `shape` (of the
             canopy), whose logarithm is meant.
-
-    Returns:
-        The function from data to problem.
     """
 
     def build(data: Mapping[str, Any]) -> Problem:

@@ -16,20 +16,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._convert import flag, fraction, positive, whole
-from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
+from ...core._engine import Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view
-from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from .._chain_sample import chain_sample
 from .._settings import metric_name
-from ._common import (
-    MAX_ENERGY_ERROR,
-    restarted,
-    van_der_corput,
-)
+from ._common import MAX_ENERGY_ERROR, AbstractAdapted, restarted, van_der_corput
 from ._estimate import (
     AbstractEstimator,
     AutoEstimator,
@@ -79,7 +74,7 @@ class _State(eqx.Module):
     length: _Length
 
 
-class ChEES(AbstractPausingEngine):
+class ChEES(AbstractAdapted):
     """Cross-chain adaptive HMC: fast on easy posteriors, never a default.
 
     It is at its best with a cheap gradient, dozens of chains and a posterior of one mode
@@ -149,9 +144,6 @@ class ChEES(AbstractPausingEngine):
         """Steps after which the metric is estimated anew, from the steps since the last."""
         last = 3 * self.warmup // 4
         return (0, *sorted(last >> k for k in range(last.bit_length())))
-
-    def validate(self, target: AbstractTarget) -> None:
-        check_positions(target, self.name)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
         """Return a state without starts; step 0 finds them."""
@@ -283,10 +275,6 @@ class ChEES(AbstractPausingEngine):
         # A mean over the last 50 steps or so; Adam's own iterates keep jumping.
         log_mean = jnp.where(is_early, log, length.log_mean + 0.02 * (log - length.log_mean))
         return _Length(log, log_mean, square)
-
-    def done(self, state: _State) -> Bool[Array, ""]:
-        """Never before all steps are made."""
-        return never()
 
     def result(self, state: _State) -> RESULTS:
         """`nonfinite_start` if any chain found no start."""

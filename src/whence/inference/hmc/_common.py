@@ -6,9 +6,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from ...core._engine import AbstractPausingEngine, never
+from ...core._require import check_positions
+from ...core._target import AbstractTarget
 from ...core._types import Scalar
 
 MAX_ENERGY_ERROR = 1000.0  # nats; a trajectory beyond diverges: Betancourt (2017), and Stan
+
+
+class AbstractAdapted(AbstractPausingEngine):
+    """A sampler of continuous positions that learns in pauses and makes all its steps."""
+
+    def validate(self, target: AbstractTarget) -> None:
+        check_positions(target, self.name)
+
+    def done(self, state: PyTree) -> Bool[Array, ""]:
+        return never()
 
 
 def van_der_corput(index: Int[Array, ""], dtype: jnp.dtype) -> Scalar:

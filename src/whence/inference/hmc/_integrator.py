@@ -63,9 +63,6 @@ def leapfrog(
         metric: Maps whitened momenta to velocities.
         point: Where to start; its `force` must belong to `metric`.
         step_size: Negative to go backwards in time, zero to evaluate at `point.position`.
-
-    Returns:
-        The next point.
     """
     half = point.momentum + 0.5 * step_size * point.force
     position = point.position + step_size * metric.forward(half)

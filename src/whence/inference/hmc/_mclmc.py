@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ...core._convert import flag, fraction, one_of, positive, whole
-from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
+from ...core._engine import Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view
-from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
@@ -22,7 +21,7 @@ from ...diagnostics._records import AdaptedChains
 from .._chain_sample import chain_sample, chain_schedule
 from .._settings import metric_name
 from ._autocorrelation import Memory, forget, remember, slowest_time
-from ._common import MAX_ENERGY_ERROR, restarted, van_der_corput
+from ._common import MAX_ENERGY_ERROR, AbstractAdapted, restarted, van_der_corput
 from ._estimate import (
     AbstractEstimator,
     AutoEstimator,
@@ -61,7 +60,7 @@ class _State(eqx.Module):
     log_length: Scalar
 
 
-class MCLMC(AbstractPausingEngine):
+class MCLMC(AbstractAdapted):
     """Microcanonical Langevin Monte Carlo: fast on easy posteriors, never a default.
 
     A draw is a trajectory of motion at unit speed that gradients only turn. With
@@ -141,9 +140,6 @@ class MCLMC(AbstractPausingEngine):
     def length_updates(self) -> tuple[int, ...]:
         """Steps after which the trajectory length is scaled, from the steps since the last."""
         return tuple(self.warmup * k // 16 for k in (10, 12, 14))
-
-    def validate(self, target: AbstractTarget) -> None:
-        check_positions(target, self.name)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
         """Return a state without a start; step 0 finds it."""
@@ -321,10 +317,6 @@ class MCLMC(AbstractPausingEngine):
             return self.metric
         dense = self.metric == "dense" or (self.metric == "auto" and 20 * dim <= self.warmup)
         return AutoEstimator() if dense else DiagonalEstimator(many=math.inf)
-
-    def done(self, state: _State) -> Bool[Array, ""]:
-        """Never before all steps are made."""
-        return never()
 
     def result(self, state: _State) -> RESULTS:
         is_started = state.particle.is_finite()

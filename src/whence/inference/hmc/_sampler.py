@@ -10,15 +10,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ...core._engine import AbstractPausingEngine, Info, Sample, Schedule, Trace, never
+from ...core._engine import Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view
-from ...core._require import check_positions
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey
 from ...diagnostics._records import AdaptedChains
 from .._chain_sample import chain_sample, chain_schedule
 from ._adapt import Adaptation, adapt, aim, learn, pauses, start_adaptation
+from ._common import AbstractAdapted
 from ._estimate import (
     AbstractEstimator,
     AutoEstimator,
@@ -43,7 +43,7 @@ class SamplerState(eqx.Module):
     adaptation: Adaptation
 
 
-class AbstractSampler(AbstractPausingEngine):
+class AbstractSampler(AbstractAdapted):
     """A Hamiltonian sampler whose step size and metric adapt; it lacks trajectories alone.
 
     Attributes:
@@ -88,9 +88,6 @@ class AbstractSampler(AbstractPausingEngine):
             homogeneous=self.step_size is not None,
         )
 
-    def validate(self, target: AbstractTarget) -> None:
-        check_positions(target, self.name)
-
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> SamplerState:
         """Return a state without a position: the first step searches for one."""
         del key
@@ -128,9 +125,6 @@ class AbstractSampler(AbstractPausingEngine):
         adaptation, chain = learn(estimator, state.adaptation, state.chain, index, self.warmup)
         is_same = adaptation is state.adaptation
         return state if is_same else SamplerState(chain, adaptation)
-
-    def done(self, state: SamplerState) -> Flag:
-        return never()
 
     def result(self, state: SamplerState) -> RESULTS:
         return RESULTS.where(

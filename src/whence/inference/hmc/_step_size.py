@@ -43,9 +43,6 @@ class DualAveraging(eqx.Module):
             target: The rate to aim at.
             relaxation: Their gamma: the larger, the smaller are the changes.
 
-        Returns:
-            The next state.
-
         References:
             Hoffman and Gelman (2014), algorithm 5, http://jmlr.org/papers/v15/hoffman14a.html.
         """

@@ -222,9 +222,6 @@ def start_tree(point: PhasePoint, step_size: Scalar, max_depth, limit, *, key: P
         max_depth: Doublings to make room for; a Python integer.
         limit: Doublings allowed, an int32 scalar of at most `max_depth`.
         key: For all random decisions while it grows.
-
-    Returns:
-        A tree of one point.
     """
     # A key made by `split` is itself random; two words are enough, and cost nothing.
     seed = jax.random.key_data(key).ravel()[:2]
