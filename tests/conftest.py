@@ -1,7 +1,4 @@
-"""Settings of the whole test suite: runtime type checks, float64, no persistent cache.
-
-JAX may neither mix types nor promote ranks: a user may have it so, and so may then no engine.
-"""
+"""Settings of the whole test suite: type checks, strict promotion, float64, no disk cache."""
 
 import os
 
@@ -26,8 +23,7 @@ def key():
     return jax.random.key(20261120)
 
 
-@pytest.fixture(scope="module")
-def standard_promotion():
-    """Let a module's models mix types and ranks, as JAX does by default."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Neither types nor ranks may be mixed; folders that cannot have it so override this."""
+    yield

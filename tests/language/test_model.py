@@ -115,9 +115,6 @@ def test_noncentered_density_against_autodiff(prior):
     assert_allclose(target.log_prior({"x": z}), expected, rtol=1e-9)
 
 
-with jax.numpy_dtype_promotion("standard"):  # they mix types while they are made
-    _cholesky, _correlations = dist.LKJCholesky(3, 2.0), dist.LKJ(3, 2.0)
-
 SUPPORTS = {
     "positive": dist.Gamma(2.0, 1.0),
     "interval": dist.Uniform(-1.0, 3.0),
@@ -127,9 +124,9 @@ SUPPORTS = {
     "simplex": dist.Dirichlet(jnp.array([1.0, 2.0, 3.0])),
     "ordered": dist.ImproperUniform(constraints.ordered_vector, (), (3,)),
     "positive_ordered": dist.ImproperUniform(constraints.positive_ordered_vector, (), (3,)),
-    "corr_cholesky": _cholesky,
+    "corr_cholesky": dist.LKJCholesky(3, 2.0),
     "cholesky": dist.ImproperUniform(constraints.lower_cholesky, (), (2, 2)),
-    "corr_matrix": _correlations,
+    "corr_matrix": dist.LKJ(3, 2.0),
     "positive_definite": dist.ImproperUniform(constraints.positive_definite, (), (2, 2)),
     "circular": dist.VonMises(0.0, 2.0),
     "flat": dist.ImproperUniform(constraints.real, (), ()),

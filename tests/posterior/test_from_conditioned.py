@@ -28,7 +28,11 @@ NET = Serial(Dense(2.0, 0.1), Erf(), Dense())
 TIED = ScaleMixture(NET, InverseGamma(2.5, 1.5), 0.1)
 OWN = IndependentNoise(NET, InverseGamma(2.5, 1.5), InverseGamma(3.0, 0.5))
 DRAWS = 4000
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # model families mix types
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Standard: the formulas of model families mix types and ranks."""
 
 
 @pytest.mark.parametrize(

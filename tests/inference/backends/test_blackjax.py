@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from whence.core._dtype import relaxed
 from whence.inference.backends import BlackjaxNUTS
 from whence.inference.backends._library import Start
 from whence.testing import Gaussian
 
 
+@relaxed()
 def test_warmup_is_that_of_window_adaptation(key):
     import blackjax
 

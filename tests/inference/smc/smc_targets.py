@@ -36,7 +36,7 @@ class Conjugate(AbstractDataTarget):
 
     def log_likelihood(self, position, rows=None):
         y = self.y if rows is None else self.y[rows]
-        return norm.logpdf(y, position["x"], 0.5).sum(1)
+        return norm.logpdf(y, position["x"][None], 0.5).sum(1)
 
     def log_density(self, position):
         return self.log_prior(position) + self.log_likelihood(position).sum()

@@ -171,7 +171,7 @@ def test_ancestors_are_the_parents_of_one_step(scheme, key):
         assert_array_equal(new.particles, cloud.particles[did.ancestors])
         assert_array_equal(new.founders, cloud.founders[did.ancestors])
         assert_array_equal(did.resampled, threshold > 0)
-        moved |= bool(np.any(did.ancestors != np.arange(50)))
+        moved |= bool(np.any(np.asarray(did.ancestors) != np.arange(50)))
         if not threshold:
             assert_array_equal(did.ancestors, np.arange(50))
         cloud = new

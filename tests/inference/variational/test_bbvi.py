@@ -93,7 +93,7 @@ class GaussianMean(AbstractDataTarget):
 
     def log_likelihood(self, position, rows=None):
         y = self.y if rows is None else self.y[rows]
-        return jnp.sum(jax.scipy.stats.norm.logpdf(y, position), 1)
+        return jnp.sum(jax.scipy.stats.norm.logpdf(y, position[None]), 1)
 
     def log_density(self, position):
         return self.log_prior(position) + self.log_likelihood(position).sum()
@@ -153,8 +153,8 @@ def covariance(family):
 def correlated(dim=5):
     """Standard deviations from 0.03 to 30, correlations of 0.7."""
     sd = jnp.geomspace(0.03, 30, dim)
-    sigma = (0.3 * jnp.eye(dim) + 0.7) * sd * sd[:, None]
-    return jnp.arange(dim) * sd - 1, sigma
+    sigma = (0.3 * jnp.eye(dim) + 0.7) * sd[None] * sd[:, None]
+    return jnp.arange(1.0 * dim) * sd - 1, sigma
 
 
 def test_full_rank_is_exact_on_a_gaussian(key):
@@ -234,7 +234,7 @@ def per_draw_gradients(family, params, target, count, key):
 
 def quadratic(key, dim=5):
     root = jr.normal(key, (dim, dim))
-    return Gaussian(jnp.arange(dim) * 0.5, root @ root.T + jnp.eye(dim))
+    return Gaussian(jnp.arange(1.0 * dim) * 0.5, root @ root.T + jnp.eye(dim))
 
 
 def test_gradient_moments_of_mean_field(key):
