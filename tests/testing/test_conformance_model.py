@@ -147,7 +147,7 @@ class WrongJacobianTransform(dist.transforms.Transform):
 
 
 def test_wrong_jacobian(key, monkeypatch):
-    from whence.core import _sites
+    from whence.language import _sites
 
     class Scale(Model):
         x: jax.Array = latent(dist.HalfNormal(1.0))

@@ -25,12 +25,12 @@ from ._map_draws import map_draws, variables
 def external(
     target: AbstractTarget,
     draws: Any,
-    unconstrained: bool = False,
-    stats: Mapping[str, Any] | None = None,
-    log_weights: Any = None,
-    engine: str = "external",
-    method: str | None = None,
-    record: AbstractRecord | None = None,
+    unconstrained: bool,
+    stats: Mapping[str, Any] | None,
+    log_weights: Any,
+    engine: str,
+    method: str | None,
+    record: AbstractRecord | None,
 ) -> dict[str, Any]:
     """Return what a `Posterior` of draws made elsewhere holds; see `Posterior.from_draws`."""
     require_target(target)
