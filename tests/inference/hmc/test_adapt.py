@@ -51,8 +51,8 @@ def _after(draws, log_density, *, divergences=0, rate=0.8, adaptation=None):
 
 
 def _draws(count, key):
-    x = SCALES * jr.normal(key, (count, 2))
-    return x, -0.5 * jnp.sum((x / SCALES) ** 2, axis=1)
+    x = SCALES[None] * jr.normal(key, (count, 2))
+    return x, -0.5 * jnp.sum((x / SCALES[None]) ** 2, axis=1)
 
 
 @pytest.mark.parametrize("warmup", [*range(0, 400, 7), 1000, 5000])

@@ -120,18 +120,18 @@ def test_gradient_of_the_criterion():
 
     def flow(time):
         return (
-            scale * (position * jnp.cos(time) + momentum * jnp.sin(time)),
+            scale[None] * (position * jnp.cos(time) + momentum * jnp.sin(time)),
             momentum * jnp.cos(time) - position * jnp.sin(time),
         )
 
     def criterion(time):
-        end = flow(time)[0] / scale
+        end = flow(time)[0] / scale[None]
         gain = jnp.sum(end**2, axis=1) - jnp.sum(position**2, axis=1)
         return 0.25 * jnp.mean(gain**2)
 
     whitening = DiagonalMetric(scale).dual()
     point = jax.vmap(lambda x, p: PhasePoint(x, p, jnp.zeros(()), x, x))
-    before, after = point(scale * position, momentum), point(*flow(0.7))
+    before, after = point(scale[None] * position, momentum), point(*flow(0.7))
     ones = jnp.ones(100)
     got = chees_gradient(whitening, before, after, ones, ones > 0)
     assert_allclose(got, jax.value_and_grad(criterion)(0.7), rtol=1e-10)

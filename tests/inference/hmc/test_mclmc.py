@@ -213,7 +213,7 @@ def test_bias_without_a_test_shrinks_with_the_step(key):
     """Variance of a standard normal from 10,000 chains that start exact; 20 steps on."""
     key_draws, key_run = jr.split(key)
     target, engine = Gaussian(3), wh.MCLMC(warmup=20, draws=1, adjusted=False)
-    draws = target.mean + jr.normal(key_draws, (10_000, 3))
+    draws = target.mean[None] + jr.normal(key_draws, (10_000, 3))
 
     def bias(step_size):
         states = _frozen(

@@ -98,7 +98,7 @@ def _normal(dim, num_draws, key, condition=1e6, spread=1.0):
     """A covariance, and a window of draws (not exactly from it) with exact gradients."""
     key_basis, key_draws = jr.split(key)
     basis = jnp.linalg.qr(jr.normal(key_basis, (dim, dim)))[0]
-    covariance = (basis * jnp.logspace(0, np.log10(condition), dim)) @ basis.T
+    covariance = (basis * jnp.logspace(0, np.log10(condition), dim)[None]) @ basis.T
     draws = (
         5.0
         + spread * jr.normal(key_draws, (num_draws, dim)) @ jnp.linalg.cholesky(covariance).T
@@ -139,7 +139,7 @@ def test_fisher_factor_is_exact_on_a_normal(spread, key):
 
 def test_fisher_scale_is_exact_on_independent_normals():
     draws = jnp.asarray([[1.0, 10.0], [2.0, 14.0], [4.0, -3.0]])
-    window = _fill(draws, -draws / jnp.asarray([4.0, 0.25]), dense=False)
+    window = _fill(draws, -draws / jnp.asarray([[4.0, 0.25]]), dense=False)
     assert_allclose(fisher_scale(window), [2.0, 0.5])
 
 

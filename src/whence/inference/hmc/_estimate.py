@@ -65,7 +65,7 @@ class Moments(eqx.Module):
         """Take one draw of each of several chains into account, those that are to be kept."""
         recent = self.recent
         if recent is not None:
-            size, number = recent.shape[0], jnp.cumsum(keep)
+            size, number = recent.shape[0], jnp.cumsum(keep, dtype=jnp.int32)
             slots = (self.draws.count.astype(jnp.int32) + number - 1) % size
             # Of more draws than there are slots the last ones count; others are dropped.
             slots = jnp.where(keep & (number > number[-1] - size), slots, size)
