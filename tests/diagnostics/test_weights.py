@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from whence.diagnostics import pareto_khat, weight_ess
+from whence.diagnostics import VariationalFit, diagnose, pareto_khat, weight_ess
 
 
 def test_weight_ess_of_equal_and_single_weights():
@@ -49,3 +49,16 @@ def test_khat_where_there_is_nothing_to_fit():
     mostly_zero = np.full(1000, -np.inf)
     mostly_zero[:20] = np.random.default_rng(10).normal(size=20)
     assert np.isfinite(pareto_khat(mostly_zero))
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e4, 1e6, 1e9])
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_one_weight_that_is_everything_is_no_tail_to_be_judged(scale, shift):
+    """A family 1,000 to 1e9 times too wide: its ratios underflow but for a few."""
+    z = np.random.default_rng(1).normal(size=4000)
+    log_weights = -0.5 * (scale * (z - shift)) ** 2 + 0.5 * z**2
+    assert weight_ess(log_weights) < 10
+    assert pareto_khat(log_weights) > 1
+    record = VariationalFit(log_weights_is=log_weights)
+    report = diagnose({"x": z[None]}, {}, method="variational", record=record)
+    assert report["khat"].is_problem

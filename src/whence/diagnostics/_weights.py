@@ -28,8 +28,9 @@ def weight_ess(log_weights: np.ndarray) -> float:
 def pareto_khat(log_weights: np.ndarray) -> float:
     """Return the Pareto shape k of the upper tail of importance weights.
 
-    Equal weights have no tail: -inf. Weights that cannot be judged (NaN, or fewer than 25
-    of them, which leaves fewer than 5 in the tail) give NaN.
+    Equal weights have no tail: -inf. Weights of which one is everything give inf: a quarter
+    of the tail is smaller by more than floating point can tell, 700 nats. Weights that cannot
+    be judged (NaN, or fewer than 25 of them, which leaves fewer than 5 in the tail) give NaN.
 
     Args:
         log_weights: Log importance ratios in nats, any shape, not necessarily normalised.
@@ -45,6 +46,9 @@ def pareto_khat(log_weights: np.ndarray) -> float:
     if num_tail < 5 or np.isnan(weights[0]):
         return np.nan
     cutoff, tail = weights[-num_tail - 1], weights[-num_tail:]
+    lower = tail[_quarter(num_tail)]
+    if lower == 0 and np.sort(np.ravel(log_weights))[_quarter(num_tail) - num_tail] > -np.inf:
+        return np.inf
     if tail[-1] - tail[0] <= 8 * np.finfo(np.float64).eps * tail[-1]:
         return -np.inf
     return _gpd_shape(tail - cutoff)
@@ -59,6 +63,10 @@ def khat_limit(size: int) -> float:
     return float(min(1 - 1 / np.log10(max(size, 11)), 0.7))
 
 
+def _quarter(size: int) -> int:
+    return int(size / 4 + 0.5) - 1
+
+
 def _gpd_shape(excess: np.ndarray) -> float:
     """Return the shape of a generalised Pareto distribution fitted to sorted excesses.
 
@@ -68,7 +76,7 @@ def _gpd_shape(excess: np.ndarray) -> float:
     """
     size = len(excess)
     # Exact zeros (ties with the cutoff) carry no information on the tail's shape.
-    quartile = excess[int(size / 4 + 0.5) - 1]
+    quartile = excess[_quarter(size)]
     if quartile <= 0:
         quartile = excess[excess > 0][0]
     num_grid = 30 + int(np.sqrt(size))
