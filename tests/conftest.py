@@ -26,4 +26,5 @@ def key():
 @pytest.fixture(scope="module", autouse=True)
 def promotion():
     """Neither types nor ranks may be mixed; folders that cannot have it so override this."""
-    yield
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield

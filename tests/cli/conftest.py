@@ -80,3 +80,8 @@ def error(whence):
         return result.stderr
 
     return invoke
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Standard promotion of types and ranks: these tests are about the command line."""

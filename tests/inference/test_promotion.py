@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 
@@ -17,15 +18,6 @@ class Line(wh.Model):
 
     def likelihood(self, x):
         return dist.Normal(x @ self.slope, self.sd)
-
-
-class Groups(wh.Model):
-    mean: Any = wh.latent(dist.Normal(0.0, 5.0))
-    sd: Any = wh.latent(dist.HalfNormal(5.0))
-    group: Any = wh.latent(lambda m: dist.Normal(m.mean, m.sd), shape=8, noncentered=True)
-
-    def likelihood(self, sd):
-        return dist.Normal(self.group, sd)
 
 
 SHORT = {"chains": 2, "warmup": 30, "draws": 5}
@@ -70,3 +62,15 @@ def test_engine_mixes_neither_types_nor_ranks(name):
     posterior.diagnose()
     posterior.predict(key=jax.random.key(1))
     posterior.to_datatree()
+
+
+def test_numpyro_model():
+    def model(x, y):
+        slope = numpyro.sample("slope", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+        with numpyro.plate("row", len(y)):
+            numpyro.sample("y", dist.Bernoulli(logits=x @ slope), obs=y)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(24, 3)))
+    target = wh.from_numpyro(model, x, (x[:, 0] > 0).astype(jnp.int32))
+    posterior = wh.infer(target, wh.NUTS(**SHORT), key=jax.random.key(0), throw=False)
+    posterior.predict(key=jax.random.key(1))

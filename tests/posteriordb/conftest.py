@@ -25,3 +25,8 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("posteriordb: our NUTS against reference draws")
         for line in (HEAD, *(result.line for result in _FITS)):
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Standard promotion of types and ranks: the models are others'."""

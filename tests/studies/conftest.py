@@ -1,0 +1,8 @@
+"""Studies use model families, whose formulas mix types and ranks."""
+
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Standard promotion of types and ranks, as JAX comes."""
