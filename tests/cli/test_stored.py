@@ -42,7 +42,7 @@ def test_fit_until(whence, folder):
 
 def test_errors_are_one_paragraph(stored, whence, error, folder):
     assert "Say either --draws" in error("extend", "run", code=2)
-    assert "`rhat` of `Until` must be above 1" in error("extend", "run", "--rhat", "0.9")
+    assert "`rhat` must be above 1" in error("extend", "run", "--rhat", "0.9")
     assert "not a run store" in error("replay", "model.py")
     assert "ends by itself" in error("fit", "model.py:target", "-e", "bbvi", "--ess", "9")
     manifest = json.loads((folder / "run" / "manifest.json").read_text())
