@@ -30,7 +30,7 @@ ENGINES = {
     "HMC": lambda: wh.HMC(**SHORT),
     "ChEES": lambda: wh.ChEES(chains=4, warmup=20, draws=5),
     "MCLMC": lambda: wh.MCLMC(**SHORT),
-    "SGLD": lambda: wh.SGLD(steps=40, step_size=1e-3, batch_size=8),
+    "SGLD": lambda: wh.SGLD(steps=40, step_size=1e-6, batch_size=8),
     "BBVI": lambda: wh.BBVI(steps=100, draws=20, batch_size=8),
     "BBVI-full-rank": lambda: wh.BBVI(family=wh.FullRank(), steps=100, draws=20),
     "TemperedSMC": lambda: wh.TemperedSMC(particles=32),
