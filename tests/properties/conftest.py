@@ -1,4 +1,4 @@
-"""Models are drawn at random here, from priors that mix types."""
+"""Tests by random models, as JAX comes: not yet written for strict promotion."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Runs are compared here, of models that mix types and ranks."""
+"""Tests of the loop, as JAX comes: not yet written for strict promotion."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The targets and mutants of these tests mix types and ranks."""
+"""Tests of the conformance suites, as JAX comes: not yet written for strict promotion."""
 
 import pytest
 
