@@ -6,6 +6,12 @@ from pathlib import Path
 import jax
 import pytest
 
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Standard: what is shown to users runs as JAX comes."""
+
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)

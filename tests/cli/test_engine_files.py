@@ -98,8 +98,9 @@ def test_fit_from_any_folder(walk, whence, folder, monkeypatch):
 def test_a_stored_run_asks_for_its_engine_again(walk, whence, error, folder, monkeypatch):
     settings = ("--set", "scale=0.3", "--seed", "3")
     whence("fit", "model.py", "-e", "walk.py:Walk", *settings, "--store", "run")
-    for command in ("resume", "replay", "report", "extend"):
+    for command in ("resume", "replay", "report"):
         assert "was made by walk.py:Walk" in error(command, "run", code=2)
+    assert "was made by walk.py:Walk" in error("extend", "run", "--draws", "5", code=2)
     assert "must be the engine of the run, walk.py:Walk" in error(
         "replay", "run", "-e", "walk.py:Fails", code=2
     )

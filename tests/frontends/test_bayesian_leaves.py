@@ -131,8 +131,7 @@ def test_other_leaves(key):
         name: str
 
         def __call__(self, x):
-            scaled = self.weight @ x * self.count.astype(x.dtype)
-            return scaled + float(self.table.sum()) + self.power
+            return self.weight @ x * self.count + self.table.sum() + self.power
 
     module = Odd(jnp.ones(3), jnp.array(2), np.array([1, 2]), 1.5, "odd")
     bnn = wh.bayesian(module, dist.Normal(), likelihood=wh.regression(1.0))

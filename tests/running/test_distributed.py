@@ -162,5 +162,5 @@ def test_too_late_to_become_one_of_several():
 
 
 def test_devices_are_positive():
-    with pytest.raises(ValueError, match="`devices` must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="`devices` must be at least 1, or None; got 0"):
         wh.distributed(devices=0)

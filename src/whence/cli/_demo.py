@@ -14,6 +14,7 @@ from ..posterior import Posterior
 from . import _errors
 from ._engines import build_engine, find_engine
 from ._fit import run_fit
+from ._load import load_target
 from ._text import heading, print_posterior, timings_text
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ def run_demo(out: Path, engine: str, seed: int, *, import_seconds: float) -> boo
     heading("whence demo: eight schools")
     typer.echo(_STORY)
     typer.echo(f"Fitting it with {configured.name}. The first time includes compilation.")
-    posterior = run_fit(schools.target(), configured, seed)
-    files = _write(posterior, schools, out)
+    # The model that is handed out is the one that is fitted.
+    model = Path(shutil.copyfile(schools.__file__, out / "eight_schools.py"))
+    posterior = run_fit(load_target(f"{model}:target"), configured, seed)
+    files = _write(posterior, schools, out, model)
     print_posterior(posterior)
     heading("What it says")
     typer.echo(_findings(posterior, schools))
@@ -64,11 +67,12 @@ def run_demo(out: Path, engine: str, seed: int, *, import_seconds: float) -> boo
     return not posterior.complete
 
 
-def _write(posterior: Posterior, schools: Any, out: Path) -> tuple[Path, Path, Path]:
-    saved, plot, model = (out / n for n in ("posterior.nc", "effects.png", "eight_schools.py"))
+def _write(
+    posterior: Posterior, schools: Any, out: Path, model: Path
+) -> tuple[Path, Path, Path]:
+    saved, plot = out / "posterior.nc", out / "effects.png"
     posterior.save(saved)
     plot_effects(posterior, schools, plot)
-    shutil.copyfile(schools.__file__, model)
     return plot, saved, model
 
 

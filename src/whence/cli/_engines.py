@@ -160,7 +160,10 @@ def _readable(path: str) -> str:
 def _hints(engine: type[AbstractEngine]) -> tuple[dict[str, Any], set[str]]:
     """Return annotated types, and which fields convert (and check) what they are given."""
     converts = {f.name for f in dataclasses.fields(engine) if "converter" in f.metadata}
-    return typing.get_type_hints(engine), converts
+    try:
+        return typing.get_type_hints(engine), converts
+    except NameError:  # of a type that only checkers see
+        return dict.fromkeys((f.name for f in dataclasses.fields(engine)), Any), converts
 
 
 def parse(text: str, engine: type[AbstractEngine]) -> Any:

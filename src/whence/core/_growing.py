@@ -40,8 +40,9 @@ class GrowingTarget(AbstractDataTarget):
     ) -> Float[Array, "..."]:
         """Return the log likelihood by row: zero for those that are not filled."""
         each = self.target.log_likelihood(position, rows)
-        numbers = jnp.arange(self.num_data) if rows is None else rows
-        return jnp.where(numbers < self.filled, each, jnp.zeros_like(each))
+        numbers = jnp.arange(self.num_data, dtype=jnp.int32) if rows is None else rows
+        counts = numbers.astype(self.filled.dtype) < self.filled
+        return jnp.where(counts, each, jnp.zeros_like(each))
 
     def log_density(self, position: Position) -> Scalar:
         return self.log_prior(position) + self.log_likelihood(position).sum()

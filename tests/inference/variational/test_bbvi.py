@@ -25,6 +25,11 @@ from whence.inference.variational._final import num_checked
 from whence.running._infer import infer
 
 
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Standard: the closed forms here broadcast over samples."""
+
+
 class Gaussian(AbstractTarget):
     """A normalised Gaussian in a pytree of two leaves, times `exp(log_evidence)`."""
 
