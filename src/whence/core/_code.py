@@ -92,6 +92,8 @@ class _Reader:
 
     def outer(self, value: Any, depth: int = _DEPTH) -> None:
         """Read the code of a part of a target or an engine, not its settings and arrays."""
+        if depth < 0:
+            return
         if isinstance(value, eqx.Module):
             self.cls(type(value))
             for field in dataclasses.fields(value):

@@ -208,13 +208,18 @@ class AbstractPausingEngine(AbstractEngine, AbstractPausingProcedure):
     """An engine that computes between steps; see `AbstractPausingProcedure`."""
 
 
+def split_state(state: PyTree) -> tuple[PyTree, PyTree]:
+    """Return the arrays of a state, and the rest of it (functions of a network, say)."""
+    return eqx.partition(state, eqx.is_array_like)
+
+
 def pause_each(procedure: AbstractPausingProcedure, states: PyTree, index: int) -> PyTree:
     """Return what `pause` makes of each of several states."""
-    arrays, rest = eqx.partition(states, eqx.is_array_like)
+    arrays, rest = split_state(states)
     number = len(jax.tree.leaves(arrays)[0])
     one = lambda i: eqx.combine(jax.tree.map(lambda x: x[i], arrays), rest)
     each = [procedure.pause(one(i), index) for i in range(number)]
-    stacked = [eqx.filter(state, eqx.is_array_like) for state in each]
+    stacked = [split_state(state)[0] for state in each]
     return eqx.combine(jax.tree.map(lambda *leaves: np.stack(leaves), *stacked), rest)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -22,6 +23,17 @@ def fingerprint(target: Any) -> str:
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def provenance(target: Any) -> dict[str, Any]:
+    """Return what any manifest holds: the data, the model, precision, Python and the time."""
+    return {
+        "data_sha256": fingerprint(target),
+        "model": code_parts(target),
+        "x64": bool(jax.config.jax_enable_x64),
+        "python": sys.version.split()[0],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def require_same(target: Any, content: Mapping[str, Any], where: str) -> None:

@@ -1,7 +1,5 @@
 """Draws made elsewhere, checked and put into the form of our own."""
 
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core._cache import compiled
-from ..core._code import code_parts
 from ..core._engine import Sample
 from ..core._flat import position_shapes
-from ..core._provenance import fingerprint, versions
+from ..core._provenance import provenance, versions
 from ..core._require import require_target
 from ..core._target import AbstractTarget, NamesLatents, Unconstrains
 from ..core._tree import named_leaves
@@ -54,14 +51,10 @@ def external_manifest(target: Any, engine: str) -> dict[str, Any]:
     """Return the manifest of draws that no engine of ours made."""
     packages = ("whence", "jax", "numpy")
     return {
+        **provenance(target),
         "engine": engine,
         "external": True,
-        "x64": bool(jax.config.read("jax_enable_x64")),
         "versions": {name: versions()[name] for name in packages},
-        "data_sha256": fingerprint(target),
-        "model": code_parts(target),
-        "python": sys.version.split()[0],
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from ..core._engine import AbstractEngine, AbstractProcedure, Sample, Trace
+from ..core._engine import AbstractEngine, AbstractProcedure, Sample, Trace, split_state
 from ..core._results import RESULTS, InferenceError
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
@@ -96,8 +96,8 @@ def trace_of(outcome: Outcome, keep: list[int], warmup: int, thin: int = 1) -> T
 
 def take_replicas(state: PyTree, keep: list[int]) -> PyTree:
     """Return the states of some replicas."""
-    take = lambda x: x[np.asarray(keep)] if eqx.is_array_like(x) else x
-    return jax.tree.map(take, state)
+    arrays, rest = split_state(state)
+    return eqx.combine(jax.tree.map(lambda x: x[np.asarray(keep)], arrays), rest)
 
 
 def so_far(

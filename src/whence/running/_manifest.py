@@ -1,7 +1,5 @@
 """What is written down of a run, and an engine's configuration as JSON and back."""
 
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from ..core._code import code_parts
 from ..core._engine import AbstractProcedure
 from ..core._json import to_json
-from ..core._provenance import fingerprint, versions
+from ..core._provenance import provenance, versions
 from ..core._types import PRNGKey
 from ..posterior._citation import references
 from ..storage import RunStore
@@ -23,17 +20,13 @@ from ..storage import RunStore
 def manifest(target: Any, engine: AbstractProcedure, key: PRNGKey) -> dict[str, Any]:
     """Return versions, key, engine and a hash of the data, as JSON values."""
     return {
+        **provenance(target),
         "engine": repr(engine),
         "key": np.asarray(jr.key_data(key)).tolist(),
         "key_impl": str(jr.key_impl(key)),
-        "x64": bool(jax.config.jax_enable_x64),
         "backend": jax.default_backend(),
-        "python": sys.version.split()[0],
         "versions": dict(versions()),
-        "data_sha256": fingerprint(target),
-        "model": code_parts(target),
         "references": references(engine, target),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..core._cache import Program, compile_now, is_data
+from ..core._engine import split_state
 from ._sharding import gathered, keep, place, spread
 
 CHUNK_BYTES = 2**25  # at most this much recorded data per call and replica
@@ -146,11 +147,6 @@ def build_plan(target, engine, key, chunk_steps, vectorised, layout=None) -> Pla
         call=lambda *args: run(*put(*args)), trace_seconds=program.trace_seconds + begin
     )
     return Plan(program, empty, rest, info, length)
-
-
-def split_state(state: PyTree) -> tuple[PyTree, PyTree]:
-    """Return the arrays of a state, and the rest of it (functions of a network, say)."""
-    return eqx.partition(state, eqx.is_array_like)
 
 
 def shapes_of(target, engine, key) -> tuple[PyTree, PyTree, PyTree]:

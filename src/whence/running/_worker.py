@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..core._engine import AbstractPausingProcedure, pause_each
+from ..core._engine import AbstractPausingProcedure, pause_each, split_state
 from ..storage import RunStore
 from ._distributed import agree
-from ._program import Plan, Status, split_state, to_host, to_state
+from ._program import Plan, Status, to_host, to_state
 
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up
 
