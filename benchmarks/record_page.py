@@ -1,7 +1,9 @@
 """The page of the record: from the JSON that `record.py` writes to `docs/record.md`."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from record_checks import FEW, LEVEL, MAX_RHAT, MIN_ESS, limit
@@ -238,7 +240,63 @@ def processes(results: Results) -> str:
     planted = alone.get("mutations")
     if planted and planted["verdict"] != "none":
         parts.append(bugs(planted))
+    parts += [mutations(kept("mutations")), slow_tests(kept("slow"))]
     return "\n".join(parts)
+
+
+def kept(name: str) -> Any:
+    """What another script left in `results`, or nothing."""
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def mutations(found: list[Results] | None) -> str:
+    """How many lines could be broken unnoticed, by room."""
+    if not found:
+        return ""
+    rooms: dict[str, list[Results]] = {}
+    for one in found:
+        rooms.setdefault("/".join(one["file"].split("/")[2:-1]), []).append(one)
+    count = lambda some: sum(one["outcome"] == "killed" for one in some)
+    lines = [
+        "## Broken lines\n",
+        f"`benchmarks/mutations.py` breaks one line of `src` at a time, where a wrong number "
+        f"would come out: the default suite notices {count(found)} of {len(found)}.\n",
+        "| room | broken | noticed |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| {room} | {len(some)} | {count(some)} |" for room, some in sorted(rooms.items())
+    ]
+    unnoticed = [one for one in found if one["outcome"] != "killed"]
+    lines += ["\nNot noticed:\n"] if unnoticed else []
+    lines += [f"- `{one['file']}`: `{one['old']}` as `{one['new']}`" for one in unnoticed]
+    return "\n".join(lines) + "\n"
+
+
+def slow_tests(dates: dict[str, Results | None] | None) -> str:
+    """When the slow tests of each file last passed."""
+    if not dates:
+        return ""
+    files: dict[str, list[Results | None]] = {}
+    for test, when in dates.items():
+        files.setdefault(test.split("::")[0], []).append(when)
+    lines = [
+        "## Slow tests\n",
+        "The default suite leaves out tests that take minutes; a quarter of them runs with "
+        "every change (`.ci/run`). When each last passed, with its seconds, is kept by "
+        "`pytest -m slow --dates benchmarks/results/slow.json`; by file:\n",
+        "| file | tests | never passed here | longest ago | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for file, some in sorted(files.items()):
+        passed = [when for when in some if when is not None]
+        oldest = min((when["date"] for when in passed), default="–")
+        seconds = sum(when["seconds"] for when in passed)
+        lines.append(
+            f"| `{file}` | {len(some)} | {len(some) - len(passed)} | {oldest} | {seconds:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def bugs(cell: Results) -> str:
@@ -252,7 +310,7 @@ def bugs(cell: Results) -> str:
         "must be caught by a check of the package, and the same engine or model without the "
         "bug must pass: "
         f"{cell['figures'].get('caught', 0)} of {len(found)} do both "
-        "(`tests/testing/test_mutations.py`).\n",
+        "(`tests/testing/test_mutations.py`, slow ones included).\n",
         "| bug | seen in | caught | right version passes |",
         "| --- | --- | --- | --- |",
     ]

@@ -1,8 +1,19 @@
-"""Settings of the whole test suite: type checks, strict promotion, float64, no disk cache."""
+"""Settings of the whole test suite: type checks, strict promotion, float64, quick compilation."""
 
+import datetime
+import json
 import os
+import zlib
+from pathlib import Path
 
+# Most of the time is XLA's: programs run once are not worth optimising, and both workers
+# (and the next run) may share what one has compiled. Set before JAX is imported.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("WHENCE_CACHE", "off")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import jaxtyping
@@ -16,6 +27,28 @@ hook.__enter__()  # stays on for the whole session
 
 def pytest_addoption(parser):
     parser.addoption("--data", default=None, help="folder with posteriordb reference draws")
+    parser.addoption("--part", default="0/1", help="K/N: the tests of part K, from 0, of N parts")
+    parser.addoption("--dates", default=None, help="JSON file: when each test last passed")
+
+
+def pytest_collection_modifyitems(config, items):
+    part, parts = map(int, config.getoption("--part").split("/"))
+    items[:] = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts == part]
+
+
+def pytest_sessionfinish(session):
+    """Write down, for `--dates`, what passed today and how long it took."""
+    path = session.config.getoption("--dates")
+    if path is None or hasattr(session.config, "workerinput"):
+        return
+    found = session.config.pluginmanager.get_plugin("terminalreporter").stats
+    dates = json.loads(Path(path).read_text()) if Path(path).exists() else {}
+    for report in [*found.get("failed", []), *found.get("skipped", [])]:
+        dates.setdefault(report.nodeid, None)
+    today = datetime.date.today().isoformat()
+    for report in found.get("passed", []):
+        dates[report.nodeid] = {"date": today, "seconds": round(report.duration, 1)}
+    Path(path).write_text(json.dumps(dates, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.fixture
