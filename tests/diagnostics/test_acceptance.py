@@ -46,6 +46,21 @@ def test_chains_that_fit_pass(rng, target):
     assert "step_size" not in found
 
 
+def test_every_chain_is_held_against_its_own_aim(rng):
+    """Chains that diverged in warm-up aim higher than the others."""
+    aims = np.array([0.6, 0.6, 0.92, 0.6])
+    found = report(rates(rng, aims - 0.05), aims)["acceptance"]
+    assert found.severity == "ok"
+    assert "0.60 to 0.92 was aimed at" in found.message
+    found = report(rates(rng, [0.6, 0.6, 0.55, 0.6]), aims)["acceptance"]
+    assert found.where == ("chain 2",)
+    # Draws of another number of chains, resampled for example: the highest aim.
+    assert "0.92 was aimed at" in report(rates(rng, 0.9, chains=1), aims)["acceptance"].message
+    reached = np.ones((CHAINS, DRAWS), bool)
+    small = report(rates(rng, [0.96, 0.6, 0.96, 0.6]), aims, reached_max_treedepth=reached)
+    assert small["step_size"].where == ("chain 0",)
+
+
 @pytest.mark.parametrize("draws", [10, 40, 1000])
 def test_chance_raises_no_alarm(draws):
     """At the aim, no alarm in 200 runs; the limit is more than four standard errors off."""

@@ -10,6 +10,7 @@ raised one, where a chain was in its neck and accepted as little as 0.28.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -32,10 +33,22 @@ _ANEW = (
 
 
 def check_acceptance(
-    draws: Draws, target: float | None, reached: np.ndarray | None
+    draws: Draws, target: Any, reached: np.ndarray | None
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Find chains whose acceptance rate is far from what was aimed at."""
+    """Find chains whose acceptance rate is far from what was aimed at.
+
+    Args:
+        draws: With the statistic `acceptance_rate`.
+        target: What was aimed at, a number or one for each chain; None if not known.
+        reached: Whether trajectories were cut off, `(chain, draw)`; None if not known.
+    """
     rate = draws.stats["acceptance_rate"].astype(np.float64)
+    if target is not None:
+        target = np.asarray(target, np.float64)
+        # Of a record that is not of these chains, the highest.
+        target = np.broadcast_to(
+            target if target.size == len(rate) else target.max(), len(rate)
+        )
     findings = [_low(rate, draws.stats, target)]
     if target is not None:
         findings += _high(rate, draws.stats, target, reached)
@@ -49,20 +62,29 @@ def _halves(values: np.ndarray) -> np.ndarray:
     return np.stack([part.mean(axis=1) for part in parts])
 
 
-def _low(rate: np.ndarray, stats: Mapping[str, np.ndarray], target: float | None) -> Finding:
-    limit = LOW if target is None else max(LOW, min(target - SLACK, ENOUGH))
+def _aimed(target: np.ndarray) -> str:
+    low, high = f"{target.min():.2f}", f"{target.max():.2f}"
+    return f"{low if low == high else f'{low} to {high}'} was aimed at"
+
+
+def _low(
+    rate: np.ndarray, stats: Mapping[str, np.ndarray], target: np.ndarray | None
+) -> Finding:
+    aim = np.zeros(len(rate)) if target is None else target
+    limit = np.clip(aim - SLACK, LOW, ENOUGH)
     means = _halves(rate)
     # The mean of few draws is noise; a mean of none is not: NaN is no pass.
     error = rate.std(axis=1) / np.sqrt(max(1, rate.shape[1] // 2))
     bad = ~(means + 2 * error >= limit)
     chains = np.flatnonzero(bad.any(axis=0))
-    worst = float(means.min())
+    nearest = int(np.argmin((means - limit).min(axis=0)))
+    worst, threshold = float(means[:, nearest].min()), float(limit[nearest])
     if not len(chains):
         message = f"The mean acceptance rate is {rate.mean():.2f}"
         if target is not None:
-            message += f", {target:.2f} was aimed at"
-        return Finding("acceptance", "ok", message, worst, limit, _ENOUGH_SOURCE)
-    aimed = "" if target is None else f"; {target:.2f} was aimed at"
+            message += f", {_aimed(target)}"
+        return Finding("acceptance", "ok", message, worst, threshold, _ENOUGH_SOURCE)
+    aimed = "" if target is None else f"; {_aimed(target)}"
     return Finding(
         "acceptance",
         "warning",
@@ -70,7 +92,7 @@ def _low(rate: np.ndarray, stats: Mapping[str, np.ndarray], target: float | None
         f"{'is' if len(chains) == 1 else 'are'} now, by the acceptance rate: "
         f"{_listed(chains, means, bad, stats)}{aimed}",
         value=worst,
-        threshold=limit,
+        threshold=threshold,
         source=_ENOUGH_SOURCE,
         remedy=_ANEW + "if all chains are like this, use smaller steps (a higher target "
         "acceptance).",
@@ -79,7 +101,10 @@ def _low(rate: np.ndarray, stats: Mapping[str, np.ndarray], target: float | None
 
 
 def _high(
-    rate: np.ndarray, stats: Mapping[str, np.ndarray], target: float, reached: np.ndarray | None
+    rate: np.ndarray,
+    stats: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    reached: np.ndarray | None,
 ) -> list[Finding]:
     means, limit = _halves(rate), 1 - HIGH * (1 - target)
     length, longest, words = _lengths(stats, reached, means.shape)
@@ -93,10 +118,10 @@ def _high(
             "warning",
             f"The step size is too small for where {plural(len(chains), 'chain')} of "
             f"{len(rate)} {'is' if len(chains) == 1 else 'are'} now, by the acceptance rate: "
-            f"{_listed(chains, means, bad, stats)}; {target:.2f} was aimed at, and "
+            f"{_listed(chains, means, bad, stats)}; {_aimed(target)}, and "
             f"{words.format(length[bad].max())}",
             value=float(means[bad].max()),
-            threshold=limit,
+            threshold=float(limit[chains].min()),
             source="rule of thumb: a quarter of the rejections aimed at",
             remedy=_ANEW + "longer trajectories (a larger max_tree_depth) cost more and mend "
             "nothing.",

@@ -1,5 +1,7 @@
 """Checks of Hamiltonian samplers: divergences, energy, tree depth, acceptance."""
 
+from typing import Any
+
 import numpy as np
 
 from ._acceptance import check_acceptance
@@ -15,7 +17,7 @@ _BETANCOURT = "Betancourt 2016, arXiv:1604.00695"
 
 
 def check_hamiltonian(
-    draws: Draws, max_tree_depth: int | None, target_acceptance: float | None
+    draws: Draws, max_tree_depth: int | None, target_acceptance: Any
 ) -> tuple[list[Finding], dict[str, float]]:
     """Run those of the checks whose statistics were recorded."""
     findings, numbers = [], {}

@@ -38,11 +38,11 @@ class AdaptedChains(AbstractRecord):
     """Markov chains with a step size that was adapted.
 
     Attributes:
-        target_acceptance: Acceptance rate the step size was adapted to, the highest of all
-            chains.
+        target_acceptance: Acceptance rate that the step size was adapted to: a number, or
+            one of each chain, `(chain,)`.
     """
 
-    target_acceptance: float
+    target_acceptance: Values
 
     def judge(self, draws: Draws, method: str) -> Judged:
         return [], {}  # the rate is judged with the statistics that the chains recorded

@@ -75,7 +75,7 @@ class NUTS(AbstractWrappedEngine):
         draws: Draws kept from each chain.
         target_accept: Mean acceptance rate that the step size aims at. Chains that diverge in
             warm-up aim higher, at up to five times fewer rejections; the posterior's
-            `record.target_acceptance` is the highest of their aims. Nearer to 1: slower,
+            `record.target_acceptance` has the aim of each. Nearer to 1: slower,
             fewer divergences.
         max_tree_depth: Doublings at most: up to `2^max_tree_depth - 1` gradients a draw.
         metric: `"diagonal"`: variances of draws. `"fisher"`: variances of draws and of

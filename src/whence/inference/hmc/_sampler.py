@@ -134,8 +134,8 @@ class AbstractSampler(AbstractAdapted):
     def posterior(
         self, target: AbstractTarget, state: SamplerState, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        highest = float(np.max(aim(self.target_accept, state.adaptation.caution)))
-        record, keep = AdaptedChains(highest), self.keep_warmup
+        aims = aim(self.target_accept, np.asarray(state.adaptation.caution))
+        record, keep = AdaptedChains(aims), self.keep_warmup
         return chain_sample(target, trace, "mcmc", keep_warmup=keep, record=record)
 
     def _adapt(self, state: SamplerState, chain: Chain, stats: dict[str, Array], index: Array):
