@@ -22,7 +22,7 @@ def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim
         factor = jnp.linalg.cholesky(
             covariance if jitter == 0 else plus_diagonal(covariance, jnp.asarray(jitter))
         )
-        if bool(_is_definite(factor, covariance)):
+        if bool(is_definite(factor, covariance)):
             return factor, jitter
     raise ValueError(
         "`covariance` of the data must be positive definite; it is not, even with a jitter of "
@@ -61,7 +61,8 @@ def _least_pivot(dtype) -> float:
     return 10 * float(jnp.finfo(dtype).eps)
 
 
-def _is_definite(factor: Array, covariance: Array) -> Array:
+def is_definite(factor: Array, covariance: Array) -> Array:
+    """Whether rounding cannot have made any of the pivots; false where the factor is NaN."""
     # What is left of a variance after those before it; NaN compares false.
     left = jnp.diagonal(factor) ** 2
     return jnp.all(left > _least_pivot(covariance.dtype) * jnp.diagonal(covariance))
@@ -77,7 +78,7 @@ def factor_or_penalty(
     code: no jitter, which would make them jump, no NaN, and derivatives that are finite.
     """
     factor = jnp.linalg.cholesky(covariance)
-    definite = _is_definite(factor, covariance)
+    definite = is_definite(factor, covariance)
     eye = jnp.eye(len(covariance), dtype=covariance.dtype)
     penalty = jnp.where(definite, 0.0, -jnp.inf).astype(covariance.dtype)
     return jnp.where(definite, factor, eye), penalty

@@ -23,6 +23,7 @@ from ..laws._closed_form import Jeffreys, PointMass
 from ..laws._numerical import Draws, FromDistribution, scale_law
 from ..network._abstract_layer import AbstractLayer
 from ..network._arc_cosine import safe_sqrt
+from ._cholesky import is_definite
 from ._inducing import Projection, factor, project
 from ._softmax import SoftmaxLabels
 
@@ -213,7 +214,7 @@ class Classification(Model):
         if unknowns(self.network) or any(isinstance(leaf, Tracer) for leaf in leaves):
             return
         tril = factor(self.network, self.inducing, self.jitter)
-        if not np.isfinite(np.asarray(tril)).all():
+        if not is_definite(tril, tril @ tril.T):
             raise ValueError(
                 "`inducing` must give a positive definite covariance; it does not with a "
                 f"`jitter` of {float(self.jitter):.3g} in {tril.dtype}. Drop inputs that are "
