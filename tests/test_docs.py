@@ -7,6 +7,9 @@ import jax
 import pytest
 
 
+pytestmark = pytest.mark.docs
+
+
 @pytest.fixture(scope="module", autouse=True)
 def promotion():
     """Standard: what is shown to users runs as JAX comes."""
