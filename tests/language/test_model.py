@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
 from numpyro.distributions import constraints
+from scipy.stats import kstest
 
 import whence as wh
 
@@ -257,6 +258,10 @@ def test_inner_model_uses_coords_of_the_outer():
     assert target.sites[0].shape == (2,)
     assert target.dims["inner.w"] == ("feature",)
     assert list(target.coords["feature"]) == ["a", "b"]
+    for labels in ("xy", "xyz"):  # one axis has one set of labels
+        outer = Outer(Inner(coords={"feature": list(labels)}), coords={"feature": list("ab")})
+        with pytest.raises(ValueError, match="Axis 'feature' must have the same.*`inner`"):
+            wh.condition(outer, np.zeros(3))
 
 
 def test_fixed_latent_counts_as_observed():
@@ -342,3 +347,19 @@ def test_labels_survive_compilation():
     """Coords of equal lengths share a program, and each posterior keeps its own labels."""
     assert wh.language.Coords({"a": ["x", "y"]}) == wh.language.Coords({"a": ["u", "v"]})
     assert wh.language.Coords({"a": 2}) != wh.language.Coords({"a": 3})
+
+
+def test_log_jacobian_and_start_of_a_positive_latent():
+    """sigma = exp(u) has the log-Jacobian u; starts are spread as in Stan."""
+
+    class Scale(wh.Model):
+        sigma: jax.Array = wh.latent(dist.HalfNormal(1.0))
+
+        def likelihood(self):
+            return dist.Normal(0.0, self.sigma)
+
+    target = wh.condition(Scale(), np.array([1.0, -2.0]))
+    assert_allclose(target.log_jacobian({"sigma": jnp.asarray(0.7)}), 0.7, rtol=1e-12)
+    keys = jr.split(jr.key(1), 400)
+    starts = jax.vmap(lambda key: target.init(key=key)["sigma"])(keys)
+    assert kstest(starts, "uniform", (-2.0, 4.0)).pvalue > 1e-4

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import numpyro.distributions as dist
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array
@@ -311,10 +312,16 @@ def derived_dims(model: Any) -> dict[str, tuple[str, ...]]:
 
 
 def all_coords(model: Any) -> dict[str, Any]:
-    """Return the coordinates of a model and of the models inside it."""
+    """Return the coordinates of a model and of the models inside it, which must agree."""
     coords: dict[str, Any] = {}
-    for _, inner in _models(model, ""):
-        coords = {**inner.coords, **coords}
+    for path, inner in _models(model, ""):
+        for axis, labels in inner.coords.items():
+            if not np.array_equal(coords.setdefault(axis, labels), labels):
+                raise ValueError(
+                    f"Axis {axis!r} must have the same labels in all models; got "
+                    f"{list(coords[axis])} and, in `{path.rstrip('.')}`, {list(labels)}. Name "
+                    "one of the two axes otherwise."
+                )
     return coords
 
 
