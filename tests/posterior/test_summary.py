@@ -1,5 +1,6 @@
 """`Posterior.summary`: labels, arguments left to ArviZ, weights, and what copies are worth."""
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -102,10 +103,36 @@ def test_copies_of_a_slow_chain_stay_slow(number):
         x[:, t] = a * x[:, t - 1] + np.sqrt(1 - a**2) * rng.normal(size=4)
     posterior = line(x)
     copies = posterior.resample(number, key=jr.key(2))
-    assert copies.num_draws == number
+    assert copies["a"].shape == (4, number // 4)
     assert_allclose(copies["a"].mean(), x.mean(), atol=0.1 * x.std())
-    # Estimates of an ESS this small are good to a factor of about two.
-    assert copies.summary().loc["a", "ess_bulk"] < 100
+    worth = posterior.summary().loc["a", "ess_bulk"]
+    assert_allclose(copies.summary().loc["a", "ess_bulk"], worth, rtol=0.1)
+    assert posterior.resample(number + 1, key=jr.key(2))["a"].shape == (1, number + 1)
+
+
+def test_weighted_draws_of_a_chain_are_not_independent():
+    """Weights that do not depend on the draw leave an AR(1) with the error that it has."""
+    rng, a, size = np.random.default_rng(1), 0.9, 4000
+    x = np.zeros((200, 4, size))
+    for t in range(1, size):
+        x[..., t] = a * x[..., t - 1] + np.sqrt(1 - a**2) * rng.normal(size=(200, 4))
+    weights = np.tile((1 + np.arange(size) / 100) ** -0.55, (4, 1)) / 4
+    weights /= weights.sum()
+    spread = np.std(np.sum(x * weights, axis=(1, 2)))  # of the means of 200 replications
+    posterior = line(x[0], method="unadjusted")
+    weighted = dataclasses.replace(posterior.sample, log_weights=np.log(weights))
+    posterior = wh.Posterior(posterior.target, weighted, engine="SGLD")
+    row = posterior.summary(round_to="none").loc["a"]
+    # 5% of the spread, and 10% of the estimate of an error by one replication.
+    assert_allclose(row["mcse_mean"], spread, rtol=0.3)
+    assert_allclose(row["ess_bulk"], (row["sd"] / row["mcse_mean"]) ** 2)
+    assert row["ess_bulk"] < 1000
+    assert row["r_hat"] < 1.05
+    assert_allclose(row["mean"], np.sum(x[0] * weights))
+    report = posterior.diagnose()
+    assert report["weight_ess"].severity == "ok"
+    assert "draws" in report["weight_ess"].message
+    assert posterior.resample(400, key=jr.key(0)).sample.method == "unadjusted"
 
 
 def test_a_table_needs_little():

@@ -61,7 +61,7 @@ def render(posterior: Posterior, title: str, plots: list[Plot]) -> str:
 
 
 def _head(posterior: Posterior, title: str) -> str:
-    kind = "particles" if posterior.log_weights is not None else "draws"
+    kind = "particles" if posterior.sample.method == "smc" else "draws"
     made = posterior.manifest.get("created", "")
     text = f"{posterior.engine}: {posterior.num_chains} x {posterior.num_draws} {kind}"
     if posterior.log_evidence is not None:

@@ -18,7 +18,7 @@ def heading(text: str) -> None:
 
 def print_posterior(posterior: Posterior) -> None:
     """Print ArviZ's summary and the verdict."""
-    kind = "particles" if posterior.log_weights is not None else "draws"
+    kind = "particles" if posterior.sample.method == "smc" else "draws"
     chains = posterior.num_chains
     heading(
         f"Summary ({posterior.engine}, {chains} chain{'s' * (chains > 1)} of "

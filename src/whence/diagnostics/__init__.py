@@ -32,6 +32,7 @@ from ._records import (
     Optimum as Optimum,
     ParticleHistory as ParticleHistory,
     Remarks as Remarks,
+    UnadjustedChains as UnadjustedChains,
     VariationalFit as VariationalFit,
 )
 from ._report import Finding as Finding, Report as Report

@@ -64,6 +64,14 @@ class Draws:
         ]
         return np.concatenate(parts, axis=2) if parts else np.zeros((*self.leading, 0))
 
+    def coordinates(self) -> list[str]:
+        """Name the entries of a flat position (else of all variables), in their order."""
+        return [
+            self.name(name, value.shape[2:], i)
+            for name, value in (self.unconstrained or self.variables).items()
+            for i in range(math.prod(value.shape[2:]))
+        ]
+
     @property
     def leading(self) -> tuple[int, int]:
         """Numbers of chains and draws."""

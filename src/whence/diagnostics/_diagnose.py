@@ -85,7 +85,7 @@ def diagnose(
     if record is not None:
         add(record.judge(draws, method))
     if log_weights is not None:
-        add(check_weights(log_weights))
+        add(check_weights(log_weights, "particle" if method == "smc" else "draw"))
     title = f"{engine}, {_size(draws, method)}"
     return make_report(findings, numbers, title, _praise(numbers))
 
@@ -143,7 +143,8 @@ def _unadjusted() -> Finding:
         "discretisation",
         "note",
         "This sampler has no Metropolis correction: its draws carry a bias that depends on "
-        "the step size, and R-hat and ESS cannot see it, because all chains share it",
+        "the step size, and R-hat and ESS cannot see it, because all chains share it; what "
+        "it does to their width is measured under `spread`, if anywhere",
         source="Welling and Teh 2011; Vollmer, Zygalakis and Teh 2016, arXiv:1501.00438",
         remedy="Run again with half the step size and compare means and standard deviations; "
         "if they differ by more than their Monte Carlo errors, the step size is too large.",

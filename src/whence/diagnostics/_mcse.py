@@ -45,20 +45,27 @@ def mcse(draws: np.ndarray) -> MonteCarloError:
     return MonteCarloError(*by_element(draws, statistics, 2))
 
 
-def mcse_weighted(draws: np.ndarray, weights: np.ndarray) -> MonteCarloError:
+def mcse_weighted(
+    draws: np.ndarray, weights: np.ndarray, *, chains: bool = False
+) -> MonteCarloError:
     """Return standard errors of self-normalised importance sampling.
 
     Args:
-        draws: Shape `(draw, element)`, independent.
-        weights: Shape `(draw,)`, they sum to 1.
+        draws: Shape `(chain, draw, element)`.
+        weights: Shape `(chain, draw)`, they sum to 1.
+        chains: Whether draws are those of Markov chains and not independent.
 
     References:
         Owen (2013), Monte Carlo theory, methods and examples, section 9.2.
     """
     values = np.asarray(draws, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        centred = values - weights @ values
-        variance = weights @ centred**2
-        mean = np.sqrt(weights**2 @ centred**2)
-        error = np.sqrt(weights**2 @ (centred**2 - variance) ** 2)
+        centred = values - np.tensordot(weights, values, 2)
+        variance = np.tensordot(weights, centred**2, 2)
+        # Both estimates are means of these, to first order.
+        terms = [centred * weights[..., None], (centred**2 - variance) * weights[..., None]]
+        if chains:
+            mean, error = (weights.size * mcse(term).mean for term in terms)
+        else:
+            mean, error = (np.sqrt(np.sum(term**2, axis=(0, 1))) for term in terms)
         return MonteCarloError(mean, error / (2 * np.sqrt(variance)))

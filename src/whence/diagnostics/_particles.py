@@ -16,8 +16,10 @@ _PSIS = "Vehtari, Simpson, Gelman, Yao and Gabry 2024, JMLR 25(72), arXiv:1507.0
 _KONG = "Kong, Liu and Wong 1994, doi:10.1080/01621459.1994.10476469; rule of thumb"
 
 
-def check_weights(log_weights: np.ndarray) -> tuple[list[Finding], dict[str, float]]:
-    """Check that no few particles carry all the weight."""
+def check_weights(
+    log_weights: np.ndarray, noun: str = "particle"
+) -> tuple[list[Finding], dict[str, float]]:
+    """Check that no few particles (or draws) carry all the weight."""
     weights = normalise(log_weights)
     size = len(weights)
     if np.isnan(weights).any():
@@ -30,28 +32,31 @@ def check_weights(log_weights: np.ndarray) -> tuple[list[Finding], dict[str, flo
         )
         return [finding], {"weight_ess": np.nan, "max_weight": np.nan, "khat": np.nan}
     ess, largest, khat = weight_ess(log_weights), float(weights.max()), pareto_khat(log_weights)
-    findings = [_ess(ess, size), _largest(largest, size)]
+    findings = [_ess(ess, size, noun), _largest(largest, size, noun)]
     if not np.isneginf(khat):
-        findings.append(check_khat(khat, size, "the particles' weights", _SMC_REMEDY))
+        findings.append(check_khat(khat, size, f"the {noun}s' weights", _SMC_REMEDY))
     return findings, {"weight_ess": ess, "max_weight": largest, "khat": khat}
 
 
-_SMC_REMEDY = "Use more particles, or more temperatures and moves between them."
+_SMC_REMEDY = (
+    "Use more particles, or more temperatures and moves between them; of weighted draws, more "
+    "of them, or a law nearer to the target."
+)
 
 
-def _ess(ess: float, size: int) -> Finding:
+def _ess(ess: float, size: int, noun: str) -> Finding:
     return held(
         "weight_ess",
         ess,
         WEIGHT_ESS_LIMIT,
-        fine=f"{ess:.0f} effective of {size} particles",
-        wrong=f"Only {ess:.1f} effective of {size} particles",
+        fine=f"{ess:.0f} effective of {size} {noun}s",
+        wrong=f"Only {ess:.1f} effective of {size} {noun}s",
         remedy=_SMC_REMEDY,
         source=_KONG,
     )
 
 
-def _largest(largest: float, size: int) -> Finding:
+def _largest(largest: float, size: int, noun: str) -> Finding:
     limit = max(LARGEST_WEIGHT, 2 / size)
     return held(
         "max_weight",
@@ -59,7 +64,7 @@ def _largest(largest: float, size: int) -> Finding:
         limit,
         passed=largest <= limit,
         fine=f"The largest weight is {largest:.2%} of all",
-        wrong=f"A single particle carries {largest:.1%} of the weight",
+        wrong=f"A single {noun} carries {largest:.1%} of the weight",
         remedy=_SMC_REMEDY,
     )
 

@@ -149,9 +149,6 @@ def _condition(curvatures: np.ndarray) -> float:
 def _concerned(axes: np.ndarray, draws: Draws) -> list[str]:
     """Return the entries of the position that take part in some directions, most first."""
     share = np.sqrt(np.sum(axes**2, axis=1))
-    names = []
-    for name, value in (draws.unconstrained or draws.variables).items():
-        shape = value.shape[2:]
-        names += [draws.name(name, shape, i) for i in range(int(np.prod(shape)))]
+    names = draws.coordinates()
     order = np.argsort(-share, kind="stable")
     return [names[i] for i in order if share[i] > 0.3 * share.max()]

@@ -15,6 +15,7 @@ from ._data import Draws
 from ._particles import check_smc
 from ._point import check_point
 from ._report import Finding
+from ._spread import check_spread
 from ._variational import check_variational
 
 Judged = tuple[list[Finding], dict[str, float]]
@@ -46,6 +47,26 @@ class AdaptedChains(AbstractRecord):
 
     def judge(self, draws: Draws, method: str) -> Judged:
         return [], {}  # the rate is judged with the statistics that the chains recorded
+
+
+class UnadjustedChains(AbstractRecord):
+    """Markov chains without a Metropolis test, held against the gradient of their target.
+
+    Attributes:
+        inflation: `E[(E x - x) d log p / dx]` over draws, `(dim + 1,)`: of each coordinate of
+            a flat position, and last the mean of these. It is 1 if the draws are from p; of a
+            normal p it is the variance of the draws over that of p.
+        inflation_error: Standard errors.
+
+    References:
+        Gorham, Mackey (2015), Measuring sample quality with Stein's method, arXiv:1506.03039.
+    """
+
+    inflation: Values
+    inflation_error: Values
+
+    def judge(self, draws: Draws, method: str) -> Judged:
+        return check_spread(self.inflation, self.inflation_error, draws)
 
 
 class Remarks(AbstractRecord):

@@ -17,6 +17,7 @@ def summarise(
     values: np.ndarray,
     log_weights: np.ndarray | None,
     *,
+    chains: bool,
     kind: str,
     prob: float,
     interval: str,
@@ -27,6 +28,7 @@ def summarise(
     Args:
         values: Shape `(chain, draw, element)`.
         log_weights: In nats, `(chain, draw)`; None if all draws count the same.
+        chains: Whether draws that have weights are those of Markov chains.
         kind: `"stats"`, `"diagnostics"`, or `"all"`: both.
         prob: Probability inside the interval.
         interval: `"eti"` (equal tails) or `"hdi"` (the shortest).
@@ -39,7 +41,8 @@ def summarise(
         stats, diagnostics = _stats, _diagnostics(tail)
     else:
         weights = normalise(log_weights)
-        stats, diagnostics = _weighted_stats(weights), _weighted_diagnostics(weights)
+        stats = _weighted_stats(weights)
+        diagnostics = _weighted_diagnostics(weights.reshape(values.shape[:2]), chains)
     out: Columns = {}
     if kind != "diagnostics":
         mean, sd, (low, high) = stats(values, prob, interval)
@@ -115,11 +118,14 @@ def _weighted_shortest(values: np.ndarray, weights: np.ndarray, prob: float):
     return ordered[start[best]], ordered[end[best]]
 
 
-def _weighted_diagnostics(weights: np.ndarray) -> Callable[[np.ndarray], Columns]:
+def _weighted_diagnostics(weights: np.ndarray, chains: bool) -> Callable[[np.ndarray], Columns]:
     def columns(values: np.ndarray) -> Columns:
-        error = mcse_weighted(_flat(values), weights)
-        ess = np.full(error.mean.shape, 1 / np.sum(weights**2))
-        return _named(ess, ess, np.full_like(ess, np.nan), error.mean, error.sd)
+        error = mcse_weighted(values, weights, chains=chains)
+        ess, rhat = np.full(error.mean.shape, 1 / np.sum(weights**2)), np.nan * error.mean
+        if chains:
+            _, sd, _ = _weighted_stats(weights.ravel())(values, 0.5, "eti")
+            ess, rhat = (sd / error.mean) ** 2, _diagnostics(0.95)(values)["r_hat"]
+        return _named(ess, ess, rhat, error.mean, error.sd)
 
     return columns
 

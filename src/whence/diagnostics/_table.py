@@ -12,6 +12,7 @@ import pandas as pd
 from arviz_base import rcParams
 
 from ._data import Draws
+from ._diagnose import CHAINS
 from ._require import require_probability
 from ._summary import INTERVALS, summarise
 
@@ -22,6 +23,7 @@ def summary_table(
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
     log_weights: np.ndarray | None = None,
+    method: str = "smc",
     kind: str = "all",
     ci_prob: float | None = None,
     ci_kind: str | None = None,
@@ -40,6 +42,8 @@ def summary_table(
         log_weights: In nats, `(chain, draw)`; None if all draws count the same. With
             weights the ESS is `1 / sum(w**2)`, the errors are those of self-normalised
             importance sampling, and there is no R-hat.
+        method: What draws with weights are, as for `diagnose`. Those of chains are not taken
+            for independent: the ESS is the one that the error of the mean implies.
         kind: `"stats"`, `"diagnostics"`, or `"all"`: both.
         ci_prob: Probability inside the interval; by default ArviZ's setting.
         ci_kind: `"eti"` or `"hdi"`; by default ArviZ's setting.
@@ -63,6 +67,7 @@ def summary_table(
             summarise(
                 values,
                 log_weights,
+                chains=method in CHAINS,
                 kind=kind,
                 prob=prob,
                 interval=ci_kind,

@@ -30,7 +30,7 @@ class Posterior:
     """Draws from a posterior; what `infer` returns.
 
     `posterior["theta"]` is a latent or derived value with axes `(chain, draw, ...)`.
-    Weighted particles have one chain, and `log_weights`.
+    Weighted particles have one chain, and `log_weights`; draws of chains may have them, too.
 
     Attributes:
         target: What was sampled; None for a posterior loaded without its target, or made
@@ -234,7 +234,8 @@ class Posterior:
         ask for fewer draws instead, or permute them.
 
         Args:
-            num_draws: How many, in one chain.
+            num_draws: How many, in one chain; in as many as there are Markov chains, if it
+                is a multiple of their number.
             key: A typed key.
 
         Raises:
@@ -287,7 +288,9 @@ class Posterior:
 
         Of weighted draws it has weighted moments and quantiles, the effective sample size
         of the weights `1 / sum(w**2)` under both `ess_bulk` and `ess_tail`, the standard
-        errors of self-normalised importance sampling, and no R-hat.
+        errors of self-normalised importance sampling, and no R-hat. Weighted draws of chains
+        are not taken for independent: theirs is the effective sample size that the error
+        of the mean implies.
 
         `ess_tail` is that of ArviZ's tails, the 11% and 89% quantiles unless its settings
         say otherwise; `diagnose` looks at 5% and 95%.
@@ -304,7 +307,8 @@ class Posterior:
                 knows no weights and gets resampled draws.
         """
         own = {"kind": kind, "ci_prob": ci_prob, "ci_kind": ci_kind, "round_to": round_to}
-        described = {**self._described, "log_weights": self.log_weights}
+        how = {"log_weights": self.log_weights, "method": self.sample.method}
+        described = {**self._described, **how}
         return summarise(self.variables, self.to_datatree, var_names, own, described, arviz)
 
     def plot(self, kind: str = "trace_dist", **kwargs: Any) -> Any:
@@ -384,7 +388,8 @@ class Posterior:
 
     def __repr__(self) -> str:
         what = ", ".join(f"{n}{list(v.shape[2:])}" for n, v in self.variables.items())
-        kind = "weighted particles" if self.log_weights is not None else "draws"
+        kind = "particles" if self.sample.method == "smc" else "draws"
+        kind = kind if self.log_weights is None else f"weighted {kind}"
         return (
             f"Posterior({self.engine}: {self.num_chains} chains x {self.num_draws} {kind}"
             f"{'' if self.complete else ', incomplete'}; {what})"

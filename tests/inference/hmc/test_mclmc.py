@@ -257,6 +257,9 @@ def test_unadjusted_hits_its_energy_variance(key):
     posterior = wh.infer(target, engine, key=key)
     check_truth(posterior, target, bias=0.05, min_ess=400.0)
     assert 0.5e-3 < posterior.stats["energy_variance"].mean() < 2e-3
+    record = posterior.record
+    assert abs(record.inflation[-1] - 1) < 4.5 * record.inflation_error[-1] + 0.05
+    assert posterior.diagnose()["spread"].severity == "ok"
     assert np.isfinite(posterior.stats["energy_error"]).all()
 
 

@@ -5,6 +5,8 @@ For a linear gradient the chain is autoregressive of order one with coefficient
 `2 (1 + rho^2) / (1 - rho^2) / n`, which gives the tolerances below.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -16,7 +18,7 @@ from scipy.special import polygamma
 from whence.core._engine import Trace
 from whence.core._results import RESULTS
 from whence.core._target import AbstractDataTarget, AbstractTarget
-from whence.inference.sgmcmc import SGLD, PolynomialDecay, RMSprop
+from whence.inference.sgmcmc import SGLD, ConstantStep, PolynomialDecay, RMSprop
 from whence.inference.sgmcmc._integrator import langevin
 from whence.running._infer import InferenceError, infer
 
@@ -429,3 +431,42 @@ def test_invalid_targets():
         SGLD().validate(Gaussian(jnp.ones(1)))
     with pytest.raises(ValueError, match="`step_size` must be given"):
         SGLD(batch_size=5, preconditioner=RMSprop()).validate(data)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "batching"), [(10, "iid"), (10, "reshuffle"), (None, "reshuffle")]
+)
+def test_inflation_of_the_variance_is_measured(batch_size, batching, key):
+    """Against the exact stationary variance, for noise of both ways to draw batches."""
+    key_y, key_run = jr.split(key)
+    target, n, h = mean_model(key_y)
+    engine = SGLD(steps=10_000, thin=10, step_size=h, batch_size=batch_size, batching=batching)
+    posterior = infer(target, engine, key=key_run, progress=False)
+    noise = {"iid": h * n**2 / 20, "reshuffle": 0.0}[batching]
+    expected = (1 + noise) / (1 - h * n / 2)
+    if batch_size and batching == "reshuffle":
+        expected = reshuffled_variance(n, 10, h) * n
+    record = posterior.record
+    assert_allclose(record.inflation[-1], expected, atol=4.5 * record.inflation_error[-1])
+    assert record.inflation_error[-1] < 0.05 * expected
+    off = (record.inflation - expected) / record.inflation_error
+    assert np.abs(off).max() < 6  # of 41, each of 200 draws
+    finding = posterior.diagnose()["spread"]
+    assert finding.is_problem == (expected > 1.21)
+    if finding.is_problem:
+        assert "noise of the minibatches" in finding.remedy
+        assert finding.where
+
+
+def test_draws_of_a_falling_step_size_are_weighted_by_it(key):
+    decay = PolynomialDecay(offset=50.0, power=0.6)
+    engine = SGLD(chains=2, steps=400, thin=4, warmup=0, step_size=0.2, decay=decay)
+    posterior = infer(Gaussian(jnp.ones(2)), engine, key=key, progress=False)
+    weights = np.exp(posterior.log_weights)
+    expected = (1 + (4 * np.arange(100) + 3) / 50.0) ** -0.6
+    assert_allclose(weights, np.tile(expected / expected.sum() / 2, (2, 1)), rtol=1e-6)
+    plain = dataclasses.replace(engine, decay=ConstantStep())
+    assert infer(Gaussian(jnp.ones(2)), plain, key=key, progress=False).log_weights is None
+    x = posterior.sample.positions["x"]
+    table = posterior.summary(round_to="none")
+    assert_allclose(table["mean"], np.tensordot(weights, x, 2))

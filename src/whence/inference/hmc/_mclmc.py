@@ -1,5 +1,6 @@
 """Microcanonical Langevin Monte Carlo, with and without Metropolis adjustment."""
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -19,6 +20,7 @@ from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import AdaptedChains
 from .._chain_sample import chain_sample, chain_schedule
+from .._inflation import inflation
 from .._settings import metric_name
 from ._autocorrelation import Memory, forget, remember, slowest_time
 from ._common import MAX_ENERGY_ERROR, AbstractAdapted, restarted, van_der_corput
@@ -326,8 +328,14 @@ class MCLMC(AbstractAdapted):
         self, target: AbstractTarget, state: PyTree, trace: Trace, *, key: PRNGKey
     ) -> Sample:
         method = "mcmc" if self.adjusted else "unadjusted"
-        record = AdaptedChains(self.target_accept) if self.adjusted else None
-        return chain_sample(target, trace, method, keep_warmup=self.keep_warmup, record=record)
+        record, keep = AdaptedChains(self.target_accept), self.keep_warmup
+        sample = chain_sample(target, trace, method, keep_warmup=keep, record=record)
+        if self.adjusted:
+            return sample
+        shape = sample.stats["lp"].shape
+        equal = np.full(shape, 1 / np.prod(shape))
+        found = inflation(target, sample.positions, equal, None, key=key)
+        return dataclasses.replace(sample, record=found)
 
 
 def _heading(particle: Particle, direction: Vector) -> Particle:
