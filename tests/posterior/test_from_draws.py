@@ -132,6 +132,10 @@ def test_weights():
     error = np.sqrt(np.sum(w**2 * (draws - y.sum() / 4) ** 2))
     assert abs(np.sum(w * draws) - y.sum() / 4) < 4.5 * error
     equal = posterior.resample(20_000, key=jr.key(0))
+    order = np.argsort(draws[0])
+    copies = np.bincount(order[np.searchsorted(draws[0], equal["mu"][0], sorter=order)])
+    wanted = 20_000 * w[0, : len(copies)]  # systematic: each the nearest whole numbers
+    assert np.abs(copies - wanted).max() < 1 + 1e-6
     assert_allclose(equal["mu"].std(), 0.5, rtol=0.05)
     assert posterior.diagnose() is not None
 
