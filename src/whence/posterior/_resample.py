@@ -32,7 +32,7 @@ def resampled(
     log_weights = np.zeros(total) if is_plain else np.asarray(sample.log_weights).ravel()
     cumulative = np.cumsum(np.exp(log_weights - log_weights.max()))
     offset = float(jr.uniform(key))
-    points = (np.arange(num_draws) + offset) / num_draws * cumulative[-1] ** 0.5
+    points = (np.arange(num_draws) + offset) / num_draws * cumulative[-1]
     chosen = np.minimum(np.searchsorted(cumulative, points), total - 1)
     by_chain = chosen.reshape(lead[0], -1) if num_draws % lead[0] == 0 else chosen[None]
     if (by_chain // lead[1] != np.arange(len(by_chain))[:, None]).any():
