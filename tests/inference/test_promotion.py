@@ -39,7 +39,9 @@ ENGINES = {
 }
 
 
-@pytest.fixture(params=[False, True], ids=["float32", "float64"])
+@pytest.fixture(
+    params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["float32", "float64"]
+)
 def strict(request):
     with (
         jax.enable_x64(request.param),

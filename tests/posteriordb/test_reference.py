@@ -1,7 +1,7 @@
 """NUTS on real posteriors, against posteriordb's reference draws.
 
 Every mean and standard deviation must lie within `MAX_Z` standard errors, our own and the
-reference's combined. The shipped posteriors make 162 comparisons; were all normal, a correct
+reference's combined. All shipped posteriors make 162 comparisons; were all normal, a correct
 sampler would exceed 5 on one key in 10,000. The standard errors are themselves estimated, to a
 few percent at an effective sample size of 1,000, which makes that perhaps one in 5,000.
 
@@ -36,20 +36,32 @@ def require_agreement(result):
     result.comparison.check(max_z=MAX_Z, min_ess=MIN_ESS, max_rhat=MAX_RHAT)
 
 
-LONG = "hudson_lynx_hare-lotka_volterra"  # differential equations
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n == LONG else n for n in shipped()],
+# One of a kind: regression, hierarchy, time series, mixture, regime switches.
+FEW = (
+    "arK-arK",
+    "bball_drive_event_0-hmm_drive_0",
+    "eight_schools-eight_schools_noncentered",
+    "garch-garch11",
+    "low_dim_gauss_mix-low_dim_gauss_mix",
+    "sblri-blr",
 )
+ALIKE = [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in shipped()]
+
+
+@pytest.mark.parametrize("name", ALIKE)
 def test_shipped(name, key):
     data, reference = load_shipped(name)
     require_agreement(fit(name, data, reference, ENGINES.get(name, wh.NUTS()), key))
 
 
 @pytest.mark.parametrize("backend", ["numpyro", "blackjax", "tfp"])
-@pytest.mark.parametrize("name", ["eight_schools-eight_schools_noncentered", "arK-arK"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eight_schools-eight_schools_noncentered",
+        pytest.param("arK-arK", marks=pytest.mark.slow),
+    ],
+)
 def test_backends(name, backend, key):
     if backend == "tfp":
         pytest.importorskip("tensorflow_probability")
