@@ -2,8 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+RESOLUTION = 0.01  # of a standard deviation: what rounding may move a number by
+TIES = 0.1  # share of distinct whole numbers that rounding makes equal
 
 
 def enable_x64(enable: bool = True) -> None:
@@ -26,3 +32,38 @@ def relaxed() -> Iterator[None]:
     """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def check_resolution(array: Any, where: str) -> None:
+    """Raise `ValueError` if numbers differ by less than the present precision can tell.
+
+    In float32 a day written as 20240101.5 is one of two numbers, and seconds since 1970 are
+    steps of 128. Columns (all but the first axis) are looked at one by one.
+
+    Args:
+        array: Real numbers, before they are converted.
+        where: Their name for the message.
+    """
+    array = np.asarray(array)
+    if array.ndim == 0 or len(array) < 2 or jnp.result_type(float) != jnp.float32:
+        return
+    columns = array.reshape(len(array), -1).astype(np.float64)
+    largest, width = np.abs(columns).max(axis=0), np.ptp(columns, axis=0)
+    own = {"f": 1e-12 if array.itemsize > 4 else 1e-6}.get(array.dtype.kind, 0.0)
+    varies = np.isfinite(largest) & (width > own * largest)  # and not by its own rounding
+    columns, largest = columns[:, varies], largest[varies]
+    deviation = columns.std(axis=0)
+    step = np.spacing(largest.astype(np.float32)).astype(np.float64)
+    coarse = step / 2 > RESOLUTION * deviation
+    # Of whole numbers (times, counts) the differences count, whatever their spread.
+    whole = (step > 1) & (columns % 1 == 0).all(axis=0)
+    for i in np.flatnonzero(~coarse & whole):
+        distinct = np.unique(columns[:, i])
+        coarse[i] = len(np.unique(distinct.astype(np.float32))) < (1 - TIES) * len(distinct)
+    if coarse.any():
+        i = int(np.flatnonzero(coarse)[0])
+        raise ValueError(
+            f"{where} has numbers up to {largest[i]:.10g} with a standard deviation of "
+            f"{deviation[i]:.3g}, which float32 cannot tell apart: its step is {step[i]:.3g} "
+            "there. Subtract a constant (an origin, the mean), or call `whence.enable_x64()`."
+        )

@@ -13,6 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
+from ..core._dtype import check_resolution
 from ._trace import Conditioned
 
 
@@ -28,6 +29,8 @@ def as_data(tree: Any, argument: str) -> Any:
         if isinstance(leaf, np.ndarray | np.generic):
             if leaf.dtype.kind not in "biufc":
                 raise ValueError(f"{where} must be numbers; got dtype {leaf.dtype}.")
+            if leaf.dtype.kind != "c":
+                check_resolution(leaf, where)
             leaf = jnp.asarray(leaf)
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
             _refuse_nan(where, leaf)

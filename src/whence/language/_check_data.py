@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import keystr, tree_map_with_path
 
+from ..core._dtype import check_resolution
 from ._model import Model, constrain, constrain_with_terms
 
 
@@ -69,6 +70,7 @@ def _convert_leaf(leaf, where, observed):
     with np.errstate(over="ignore"):  # overflow is looked for, and reported, below
         converted = jnp.asarray(array)
     _check_precision(array, converted, where)
+    check_resolution(array, where)
     return converted
 
 
