@@ -1,6 +1,5 @@
 """Stored runs read, extended, replayed; runs that end by a rule."""
 
-import json
 import time
 from typing import Any
 
@@ -249,9 +248,9 @@ def test_thinned_and_unfinished_and_vectorised_reading(target, tmp_path):
     assert_array_equal(thinned["slope"], whole["slope"][:, ::4])
     together = wh.infer(target, NUTS, key=KEY, store=tmp_path / "v", vectorised=True)
     _same(wh.load(tmp_path / "v", target=target), together)
-    content = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    content["complete"] = False
-    (tmp_path / "a" / "manifest.json").write_text(json.dumps(content))
+    store = RunStore.open(tmp_path / "a")
+    store.manifest["complete"] = False
+    store.write_manifest()
     unfinished = wh.load(tmp_path / "a", target=target)
     assert not unfinished.complete
     assert "incomplete" in repr(unfinished)

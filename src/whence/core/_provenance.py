@@ -31,7 +31,7 @@ def provenance(target: Any) -> dict[str, Any]:
         "data_sha256": fingerprint(target),
         "model": code_parts(target),
         "x64": bool(jax.config.jax_enable_x64),
-        "python": sys.version.split()[0],
+        "python": python(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -59,6 +59,36 @@ def require_same(target: Any, content: Mapping[str, Any], where: str) -> None:
         f"`target` must be the one of {where}, but its model differs, or a global or closure "
         f"that it reads: {', '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}."
     )
+
+
+def require_entries(
+    content: Any, entries: Mapping[str, type], maybe: Mapping[str, type], where: str
+) -> None:
+    """Raise `ValueError` unless a manifest has entries of these types.
+
+    Args:
+        content: The manifest, as JSON gave it.
+        entries: Those that must be there.
+        maybe: Those that may be missing or None.
+        where: The file or folder, for the message.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"The manifest of {where} is damaged: it is no table of entries.")
+    for name, kind in {**maybe, **entries}.items():
+        value = content.get(name)
+        if value is None and name in maybe:
+            continue
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            got = f"got {value!r:.60}" if name in content else "it is missing"
+            raise ValueError(
+                f"The manifest of {where} is damaged: `{name}` must be of type "
+                f"{kind.__name__}; {got}."
+            )
+
+
+def python() -> str:
+    """Return the version of Python."""
+    return sys.version.split()[0]
 
 
 @cache

@@ -5,8 +5,10 @@ devices to one mesh. What they do between chunks must be the same too: they comp
 arrays that all of them have, or agree on it here. Process 0 alone writes files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,17 +82,33 @@ def create_shared(create: Callable[[], RunStore], folder: str | Path) -> RunStor
     Raises:
         RuntimeError: If process 0 could not; there, what it found.
     """
-    if jax.process_count() == 1:
-        return create()
-    error = None
+    created = _by_first(create)
+    return share(created or RunStore.open(folder))
+
+
+@contextmanager
+def locked(store: RunStore, layout: Any) -> Iterator[None]:
+    """Let no other run write to a store; with a mesh, of several processes, process 0 does."""
+    store.lock() if layout is None else _by_first(store.lock)
+    try:
+        yield
+    finally:
+        store.release()
+
+
+def _by_first[T](action: Callable[[], T]) -> T | None:
+    """Return what an action gives in process 0; None in the others."""
+    done = error = None
     if is_first():
         try:
-            create()
+            done = action()
         except Exception as caught:  # the others must not wait for ever
             error = caught
-    if most(int(error is not None)):
-        raise error or RuntimeError("Process 0 could not create the store; see what it says.")
-    return share(RunStore.open(folder))
+    if jax.process_count() > 1 and most(int(error is not None)):
+        raise error or RuntimeError("Process 0 cannot write to the store; see what it says.")
+    if error is not None:
+        raise error
+    return done
 
 
 def share(store: RunStore) -> RunStore:

@@ -14,10 +14,8 @@ from ..core._results import InferenceError as InferenceError, InferenceWarning
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
 from ..posterior._posterior import Posterior
-from ._collect import collect, judge, so_far
-from ._job import Job, RunOptions, prepare, run_job, seconds_of, write_ending
-from ._loop import Outcome
-from ._manifest import manifest
+from ._collect import collect
+from ._job import Job, RunOptions, prepare, run_job, seconds_of
 from ._until import StoppingRule, Until
 
 LOOK_BYTES = 2**28  # a stored run larger than this is not read only to warn of trouble
@@ -85,28 +83,15 @@ def fit(job: Job, options: RunOptions) -> Posterior:
     begin, engine = time.perf_counter(), job.engine
     assert isinstance(engine, AbstractEngine)
     rule = StoppingRule(job.until, engine) if job.until else None
-
-    def draws(outcome: Outcome):
-        return lambda: so_far(outcome, engine, job.target, job.key)
-
-    def go_on(outcome: Outcome) -> int | None:
-        return rule.next(outcome.total, draws(outcome)) if rule else None
-
-    outcome = run_job(job, options, rule, go_on)
-    verdict = judge(outcome, engine, job.target, job.key, throw=options.throw)
-    if rule and outcome.ending == "time over":
-        steps = min(int(outcome.steps[i]) for i in verdict.keep)
-        rule.time_over(steps, draws(outcome))
-        outcome = outcome._replace(total=steps)
+    outcome, verdict = run_job(job, options, rule)
     interrupted = outcome.ending == "interrupted"
     sample = partial(collect, outcome, engine, job.target, verdict.keep, job.key)
-    write_ending(job, outcome, rule)
     posterior = Posterior(
         job.target,
         sample if job.store is not None else sample(),
         engine=engine.name,
         seconds=seconds_of(outcome, begin),
-        manifest=manifest(job.target, engine, job.key),
+        manifest=job.manifest,
         failed=verdict.failed,
         complete=not interrupted,
         stopped=rule.stopped if rule else None,

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +17,10 @@ from ..core._require import check_values, require_key
 from ..core._results import InferenceError
 from ..core._types import PRNGKey
 from ..storage import RunStore
+from ._collect import Verdict, judge, so_far
 from ._distributed import create_shared, is_first
 from ._loop import Outcome, run
-from ._manifest import create_store
+from ._manifest import MOST, create_store, manifest
 from ._mesh import Layout, plan_layout
 from ._progress import progress_bar
 from ._until import StoppingRule, Until
@@ -38,6 +38,7 @@ class Job(NamedTuple):
         store: Where it is written, or None.
         vectorised: Whether replicas run in one program.
         layout: What is divided over which devices.
+        manifest: What is written down of it.
     """
 
     target: Any
@@ -47,7 +48,8 @@ class Job(NamedTuple):
     steps: int | None
     store: RunStore | None
     vectorised: bool
-    layout: Layout | None = None
+    layout: Layout | None
+    manifest: dict[str, Any]
 
 
 class RunOptions(eqx.Module):
@@ -71,8 +73,7 @@ def prepare(
 ) -> Job:
     """Return a new run, its store begun; the arguments are those of `infer`."""
     require_key(key)
-    check_values(target)
-    procedure.validate(target)
+    check_run(target, procedure)
     layout = None if mesh is None else plan_layout(mesh, target, procedure)
     if vectorised is None:
         platform = jax.default_backend() if layout is None else layout.platform
@@ -87,15 +88,50 @@ def prepare(
         }
         create = lambda: create_store(store, target, procedure, key, more)
         opened = create() if layout is None else create_shared(create, store)
-    return Job(target, procedure, key, until, None, opened, vectorised, layout)
+    content = manifest(target, procedure, key) if opened is None else opened.manifest
+    return Job(target, procedure, key, until, None, opened, vectorised, layout, content)
+
+
+def check_run(target: Any, procedure: AbstractProcedure) -> None:
+    """Raise `ValueError` for what cannot be run, before anything is compiled."""
+    check_values(target)
+    procedure.validate(target)
+    schedule = procedure.schedule
+    for name, number in (("replicas", schedule.replicas), ("steps", schedule.steps)):
+        if number >= MOST:
+            raise ValueError(
+                f"{procedure.name} must have fewer than {MOST} {name} (chains, draws or "
+                f"steps); got {number}."
+            )
 
 
 def run_job(
-    job: Job,
-    options: RunOptions,
-    rule: StoppingRule | None = None,
-    go_on: Callable[[Outcome], int | None] | None = None,
-) -> Outcome:
+    job: Job, options: RunOptions, rule: StoppingRule | None = None
+) -> tuple[Outcome, Verdict]:
+    """Run a job through the loop, judge it, and write into its store how it ended."""
+    engine: Any = job.engine
+
+    def draws(outcome: Outcome):
+        return lambda: so_far(outcome, engine, job.target, job.key)
+
+    def go_on(outcome: Outcome) -> int | None:
+        return rule.next(outcome.total, draws(outcome)) if rule else None
+
+    try:
+        outcome = _run(job, options, rule, go_on)
+        verdict = judge(outcome, engine, job.target, job.key, throw=options.throw)
+        if rule and outcome.ending == "time over":
+            steps = min(int(outcome.steps[i]) for i in verdict.keep)
+            rule.time_over(steps, draws(outcome))
+            outcome = outcome._replace(total=steps)
+        _write_ending(job, outcome, rule)
+    finally:
+        if job.store is not None:
+            job.store.release()
+    return outcome, verdict
+
+
+def _run(job: Job, options: RunOptions, rule, go_on) -> Outcome:
     """Run a job through the loop, with a progress bar."""
     wanted = sys.stderr.isatty() if options.progress is None else options.progress
     wanted = wanted and (job.layout is None or is_first())
@@ -119,7 +155,7 @@ def run_job(
             raise InferenceError(f"{job.engine.name}: {error}") from None
 
 
-def write_ending(job: Job, outcome: Outcome, rule: StoppingRule | None = None) -> None:
+def _write_ending(job: Job, outcome: Outcome, rule: StoppingRule | None) -> None:
     """Write into the store, if there is one, how the run ended."""
     if job.store is None:
         return

@@ -1,4 +1,4 @@
-"""What is written down of a run, and an engine's configuration as JSON and back."""
+"""What is written down of a run, and what of it must be there when it is read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,22 @@ import numpy as np
 
 from ..core._engine import AbstractProcedure
 from ..core._json import to_json
-from ..core._provenance import provenance, versions
+from ..core._provenance import provenance, require_entries, versions
 from ..core._types import PRNGKey
 from ..posterior._citation import references
 from ..storage import RunStore
+
+MOST = 2**31  # steps and chains are counted in 32 bits
+_ENTRIES = {
+    **dict.fromkeys(("data_sha256", "python", "engine", "key_impl", "backend"), str),
+    **dict.fromkeys(("x64", "complete", "vectorised"), bool),
+    **{"key": list, "versions": dict, "configuration": dict, "steps": int},
+}
+_MAYBE = {
+    **dict.fromkeys(("model", "mesh", "until"), dict),
+    **dict.fromkeys(("created", "stopped", "source"), str),
+    "references": list,
+}
 
 
 def manifest(target: Any, engine: AbstractProcedure, key: PRNGKey) -> dict[str, Any]:
@@ -48,7 +60,32 @@ def create_store(
     return RunStore.create(folder, {**content, **more})
 
 
-def key_from(content: dict[str, Any]) -> PRNGKey:
-    """Return the key of a manifest."""
-    data = jnp.asarray(np.asarray(content["key"], dtype=np.uint32))
-    return jr.wrap_key_data(data, impl=content["key_impl"])
+def open_store(folder: str | Path) -> RunStore:
+    """Open a store whose manifest says all that a run needs.
+
+    Raises:
+        ValueError: If the folder is none, or an entry is missing or of a wrong kind; it is
+            named.
+    """
+    store = RunStore.open(folder)
+    require_entries(store.manifest, _ENTRIES, _MAYBE, f"the run in {store.folder}")
+    if not 1 <= store.manifest["steps"] < MOST:
+        raise ValueError(
+            f"The manifest of {store.folder} is damaged: `steps` must be from 1 to {MOST - 1}; "
+            f"got {store.manifest['steps']}."
+        )
+    key_from(store)
+    return store
+
+
+def key_from(store: RunStore) -> PRNGKey:
+    """Return the key of a stored run."""
+    content = store.manifest
+    try:
+        data = jnp.asarray(np.asarray(content["key"], dtype=np.uint32))
+        return jr.wrap_key_data(data, impl=content["key_impl"])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"The manifest of {store.folder} is damaged: `key` is none of "
+            f"{content['key_impl']!r} ({error})."
+        ) from error

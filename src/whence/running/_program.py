@@ -5,6 +5,7 @@ starts and stops are arguments, so one compilation serves warm-up, sampling, eve
 length and every resumption.
 """
 
+import math
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from jaxtyping import PyTree
 
 from ..core._cache import Program, compile_now, is_data
 from ..core._engine import split_state
+from ..storage._encoding import memory
 from ._sharding import gathered, keep, place, spread
 
 CHUNK_BYTES = 2**25  # at most this much recorded data per call and replica
@@ -121,6 +123,12 @@ def build_plan(target, engine, key, chunk_steps, vectorised, layout=None) -> Pla
     state, info = jax.eval_shape(step, data, state, index, key)
     schedule = engine.schedule
     replicas = schedule.replicas
+    needed, there = bytes_of(state, replicas), memory()
+    if needed > there:
+        raise ValueError(
+            f"{engine.name} must fit into memory: the states of its {replicas} replicas "
+            f"(chains) take {needed:.3g} bytes, and there are {there:.3g}."
+        )
     together = vectorised or layout is not None
     lanes = layout.lanes if layout is not None else replicas if vectorised else 1
     length = _buffer_steps(info, schedule, chunk_steps, lanes)
@@ -163,9 +171,15 @@ def shapes_of(target, engine, key) -> tuple[PyTree, PyTree, PyTree]:
 def _buffer_steps(info, schedule, chunk_steps, lanes) -> int:
     if chunk_steps is not None:
         return max(1, min(chunk_steps, schedule.steps))
-    size = lanes * sum(np.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(info))
+    size = bytes_of(info, lanes)
     most = max(1, min(CHUNK_STEPS, schedule.steps))
-    return int(np.clip(CHUNK_BYTES // max(int(size), 1), 1, most))
+    return int(np.clip(CHUNK_BYTES // max(size, 1), 1, most))
+
+
+def bytes_of(shapes: PyTree, *axes: int) -> int:
+    """Return how many bytes arrays of these shapes take, with these axes before them."""
+    leaves = jax.tree.leaves(shapes)
+    return sum(math.prod((*axes, *s.shape)) * s.dtype.itemsize for s in leaves)
 
 
 def placeholder(shape, dtype):

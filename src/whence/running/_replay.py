@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..core._engine import AbstractEngine
+from ..core._provenance import python, versions
 from ..core._target import AbstractTarget
 from ._infer import fit
 from ._job import Job, RunOptions
-from ._manifest import manifest
 from ._stored import open_run, posterior_of, stored_layout, stored_outcome
 
 MOST_Z = 5.0  # standard errors by which means may differ and still agree
@@ -94,13 +95,14 @@ def replay(
     then = posterior_of(stored, outcome, target)
     steps = min(outcome.total, int(outcome.steps.max()))
     layout, vectorised = stored_layout(stored, target, None)
-    job = Job(target, stored.engine, stored.key, None, steps, None, vectorised, layout)
+    content = stored.store.manifest
+    job = Job(target, stored.engine, stored.key, None, steps, None, vectorised, layout, content)
     now = fit(job, options)
     length = then.num_draws
     before = {n: np.asarray(v) for n, v in then.variables.items()}
     after = {n: np.asarray(v)[: then.num_chains, :length] for n, v in now.variables.items()}
     chains = stored.engine.schedule.extendable
-    return _compare(before, after, chains, _changed(stored, target))
+    return _compare(before, after, chains, _changed(content))
 
 
 def _compare(before, after, chains: bool, changed) -> Replay:
@@ -134,11 +136,7 @@ def _largest(values: np.ndarray) -> float:
     return float(np.max(values, initial=0.0))
 
 
-def _changed(stored, target) -> dict[str, tuple[Any, Any]]:
-    then, now = stored.store.manifest, manifest(target, stored.engine, stored.key)
-    flat = lambda content: {
-        **{name: content[name] for name in ("python", "backend")},
-        **content["versions"],
-    }
-    before, after = flat(then), flat(now)
+def _changed(then: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    before = {**{name: then[name] for name in ("python", "backend")}, **then["versions"]}
+    after = {"python": python(), "backend": jax.default_backend(), **versions()}
     return {n: (before[n], after[n]) for n in before if before[n] != after.get(n)}

@@ -10,9 +10,10 @@ from ..core._convert import whole
 from ..core._engine import AbstractEngine, AbstractProcedure
 from ..core._target import AbstractTarget
 from ..posterior._posterior import Posterior
+from ._distributed import locked
 from ._infer import check_until, fit
 from ._job import Job, RunOptions
-from ._stored import open_run, stored_layout
+from ._stored import open_run, stored_layout, stored_until
 from ._train import finish
 from ._until import Until
 
@@ -53,13 +54,15 @@ def resume(
     Raises:
         ValueError: If the folder is no store, a file in it is damaged, or target, engine
             or precision are not those of the run.
+        BlockingIOError: If another process is writing to the store.
     """
     options = RunOptions(progress, throw, chunk_steps, threads)
     stored = open_run(folder, target, engine)
     layout = stored_layout(stored, target, mesh)
     content = stored.store.manifest
-    until = None if content["complete"] or not content["until"] else Until(**content["until"])
-    return _go_on(stored, target, until, layout, options)
+    stored.store.read_only |= content["complete"]
+    until = None if content["complete"] or not content["until"] else stored_until(stored)
+    return _go_on(stored, target, until, layout, options, {})
 
 
 def extend(
@@ -98,6 +101,7 @@ def extend(
     Raises:
         ValueError: If neither or both of `draws` and `until` are given, if the engine makes
             its draws only at its end, or for what `resume` refuses.
+        BlockingIOError: If another process is writing to the store.
     """
     options = RunOptions(progress, throw, chunk_steps, threads)
     stored = open_run(folder, target, engine)
@@ -111,20 +115,23 @@ def extend(
             "Start a longer run."
         )
     layout = stored_layout(stored, target, mesh)
-    content = stored.store.manifest
+    steps = stored.store.manifest["steps"] + (draws or 0)
     goal = until and dataclasses.asdict(until)
-    content |= {"complete": False, "stopped": None, "until": goal}
-    content["steps"] += draws or 0
-    stored.store.write_manifest()
-    return _go_on(stored, target, until, layout, options)
+    changes = {"complete": False, "stopped": None, "until": goal, "steps": steps}
+    return _go_on(stored, target, until, layout, options, changes)
 
 
-def _go_on(stored, target, until, layout, options) -> Any:
-    content = stored.store.manifest
-    steps, (layout, vectorised) = int(content["steps"]), layout
-    job = Job(target, stored.engine, stored.key, until, steps, stored.store, vectorised, layout)
-    if not isinstance(stored.engine, AbstractEngine):
-        return finish(job, options)
-    posterior = fit(job, options)
+def _go_on(stored, target, until, plan, options, changes) -> Any:
+    store, engine, key = stored
+    (layout, vectorised), content = plan, store.manifest
+    with locked(store, layout):
+        if changes:
+            content |= changes
+            store.write_manifest()
+        steps = int(content["steps"])
+        job = Job(target, engine, key, until, steps, store, vectorised, layout, content)
+        if not isinstance(engine, AbstractEngine):
+            return finish(job, options)
+        posterior = fit(job, options)
     posterior.stopped = content["stopped"]
     return posterior

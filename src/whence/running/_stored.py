@@ -13,17 +13,19 @@ from ..core._convert import whole
 from ..core._engine import AbstractEngine, AbstractProcedure
 from ..core._json import from_json, to_json
 from ..core._provenance import require_same
-from ..core._require import check_values, require_target
+from ..core._require import require_target
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
 from ..posterior._posterior import Posterior
 from ..storage import RunStore
 from ._collect import collect, judge
 from ._distributed import share
+from ._job import check_run
 from ._loop import Outcome
-from ._manifest import key_from
+from ._manifest import key_from, open_store
 from ._mesh import Layout, mesh as make_mesh, plan_layout
 from ._program import shapes_of
+from ._until import Until
 from ._worker import read_chunks, restored
 
 
@@ -43,7 +45,7 @@ class Stored(NamedTuple):
 
 def open_run(folder: str | Path, target: Any, engine: AbstractProcedure | None) -> Stored:
     """Open the store of a run on `target`."""
-    store = RunStore.open(folder)
+    store = open_store(folder)
     content = store.manifest
     require_same(target, content, f"the run in {folder}")
     if content["x64"] != bool(jax.config.jax_enable_x64):
@@ -57,15 +59,14 @@ def open_run(folder: str | Path, target: Any, engine: AbstractProcedure | None) 
         raise ValueError(f"{folder} does not hold the configuration of an engine.")
     if isinstance(engine, AbstractEngine):
         require_target(target)
-    check_values(target)
-    engine.validate(target)
-    return Stored(store, engine, key_from(content))
+    check_run(target, engine)
+    return Stored(store, engine, key_from(store))
 
 
 def _stored_engine(folder: str | Path, configuration: Any) -> Any:
     try:
         return from_json(configuration)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"`engine` must be given: the run in {folder} does not hold all of it ({error}). "
             "Write `whence.resume(folder, target, engine=...)`."
@@ -84,6 +85,16 @@ def stored_layout(stored: Stored, target: Any, mesh: Mesh | None) -> tuple[Layou
     layout = plan_layout(make_mesh(chain=1) if mesh is None else mesh, target, stored.engine)
     share(stored.store)
     return layout, bool(begun["vectorised"])
+
+
+def stored_until(stored: Stored) -> Until:
+    """Return the goal of a stored run that has one."""
+    try:
+        return Until(**stored.store.manifest["until"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The manifest of {stored.store.folder} is damaged: `until` is no goal ({error})."
+        ) from error
 
 
 def read_run(
@@ -148,9 +159,9 @@ def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome:
     empty, rest, info = shapes_of(target, engine, key)
     together = bool(store.manifest["vectorised"])
     found = {}
-    for number in range(1 if together else schedule.replicas):
+    for number in [0] if together else store.replicas():
         state = store.state(number)
-        if state is not None:
+        if state is not None and number < schedule.replicas:
             found[number] = state
     if not found:
         raise ValueError(nothing)
@@ -176,7 +187,7 @@ def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome:
         return jax.tree.map(lambda x: x[i, : steps[i]], joined())
 
     result = lambda state: engine.result(eqx.combine(state, rest))
-    results = jax.vmap(result)(restored(empty, leaves))
+    results = jax.vmap(result)(restored(empty, leaves, len(steps)))
     return Outcome(
         eqx.combine(jax.tree.unflatten(jax.tree.structure(empty), leaves), rest),
         read,

@@ -14,9 +14,8 @@ from jaxtyping import PyTree
 from ..core._engine import AbstractProcedure
 from ..core._results import InferenceWarning
 from ..core._types import AnyArray, PRNGKey
-from ._collect import judge, take_replicas, trace_of
-from ._job import Job, RunOptions, prepare, run_job, seconds_of, write_ending
-from ._manifest import manifest
+from ._collect import take_replicas, trace_of
+from ._job import Job, RunOptions, prepare, run_job, seconds_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +89,7 @@ def train(
 def finish(job: Job, options: RunOptions) -> Trained:
     """Run a job of a procedure that makes no sample; what `train` and `resume` share."""
     begin = time.perf_counter()
-    outcome = run_job(job, options)
-    verdict = judge(outcome, job.engine, job.target, job.key, throw=options.throw)
-    write_ending(job, outcome)
+    outcome, verdict = run_job(job, options)
     complete = outcome.ending != "interrupted"
     for message in verdict.failed:
         warnings.warn(f"Dropped {message}", InferenceWarning, stacklevel=3)
@@ -106,7 +103,7 @@ def finish(job: Job, options: RunOptions) -> Trained:
         state,
         {} if recorded is None else recorded.stats,
         seconds_of(outcome, begin),
-        manifest(job.target, job.engine, job.key),
+        job.manifest,
         verdict.failed,
         complete,
     )

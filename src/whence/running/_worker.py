@@ -11,8 +11,9 @@ from jaxtyping import PyTree
 
 from ..core._engine import AbstractPausingProcedure, pause_each, split_state
 from ..storage import RunStore
+from ..storage._encoding import check_size
 from ._distributed import agree
-from ._program import Plan, Status, to_host, to_state
+from ._program import Plan, Status, bytes_of, to_host, to_state
 
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up
 
@@ -42,13 +43,15 @@ class Worker:
 
     def restore(self):
         """Go on from where the store is, if it holds a part of this replica."""
-        found = self.store.state(self.number) if self.store else None
+        if self.store is None:
+            return
+        found = self.store.state(self.number)
+        if found is not None:
+            self.stops, leaves = found
+            self.at = int(np.max(self.stops))
+        self.store.discard_after(self.number, self.at)
         if found is None:
             return
-        self.stops, leaves = found
-        self.at = int(np.max(self.stops))
-        assert self.store is not None
-        self.store.discard_after(self.number, self.at)
         for _ in self.store.chunks(self.number, self.at):
             pass  # a damaged file is found before a step is made, not after the last
         self.state = restored(self.plan.state, leaves)
@@ -130,10 +133,21 @@ class Worker:
         return self.at >= total or bool(np.all(self.status.done))
 
 
-def restored(like: PyTree, leaves: list[np.ndarray]) -> PyTree:
-    """Return the state whose leaves a store held."""
+def restored(like: PyTree, leaves: list[np.ndarray], *lanes: int) -> PyTree:
+    """Return the state whose leaves a store held, with axes of these lengths before them.
+
+    Raises:
+        ValueError: If they are not the leaves of such a state.
+    """
     empty, treedef = jax.tree.flatten(like)
-    made = [to_state(leaf, old) for leaf, old in zip(leaves, empty, strict=True)]
+    made = [to_state(leaf, old) for leaf, old in zip(leaves, empty)]
+    want = [f"{leaf.dtype}{[*lanes, *leaf.shape]}" for leaf in empty]
+    got = [f"{leaf.dtype}{[*leaf.shape]}" for leaf in made]
+    if len(leaves) != len(empty) or got != want:
+        raise ValueError(
+            f"The stored state is damaged or another engine's: it should hold {want}, and "
+            f"holds {got}."
+        )
     return jax.tree.unflatten(treedef, made)
 
 
@@ -143,6 +157,7 @@ def read_chunks(
     """Return what a store holds of the first `length` steps of a replica."""
     treedef = jax.tree.structure(info)
     chunks = store.chunks(number, length)
+    check_size(bytes_of(info, *lanes, length), store.num_bytes(), store.folder)
     pieces = ((start, jax.tree.unflatten(treedef, leaves)) for start, leaves in chunks)
     return assemble(pieces, info, lanes, length)
 

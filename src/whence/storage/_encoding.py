@@ -1,6 +1,7 @@
 """What any file of ours holds beside the arrays: a schema version, attributes as JSON."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,23 @@ def _to_plain(value):
 
 def _unbox(value):
     return value.item() if isinstance(value, np.generic) else value
+
+
+def check_size(num_bytes: int, most: int, path: Path) -> None:
+    """Raise `ValueError` if what a file says it holds is more than can be true."""
+    if num_bytes > most:
+        raise ValueError(
+            f"{path} says that it holds {num_bytes:.3g} bytes, and {most:.3g} are possible: it "
+            "is damaged, or too large for the memory of this machine."
+        )
+
+
+def memory() -> int:
+    """Return the memory of this machine in bytes."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 2**40
 
 
 @contextmanager

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._atomic import replace_file
-from ._encoding import check_schema, decoded, encoded, reading, writing
+from ._atomic import as_path, place, replace_file
+from ._encoding import check_schema, check_size, decoded, encoded, reading, writing
 from ._seal import check_sealed, seal_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
 
     Args:
         tree: As made by `to_datatree`.
-        path: Where to; its folder must exist.
+        path: Where to; its folder must exist. A link is followed, not replaced.
 
     Returns:
         The path.
@@ -29,14 +29,11 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: If the folder does not exist.
         IsADirectoryError: If `path` is a folder.
+        FileExistsError: If it is a device or the like.
         OSError: If the file cannot be written; the message says why.
     """
-    path = Path(path)
-    folder = path.parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"`path` must be in an existing folder; {folder} is not one.")
-    if path.is_dir():
-        raise IsADirectoryError(f"`path` must be a file; {path} is a folder.")
+    path = as_path(path)
+    real = place(path)
     # HDF5 writes to memory, not to the disk: when its own writing fails half-way (a full
     # disk), it keeps broken handles and may take the process down at exit.
     buffer = io.BytesIO()
@@ -46,7 +43,7 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
     buffer.seek(0, io.SEEK_END)
     buffer.write(seal)
     with writing("file", path), buffer.getbuffer() as content:
-        replace_file(path, content)
+        replace_file(real, content)
     return path
 
 
@@ -63,11 +60,24 @@ def load_netcdf(path: str | os.PathLike[str]) -> "xarray.DataTree":
     """
     import xarray
 
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be an existing file; {path} is not one.")
     check_sealed(path)
-    with reading("netCDF file", path), xarray.open_datatree(path, engine="h5netcdf") as tree:
-        check_schema(tree.attrs, path)
-        loaded = tree.load()
+    open_tree = xarray.open_datatree
+    with reading("netCDF file", path):
+        _check_sizes(path)
+        with open_tree(path, engine="h5netcdf") as tree:
+            check_schema(tree.attrs, path)
+            loaded = tree.load()
     return decoded(loaded)
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse arrays that the file cannot hold, before memory is taken for them."""
+    import h5py
+
+    with h5py.File(path) as file:
+        sizes: list[int] = []
+        file.visititems(lambda _, item: sizes.append(getattr(item, "nbytes", 0)))
+        check_size(sum(sizes), 1032 * path.stat().st_size, path)  # zlib's largest ratio

@@ -1,7 +1,8 @@
 """A run on disk: a manifest, and what each replica recorded, chunk by chunk.
 
 ```
-manifest.json                 what is run, on what, by which versions
+manifest.json                 what is run, on what, by which versions; and its checksum
+lock                          who is writing, while somebody is
 replica-0003/
   000000000000-000000000250.npz   what steps 0 to 249 recorded
   state.npz                       the state after the last chunk, and where that is
@@ -13,26 +14,32 @@ there; a chunk beyond the state is written again, with the same content, on resu
 Everything is NumPy arrays and JSON: no pickle.
 """
 
-import io
+import errno
+import hashlib
 import json
 import os
-import struct
-import zipfile
-import zlib
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from ._atomic import replace_file
+from ._atomic import as_path, hold, remove_left, replace_file, unfinished
+from ._encoding import check_size
+from ._npz import packed, unpacked
 
-RUN_SCHEMA = 1
-_MANIFEST, _STATE = "manifest.json", "state.npz"
+RUN_SCHEMA = 2  # from 2 on the manifest has a checksum
+_MANIFEST, _STATE, _LOCK, _SEAL = "manifest.json", "state.npz", "lock", "sha256"
+_LONGEST_MANIFEST = 2**26  # bytes
 
 
 class RunStore:
     """The folder of one run.
+
+    One store at a time may write to a folder: who writes first holds its lock, until
+    `release` or until the process ends, in whatever way.
 
     Attributes:
         folder: Where it is.
@@ -45,10 +52,19 @@ class RunStore:
         self.folder = folder
         self.manifest = manifest
         self.read_only = False
+        self._seen: bytes | None = None  # the manifest on disk, when it was read or written
+        self._lock: IO[bytes] | None = None
+        self._ended = False
+        self._one = threading.RLock()  # of the threads that write
+
+    def __del__(self):
+        """Give the lock back; its file stays, for a forked process comes here too."""
+        if self._lock is not None:
+            self._lock.close()
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> "RunStore":
-        """Start a store in a new or empty folder.
+        """Start a store in a new or empty folder, and lock it.
 
         Args:
             folder: Where to; made if it does not exist.
@@ -56,58 +72,131 @@ class RunStore:
 
         Raises:
             ValueError: If the folder holds anything.
-            OSError: If it cannot be made or written.
+            OSError: If it cannot be made or written, or another process has begun a run in it.
         """
-        folder = Path(folder)
-        if folder.is_dir() and any(folder.iterdir()):
-            held = "another run" if (folder / _MANIFEST).exists() else "other files"
-            raise ValueError(
-                f"`store` must be a new or empty folder; {folder} holds {held}. Resume a run "
-                "with `whence.resume`, or choose another folder."
-            )
+        folder = as_path(folder, "store")
         store = cls(folder, {"schema": RUN_SCHEMA, **manifest})
+        _check_empty(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _explained(error, folder) from error
-        store.write_manifest()
+        store.lock()
+        try:
+            _check_empty(folder)  # another may have been faster
+            store.write_manifest()
+        except BaseException:
+            store.release()
+            raise
         return store
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "RunStore":
-        """Open a store that `create` made.
+        """Open a store that `create` made, to read it or to go on.
 
         Raises:
             ValueError: If the folder is none, its manifest is damaged, or its schema newer.
         """
-        folder = Path(folder)
+        folder = as_path(folder, "store")
         try:
-            manifest = json.loads((folder / _MANIFEST).read_text())
-            schema = int(manifest["schema"])
+            content = _manifest_bytes(folder)
+            manifest = json.loads(content)
+            schema, seal = int(manifest["schema"]), manifest.pop(_SEAL, None)
+            if (seal is not None or schema > 1) and seal != _sum(manifest):
+                raise ValueError("its checksum is that of another content")
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{folder} is not a run store: it has no {_MANIFEST}.") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"The {_MANIFEST} of {folder} is damaged: {error}.") from error
         if schema > RUN_SCHEMA:
             raise ValueError(
                 f"{folder} was written by a newer whence (schema {schema}, this one knows "
                 f"{RUN_SCHEMA}). Update whence to read it."
             )
-        return cls(folder, manifest)
+        store = cls(folder, manifest)
+        store._seen = content
+        return store
+
+    def lock(self) -> None:
+        """Let nobody else write to the folder; what killed writers left there is removed.
+
+        Raises:
+            BlockingIOError: If another process, or another store in this one, writes to it.
+            ValueError: If the run went on since the store was opened.
+            OSError: If the folder cannot be written.
+        """
+        with self._one:
+            if self._lock is not None or self.read_only:
+                return
+            try:
+                held = hold(self.folder / _LOCK)
+            except OSError as error:
+                raise _explained(error, self.folder) from error
+            if isinstance(held, str):
+                raise BlockingIOError(
+                    errno.EWOULDBLOCK,
+                    f"`store` is being written by {held}; wait until it ends, or use another "
+                    "folder. To read what it has so far, use `whence.load`. The folder is",
+                    str(self.folder),
+                )
+            self._lock, self._ended = held, False
+            if self._seen is not None and _manifest_bytes(self.folder) != self._seen:
+                self._unlock()
+                raise ValueError(
+                    f"Another process went on with the run in {self.folder} since it was "
+                    "opened here; open it again."
+                )
+            for left in unfinished(self.folder):
+                remove_left(left)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """`lock` the folder, and `release` it at the end."""
+        self.lock()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let others write to the folder, and write no more without a new `lock`."""
+        with self._one:
+            self._unlock()
+            self._ended = True
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            (self.folder / _LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One thread at a time, under the lock."""
+        with self._one:
+            if self._ended:
+                raise ValueError(f"The run in {self.folder} has ended: nothing is written.")
+            self.lock()
+            try:
+                yield
+            except OSError as error:
+                raise _explained(error, self.folder) from error
 
     def write_manifest(self) -> None:
-        """Write the manifest as it is now.
+        """Write the manifest as it is now, under the lock; it is held no longer than before.
 
         Raises:
             OSError: If it cannot be written; what was there before is unchanged.
         """
         if self.read_only:
             return
-        content = json.dumps(self.manifest, indent=1).encode()
-        try:
-            replace_file(self.folder / _MANIFEST, content)
-        except OSError as error:
-            raise _explained(error, self.folder) from error
+        held = self._lock is not None
+        content = {**self.manifest, _SEAL: _sum(self.manifest)}
+        with self._writing():
+            self._seen = json.dumps(content, indent=1).encode()
+            replace_file(self.folder / _MANIFEST, self._seen)
+            if not held:
+                self._unlock()
 
     def write(
         self,
@@ -132,13 +221,11 @@ class RunStore:
         if self.read_only:
             return
         folder, stop = self._replica(replica), int(np.max(stops))
-        try:
+        with self._writing():
             folder.mkdir(exist_ok=True)
             if stop > start:
                 replace_file(folder / f"{start:012d}-{stop:012d}.npz", _packed(record))
             replace_file(folder / _STATE, _packed([np.asarray(stops), *state]))
-        except OSError as error:
-            raise _explained(error, self.folder) from error
 
     def state(self, replica: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
         """Return where a replica stands, and its state.
@@ -160,7 +247,7 @@ class RunStore:
         return stops, leaves
 
     def chunks(self, replica: int, stop: int) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """Yield the first step and the leaves of each recorded chunk before step `stop`.
+        """Return the first step and the leaves of each recorded chunk before step `stop`.
 
         Args:
             replica: Number of the replica.
@@ -170,28 +257,37 @@ class RunStore:
             ValueError: If a file that should be there is missing or damaged; it is named.
         """
         folder = self._replica(replica)
-        reached = 0
+        wanted, reached = [], 0
+        # Two that overlap hold the same steps: of a writer that was killed before its state.
         for start, end, path in _chunk_files(folder):
-            if start >= stop or start != reached:
-                break
-            yield start, _unpacked(path)
-            reached = end
+            if reached < end and start <= reached < stop:
+                wanted.append((start, path))
+                reached = end
         if reached < stop:
             raise ValueError(
                 f"{folder} lacks the recorded steps from {reached} to {stop}: a file was "
                 "removed."
             )
+        return ((start, _unpacked(path)) for start, path in wanted)
+
+    def replicas(self) -> list[int]:
+        """Return the numbers of the replicas that have begun."""
+        folders = self.folder.glob("replica-[0-9]*")
+        return sorted(int(f.name.partition("-")[2]) for f in folders if (f / _STATE).exists())
 
     def discard_after(self, replica: int, stop: int) -> None:
         """Remove chunks that were written before the state after them was.
 
         Args:
             replica: Number of the replica.
-            stop: Where its state stands; the steps from there on are made again.
+            stop: Where its state stands, 0 if it has none; the steps from there on are made
+                again.
         """
-        for start, _, path in _chunk_files(self._replica(replica)):
-            if start >= stop and not self.read_only:
-                path.unlink()
+        late = [p for start, _, p in _chunk_files(self._replica(replica)) if start >= stop]
+        if late and not self.read_only:
+            with self._writing():
+                for path in late:
+                    path.unlink(missing_ok=True)
 
     def num_bytes(self) -> int:
         """Return the size of all recorded chunks."""
@@ -213,40 +309,35 @@ def _explained(error: OSError, folder: Path) -> OSError:
 def _chunk_files(folder: Path) -> list[tuple[int, int, Path]]:
     """Return first step, first step after, and file of each chunk, in order."""
     found = []
-    for path in sorted(folder.glob("*-*.npz")):
+    for path in sorted(folder.glob("[0-9]*-[0-9]*.npz")):
         start, stop = (int(part) for part in path.stem.split("-"))
         found.append((start, stop, path))
     return found
 
 
+def _check_empty(folder: Path) -> None:
+    held = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    if set(held) - {_LOCK} - {p.name for p in unfinished(folder)}:
+        kind = "another run" if _MANIFEST in held else "other files"
+        raise ValueError(
+            f"`store` must be a new or empty folder; {folder} holds {kind}. Resume a run with "
+            "`whence.resume`, or choose another folder."
+        )
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    path = folder / _MANIFEST
+    check_size(path.stat().st_size, _LONGEST_MANIFEST, path)
+    return path.read_bytes()
+
+
+def _sum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _packed(arrays: list[np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(
-        buffer, allow_pickle=False, **{f"a{i:05d}": array for i, array in enumerate(arrays)}
-    )
-    return buffer.getvalue()
-
-
-_DAMAGE = (
-    *(OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-)
+    return packed({f"a{i:05d}": array for i, array in enumerate(arrays)})
 
 
 def _unpacked(path: Path) -> list[np.ndarray]:
-    """Return the arrays of a file that `_packed` made, all of them as they were.
-
-    `numpy.load` would not do: it believes a damaged table of contents that leaves arrays
-    out, and a damaged header that makes one shorter, for then its checksum is not looked at.
-    """
-    try:
-        with path.open("rb") as raw, zipfile.ZipFile(raw) as file:
-            raw.seek(-22, os.SEEK_END)  # the last record; its fifth field counts the arrays
-            count = struct.unpack("<4s4H2LH", raw.read())[4]
-            names = [f"a{i:05d}.npy" for i in range(count)]
-            if file.namelist() != names:
-                raise ValueError("its table of contents is not whole")
-            contents = (io.BytesIO(file.read(name)) for name in names)  # checks the CRC
-            return [np.lib.format.read_array(c, allow_pickle=False) for c in contents]
-    except _DAMAGE as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it from a backup.") from error
+    return list(unpacked(path).values())

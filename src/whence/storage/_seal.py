@@ -60,6 +60,19 @@ def check_folder(folder: Path) -> None:
             raise ValueError(_damaged(folder, name))
 
 
+def foreign_file(folder: Path) -> str | None:
+    """Return what shows that something else than `seal_folder` made a folder, or None."""
+    try:
+        sums = dict(json.loads((folder / _LIST).read_text()))
+    except (OSError, ValueError, TypeError):
+        return f"there is no list of its files ({_LIST})"
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if (path.is_symlink() or not path.is_dir()) and name not in sums and name != _LIST:
+            return f"{name!r} in it is another's"
+    return None
+
+
 def _sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

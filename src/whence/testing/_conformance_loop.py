@@ -37,6 +37,7 @@ def check_resume(
         store = create_store(Path(scratch) / "run", target, engine, key, more)
         half = (schedule.warmup + schedule.steps) // 2
         run(target, engine, steps=half, vectorised=False, store=store, **how)
+        store.release()
         chunk = how["chunk_steps"]
         resumed = resume(store.folder, target, engine=engine, progress=False, chunk_steps=chunk)
         _require_same(resumed, posterior, "A run stopped and resumed")

@@ -1,7 +1,6 @@
 """What a policy is, decisions in batches, and states in files."""
 
 import abc
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from jaxtyping import Array, Float, Int
 from ...core._convert import whole
 from ...core._tree import named_leaves
 from ...core._types import PRNGKey
-from ...storage._atomic import replace_file
+from ...storage._atomic import as_path, place, replace_file
+from ...storage._npz import packed, unpacked
 from ._checks import Numbers
 
 Arm = Int[Array, "*batch"]
@@ -129,10 +129,8 @@ def save_state(state: Any, path: str | Path) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {n: np.asarray(leaf) for n, leaf in named_leaves(state).items()}
-    np.savez(buffer, **arrays)
-    replace_file(Path(path), buffer.getvalue())
+    arrays = {n: np.asarray(leaf) for n, leaf in named_leaves(state).items()}
+    replace_file(place(path), packed(arrays))
 
 
 def load_state[State](path: str | Path, like: State) -> State:
@@ -146,11 +144,10 @@ def load_state[State](path: str | Path, like: State) -> State:
         The state, equal to the saved one bit for bit.
 
     Raises:
-        ValueError: If the file holds something else than a state like `like`.
+        ValueError: If the file is damaged, or holds something else than a state like `like`.
         OSError: If it cannot be read.
     """
-    with np.load(Path(path), allow_pickle=False) as file:
-        stored = {name: file[name] for name in file.files}
+    stored = unpacked(as_path(path))
     want = named_leaves(like)
     for name in sorted(set(want) | set(stored)):
         got = stored.get(name)
