@@ -162,6 +162,27 @@ def test_new_data_and_new_priors_compile_nothing(key):
         posterior.predict(np.ones(3), key=key)
 
 
+def test_constant_jacobian_counts_for_each_element():
+    """x = 2 z has the log-Jacobian log 2 for each of its three elements."""
+    tfb = wh.frontends._joint.library().bijectors
+
+    @tfd.JointDistributionCoroutineAutoBatched
+    def joint():
+        scaled = tfd.TransformedDistribution(
+            tfd.Normal(jnp.zeros(3), f(1.0)), tfb.Scale(f(2.0))
+        )
+        x = yield tfd.JointDistributionCoroutine.Root(scaled)
+        yield tfd.Normal(jnp.sum(x), f(1.0), name="y")
+
+    target = wh.from_tfp(joint, {"y": f(0.5)})
+    (name,) = target.init(key=jr.key(0))
+    z = np.array([0.3, -1.0, 0.2])
+    x = np.asarray(target.constrain({name: jnp.asarray(z)})[name])
+    want = stats.norm(0, 2).logpdf(x).sum() + stats.norm(x.sum(), 1).logpdf(0.5)
+    want += np.log(np.abs(x / z)).sum()  # the bijection is linear
+    assert_allclose(target.log_density({name: jnp.asarray(z)}), want, rtol=1e-9)
+
+
 def test_evidence_by_quadrature():
     y = np.random.default_rng(2).normal(size=15) + 1.0
     target = wh.from_tfp(_conjugate(), {"y": y})
