@@ -134,6 +134,7 @@ def test_all_groups_with_dims_and_coords(posterior):
         "sample_stats",
         "unconstrained_posterior",
         "log_likelihood",
+        "log_prior",
         "posterior_predictive",
         "prior",
         "prior_predictive",

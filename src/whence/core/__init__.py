@@ -55,9 +55,11 @@ from ._target import (
     HasJacobian as HasJacobian,
     LabelsDraws as LabelsDraws,
     LatentShape as LatentShape,
+    NamesInputs as NamesInputs,
     NamesLatents as NamesLatents,
     ReplacesData as ReplacesData,
     SamplesPrior as SamplesPrior,
+    SplitsPrior as SplitsPrior,
     Unconstrains as Unconstrains,
 )
 from ._types import (

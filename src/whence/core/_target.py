@@ -11,10 +11,12 @@ What a target can do besides, it says by having the methods of a protocol below.
 | --- | --- | --- |
 | `SamplesPrior` | `sample_prior_position` | tempering from the prior, `geweke` |
 | `HasJacobian` | `log_jacobian` | `MAP(objective="posterior")` |
+| `SplitsPrior` | `log_prior_terms` | prior sensitivity: the group `log_prior` |
 | `Unconstrains` | `unconstrain` | `Posterior.from_draws` |
 | `ReplacesData` | `with_data` | `sbc`, `geweke` |
 | `NamesLatents` | `latents` | order of variables anywhere, `Posterior.from_draws` |
 | `LabelsDraws` | `labelled` | `Posterior.draws` |
+| `NamesInputs` | `name_inputs` | the group `predictions_constant_data` |
 | `DependentData` | `predict_given`, `pointwise_given_rest` | `Posterior`, leave-one-out |
 """
 
@@ -145,6 +147,19 @@ class HasJacobian(Protocol):
 
 
 @runtime_checkable
+class SplitsPrior(Protocol):
+    """A target that knows the prior density of each latent."""
+
+    def log_prior_terms(self, draw: Draw) -> dict[str, Array]:
+        """Return the log prior density of one draw, by latent, in nats.
+
+        In the space of the model, without a Jacobian; their sum, all elements together, is
+        the log prior density.
+        """
+        ...
+
+
+@runtime_checkable
 class Unconstrains(Protocol):
     """A target that can invert `constrain`."""
 
@@ -183,6 +198,15 @@ class LabelsDraws(Protocol):
 
     def labelled(self, draws: Draw) -> Draw:
         """Return `draws` with the labels of this target."""
+        ...
+
+
+@runtime_checkable
+class NamesInputs(Protocol):
+    """A target whose predictions are at inputs that have names."""
+
+    def name_inputs(self, inputs: tuple) -> dict[str, Array]:
+        """Return the arrays in `inputs`, as `predict` takes them, by name."""
         ...
 
 

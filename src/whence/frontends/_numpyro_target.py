@@ -66,6 +66,10 @@ class NumpyroTarget(AbstractSitesTarget):
         sites = draw.keys() | observed.keys()
         return {name: value for name, value in found.items() if name not in sites}
 
+    def name_inputs(self, inputs: tuple) -> dict[str, Array]:
+        """Return arrays among positional arguments of the model, by name of the parameter."""
+        return constant_data(self.fn, inputs, {}, ())
+
     def pointwise(self, draw):
         trace = self._given(draw)
         terms = {name: log_prob(trace[name]) for name in self.structure.observed}
@@ -200,11 +204,10 @@ class NumpyroTarget(AbstractSitesTarget):
         sites = {site.name: run[site.name] for site in self.sites}
         return {n: biject_to(s["fn"].support).inv(s["value"]) for n, s in sites.items()}
 
-    def _log_prior(self, run, position):
-        total = self._log_det(run, position)
-        if self.structure.discrete:
-            return total + marginal(self._summed, self._latents(run), data=False)
-        return total + sum(jnp.sum(log_prob(run[latent.name])) for latent in self.sites)
+    def _prior_terms(self, run):
+        if self.structure.discrete:  # the continuous latents do not factor without these
+            return {"latents": marginal(self._summed, self._latents(run), data=False)}
+        return {latent.name: log_prob(run[latent.name]) for latent in self.sites}
 
     @relaxed()
     def _log_det(self, run, position):

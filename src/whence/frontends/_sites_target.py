@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array
 
@@ -51,8 +52,8 @@ class AbstractSitesTarget(AbstractDescribedTarget):
         """Return the log-determinant of the way from the position to the latents of its run."""
 
     @abc.abstractmethod
-    def _log_prior(self, run: Any, position: dict[str, Array]) -> Scalar:
-        """Return the log prior density of the position, `_log_det` included."""
+    def _prior_terms(self, run: Any) -> dict[str, Array]:
+        """Return the log prior density of the latents of a run, by name."""
 
     @abc.abstractmethod
     def _log_likelihood(self, run: Any) -> Scalar:
@@ -91,6 +92,13 @@ class AbstractSitesTarget(AbstractDescribedTarget):
 
     def log_prior(self, position):
         return self._log_prior(self._at(position), position)
+
+    def _log_prior(self, run, position):
+        terms = (jnp.sum(term) for term in self._prior_terms(run).values())
+        return self._log_det(run, position) + sum(terms)
+
+    def log_prior_terms(self, draw: dict[str, Array]) -> dict[str, Array]:
+        return self._prior_terms(self._given(draw))
 
     def log_likelihood(self, position, rows=None):
         if rows is not None:

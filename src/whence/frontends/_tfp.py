@@ -151,13 +151,12 @@ class TFPTarget(AbstractSitesTarget):
                 total += log_det(run[site.name].distribution, position[site.name])
         return total
 
-    def _log_prior(self, run, position):
-        total = jnp.zeros((), jnp.result_type(float))
+    def _prior_terms(self, run):
         with quietly():
-            for site in self.sites:
-                d, value = run[site.name]
-                total += jnp.sum(d.log_prob(value)) + log_det(d, position[site.name])
-        return total
+            return {
+                site.name: run[site.name].distribution.log_prob(run[site.name].value)
+                for site in self.sites
+            }
 
     def _log_likelihood(self, run):
         total = jnp.zeros((), jnp.result_type(float))

@@ -28,6 +28,7 @@ from ._model import (
     derived_names,
     named_derived,
     named_latents,
+    prior_terms,
     sites,
     start,
     unconstrain,
@@ -100,6 +101,10 @@ class ModelTarget(AbstractDescribedTarget):
         # The prior density of a model whose latents are all given is that of their values.
         return log_prior - constrain(draw, {})[1]
 
+    def log_prior_terms(self, draw: Model) -> dict[str, Array]:
+        """Return the log prior density of each latent, the fixed ones too, in nats."""
+        return prior_terms(draw)
+
     @property
     def latents(self) -> tuple[LatentShape, ...]:
         """The latents that are not fixed, in the order of the model."""
@@ -157,15 +162,7 @@ class ModelTarget(AbstractDescribedTarget):
     @property
     def dims(self):
         dims = {site.name: site.dims for site in self.sites if site.dims}
-        dims |= derived_dims(self.model) | dict(self.data_dims)
-        # Inputs with one entry per row share the name of the rows.
-        first = {names[0] for _, names in self.data_dims if names}
-        if len(first) == 1 and self.rows is not None:
-            for name, value in self.constant_data.items():
-                if jnp.shape(value)[:1] == (self.rows,):
-                    rest = (f"{name}_dim_{i}" for i in range(1, jnp.ndim(value)))
-                    dims.setdefault(name, (*first, *rest))
-        return dims
+        return dims | derived_dims(self.model) | dict(self.data_dims)
 
     @property
     def coords(self):
@@ -177,13 +174,17 @@ class ModelTarget(AbstractDescribedTarget):
 
     @property
     def constant_data(self):
+        return self.name_inputs(self.inputs)
+
+    def name_inputs(self, inputs: tuple) -> dict[str, Array]:
+        """Return arrays among the inputs of `likelihood`, by name of its parameter."""
         method, skip = type(self.model).likelihood, 1
         if method is Model.likelihood:
             method, skip = type(self.model).log_likelihood, 2
         names = [p.name for p in inspect.signature(method).parameters.values()][skip:]
-        names += [f"input_{i}" for i in range(len(names), len(self.inputs))]
+        names += [f"input_{i}" for i in range(len(names), len(inputs))]
         named = {}
-        for name, value in zip(names, self.inputs):
+        for name, value in zip(names, inputs):
             for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
                 suffix = jax.tree_util.keystr(path, simple=True, separator=".")
                 named[f"{name}.{suffix}" if suffix else name] = leaf

@@ -222,6 +222,19 @@ def constrain_with_terms(
     return walk(model, choose), terms
 
 
+def prior_terms(draw: Model) -> dict[str, Array]:
+    """Return the log prior density of each latent of a draw, in the space of the model."""
+    terms: dict[str, Array] = {}
+
+    @relaxed()
+    def choose(prior: Prior, value):
+        terms[prior.name] = jnp.asarray(prior.value_prior.log_prob(value))
+        return value
+
+    walk(draw, choose)
+    return terms
+
+
 def _forward_and_log_det(bijector, point):
     # `call_with_intermediates` shares work (powers, cumulative sums) with the Jacobian.
     value, intermediates = bijector.call_with_intermediates(point)

@@ -6,16 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
 from ..core._cache import compiled
 from ..core._engine import Sample
 from ..core._json import to_json
-from ..core._target import AbstractDescribedTarget, AbstractTarget
+from ..core._target import (
+    AbstractDescribedTarget,
+    AbstractTarget,
+    HasJacobian,
+    NamesInputs,
+    SplitsPrior,
+)
 from ..core._tree import named_leaves
 from ..core._types import AnyArray, PRNGKey
-from ._map_draws import over_draws, pointwise, predictions, variables
+from ._map_draws import log_prior, over_draws, pointwise, predictions, variables
 
 if TYPE_CHECKING:
     import xarray
@@ -24,7 +31,10 @@ GROUPS = (
     "posterior",
     "sample_stats",
     "log_likelihood",
+    "log_prior",
     "posterior_predictive",
+    "predictions",
+    "predictions_constant_data",
     "prior",
     "prior_predictive",
     "observed_data",
@@ -34,6 +44,10 @@ GROUPS = (
     "warmup_sample_stats",
 )
 LARGEST_GROUP = 2**28  # bytes; larger computed groups are made only when asked for by name
+
+
+_NUMBERS = ("log_evidence", "log_evidence_error")
+_OWN = ("engine", "manifest", "seconds", "complete", "stopped", *_NUMBERS)
 
 
 class Contents(NamedTuple):
@@ -64,12 +78,79 @@ class Contents(NamedTuple):
         """Return groups with these dims, coords and attributes."""
         from ..storage import to_datatree
 
-        return to_datatree(
-            cast(Any, groups), dims=self.dims, coords=self.coords, attrs=self.attrs
-        )
+        dims, row = _with_rows(self)
+        new = {n: values for n, values in groups.items() if n.startswith("predictions")}
+        old = {n: values for n, values in groups.items() if n not in new}
+        made = to_datatree(cast(Any, old), dims=dims, coords=self.coords, attrs=self.attrs)
+        if new:
+            # New rows are not the old ones, unless latents have an entry for each of them.
+            keep = any(row in dims.get(name, ()) for name in self.variables)
+            coords = {n: v for n, v in self.coords.items() if keep or n != row}
+            made.update(to_datatree(cast(Any, new), dims=dims, coords=coords).children)
+        return made
 
 
-def export(contents: Contents, groups, key: PRNGKey, prior_draws: int) -> "xarray.DataTree":
+class Wish(NamedTuple):
+    """How groups are made.
+
+    Attributes:
+        key: For predictive draws.
+        prior_draws: Number of draws in the prior groups.
+        automatic: Whether the group was not asked for by name.
+        inputs: Inputs of predictions; None for no predictions.
+    """
+
+    key: PRNGKey | None = None
+    prior_draws: int = 0
+    automatic: bool = True
+    inputs: tuple | None = None
+
+
+def contents_of(posterior: Any) -> Contents:
+    """Return what groups of a posterior are made of."""
+    own = {name: getattr(posterior, name) for name in _OWN}
+    own |= {"failed": list(posterior.failed), "method": posterior.sample.method}
+    own |= {name: None if own[name] is None else float(own[name]) for name in _NUMBERS}
+    attrs = {
+        "inference_library": "whence",
+        "inference_library_version": posterior.manifest.get("versions", {}).get("whence", ""),
+        "sampling_time": posterior.seconds.get("sampling", float("nan")),
+        **{f"whence_{name}": json.dumps(value) for name, value in own.items()},
+    }
+    described = posterior._described
+    return Contents(
+        posterior.target,
+        posterior.sample,
+        posterior.variables,
+        described["dims"],
+        described["coords"],
+        attrs,
+    )
+
+
+def _with_rows(contents: Contents) -> tuple[dict[str, Sequence[str]], str | None]:
+    """Return dims in which data and inputs share the axis of the rows, and its name.
+
+    ArviZ plots data against an input only if their axes have one name.
+    """
+    dims, target = dict(contents.dims), contents.target
+    if not isinstance(target, AbstractDescribedTarget):
+        return dims, None
+    observed = {n: np.shape(v) for n, v in target.observed_data.items()}
+    lengths = {shape[:1] for shape in observed.values()}
+    names = {dims[n][0] for n in observed if dims.get(n)}
+    if len(lengths) != 1 or len(names) > 1 or () in lengths:
+        return dims, None
+    row = next(iter(names), f"{next(iter(observed))}_dim_0")
+    given = {n: np.shape(v) for n, v in target.constant_data.items()}
+    for name, shape in (observed | given).items():
+        if shape[:1] in lengths:
+            rest = (f"{name}_dim_{i}" for i in range(1, len(shape)))
+            dims.setdefault(name, (row, *rest))
+    return dims, row
+
+
+def export(contents: Contents, groups, wish: Wish) -> "xarray.DataTree":
     """Return the groups asked for as a `DataTree`; see `Posterior.to_datatree`."""
     wanted = GROUPS if groups is None else tuple(groups)
     unknown = [name for name in wanted if name not in GROUPS]
@@ -78,7 +159,7 @@ def export(contents: Contents, groups, key: PRNGKey, prior_draws: int) -> "xarra
     made: dict[str, Mapping[str, AnyArray]] = {}
     for name in wanted:
         try:
-            values = _MAKERS[name](contents, jr.fold_in(key, 1), prior_draws, groups is None)
+            values = _MAKERS[name](contents, wish)
         except _NotApplicable as reason:
             if groups is not None:
                 raise ValueError(f"Group {name!r} is not available: {reason}") from None
@@ -100,7 +181,7 @@ def saved_tree(contents: Contents) -> "xarray.DataTree":
         made["sample_stats"] = {**made["sample_stats"], "log_weight": sample.log_weights}
     for name in ("observed_data", "constant_data", "warmup_posterior", "warmup_sample_stats"):
         try:
-            values = _MAKERS[name](contents, None, 0, True)
+            values = _MAKERS[name](contents, Wish())
         except _NotApplicable:
             continue
         if values:
@@ -121,9 +202,9 @@ def _described(contents: Contents) -> AbstractDescribedTarget:
     return contents.target
 
 
-def _refuse_large(shapes, draws: int, automatic: bool, name: str) -> None:
+def _refuse_large(shapes, draws: int, wish: Wish, name: str) -> None:
     size = draws * sum(np.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(shapes))
-    if automatic and size > LARGEST_GROUP:
+    if wish.automatic and size > LARGEST_GROUP:
         warnings.warn(
             f"Group {name!r} would take {size / 2**20:.0f} MiB and is left out; ask for it "
             f"with `to_datatree(groups=(..., {name!r}))`.",
@@ -132,7 +213,7 @@ def _refuse_large(shapes, draws: int, automatic: bool, name: str) -> None:
         raise _NotApplicable("too large")
 
 
-def _log_likelihood(contents, key, prior_draws, automatic):
+def _log_likelihood(contents, wish):
     target = _described(contents)
     position = jax.tree.map(lambda x: x[0, 0], contents.sample.positions)
     shapes = jax.eval_shape(lambda p: pointwise(target, p), position)
@@ -141,34 +222,63 @@ def _log_likelihood(contents, key, prior_draws, automatic):
             "the log likelihood is one number for all data, not pointwise. For data that are "
             "dependent given a draw, a model's `log_density_given_rest` says what LOO needs."
         )
-    _refuse_large(shapes, contents.num_draws, automatic, "log_likelihood")
+    _refuse_large(shapes, contents.num_draws, wish, "log_likelihood")
     return over_draws(target, pointwise, contents.sample.positions)
 
 
-def _posterior_predictive(contents, key, prior_draws, automatic):
+def _log_prior(contents, wish):
     target = _described(contents)
-    _refuse_large(target.observed_data, contents.num_draws, automatic, "posterior_predictive")
+    if not isinstance(target, SplitsPrior | HasJacobian):
+        raise _NotApplicable("the target does not know the density of its prior.")
+    _refuse_large(contents.sample.positions, 1, wish, "log_prior")
+    return over_draws(target, log_prior, contents.sample.positions)
+
+
+def _posterior_predictive(contents, wish):
+    target = _described(contents)
+    _refuse_large(target.observed_data, contents.num_draws, wish, "posterior_predictive")
+    return _predicted(contents, None, wish)
+
+
+def _predicted(contents, inputs, wish):
     try:
-        return predictions(target, contents.sample, None, key)
+        return predictions(contents.target, contents.sample, inputs, wish.key)
     except NotImplementedError as error:
         raise _NotApplicable(str(error)) from None
 
 
-def _prior(contents, key, prior_draws, automatic):
-    return _prior_draws(contents, key, prior_draws)[0]
+def _predictions(contents, wish):
+    return _predicted(contents, _new_inputs(contents, wish), wish)
 
 
-def _prior_predictive(contents, key, prior_draws, automatic):
+def _predictions_constant_data(contents, wish):
+    inputs, target = _new_inputs(contents, wish), _described(contents)
+    return _numpy(target.name_inputs(inputs)) if isinstance(target, NamesInputs) else {}
+
+
+def _new_inputs(contents, wish) -> tuple:
+    _described(contents)
+    if wish.inputs is None:
+        raise _NotApplicable("it is of new inputs; give them: `to_datatree(inputs=(x,))`.")
+    is_data = lambda x: hasattr(x, "shape") or hasattr(x, "to_numpy")
+    return jax.tree.map(lambda x: jnp.asarray(x) if is_data(x) else x, tuple(wish.inputs))
+
+
+def _prior(contents, wish):
+    return _prior_draws(contents, wish)[0]
+
+
+def _prior_predictive(contents, wish):
     target = _described(contents)
-    _refuse_large(target.observed_data, prior_draws, automatic, "prior_predictive")
-    drawn = _prior_draws(contents, key, prior_draws)[1]
+    _refuse_large(target.observed_data, wish.prior_draws, wish, "prior_predictive")
+    drawn = _prior_draws(contents, wish)[1]
     if drawn is None:
         raise _NotApplicable("the model has no `likelihood` to draw data from.")
     return drawn
 
 
-def _prior_draws(contents, key, prior_draws):
-    target = _described(contents)
+def _prior_draws(contents, wish):
+    target, key, prior_draws = _described(contents), wish.key, wish.prior_draws
     program = None
     for function in (_draw_prior_and_data, _draw_prior):
         try:
@@ -201,14 +311,14 @@ def _draw_prior(target, key, number):
     return jax.vmap(one)(jr.split(key, number)), None
 
 
-def _warmup_posterior(contents, key, prior_draws, automatic):
+def _warmup_posterior(contents, wish):
     positions = contents.sample.warmup_positions
     if positions is None:
         raise _NotApplicable("warm-up draws were not kept (`keep_warmup=True` keeps them).")
     return over_draws(contents.target, variables, positions)
 
 
-def _warmup_stats(contents, key, prior_draws, automatic):
+def _warmup_stats(contents, wish):
     if contents.sample.warmup_positions is None or not contents.sample.warmup_stats:
         raise _NotApplicable("warm-up draws were not kept (`keep_warmup=True` keeps them).")
     return contents.sample.warmup_stats
@@ -221,6 +331,9 @@ _MAKERS = {
     "observed_data": lambda p, *_: _numpy(_described(p).observed_data),
     "constant_data": lambda p, *_: _numpy(_described(p).constant_data),
     "log_likelihood": _log_likelihood,
+    "log_prior": _log_prior,
+    "predictions": _predictions,
+    "predictions_constant_data": _predictions_constant_data,
     "posterior_predictive": _posterior_predictive,
     "prior": _prior,
     "prior_predictive": _prior_predictive,

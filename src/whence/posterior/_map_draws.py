@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from ..core._cache import compiled
 from ..core._engine import Sample
-from ..core._target import AbstractDescribedTarget, DependentData
+from ..core._target import AbstractDescribedTarget, DependentData, SplitsPrior
 from ..core._tree import named_leaves
 from ..core._types import PRNGKey
 
@@ -82,6 +82,14 @@ def pointwise(target, position):
     if isinstance(target, DependentData):
         return target.pointwise_given_rest(draw)
     return target.pointwise(draw)
+
+
+def log_prior(target: Any, position):
+    """Return the log prior density in the space of the model, in nats, by latent if known."""
+    draw = target.constrain(position)
+    if isinstance(target, SplitsPrior):
+        return target.log_prior_terms(draw)
+    return {"latents": target.log_prior(position) - target.log_jacobian(position)}
 
 
 def predict(target, batched, inputs):

@@ -1,6 +1,5 @@
 """`Posterior`: draws, how they were made, and what can be computed from them."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from ..diagnostics._records import AbstractRecord
 from ._citation import cite, references
 from ._from_conditioned import exact
 from ._from_draws import external
-from ._groups import Contents, export, saved_tree
+from ._groups import Wish, contents_of, export, saved_tree
 from ._map_draws import apply, constrain, over_draws, pointwise, predictions, variables
+from ._plot import plot
 from ._resample import resampled
 from ._summary import summarise
 
@@ -68,6 +68,7 @@ class Posterior:
         self.stopped = stopped
         self._variables = variables
         self._described = described or _describe(target)
+        self._dt = None
 
     @classmethod
     def from_draws(
@@ -321,16 +322,13 @@ class Posterior:
         Returns:
             ArviZ's `PlotCollection`; `.savefig(path)` writes it.
 
+        Of one chain, `"rank"` and `"rank_dist"` compare the halves: the ranks of a chain among
+        its own draws say nothing.
+
         Raises:
             ValueError: If ArviZ has no such plot.
         """
-        import arviz_plots
-
-        function = getattr(arviz_plots, f"plot_{kind}", None)
-        if function is None:
-            known = [n[5:] for n in dir(arviz_plots) if n.startswith("plot_")]
-            raise ValueError(f"`kind` must be one of {', '.join(known)}; got {kind!r}.")
-        return function(self.to_datatree(), **kwargs)
+        return plot(self, kind, kwargs)
 
     def citation(self) -> str:
         """Return what to cite for these draws, a line each: libraries, then papers.
@@ -345,10 +343,18 @@ class Posterior:
 
     # -- export ------------------------------------------------------------------
 
+    @property
+    def dt(self) -> Any:
+        """All groups that apply as an `xarray.DataTree`, made once and kept; for ArviZ."""
+        if self._dt is None:
+            self._dt = self.to_datatree()
+        return self._dt
+
     def to_datatree(
         self,
         *,
         groups: tuple[str, ...] | None = None,
+        inputs: tuple | None = None,
         key: PRNGKey | None = None,
         prior_draws: int = 500,
     ) -> Any:
@@ -358,9 +364,12 @@ class Posterior:
 
         Args:
             groups: Which groups; by default all that apply: `posterior`, `sample_stats`,
-                `log_likelihood`, `posterior_predictive`, `prior`, `prior_predictive`,
-                `observed_data`, `constant_data`, `unconstrained_posterior`, and the
-                warm-up groups if warm-up was kept.
+                `log_likelihood`, `log_prior` (of each latent, in its own space, without a
+                Jacobian), `posterior_predictive`, `prior`, `prior_predictive`,
+                `observed_data`, `constant_data`, `unconstrained_posterior`, the warm-up
+                groups if warm-up was kept, and, with `inputs`, `predictions` and
+                `predictions_constant_data`.
+            inputs: New inputs of `likelihood`, as a tuple, for predictions.
             key: A typed key for predictive draws; by default made from the run's key.
             prior_draws: Number of draws in the prior groups.
 
@@ -372,7 +381,37 @@ class Posterior:
         if self.log_weights is not None:
             total = self.num_chains * self.num_draws
             equal = self.resample(total, key=jr.fold_in(key, 0))
-        return export(equal._contents(), groups, key, prior_draws)
+        wish = Wish(jr.fold_in(key, 1), prior_draws, groups is None, inputs)
+        return export(contents_of(equal), groups, wish)
+
+    def to_netcdf(self, path: str | Path, **kwargs: Any) -> None:
+        """Write ArviZ's groups as netCDF-4: for R, Julia and other tools.
+
+        `save` keeps less, but all that `whence.load` needs.
+
+        Args:
+            path: File to write; it appears whole or not at all.
+            **kwargs: As for `to_datatree`; by default all groups that apply.
+        """
+        from ..storage import save_netcdf
+
+        save_netcdf(self.to_datatree(**kwargs) if kwargs else self.dt, path)
+
+    def draws_df(self, var_names: str | Sequence[str] | None = None) -> Any:
+        """Return the draws as a long pandas DataFrame: a row for each draw of each scalar.
+
+        Columns are `chain`, `draw`, `variable` (as `theta[Choate]`), one for each named axis
+        with its labels, and `value`; of weighted draws also `weight`. For a column for each
+        scalar: `.pivot(index=["chain", "draw"], columns="variable", values="value")`.
+
+        Args:
+            var_names: Which variables; by default all.
+        """
+        from ._frame import long_frame
+
+        names = [var_names] if isinstance(var_names, str) else list(var_names or self)
+        chosen = {name: self[name] for name in names}
+        return long_frame(chosen, **self._described, log_weights=self.log_weights)
 
     def save(self, path: str | Path) -> None:
         """Write the posterior as netCDF, readable by `load`, `arviz.from_netcdf` and xarray.
@@ -384,7 +423,7 @@ class Posterior:
         from ..storage import is_zarr, save_netcdf, save_zarr
 
         save = save_zarr if is_zarr(path) else save_netcdf
-        save(saved_tree(self._contents()), path)
+        save(saved_tree(contents_of(self)), path)
 
     def __repr__(self) -> str:
         what = ", ".join(f"{n}{list(v.shape[2:])}" for n, v in self.variables.items())
@@ -399,27 +438,6 @@ class Posterior:
 
     def _over_draws(self, function, batched, *rest):
         return over_draws(self.target, function, batched, *rest)
-
-    def _contents(self) -> Contents:
-        attrs = {
-            "inference_library": "whence",
-            "inference_library_version": self.manifest.get("versions", {}).get("whence", ""),
-            "sampling_time": self.seconds.get("sampling", float("nan")),
-        }
-        own = {
-            "engine": self.engine,
-            "manifest": self.manifest,
-            "seconds": self.seconds,
-            "failed": list(self.failed),
-            "complete": self.complete,
-            "stopped": self.stopped,
-            "method": self.sample.method,
-            "log_evidence": _number(self.log_evidence),
-            "log_evidence_error": _number(self.log_evidence_error),
-        }
-        attrs |= {f"whence_{name}": json.dumps(value) for name, value in own.items()}
-        dims, coords = self._described["dims"], self._described["coords"]
-        return Contents(self.target, self.sample, self.variables, dims, coords, attrs)
 
     def _default_key(self) -> PRNGKey:
         data = np.asarray(self.manifest.get("key", [0, 0]), dtype=np.uint32)
@@ -452,10 +470,6 @@ class Posterior:
             variables=variables,
             described=self._described,
         )
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _describe(target: AbstractTarget | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ GROUPS = (
     "unconstrained_posterior",
     "sample_stats",
     "log_likelihood",
+    "log_prior",
     "posterior_predictive",
     "predictions",
     "prior",
@@ -124,7 +125,7 @@ def _axes(group: str, name: str, value: np.ndarray, leading, named) -> tuple[str
     named = tuple(named)
     if len(named) < rest:
         named += tuple(f"{name}_dim_{i}" for i in range(len(named), rest))
-    elif len(named) > rest and "log_likelihood" not in group:
+    elif len(named) > rest and not group.startswith("log_"):
         raise ValueError(
             f"`dims[{name!r}]` names {len(named)} axes {named}, but "
             f"`groups[{group!r}][{name!r}]` has {rest} besides {leading}: {value.shape}."

@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from ..core._target import AbstractDescribedTarget
+from ..core._target import AbstractDescribedTarget, HasJacobian, SplitsPrior
 from ..core._types import Position, PRNGKey
 from ..language._condition import ModelTarget, condition
 from ..language._model import Model, named_latents
@@ -32,10 +32,11 @@ def check_model(
     """Check that a model is what its priors and likelihood say it is.
 
     At several points of unconstrained space: the log density is log prior plus log
-    likelihood; the map to the model's own scale lands in the support of every prior, can be
-    inverted, and its log-Jacobian is that of automatic differentiation; the gradient is that
-    of finite differences; the log likelihood is one number per datum and that of some rows
-    is what it is among all. Draws from proper priors lie in their supports.
+    likelihood, the log prior that of each latent plus the log-Jacobian; the map to the
+    model's own scale lands in the support of every prior, can be inverted, and its
+    log-Jacobian is that of automatic differentiation; the gradient is that of finite
+    differences; the log likelihood is one number per datum and that of some rows is what it
+    is among all. Draws from proper priors lie in their supports.
 
     Args:
         model: The model, its latents not yet drawn.
@@ -71,6 +72,13 @@ def check_parts(target: AbstractDescribedTarget, position: Position) -> None:
         f"`log_density` is {whole:.8g}, but log prior {prior:.8g} plus log likelihood "
         f"{data:.8g} is {prior + data:.8g}.",
     )
+    if isinstance(target, SplitsPrior) and isinstance(target, HasJacobian):
+        terms = float(_sum_of_terms(target, position))
+        require(
+            _near(terms, prior),
+            f"`log_prior_terms` and `log_jacobian` sum to {terms:.8g}, but `log_prior` is "
+            f"{prior:.8g}.",
+        )
 
 
 def check_round_trip(target: ModelTarget, position: Position) -> None:
@@ -245,6 +253,12 @@ def finite_positions(
 def _log_parts(target, position):
     prior, data = target.log_prior(position), target.log_likelihood(position)
     return target.log_density(position), prior, data
+
+
+@eqx.filter_jit
+def _sum_of_terms(target, position):
+    terms = target.log_prior_terms(target.constrain(position))
+    return target.log_jacobian(position) + sum(jnp.sum(term) for term in terms.values())
 
 
 @eqx.filter_jit

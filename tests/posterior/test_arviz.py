@@ -1,0 +1,148 @@
+"""What ArviZ, pandas and R get of a posterior: groups, names of axes, tables, files."""
+
+from typing import Any
+
+import arviz as az
+import h5py
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import whence as wh
+
+matplotlib.use("Agg")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of ArviZ, on so few draws
+X = np.linspace(0.0, 1.0, 70)
+SHIFT = np.stack([X, X**2], axis=1)
+
+
+class Line(wh.Model):
+    mu: Any = wh.latent(dist.Normal(1.0, 2.0))
+    tau: Any = wh.latent(dist.HalfNormal(1.0))
+    slope: Any = wh.latent(lambda m: dist.Normal(m.mu, m.tau), dims="firm", noncentered=True)
+    part: Any = wh.latent(dist.Dirichlet(jnp.array([2.0, 3.0])), dims="half")
+
+    def likelihood(self, x, shift):
+        return dist.Normal(self.mu + self.slope.sum() * x + shift @ self.part, 1.0)
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    rng = np.random.default_rng(0)
+    model = Line(coords={"firm": ["A", "B", "C"], "half": ["p", "q"]})
+    target = wh.condition(model, X + rng.normal(size=70), X, SHIFT)
+    draws = {
+        "mu": rng.normal(size=(1, 41)),
+        "tau": rng.uniform(0.5, 1.0, size=(1, 41)),
+        "slope": rng.normal(size=(1, 41, 3)),
+        "part": rng.dirichlet([2.0, 3.0], size=(1, 41)),
+    }
+    return wh.Posterior.from_draws(target, draws)
+
+
+def test_the_tree_is_made_once(posterior):
+    tree = posterior.dt
+    assert posterior.dt is tree
+    assert posterior.resample(10, key=jax.random.key(0)).dt is not tree
+    assert np.isfinite(az.loo(posterior.dt).elpd)
+
+
+def test_log_prior_is_in_the_space_of_the_model(posterior):
+    """No Jacobian, and not the density of the standardised variable."""
+    tree = posterior.dt
+    mu, tau = posterior["mu"], posterior["tau"]
+    expected = {
+        "mu": dist.Normal(1.0, 2.0).log_prob(mu),
+        "tau": dist.HalfNormal(1.0).log_prob(tau),
+        "slope": dist.Normal(mu[..., None], tau[..., None]).log_prob(posterior["slope"]),
+        "part": np.log(12.0) + np.log(posterior["part"]) @ [1.0, 2.0],
+    }
+    assert set(tree["log_prior"].data_vars) == set(expected)
+    for name, value in expected.items():
+        assert_allclose(tree["log_prior"][name], value, rtol=1e-10)
+    assert tree["log_prior"]["slope"].dims == ("chain", "draw", "firm")
+    found = az.psense_summary(tree, prior_var_names=["mu"])
+    assert np.isfinite(found["prior"]).all()
+
+
+def test_inputs_share_the_axis_of_the_rows(posterior):
+    tree = posterior.dt
+    row = tree["observed_data"]["y"].dims
+    assert tree["posterior_predictive"]["y"].dims[2:] == row
+    assert tree["constant_data"]["x"].dims == row
+    assert tree["constant_data"]["shift"].dims == (*row, "shift_dim_1")
+    az.plot_lm(tree, x="x", y="y", smooth=False)
+
+
+def test_predictions_at_new_inputs(posterior):
+    new = np.linspace(1.0, 2.0, 5)
+    tree = posterior.to_datatree(inputs=(new, np.stack([new, new], 1)))
+    assert tree["predictions"]["y"].shape == (1, 41, 5)
+    assert_array_equal(tree["predictions_constant_data"]["x"], new)
+    assert tree["predictions_constant_data"]["x"].dims == tree["predictions"]["y"].dims[2:]
+    with pytest.raises(ValueError, match="give them: `to_datatree.inputs="):
+        posterior.to_datatree(groups=("predictions",))
+
+
+def _flat(target, shape):
+    rng = np.random.default_rng(1)
+    return wh.Posterior.from_draws(target, {"theta": rng.normal(size=(1, 3, *shape))})
+
+
+def test_new_rows_do_not_get_the_labels_of_the_old():
+    class Rows(wh.Model):
+        theta: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self, x):
+            return dist.Normal(self.theta * x, 1.0)
+
+    model = Rows(coords={"city": ["Ulm", "Bonn"]})
+    target = wh.condition(model, np.zeros(2), np.ones(2), dims="city")
+    tree = _flat(target, ()).to_datatree(inputs=(np.ones(2),))
+    assert list(tree["observed_data"]["city"].values) == ["Ulm", "Bonn"]
+    assert list(tree["predictions"]["city"].values) == [0, 1]
+
+
+def test_rows_that_have_latents_keep_their_labels():
+    def model(x, y=None):
+        with numpyro.plate("city", 2):
+            theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(theta * x, 1.0), obs=y)
+
+    target = wh.from_numpyro(model, np.ones(2), y=np.zeros(2))
+    target = target.with_coords({"city": ["Ulm", "Bonn"]})
+    tree = _flat(target, (2,)).to_datatree(inputs=(np.ones(2),))
+    for group in ("log_prior", "constant_data", "predictions", "predictions_constant_data"):
+        assert list(tree[group]["city"].values) == ["Ulm", "Bonn"], group
+
+
+@pytest.mark.parametrize("kind", ["rank", "rank_dist"])
+def test_ranks_of_one_chain_compare_its_halves(posterior, kind):
+    assert posterior.plot(kind, var_names="mu") is not None
+
+
+def test_draws_as_a_long_table(posterior):
+    table = posterior.draws_df(["slope", "mu"])
+    assert list(table.columns) == ["chain", "draw", "variable", "firm", "value"]
+    assert len(table) == 41 * 4
+    wide = table.pivot(index=["chain", "draw"], columns="variable", values="value")
+    assert list(wide.columns) == ["slope[A]", "slope[B]", "slope[C]", "mu"]
+    assert_array_equal(wide.to_numpy()[:, :3], posterior["slope"][0])
+    assert_array_equal(wide["mu"], posterior["mu"][0])
+    assert_array_equal(table[table.firm == "B"]["value"], posterior["slope"][0, :, 1])
+    assert "weight" not in table
+
+
+def test_a_file_for_other_tools_holds_all_groups(posterior, tmp_path):
+    posterior.to_netcdf(tmp_path / "a.nc")
+    with h5py.File(tmp_path / "a.nc") as file:  # what R's ncdf4 reads with, too
+        assert_array_equal(file["posterior/slope"], posterior["slope"])
+        assert file["posterior/firm"].asstr()[:].tolist() == ["A", "B", "C"]
+        assert "log_likelihood/y" in file
+    assert set(az.from_netcdf(tmp_path / "a.nc").children) == set(posterior.dt.children)
+    assert_array_equal(wh.load(tmp_path / "a.nc")["tau"], posterior["tau"])
