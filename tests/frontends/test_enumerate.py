@@ -149,6 +149,23 @@ def test_pointwise_by_site(key):
     assert_allclose(got["x"], dist.Normal(draw["rate"]).log_prob(x).sum(), rtol=1e-9)
 
 
+def test_pointwise_under_a_scale(key):
+    """A tempered likelihood: its power is taken before the sum over what is discrete."""
+
+    def model(y):
+        loc = numpyro.sample("loc", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        with numpyro.plate("row", len(y)):
+            kind = numpyro.sample("kind", dist.Categorical(jnp.array([0.3, 0.7])))
+            with handlers.scale(scale=0.5):
+                numpyro.sample("y", dist.Normal(loc[kind], 1.0), obs=y)
+
+    target = wh.from_numpyro(model, Y)
+    draw = target.constrain(target.init(key=key))
+    terms = 0.5 * dist.Normal(draw["loc"], 1.0).log_prob(Y[:, None])
+    want = logsumexp(np.log([0.3, 0.7]) + terms, axis=-1)
+    assert_allclose(target.pointwise(draw)["y"], want, rtol=1e-9)
+
+
 def switched(y):
     """The prior of a continuous latent depends on a discrete one."""
     z = numpyro.sample("z", dist.Bernoulli(0.3))
