@@ -1,11 +1,11 @@
 """Scores of predicted class probabilities, and of scores that should tell two groups apart."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
 
-from ._require import require
+from ._require import numbers, require
 
 
 class Reliability(NamedTuple):
@@ -59,7 +59,7 @@ class Separation(NamedTuple):
     fpr95: float
 
 
-def reliability(probabilities: ArrayLike, labels: ArrayLike, *, groups: int = 15):
+def reliability(probabilities: ArrayLike, labels: ArrayLike, *, groups: Any = 15):
     """Compare the confidence of predictions with how often they are right.
 
     Args:
@@ -79,8 +79,10 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, *, groups: int = 15
         arXiv:1706.04599; with groups of equal mass as Nixon et al. (2019), arXiv:1904.01685.
     """
     probabilities, labels = _checked(probabilities, labels)
-    if not 1 <= groups <= len(labels):
-        raise ValueError(f"`groups` must be 1 to {len(labels)}, the rows; got {groups}.")
+    if not isinstance(groups, int | np.integer) or not 1 <= groups <= len(labels):
+        raise ValueError(
+            f"`groups` must be 1 to {len(labels)}, the rows, a whole number; got {groups}."
+        )
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == labels
     parts = np.array_split(np.argsort(confidence, kind="stable"), groups)
@@ -113,9 +115,12 @@ def entropy(probabilities: ArrayLike) -> np.ndarray:
     """Return the entropy of predictions in nats: a score of being unsure.
 
     Args:
-        probabilities: Shape `(..., classes)`.
+        probabilities: Shape `(..., classes)`, they sum to 1.
+
+    Raises:
+        ValueError: If they are not probabilities.
     """
-    probabilities = np.asarray(probabilities)
+    probabilities = _probabilities(probabilities)
     safe = np.where(probabilities > 0, probabilities, 1.0)
     return -np.sum(probabilities * np.log(safe), -1)
 
@@ -170,7 +175,14 @@ def _checked(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"`labels` must be integers, at least one; got {labels.dtype}.")
     classes = probabilities.shape[1]
     require("labels", labels, (labels >= 0) & (labels < classes), f"0 to {classes - 1}")
-    total = probabilities.sum(1)
-    fine = (np.abs(total - 1) < 1e-4) & (probabilities >= 0).all(1)
+    return _probabilities(probabilities), labels
+
+
+def _probabilities(probabilities) -> np.ndarray:
+    probabilities = numbers("probabilities", probabilities)
+    if not probabilities.ndim:
+        raise ValueError("`probabilities` must have an axis of classes; got a number.")
+    total = probabilities.sum(-1)
+    fine = (np.abs(total - 1) < 1e-4) & (probabilities >= 0).all(-1)
     require("probabilities", total, fine, "at least 0 and summing to 1 in each row")
-    return probabilities, labels
+    return probabilities

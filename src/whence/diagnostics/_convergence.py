@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._require import draws_of
+
 _BLOCK = 4_000_000  # draws worked on at a time: bounds the memory of sorts and transforms
 _TAILS = (0.05, 0.95)  # quantiles of the tail ESS, Vehtari et al. (2021), section 4.3
 
@@ -72,6 +74,7 @@ def by_element(
     Returns:
         NaN where fewer than 4 draws, a non-finite or only one value was given.
     """
+    draws = draws_of("draws", draws)
     rows, shape = _rows(draws)
     out = np.full((number, len(rows)), np.nan)
     usable = varies(draws).ravel() & (draws.shape[1] >= 4)
@@ -116,7 +119,9 @@ def bfmi(energy: np.ndarray) -> np.ndarray:
     References:
         Betancourt (2016), arXiv:1604.00695.
     """
-    energy = np.asarray(energy, np.float64)
+    energy = draws_of("energy", energy, "(chain, draw)").astype(np.float64)
+    if energy.shape[1] < 2:
+        raise ValueError(f"`energy` must have at least 2 draws; got {energy.shape[1]}.")
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return np.mean(np.diff(energy, axis=1) ** 2, axis=1) / np.var(energy, axis=1, ddof=1)
 

@@ -9,6 +9,19 @@ import numpy as np
 
 from ._names import Namer
 
+# Statistics that are read, and what other libraries call them.
+READ = {
+    "acceptance_rate": ("accept_prob", "accept_stat__", "acceptance", "mean_tree_accept"),
+    "diverging": ("divergent", "divergence", "divergences", "divergent__", "is_divergent"),
+    "energy": ("energy__", "hamiltonian"),
+    "lp": ("lp__", "logp", "log_density"),
+    "n_steps": ("n_leapfrog__", "num_steps", "num_integration_steps"),
+    "reached_max_treedepth": ("reached_max_tree_depth",),
+    "step_size": ("stepsize__", "stepsize"),
+    "tree_depth": ("treedepth__", "treedepth", "num_trajectory_expansions"),
+}
+OTHER_NAMES = {other: name for name, others in READ.items() for other in others}
+
 
 class Draws:
     """Variables, statistics and positions of one posterior, all `(chain, draw, ...)`.
@@ -22,14 +35,25 @@ class Draws:
 
     def __init__(
         self,
-        variables: Mapping[str, np.ndarray],
-        stats: Mapping[str, np.ndarray],
+        variables: Any,
+        stats: Any,
         unconstrained: Mapping[str, np.ndarray] | np.ndarray | None = None,
         dims: Mapping[str, Sequence[str]] | None = None,
         coords: Mapping[str, Any] | None = None,
     ):
+        for argument, given in (("variables", variables), ("stats", stats)):
+            if not isinstance(given, Mapping):
+                raise ValueError(
+                    f"`{argument}` must be a dict of arrays by name; got a "
+                    f"{type(given).__name__}."
+                )
         if not variables:
             raise ValueError("`variables` must have at least one variable; got none.")
+        for name in OTHER_NAMES.keys() & stats.keys():
+            known = OTHER_NAMES[name]
+            raise ValueError(
+                f"`stats` must have ArviZ's names: {known!r} in place of {name!r}."
+            )
         if unconstrained is None:
             unconstrained = {}
         elif not isinstance(unconstrained, Mapping):
@@ -43,12 +67,25 @@ class Draws:
         for argument in ("variables", "stats", "unconstrained"):
             for name, value in getattr(self, argument).items():
                 self._check_shape(argument, name, value)
+        for name, axes in (dims or {}).items():
+            value = self.variables.get(name)
+            if value is not None and len(axes) > value.ndim - 2:
+                raise ValueError(
+                    f"`dims[{name!r}]` must have at most a name for each of its "
+                    f"{value.ndim - 2} axes after chain and draw; got {tuple(axes)}."
+                )
 
     def _check_shape(self, argument: str, name: str, value: np.ndarray) -> None:
         leading = (self.num_chains, self.num_draws)
-        if value.ndim < 2 or value.shape[:2] != leading or 0 in leading:
+        if value.dtype.kind not in "biufc":
             raise ValueError(
-                f"`{argument}[{name!r}]` must have shape (chain, draw, ...), with at least one "
+                f"`{argument}[{name!r}]` must be numbers; got dtype {value.dtype}."
+            )
+        rank = "(chain, draw)" if argument == "stats" and name in READ else "(chain, draw, ...)"
+        is_long = value.ndim > 2 and "..." not in rank
+        if value.ndim < 2 or is_long or value.shape[:2] != leading or 0 in leading:
+            raise ValueError(
+                f"`{argument}[{name!r}]` must have shape {rank}, with at least one "
                 f"chain and draw and the same numbers of them everywhere; got {value.shape}"
                 f"{'' if 0 in leading else f' where others have {leading}'}."
             )

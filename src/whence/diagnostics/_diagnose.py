@@ -18,8 +18,8 @@ CHAINS = ("mcmc", "unadjusted")  # methods whose draws are those of Markov chain
 
 
 def diagnose(
-    variables: Mapping[str, Any],
-    stats: Mapping[str, Any] | None = None,
+    variables: Any,
+    stats: Any = None,
     *,
     engine: str = "MCMC",
     method: str | None = None,
@@ -27,9 +27,9 @@ def diagnose(
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
     log_weights: Any = None,
-    record: AbstractRecord | None = None,
-    max_tree_depth: int | None = None,
-    failed: Sequence[object] = (),
+    record: Any = None,
+    max_tree_depth: Any = None,
+    failed: Any = (),
     incomplete: bool = False,
 ) -> Report:
     """Judge draws by everything that is known about them.
@@ -63,10 +63,12 @@ def diagnose(
         The findings, passed checks included.
 
     Raises:
-        ValueError: If `method` is unknown or arrays disagree in chains and draws.
+        ValueError: If `method` is unknown, arrays disagree in chains and draws, are no
+            numbers or of the wrong rank, or statistics have names of other libraries.
     """
     method = check_method(method, is_weighted=log_weights is not None)
-    draws = Draws(variables, stats or {}, unconstrained, dims, coords)
+    draws = Draws(variables, {} if stats is None else stats, unconstrained, dims, coords)
+    _check_rest(draws, log_weights, record, max_tree_depth, failed)
     findings, numbers = check_values(draws)
     findings += _check_run(failed, incomplete)
 
@@ -88,6 +90,24 @@ def diagnose(
         add(check_weights(log_weights, "particle" if method == "smc" else "draw"))
     title = f"{engine}, {_size(draws, method)}"
     return make_report(findings, numbers, title, _praise(numbers))
+
+
+def _check_rest(draws: Draws, log_weights, record, max_tree_depth, failed) -> None:
+    if log_weights is not None and np.shape(log_weights) != draws.leading:
+        raise ValueError(
+            f"`log_weights` must have the shape of the draws, {draws.leading}; got "
+            f"{np.shape(log_weights)}."
+        )
+    if record is not None and not isinstance(record, AbstractRecord):
+        raise ValueError(f"`record` must be an `AbstractRecord`, or None; got {record!r}.")
+    whole = isinstance(max_tree_depth, int | np.integer) and max_tree_depth >= 1
+    if max_tree_depth is not None and not whole:
+        raise ValueError(
+            "`max_tree_depth` must be a whole number of at least 1, or None; got "
+            f"{max_tree_depth!r}."
+        )
+    if isinstance(failed, str):
+        raise ValueError(f"`failed` must be a list, an entry for each chain; got {failed!r}.")
 
 
 def check_method(method: str | None, *, is_weighted: bool) -> str:

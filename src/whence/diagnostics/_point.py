@@ -26,7 +26,9 @@ def check_point(
         draws: The point.
         alone: Whether there is nothing but the point.
     """
-    objectives = np.asarray(objectives, float)
+    objectives = np.atleast_1d(np.asarray(objectives, float))
+    if not objectives.size:
+        raise ValueError("`objectives` must have an entry for each start; got none.")
     findings = [_no_uncertainty()] if alone else []
     findings.append(_starts(objectives))
     agreed = _agreed(objectives)

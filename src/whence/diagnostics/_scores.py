@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import special
 
-from ._require import require, require_probability
+from ._require import numbers, predicted, require, require_probability
 
 
 class Coverage(NamedTuple):
@@ -40,9 +40,9 @@ def crps_normal(y: ArrayLike, loc: ArrayLike, scale: ArrayLike) -> np.ndarray | 
         Gneiting and Raftery (2007), Strictly proper scoring rules, prediction, and
         estimation, doi:10.1198/016214506000001437.
     """
-    require("scale", scale, np.asarray(scale) > 0, "positive")
-    scale = np.asarray(scale)
-    z = (np.asarray(y) - loc) / scale
+    y, loc, scale = predicted(y, loc=loc, scale=scale)
+    require("scale", scale, scale > 0, "positive")
+    z = (y - loc) / scale
     density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
     return scale * (z * (2 * special.ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi))
 
@@ -65,10 +65,11 @@ def crps_student_t(
         Jordan, Krüger, Lerch (2019), Evaluating probabilistic forecasts with scoringRules,
         doi:10.18637/jss.v090.i12.
     """
-    require("scale", scale, np.asarray(scale) > 0, "positive")
-    require("df", df, np.asarray(df) > 0, "positive")
-    nu, scale = np.asarray(df, float), np.asarray(scale)
-    z = (np.asarray(y) - loc) / scale
+    y, nu, loc, scale = predicted(y, df=df, loc=loc, scale=scale)
+    require("scale", scale, scale > 0, "positive")
+    require("df", nu, nu > 0, "positive")
+    nu = nu.astype(float)
+    z = (y - loc) / scale
     half = special.beta(0.5, nu / 2)
     density = (1 + z**2 / nu) ** (-(nu + 1) / 2) / (np.sqrt(nu) * half)
     with np.errstate(all="ignore"):  # without a mean, nu up to 1, the score is infinite
@@ -98,7 +99,10 @@ def crps_normal_mixture(
         verification, doi:10.1256/qj.05.235.
     """
     loc, scale = np.broadcast_arrays(np.asarray(loc, float), np.asarray(scale, float))
+    if not loc.ndim:
+        raise ValueError("`loc` must have an axis of components; got a number.")
     weights = np.broadcast_to(weights, loc.shape)
+    y, _ = predicted(y, loc=loc[..., 0])
     require("scale", scale, scale >= 0, "at least 0")
     total = weights.sum(-1)
     require("weights", total, np.abs(total - 1) < 1e-6, "summing to 1")
@@ -110,7 +114,7 @@ def crps_normal_mixture(
         smooth = safe * (2 * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi))
         return np.where(deviation > 0, mean * (2 * special.ndtr(z) - 1) + smooth, np.abs(mean))
 
-    error = np.sum(weights * absolute(np.asarray(y)[..., None] - loc, scale), -1)
+    error = np.sum(weights * absolute(y[..., None] - loc, scale), -1)
     between = absolute(
         loc[..., :, None] - loc[..., None, :],
         np.hypot(scale[..., :, None], scale[..., None, :]),
@@ -131,7 +135,12 @@ def crps_draws(y: ArrayLike, draws: ArrayLike) -> np.ndarray | np.floating:
     Raises:
         ValueError: If there are fewer than 2 draws.
     """
-    y, draws = np.asarray(y), np.asarray(draws)
+    y, draws = numbers("y", y), numbers("draws", draws)
+    if draws.shape[1:] != y.shape or not draws.ndim:
+        raise ValueError(
+            f"`draws` must have an axis of draws and then the shape of `y`, {y.shape}; got "
+            f"{draws.shape}."
+        )
     num = len(draws)
     if num < 2:
         raise ValueError(f"`draws` must have at least 2 draws; got {num}.")
@@ -153,13 +162,14 @@ def interval_score(
         level: Probability that the intervals promise to hold.
 
     Raises:
-        ValueError: If the level is not between 0 and 1.
+        ValueError: If the level is not between 0 and 1, or a lower end above the upper one.
 
     References:
         Gneiting and Raftery (2007), doi:10.1198/016214506000001437, equation 43.
     """
     require_probability("level", level)
-    y, low, high = np.asarray(y), np.asarray(low), np.asarray(high)
+    y, low, high = predicted(y, low=low, high=high)
+    require("low", low, low <= high, "at most `high`")
     missed = np.maximum(low - y, 0) + np.maximum(y - high, 0)
     return high - low + 2 / (1 - level) * missed
 
@@ -177,7 +187,8 @@ def coverage(y: ArrayLike, low: ArrayLike, high: ArrayLike, *, level: float = 0.
         ValueError: If the level is not between 0 and 1, or there are no observations.
     """
     require_probability("level", level)
-    inside = (np.asarray(y) >= low) & (np.asarray(y) <= high)
+    y, low, high = predicted(y, low=low, high=high)
+    inside = (y >= low) & (y <= high)
     if not inside.size:
         raise ValueError("`y` must hold observations; it is empty.")
     error = np.sqrt(level * (1 - level) / inside.size)

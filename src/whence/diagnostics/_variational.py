@@ -4,6 +4,7 @@ import numpy as np
 
 from ._particles import check_khat
 from ._report import Finding, held
+from ._require import numbers
 from ._weights import pareto_khat, weight_ess
 
 MATERIAL = 0.1  # nats: a change of the ELBO by this is a change of the divergence by it
@@ -24,13 +25,17 @@ def check_variational(
         elbo: In nats, `(step,)` or `(replica, step)`; None if not recorded.
         log_weights_is: Log ratios of target to approximation; None if not computed.
     """
-    findings, numbers = [], {}
+    findings, measured = [], {}
     if elbo is not None and np.size(elbo):
-        trace = np.atleast_2d(np.asarray(elbo, np.float64))
+        trace = np.atleast_2d(numbers("elbo", elbo).astype(np.float64))
+        if trace.ndim > 2:
+            raise ValueError(
+                f"`elbo` must have shape (step,) or (replica, step); got {trace.shape}."
+            )
         finding, rise = _elbo(trace, log_weights_is is None)
         findings.append(finding)
-        numbers |= {"elbo": float(_last_quarter(trace).mean()), "elbo_rise": rise}
-    if log_weights_is is None:
+        measured |= {"elbo": float(_last_quarter(trace).mean()), "elbo_rise": rise}
+    if log_weights_is is None or not np.size(log_weights_is):
         findings.append(_unchecked())
     else:
         # Ratios that differ by rounding only have a tail of rounding errors, not of weights.
@@ -38,8 +43,8 @@ def check_variational(
         khat = -np.inf if exact else pareto_khat(log_weights_is)
         ess, size = weight_ess(log_weights_is), np.size(log_weights_is)
         findings += [_khat(khat, size), _overlap(ess, size)]
-        numbers |= {"khat": khat, "weight_ess_is": ess}
-    return findings, numbers
+        measured |= {"khat": khat, "weight_ess_is": ess}
+    return findings, measured
 
 
 def _unchecked() -> Finding:
@@ -112,7 +117,7 @@ def _elbo(trace: np.ndarray, alone: bool) -> tuple[Finding, float]:
     rise = after.mean(axis=1) - before.mean(axis=1)
     error = np.hypot(_standard_error(before), _standard_error(after))
     moved = np.abs(rise) > np.maximum(MATERIAL, SIGMAS * error)
-    worst = int(np.argmax(np.where(moved, np.abs(rise), -1)))
+    worst = int(np.argmax(np.where(moved, np.abs(rise), -1) if moved.any() else error))
     value = float(rise[worst])
     if not moved.any() and error[worst] > BLURRED:
         message = (

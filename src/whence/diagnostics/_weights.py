@@ -2,10 +2,14 @@
 
 import numpy as np
 
+from ._require import numbers
+
 
 def normalise(log_weights: np.ndarray) -> np.ndarray:
     """Return weights that sum to 1; all NaN if a log weight is NaN, +inf, or none is finite."""
-    flat = np.asarray(log_weights, np.float64).ravel()
+    flat = numbers("log_weights", log_weights).astype(np.float64).ravel()
+    if not flat.size:
+        raise ValueError("`log_weights` must have at least one entry; got none.")
     top = flat.max()
     if not np.isfinite(top):
         return np.full(flat.shape, np.nan)

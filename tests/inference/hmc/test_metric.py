@@ -11,10 +11,12 @@ import pytest
 from numpy.testing import assert_allclose
 
 from whence.inference.hmc._estimate import (
+    AbstractEstimator,
     AutoEstimator,
     CovarianceEstimator,
     DiagonalEstimator,
     LowRankEstimator,
+    finite_estimate,
     fisher_factor,
     fisher_scale,
     moments,
@@ -221,3 +223,23 @@ def test_a_chain_that_did_not_move_gives_no_wrong_metric(estimator):
     root = np.asarray(jax.vmap(metric.forward)(jnp.eye(3)))
     finite = np.isfinite(root).all()
     assert not finite or np.linalg.matrix_rank(root) == 3
+
+
+class Singular(AbstractEstimator):
+    """Gives a finite matrix without an inverse, as draws within 1e-9 of each other may."""
+
+    needs_covariance: bool = False
+    keep: int = 0
+
+    def start(self, like):
+        return DenseMetric(jnp.eye(like.size)), None
+
+    def estimate(self, window, metric, memory):
+        return DenseMetric(np.ones((3, 3))), memory
+
+
+def test_a_metric_without_an_inverse_is_not_used():
+    estimator, x = Singular(), jnp.ones((10, 3))
+    metric, memory = estimator.start(x[0])
+    found, _ = finite_estimate(estimator, fill(estimator, x, x), metric, memory)
+    assert found is metric

@@ -111,12 +111,12 @@ class AbstractEstimator(eqx.Module):
 def finite_estimate(
     estimator: AbstractEstimator, window: Moments, metric: AbstractMetric, memory: PyTree
 ) -> tuple[AbstractMetric, PyTree]:
-    """Return what `estimator.estimate` does, but the old metric if the new is not finite."""
-    new = metric
+    """Return what `estimator.estimate` does, but the old metric if the new has no inverse."""
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError):
         new, memory = estimator.estimate(window, metric, memory)
-    is_finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
-    return new if is_finite else metric, memory
+        if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new, new.dual()))):
+            return new, memory
+    return metric, memory
 
 
 def replaced(module: Any, **changes: Any) -> Any:
