@@ -6,6 +6,7 @@ import jax
 import jax.random as jr
 import pytest
 
+import whence as wh
 from whence.inference.backends import TFPNUTS
 from whence.inference.backends._tfp import library
 from whence.testing import Gaussian
@@ -26,7 +27,7 @@ def test_missing_library_is_named_with_the_cure(missing):
         TFPNUTS()
 
 
-@pytest.mark.parametrize("warmup", [0, 10, 20])
+@pytest.mark.parametrize("warmup", [0, 10, 100])
 def test_short_warmups_have_a_kernel(warmup):
     engine = TFPNUTS(warmup=warmup)
     target = Gaussian(2)
@@ -37,6 +38,14 @@ def test_short_warmups_have_a_kernel(warmup):
         jax.ShapeDtypeStruct((), "int32"),
     )
     assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def test_a_short_warmup_leaves_a_chain_that_moves(key):
+    """Variances of a few draws once drove step sizes to 1e-15, and every transition diverged."""
+    target, engine = Gaussian(5), TFPNUTS(chains=2, warmup=30, draws=30)
+    posterior = wh.infer(target, engine, key=key, progress=False, throw=False)
+    assert not posterior.stats["diverging"].any()
+    assert (posterior.stats["step_size"] > 0.1).all()
 
 
 def test_options_reach_tfp():

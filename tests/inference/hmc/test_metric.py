@@ -235,7 +235,7 @@ class Singular(AbstractEstimator):
         return DenseMetric(jnp.eye(like.size)), None
 
     def estimate(self, window, metric, memory):
-        return DenseMetric(np.ones((3, 3))), memory
+        return DenseMetric(jnp.ones((3, 3))), memory
 
 
 def test_a_metric_without_an_inverse_is_not_used():
