@@ -41,7 +41,7 @@ def test_short_warmups_have_a_kernel(warmup):
 
 
 def test_a_short_warmup_leaves_a_chain_that_moves(key):
-    """Variances of a few draws once drove step sizes to 1e-15, and every transition diverged."""
+    """Variances of a few draws would drive step sizes to 1e-15: all transitions diverge."""
     target, engine = Gaussian(5), TFPNUTS(chains=2, warmup=30, draws=30)
     posterior = wh.infer(target, engine, key=key, progress=False, throw=False)
     assert not posterior.stats["diverging"].any()
