@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core._convert import whole
 from ..core._engine import AbstractEngine
+from ..core._key import seeded
 from ..core._target import AbstractTarget, latent_names
 from ..core._types import PRNGKey
 from ._generative import check_arguments, check_functions, shapes_of
@@ -21,6 +22,7 @@ NUM_DRAWS = 49  # draws from the prior for each replicate, to rank its end among
 LEAST_REPLICATES = 100  # the drift's z-scores are normal by the central limit theorem
 
 
+@seeded
 def geweke(
     target: AbstractTarget,
     engine: AbstractEngine,

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core._convert import whole
 from ..core._engine import AbstractEngine
+from ..core._key import seeded
 from ..core._target import AbstractTarget, latent_names
 from ..core._types import PRNGKey
 from ..running._progress import progress_bar
@@ -24,6 +25,7 @@ LEAST_SIMULATIONS = 10
 _ESS_QUANTILE = 0.05
 
 
+@seeded
 def sbc(
     target: AbstractTarget,
     engine: AbstractEngine,

@@ -40,6 +40,7 @@ from ._flat import (
     position_shapes as position_shapes,
 )
 from ._growing import GrowingTarget as GrowingTarget, rows_so_far as rows_so_far
+from ._key import as_key as as_key
 from ._results import (
     RESULTS as RESULTS,
     InferenceError as InferenceError,

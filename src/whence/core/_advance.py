@@ -7,9 +7,11 @@ from jaxtyping import Array, Int, PyTree
 
 from ._convert import whole
 from ._engine import AbstractProcedure, Info
+from ._key import seeded
 from ._types import PRNGKey
 
 
+@seeded
 def advance(
     procedure: AbstractProcedure,
     target: PyTree,

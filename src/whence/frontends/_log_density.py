@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from numpyro.distributions.constraints import Constraint, real
 
 from ..core import AbstractTarget
+from ..core._key import seeded
 from ..core._tree import named_leaves
 from ..core._types import Scalar
 from ._bijection import bijection, log_det
@@ -32,6 +33,7 @@ class LogDensityTarget(AbstractTarget):
     leaves: tuple[jax.ShapeDtypeStruct, ...] = eqx.field(static=True)
     structure: Any = eqx.field(static=True)
 
+    @seeded
     def init(self, *, key):
         keys = jr.split(key, len(self.leaves))
         return self.structure.unflatten(

@@ -12,6 +12,7 @@ from numpyro.distributions import biject_to
 
 from ..core import compiled
 from ..core._dtype import relaxed
+from ..core._key import seeded
 from ..core._types import PRNGKey
 from ..language._latent import Coords
 from ._arguments import constant_data, has_arrays
@@ -79,6 +80,7 @@ class NumpyroTarget(AbstractSitesTarget):
         terms = {n: v for n, v in terms.items() if n not in summed}
         return terms | {n: v for n, v in summed.items() if v is not None}
 
+    @seeded
     def sample_discrete(self, draw: dict[str, Array], *, key: PRNGKey) -> dict[str, Array]:
         """Return the discrete latents drawn given one draw and the data, by name.
 
@@ -94,6 +96,7 @@ class NumpyroTarget(AbstractSitesTarget):
             raise ValueError("The model has no discrete latents to draw.")
         return sample_discrete(self._summed, self._latents(draw), key)
 
+    @seeded
     def predict(self, draw, inputs, *, key):
         """Return one data set drawn given one draw.
 

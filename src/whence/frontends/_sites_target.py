@@ -11,6 +11,7 @@ import jax.random as jr
 from jaxtyping import Array
 
 from ..core import AbstractDescribedTarget
+from ..core._key import seeded
 from ..core._target import LatentShape
 from ..core._types import PRNGKey, Scalar
 from ..language._latent import Coords
@@ -68,6 +69,7 @@ class AbstractSitesTarget(AbstractDescribedTarget):
     def latents(self) -> tuple[LatentShape, ...]:
         return tuple(LatentShape(site.name, tuple(site.shape)) for site in self.sites)
 
+    @seeded
     def init(self, *, key):
         """Return a position uniform on (-2, 2), as numpyro and Stan do."""
         keys = jr.split(key, len(self.sites))
@@ -132,8 +134,10 @@ class AbstractSitesTarget(AbstractDescribedTarget):
         structure = self.structure._replace(dims=named)
         return dataclasses.replace(self, structure=structure, labels=labels)
 
+    @seeded
     def sample_prior(self, *, key):
         return self._draw(self._prior(key))
 
+    @seeded
     def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
         return self._inverse(self._prior(key))

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from ..core._key import seeded
 from ..language._check_data import check_data
 from ..language._latent import Coords
 from ._joint import (
@@ -79,6 +80,7 @@ class TFPTarget(AbstractSitesTarget):
         with quietly():
             return {name: pointwise(*parts[name]) for name in self.observed}
 
+    @seeded
     def predict(self, draw, inputs, *, key):
         """Return one data set drawn given one draw.
 

@@ -10,6 +10,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..core._cache import compiled
 from ..core._flat import position_shapes
+from ..core._key import seeded
 from ..core._require import require_target
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
@@ -51,6 +52,7 @@ class CheckReport:
         return "\n".join(lines)
 
 
+@seeded
 def check(
     target: AbstractTarget, *, key: PRNGKey | None = None, points: int = 16
 ) -> CheckReport:

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from ..core._conditioned import Conditioned
 from ..core._engine import Sample
+from ..core._key import seeded
 from ..core._target import AbstractDescribedTarget, AbstractTarget, LabelsDraws, latent_names
 from ..core._tree import named_leaves
 from ..core._types import AnyArray, PRNGKey
@@ -102,6 +103,7 @@ class Posterior:
         return cls(target, **made)
 
     @classmethod
+    @seeded
     def from_conditioned(
         cls, conditioned: Conditioned, x: AnyArray, *, draws: int = 1000, key: PRNGKey
     ) -> "Posterior":
@@ -201,6 +203,7 @@ class Posterior:
         """
         return self._over_draws(apply, self.sample.positions, function)
 
+    @seeded
     def predict(self, *inputs: Any, key: PRNGKey) -> Any:
         """Draw from the posterior predictive distribution, one data set per draw.
 
@@ -225,6 +228,7 @@ class Posterior:
         self._described_target("log_likelihood")
         return self._over_draws(pointwise, self.sample.positions)
 
+    @seeded
     def resample(self, num_draws: int, *, key: PRNGKey) -> "Posterior":
         """Return equally weighted draws: systematic resampling of weighted ones.
 
@@ -350,6 +354,7 @@ class Posterior:
             self._dt = self.to_datatree()
         return self._dt
 
+    @seeded
     def to_datatree(
         self,
         *,

@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from ..core._engine import AbstractEngine, AbstractProcedure
+from ..core._key import as_key
 from ..core._require import require_engine, require_target
 from ..core._results import InferenceError as InferenceError, InferenceWarning
 from ..core._target import AbstractTarget
@@ -25,7 +26,7 @@ def infer(
     target: AbstractTarget,
     engine: AbstractEngine,
     *,
-    key: PRNGKey,
+    key: PRNGKey | int,
     until: Until | None = None,
     progress: bool | None = None,
     throw: bool = True,
@@ -41,7 +42,8 @@ def infer(
     Args:
         target: What to sample, for example `whence.condition(model, y)`.
         engine: How, for example `whence.NUTS()`.
-        key: A typed key, as `jax.random.key` makes. Same key, same draws.
+        key: A typed key, as `jax.random.key` makes, or a whole number for that of it, as
+            wherever there is a `key`. Same key, same draws.
         until: When to end, for example `whence.Until(ess=1000, rhat=1.01)`; then the
             engine's own number of draws does not count. By default the engine's draws.
         progress: Show a progress bar; by default if standard error is a terminal.
@@ -74,7 +76,7 @@ def infer(
     require_engine(engine)
     check_until(until, engine)
     options = RunOptions(progress, throw, chunk_steps, threads)
-    job = prepare(target, engine, key, until, vectorised, store, source, mesh)
+    job = prepare(target, engine, as_key(key), until, vectorised, store, source, mesh)
     return fit(job, options)
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ..core._engine import AbstractProcedure
+from ..core._key import as_key
 from ..core._results import InferenceWarning
 from ..core._types import AnyArray, PRNGKey
 from ._collect import take_replicas, trace_of
@@ -43,7 +44,7 @@ def train(
     problem: PyTree,
     procedure: AbstractProcedure,
     *,
-    key: PRNGKey,
+    key: PRNGKey | int,
     progress: bool | None = None,
     throw: bool = True,
     chunk_steps: int | None = None,
@@ -61,7 +62,7 @@ def train(
     Args:
         problem: What the procedure works on: a pytree whose arrays are data.
         procedure: What to run.
-        key: A typed key, as `jax.random.key` makes. Same key, same state.
+        key: A typed key, as `jax.random.key` makes, or a whole number. Same key, same state.
         progress: As for `infer`.
         throw: As for `infer`.
         chunk_steps: As for `infer`.
@@ -82,7 +83,7 @@ def train(
     if not isinstance(procedure, AbstractProcedure):
         raise ValueError(f"`procedure` must be a whence procedure; got {procedure!r}.")
     options = RunOptions(progress, throw, chunk_steps, threads)
-    job = prepare(problem, procedure, key, None, vectorised, store, source, mesh)
+    job = prepare(problem, procedure, as_key(key), None, vectorised, store, source, mesh)
     return finish(job, options)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..core._engine import AbstractEngine, AbstractPausingEngine, Info, Sample, Trace
+from ..core._key import seeded
 from ..core._results import RESULTS
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
@@ -97,6 +98,7 @@ CHECKS: dict[str, tuple[str, Callable[[_Subject], None]]] = {
 }
 
 
+@seeded
 def check_engine(
     engine: AbstractEngine,
     target: AbstractTarget | None = None,

@@ -10,6 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from ..core._key import seeded
 from ..core._target import AbstractDescribedTarget, HasJacobian, SplitsPrior
 from ..core._types import Position, PRNGKey
 from ..language._condition import ModelTarget, condition
@@ -20,6 +21,7 @@ from ._require import require, require_close
 _TRIES = 100  # starting points tried to find one of finite density
 
 
+@seeded
 def check_model(
     model: Model,
     y: Any,

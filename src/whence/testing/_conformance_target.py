@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ..core._key import seeded
 from ..core._target import AbstractDescribedTarget
 from ..core._tree import named_leaves, unravel
 from ..core._types import Position, PRNGKey
@@ -14,6 +15,7 @@ from ._conformance_model import check_gradient, check_parts, finite_positions
 from ._require import require
 
 
+@seeded
 def check_target(target: AbstractDescribedTarget, *, key: PRNGKey, points: int = 3) -> None:
     """Check that a target is one density, and that its data are data.
 

@@ -6,6 +6,7 @@ from jax.scipy.special import gammaln
 from jax.scipy.stats import multivariate_normal, norm
 from jaxtyping import Array, Float, Int
 
+from ..core._key import seeded
 from ..core._target import AbstractDataTarget
 from ..core._types import PRNGKey, Scalar
 from ._targets import Moments
@@ -42,6 +43,7 @@ class GaussianMean(AbstractDataTarget):
         self.noise_sd = jnp.asarray(noise_sd, y.dtype)
 
     @classmethod
+    @seeded
     def simulate(cls, num_data: int = 20, dim: int = 2, *, key: PRNGKey) -> "GaussianMean":
         """The target of data drawn from the model with default scales."""
         key_theta, key_noise = jr.split(key)
@@ -130,6 +132,7 @@ class ConjugateRegression(AbstractDataTarget):
         self.rate = jnp.asarray(rate, y.dtype)
 
     @classmethod
+    @seeded
     def simulate(
         cls, num_data: int = 30, num_features: int = 3, *, key: PRNGKey
     ) -> "ConjugateRegression":

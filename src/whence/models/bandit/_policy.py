@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ...core._convert import whole
+from ...core._key import seeded
 from ...core._tree import named_leaves
 from ...core._types import PRNGKey
 from ...storage._atomic import as_path, place, replace_file
@@ -70,6 +71,7 @@ def highest(values: Float[Array, "arm *batch"]) -> Arm:
     return jnp.argmax(jax.lax.optimization_barrier(values), axis=0)
 
 
+@seeded
 def act_many(
     policy: AbstractPolicy, state: Any, num: int, *, key: PRNGKey
 ) -> Int[Array, "num *batch"]:

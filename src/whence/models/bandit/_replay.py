@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ...core._convert import whole
+from ...core._key import seeded
 from ...core._types import PRNGKey
 from ._checks import Numbers, require_all, require_arm, require_finite
 from ._policy import AbstractPolicy
@@ -111,6 +112,7 @@ class Evaluation:
         return f"{text}\n{self.remark}" if self.remark else text
 
 
+@seeded
 def replay(
     policy: Policy, log: LoggedData, *, key: PRNGKey, state: Any = None, learn: bool = True
 ) -> Evaluation:
@@ -159,6 +161,7 @@ def replay(
     return _evaluation(rewards, len(rewards), accepted.size, after, remarks)
 
 
+@seeded
 def inverse_propensity(
     policy: Policy,
     log: LoggedData,

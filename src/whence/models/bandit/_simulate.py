@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ...core._convert import whole
+from ...core._key import seeded
 from ...core._types import PRNGKey
 from ._checks import one_hot
 from ._policy import AbstractPolicy
@@ -20,6 +21,7 @@ from .arms._environment import AbstractEnvironment
 _CHECKPOINTS = 100
 
 
+@seeded
 def simulate(
     policies: Mapping[str, AbstractPolicy],
     environment: AbstractEnvironment,

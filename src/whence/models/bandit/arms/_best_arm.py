@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ....core._convert import fraction, number, part, whole
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import one_hot
 from .._policy import Arm
@@ -49,6 +50,7 @@ class TopTwoTS(AbstractBeliefPolicy):
         if self.prior.arms < 2:
             raise ValueError(f"`prior` must have at least 2 arms; got {self.prior.arms}.")
 
+    @seeded
     def act(self, state: AbstractBelief, *, key: PRNGKey) -> Arm:
         """Return the best arm of one draw, or of one that has another."""
         key_first, key_coin, key_second = jr.split(key, 3)
@@ -101,6 +103,7 @@ class Decision:
     stop: Any
 
 
+@seeded
 def probability_best(
     state: AbstractBelief, *, key: PRNGKey, draws: int = 4_000
 ) -> Float[Array, "arm *batch"]:
@@ -118,6 +121,7 @@ def probability_best(
     return _shares(state.sample((draws,), key=key))
 
 
+@seeded
 def decide(
     state: AbstractBelief, *, key: PRNGKey, level: float = 0.95, draws: int = 4_000
 ) -> Decision:

@@ -6,6 +6,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import betaln
 from jaxtyping import Array, Float
 
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, per_arm, require_all, require_positive
 from ._belief import AbstractBelief, PerArm, chosen, chosen_many
@@ -63,6 +64,7 @@ class BetaBernoulli(AbstractBelief):
         post = self.update_batch(arms, rewards)
         return betaln(post.alpha, post.beta) - betaln(self.alpha, self.beta)
 
+    @seeded
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
         return jr.beta(
             key, self.alpha, self.beta, (*shape, *self.alpha.shape), self.alpha.dtype

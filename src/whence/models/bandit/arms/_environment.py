@@ -10,6 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from ....core._convert import whole
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, require_finite, require_positive, require_within
 from ._normal_gamma import NormalGamma
@@ -45,6 +46,7 @@ class AbstractEnvironment(eqx.Module):
         """Number of instances."""
         return jax.tree.leaves(self)[0].shape[1]
 
+    @seeded
     def pull(self, arm: Array, *, key: PRNGKey) -> Float[Array, " instance"]:
         """Draw a reward of one arm per instance.
 
@@ -91,6 +93,7 @@ class GaussianArms(AbstractEnvironment):
     def means(self) -> Float[Array, "..."]:
         return self.loc
 
+    @seeded
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
         noise = jr.normal(key, (*lead, *self.loc.shape), self.loc.dtype)
         return self.loc + self.scale * noise
@@ -116,6 +119,7 @@ class BernoulliArms(AbstractEnvironment):
     def means(self) -> Float[Array, "..."]:
         return self.probs
 
+    @seeded
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
         shape = (*lead, *self.probs.shape)
         return jr.bernoulli(key, self.probs, shape).astype(self.probs.dtype)
@@ -144,6 +148,7 @@ class BetaArms(AbstractEnvironment):
     def means(self) -> Float[Array, "..."]:
         return self.alpha / (self.alpha + self.beta)
 
+    @seeded
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
         shape = (*lead, *self.alpha.shape)
         return jr.beta(key, self.alpha, self.beta, shape, self.alpha.dtype)
@@ -173,11 +178,13 @@ class UniformArms(AbstractEnvironment):
         """Mean rewards."""
         return self.centre
 
+    @seeded
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
         shape, dtype = (*lead, *self.centre.shape), self.centre.dtype
         return self.centre + self.half_width * jr.uniform(key, shape, dtype, -1, 1)
 
 
+@seeded
 def sample_instances(prior: NormalGamma, *, instances: int, key: PRNGKey) -> GaussianArms:
     """Draw Gaussian arms from a prior, so that mean regret over them is Bayes regret.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from ....core._convert import number, whole
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._policy import Arm, highest
 from .._student_t import standard_normal, standard_t
@@ -37,6 +38,7 @@ class HondaTakemura(AbstractStatisticsPolicy):
         """Rewards of each arm before the posterior is proper."""
         return max(2, 3 - math.floor(2 * self.a))
 
+    @seeded
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
         degrees = jnp.maximum(state.count + 2 * self.a - 1, 1)
         noise = standard_t(key, degrees, state.mean.shape)
@@ -65,6 +67,7 @@ class MVTS(AbstractStatisticsPolicy):
     arms: int = eqx.field(converter=whole("arms", least=1))
     rho: float = eqx.field(default=math.inf, converter=_weight)
 
+    @seeded
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
         key_mean, key_precision = jr.split(key)
         shape, dtype = state.mean.shape, state.mean.dtype

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from ....core._convert import part, positive, whole
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import require_within
 from .._policy import Arm, highest
@@ -28,6 +29,7 @@ class AbstractIndex(AbstractStatisticsPolicy):
     def index(self, state: ArmStatistics) -> PerArm:
         """Return the index of each arm, in units of the reward."""
 
+    @seeded
     def act(self, state: ArmStatistics, *, key: PRNGKey) -> Arm:
         return highest(self.index(state))
 
@@ -159,6 +161,7 @@ class BayesUCB(AbstractBeliefPolicy):
     def __check_init__(self):
         require_within("prior.alpha", self.prior.alpha, 1.0, math.inf)
 
+    @seeded
     def act(self, state: NormalGamma, *, key: PRNGKey) -> Arm:
         """Return the arm with the highest quantile, the first of them in a tie."""
         prior = self.prior.expand(state.batch_shape)

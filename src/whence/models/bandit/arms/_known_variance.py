@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, per_arm, require_finite, require_positive
 from .._student_t import standard_normal
@@ -80,6 +81,7 @@ class KnownVariance(AbstractBelief):
         log_det = count * jnp.log(2 * jnp.pi * self.noise) + jnp.log(total / self.noise)
         return -(fit + log_det) / 2
 
+    @seeded
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
         """Draw mean rewards from the belief.
 

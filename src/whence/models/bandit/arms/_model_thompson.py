@@ -15,6 +15,7 @@ from ....core._advance import advance
 from ....core._convert import number, whole
 from ....core._engine import AbstractEngine, AbstractOnlineEngine
 from ....core._growing import GrowingTarget
+from ....core._key import seeded
 from ....core._results import RESULTS, InferenceError
 from ....core._types import PRNGKey
 from ....language._condition import ModelTarget, condition
@@ -157,6 +158,7 @@ class ModelTS(AbstractPolicy):
     def init(self, batch: tuple[int, ...] = ()) -> ModelState:
         return _init(self, batch)
 
+    @seeded
     def act(self, state: ModelState, *, key: PRNGKey) -> Arm:
         """Return the arm with the highest mean reward in one posterior draw.
 
@@ -166,6 +168,7 @@ class ModelTS(AbstractPolicy):
         """
         return jnp.argmax(self.sample(state, key=key), axis=-1)
 
+    @seeded
     def sample(self, state: ModelState, *, key: PRNGKey) -> Float[Array, "*batch arm"]:
         """Draw the mean rewards of all arms.
 

@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, per_arm, require_finite, require_positive
 from .._student_t import standard_t
@@ -153,6 +154,7 @@ class NormalGamma(AbstractBelief):
             + (jnp.log(self.kappa) - jnp.log(post.kappa) - count * jnp.log(2 * jnp.pi)) / 2
         )
 
+    @seeded
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
         """Draw mean rewards, the precisions integrated out: t draws by Bailey's method."""
         noise = standard_t(key, 2 * self.alpha, (*shape, *self.mu.shape))

@@ -3,6 +3,7 @@
 import equinox as eqx
 
 from ....core._convert import part, positive
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._policy import Arm, highest
 from ._belief import AbstractBelief
@@ -20,6 +21,7 @@ class AbstractThompson(AbstractBeliefPolicy):
         Russo et al. (2018), "A tutorial on Thompson sampling", doi:10.1561/2200000070.
     """
 
+    @seeded
     def act(self, state: AbstractBelief, *, key: PRNGKey) -> Arm:
         return highest(state.sample(key=key))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ....core._convert import whole
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, require_arm
 
@@ -98,6 +99,7 @@ class AbstractCombinatorialPolicy(eqx.Module):
             ValueError: If shapes do not match or a value is not possible.
         """
 
+    @seeded
     def act(self, state: Any, features: Numbers, *, key: PRNGKey) -> Chosen:
         """Return the indices of the actions chosen, shape `(position, *batch)`.
 

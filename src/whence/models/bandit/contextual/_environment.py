@@ -11,6 +11,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
 from ....core._convert import whole
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, one_hot, require_finite, require_positive
 from .._policy import AbstractPolicy
@@ -125,6 +126,7 @@ class ContextualLinear(AbstractContextualEnvironment):
         self.scale = jnp.broadcast_to(scale, (instances,))
 
     @staticmethod
+    @seeded
     def from_prior(
         prior: LinearGaussian, contexts: Any, *, instances: int, key: PRNGKey
     ) -> "ContextualLinear":

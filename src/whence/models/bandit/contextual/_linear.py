@@ -9,6 +9,7 @@ from jax.scipy.linalg import cho_solve
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
+from ....core._key import seeded
 from ....core._types import PRNGKey, Scalar
 from .._checks import Numbers, known, require_finite, require_positive
 
@@ -126,6 +127,7 @@ class LinearGaussian(eqx.Module):
             + (log_det - num * jnp.log(2 * jnp.pi)) / 2
         )
 
+    @seeded
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
         """Draw coefficients from the belief: Thompson sampling plays `argmax(features @ w)`.
 

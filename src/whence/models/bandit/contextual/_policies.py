@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from ....core._convert import part, positive, whole
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, require_within
 from .._policy import Arm
@@ -99,6 +100,7 @@ class LinearTS(AbstractLinearBelief):
 
     prior: LinearGaussian = eqx.field(converter=part("prior", LinearGaussian))
 
+    @seeded
     def act(self, state: LinearState, features: Numbers, *, key: PRNGKey) -> Arm:
         x = checked_actions(state.fit, features)
         draw = state.sample(key=key)
@@ -125,6 +127,7 @@ class LinearBayesUCB(AbstractLinearBelief):
     def __check_init__(self):
         require_within("prior.alpha", self.prior.alpha, 1.0, jnp.inf)
 
+    @seeded
     def act(self, state: LinearState, features: Numbers, *, key: PRNGKey) -> Arm:
         """Return the action with the highest quantile, the first of them in a tie."""
         mean, width = state.fit.predict(checked_actions(state.fit, features))
@@ -156,6 +159,7 @@ class LinUCB(AbstractContextualPolicy):
     def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
         return start_ridge(self.features, self.ridge, batch)
 
+    @seeded
     def act(self, state: RidgeState, features: Numbers, *, key: PRNGKey) -> Arm:
         """Return the action with the highest index, the first of them in a tie."""
         mean, width = state.predict(checked_actions(state, features))

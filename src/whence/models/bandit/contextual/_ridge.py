@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, require_finite
 from ._linear import LinearGaussian
@@ -105,6 +106,7 @@ class LinearState(eqx.Module):
         fit, squared = self.fit.learn(x, y, jnp.ones_like(y))
         return LinearState(fit, self.alpha + 0.5, self.beta + squared / 2)
 
+    @seeded
     def sample(self, *, key: PRNGKey) -> Float[Array, "feature *batch"]:
         """Draw coefficients.
 

@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array
 
 from ....core._convert import whole
+from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._regret import PolicyRun, Simulation
 from .._simulate import checkpoints, play_to_checkpoints
 from ._environment import AbstractContextualEnvironment
 
 
+@seeded
 def simulate_contextual(
     policies: Mapping[str, Any],
     environment: AbstractContextualEnvironment,

@@ -8,11 +8,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from ....core._convert import whole
+from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey
 from .._parameter import require_values
+from .._precision import check_rounding
 from ._finite import ExampleShape, FinitePlan
 from ._initialisations import AbstractInitialisation, Independent
 from ._moments import KernelState, inputs_state
@@ -92,6 +95,7 @@ class AbstractLayer(eqx.Module):
         """
         return _diagonal(self, _check_inputs(x, None)[0])
 
+    @seeded
     def network(
         self,
         width: int,
@@ -185,12 +189,20 @@ def _check_inputs(x1: AnyArray, x2: AnyArray | None) -> tuple[Array, Array | Non
 
 
 def _check_one(name: str, x: AnyArray) -> Array:
+    if not isinstance(x, jax.Array | np.ndarray):
+        x = np.asarray(x)
     if x.ndim < 2 or 0 in x.shape:
         raise ValueError(
             f"`{name}` must have shape (rows, features) or (rows, *spatial, channels) with no "
             f"axis of length 0; got {x.shape}."
         )
-    if isinstance(x, np.ndarray) and not np.all(np.isfinite(x)):
-        raise ValueError(f"`{name}` must be finite; {np.sum(~np.isfinite(x))} numbers are not.")
+    if not isinstance(x, Tracer):
+        finite = np.isfinite(np.asarray(x)).reshape(len(x), -1).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"`{name}` must be finite; row {int(np.argmin(finite))} is not, nor are "
+                f"{int(np.sum(~finite)) - 1} others."
+            )
+        check_rounding(name, x)
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)

@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ....core._convert import whole
+from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey
 from ....posterior._posterior import Posterior
 
 _ROWS = 256  # rows at a time, for all draws
 
 
+@seeded
 def stratified_rows(labels: AnyArray, size: int, *, key: PRNGKey) -> np.ndarray:
     """Choose rows at random, from each class as equally many as it has.
 
@@ -41,6 +43,7 @@ def stratified_rows(labels: AnyArray, size: int, *, key: PRNGKey) -> np.ndarray:
     return np.sort(order[np.argsort(turn[order], kind="stable")][:size])
 
 
+@seeded
 def class_log_probs(
     posterior: Posterior, x: AnyArray, *, key: PRNGKey
 ) -> Float[np.ndarray, "row class"]:

@@ -7,11 +7,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
 from ....core._convert import part, whole
+from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey, Scalar
+from .._precision import NATS, check_evidence, is_single, resolved
 from ..laws._abstract_law import AbstractLaw
 from ..laws._closed_form import PointMass
 from ..laws._normal_mixture import NormalMixture, NormalMixtureMarginals
@@ -54,29 +57,43 @@ class IndependentNoise(eqx.Module):
             y: Observations, shape `(rows,)`, or `(rows, outputs)` which share v and s2.
 
         Raises:
-            ValueError: If shapes do not fit or numbers are not finite.
+            ValueError: If shapes do not fit, numbers are not finite, or float32 is not enough.
         """
-        x, y = jnp.asarray(x), check_targets(x, y)
-        kernel = self.network.nngp(x)
-        y = y.astype(kernel.dtype)
-        known, nodes = fitted((self.scale, self.noise), kernel, y.reshape(len(y), -1))
+        x, y, known, nodes = self._fitted(x, y)
+        check_evidence(_lost_nats(known, nodes, y))
         return IndependentConditioned(self, x, y, known, nodes)
+
+    def _fitted(self, x: AnyArray, y: AnyArray) -> tuple[Array, Array, Spectrum, TwoScales]:
+        kernel, y = self.network.nngp(x), check_targets(x, y)
+        y = y.astype(kernel.dtype)
+        laws = self.scale, self.noise
+        return jnp.asarray(x), y, *fitted(laws, kernel, y.reshape(len(y), -1))
 
     def log_evidence(self, x: AnyArray, y: AnyArray) -> Scalar:
         """Return `log p(y)`, to differentiate by the network's and the laws' parameters.
 
         Gradients are right also where eigenvalues of the kernel coincide; there second
-        derivatives are NaN.
+        derivatives are NaN. Minus infinity where float32 is not enough.
 
         Args:
             x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
             y: Observations, shape `(rows,)` or `(rows, outputs)`.
         """
-        x, y = jnp.asarray(x), check_targets(x, y)
-        kernel = self.network.nngp(x)
-        columns = y.astype(kernel.dtype).reshape(len(y), -1)
-        nodes = fitted((self.scale, self.noise), kernel, columns)[1]
-        return logsumexp(nodes.log_weights)
+        _, y, known, nodes = self._fitted(x, y)
+        found = logsumexp(nodes.log_weights)
+        if not is_single(found.dtype):
+            return found
+        return jnp.where(_lost_nats(known, nodes, y) <= NATS, found, -jnp.inf)
+
+
+def _lost_nats(known: Spectrum, nodes: TwoScales, y: Array) -> Array:
+    """Return by how much rounding moves the log evidence; the matrix is known to `eps |K|`."""
+    values = known.values + jnp.exp(nodes.log_ratios)[:, None]
+    weights = (known.vectors.T @ y.reshape(len(y), -1)) / values[:, :, None]
+    each = jnp.sum(weights**2, axis=(1, 2))[:, None] * jnp.exp(-nodes.log_scales)
+    share = jax.nn.softmax(nodes.log_weights.reshape(-1))
+    rounding = jnp.finfo(values.dtype).eps * jnp.max(known.values)
+    return jax.lax.stop_gradient(rounding * jnp.sum(share * each.reshape(-1)) / 2)
 
 
 class IndependentConditioned(AbstractConditioned):
@@ -156,6 +173,7 @@ class IndependentConditioned(AbstractConditioned):
             jnp.concatenate([self.x, x]), jnp.concatenate([self.y, y.astype(self.y.dtype)])
         )
 
+    @seeded
     def sample(self, x: AnyArray, *, key: PRNGKey, draws: int = 1) -> dict[str, Array]:
         """Draw scale and noise from the nodes of the quadrature and, given them, the function.
 
@@ -195,12 +213,27 @@ class IndependentConditioned(AbstractConditioned):
         inside = (self.spectrum.vectors.T @ self._columns) / values[:, :, None]
         return read, values, jnp.einsum("im,kic->kcm", read, inside)
 
+    def _resolved(self, read: Array, values: Array, before: Array, noises: Array) -> None:
+        """Refuse, outside compiled code, what float32 does not resolve at the likeliest node."""
+        if isinstance(read, Tracer) or not is_single(read.dtype):
+            return
+        node = jnp.argmax(logsumexp(self.scales.log_weights, axis=1))
+        inverse = jnp.exp(-self.scales.log_scales[node])
+        inverse = jnp.sum(jax.nn.softmax(self.scales.log_weights[node]) * inverse)
+        of_point = read / values[node][:, None]
+        weights = (self.spectrum.vectors.T @ self._columns) / values[node][:, None]
+        rounding = jnp.finfo(read.dtype).eps * jnp.max(before)
+        left = jnp.maximum(before - jnp.sum(read * of_point, axis=0), rounding)
+        rounding = jnp.finfo(read.dtype).eps * jnp.max(self.spectrum.values)
+        resolved(left + noises[node], rounding, of_point, weights, inverse)
+
     def _predict(self, x: AnyArray, noisy: bool) -> NormalMixture:
         read, values, locs = self._read(x)
         network = self.process.network
         own, before = network.nngp(x), network.diagonal(x).nngp
         outputs = locs.shape[1]
         noises = jnp.exp(self.scales.log_ratios) * noisy
+        self._resolved(read, values, before, noises)
 
         def factor(part):
             node, noise = part
@@ -218,8 +251,9 @@ class IndependentConditioned(AbstractConditioned):
         before = self.process.network.diagonal(x).nngp
         gone = jax.lax.map(lambda node: jnp.sum(read**2 / node[:, None], axis=0), values)
         rounding = 10 * len(values[0]) * jnp.finfo(before.dtype).eps * before
-        noises = jnp.exp(self.scales.log_ratios)[:, None] * noisy
-        scales = jnp.sqrt(jnp.maximum(before - gone, rounding) + noises)[:, :, None]
+        noises = jnp.exp(self.scales.log_ratios) * noisy
+        self._resolved(read, values, before, noises)
+        scales = jnp.sqrt(jnp.maximum(before - gone, rounding) + noises[:, None])[:, :, None]
         shape = (len(locs), -1, *self.y.shape[1:])
         locs = jnp.swapaxes(locs, 1, 2)
         scales = jnp.broadcast_to(scales, locs.shape)

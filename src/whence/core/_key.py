@@ -1,0 +1,39 @@
+"""Keys of random numbers: a typed key, or a whole number that seeds one."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, cast
+
+import jax.random as jr
+import numpy as np
+
+from ._require import require_key
+from ._types import PRNGKey
+
+LARGEST = 2**32 - 1  # larger seeds would lose bits in float32, and two of them be the same
+
+
+def as_key(key: Any) -> PRNGKey:
+    """Return a typed key: the one given, or `jax.random.key` of a whole number.
+
+    Raises:
+        ValueError: If it is neither, or the number is not from 0 to 2**32 - 1.
+    """
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not 0 <= key <= LARGEST:
+            raise ValueError(f"`key` must be from 0 to {LARGEST} if a number; got {key}.")
+        return jr.key(int(key))
+    require_key(key)
+    return cast(PRNGKey, key)
+
+
+def seeded[F: Callable[..., Any]](function: F) -> F:
+    """Return a function whose keyword argument `key` may also be a whole number."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(kwargs.get("key"), int | np.integer):
+            kwargs["key"] = as_key(kwargs["key"])
+        return function(*args, **kwargs)
+
+    return cast(F, call)
