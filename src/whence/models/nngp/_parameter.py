@@ -9,10 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Array, Float
 
 from ...core._convert import number
+from .laws._pieces import holds
 
 
 class Unknown(eqx.Module):
@@ -50,22 +52,50 @@ def parameter(name: str, value: Number, *, zero: bool = False, real: bool = Fals
         ValueError: If it is known not to be a number as asked for, or a prior of others.
     """
     if isinstance(value, dist.Distribution):
-        return Unknown(_check_prior(name, value, real))
-    if isinstance(value, jax.Array):  # perhaps traced
-        return value
-    above, least = (0 if not (real or zero) else None), (0 if zero else None)
-    return jnp.asarray(number(name, above=above, least=least)(value), float)
+        return Unknown(check_prior(name, value, real))
+    return scalar(name, value, 0 if not (real or zero) else None, 0 if zero else None)
 
 
-def _check_prior(name: str, prior: dist.Distribution, real: bool) -> dist.Distribution:
+def scalar(
+    name: str, value: Any, above: int | None = None, least: int | None = None
+) -> Float[Array, ""]:
+    """Return a number as an array; in compiled code NaN where it is not as asked for.
+
+    Args:
+        name: Of the number.
+        value: The number; an array must be of shape ().
+        above: What it must be larger than.
+        least: The smallest allowed.
+
+    Raises:
+        ValueError: If it is known not to be a finite number within these bounds.
+    """
+    dtype = getattr(value, "dtype", None) if isinstance(value, jax.Array) else None
+    if not isinstance(value, Tracer):
+        known = number(name, above=above, least=least)(value)
+        floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+        return jnp.asarray(known, dtype if floating else float)
+    if value.shape:
+        raise ValueError(f"`{name}` must be a number; got an array of shape {value.shape}.")
+    low = -jnp.inf if least is None else least
+    good = (
+        jnp.isfinite(value) & (value >= low) & (value > (-jnp.inf if above is None else above))
+    )
+    return jnp.where(good, value, jnp.nan)
+
+
+def check_prior(name: str, prior: dist.Distribution, real: bool = False) -> dist.Distribution:
+    """Return a prior of one number, its numbers as arrays."""
     if prior.batch_shape or prior.event_shape:
         raise ValueError(
             f"The prior of `{name}` must be of one number; got batch shape "
             f"{prior.batch_shape} and event shape {prior.event_shape}."
         )
     support: Any = prior.support
+    if support is None:
+        raise ValueError(f"The prior of `{name}` must have a support; got {prior!r}.")
     with jax.ensure_compile_time_eval():
-        negative = not real and bool(support(jnp.asarray(-1e-3)))
+        negative = not real and bool(holds(prior, jnp.asarray(-1e-3)))
     if negative:
         raise ValueError(
             f"The prior of `{name}` must be on the positive numbers, as `LogNormal` or "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -13,9 +12,11 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from ....core._convert import number, positive, whole
+from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey, Scalar
-from ..laws._abstract_law import AbstractLaw
-from ..process._remarks import remarks_on
+from .._precision import check_evidence, is_single, lost_nats, resolved
+from ..laws._abstract_law import AbstractLaw, mean_inverse
+from ..process._remarks import remarks_of
 from ..process._scale_mixture import ScaleMixture, check_targets
 from ._gradient import evidence_gradient
 from ._kernel import KernelTiles, kernel_tiles
@@ -84,6 +85,10 @@ class LargeConditioned(eqx.Module):
         return integral - (self.size * jnp.log(2 * jnp.pi) + self.log_det) / 2
 
     @property
+    def _rounding(self) -> Array:
+        return jnp.finfo(self.kernel.diagonal.dtype).eps * jnp.max(self.kernel.diagonal)
+
+    @property
     def log_evidence_error(self) -> float:
         """Standard error of the log determinant's share, plus the bound of the solution's.
 
@@ -106,8 +111,7 @@ class LargeConditioned(eqx.Module):
     @property
     def remarks(self) -> tuple[str, ...]:
         """What to know before trusting it, in words."""
-        order = float(self.process.scale.tail() + self.size / 2)
-        return remarks_on(self.x, 0.0, order) + self.said
+        return remarks_of(self, 0.0) + self.said
 
     def gradient(self) -> ScaleMixture:
         """Return the gradient of the log evidence by every parameter, as a process.
@@ -168,6 +172,14 @@ class LargeConditioned(eqx.Module):
         # Of k'x by Cauchy's inequality in the norm of A, in which x is off by the root of
         # what the quadratic form lacks, and A^-1 k has the squared length `done.quadratic`.
         far = np.sqrt((done.quadratic + error) * self.quadratic_error)
+        if is_single(before.dtype):
+            resolved(
+                jnp.asarray(variance),
+                self._rounding,
+                self.whiten(done.solution),
+                self.weights,
+                mean_inverse(self.process.scale, self.size, self.quadratic),
+            )
         spread = (jnp.asarray(a) for a in (far, variance, error))
         return LargeMoments(cross.T @ self.weights, *spread)
 
@@ -208,6 +220,7 @@ class LargeConditioned(eqx.Module):
         )
 
 
+@seeded
 def condition_large(
     process: ScaleMixture,
     x: AnyArray,
@@ -275,6 +288,9 @@ def condition_large(
     done = _solve(kernel, white, right, finished, max_steps)
     log_det = log_det_estimate(kernel, factor, white, done.lanczos[outputs:])
     solved = white(done.solution)
+    inverse = mean_inverse(law, size, jnp.asarray(done.quadratic[:outputs].sum()))
+    eps = jnp.finfo(kernel.diagonal.dtype).eps
+    check_evidence(lost_nats(eps * kernel.diagonal.max(), solved[:, :outputs], inverse))
     said = _remarks(kernel, cost(done.quadratic, done.error), tolerance, log_det, outputs)
     return LargeConditioned(
         process,
@@ -301,9 +317,8 @@ def _solve(kernel: KernelTiles, white: Whitener, right, finished, max_steps) -> 
     return conjugate_gradients(multiply, right, finished, max_steps=max_steps)
 
 
-@eqx.filter_jit
 def _slope(law: AbstractLaw, size: int, quadratic: Array) -> Array:
-    return jax.grad(lambda q: law.log_integral(size, q))(quadratic)
+    return -mean_inverse(law, size, quadratic) / 2
 
 
 def _check_noise(process: ScaleMixture) -> None:

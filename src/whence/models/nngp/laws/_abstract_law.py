@@ -7,6 +7,7 @@ the log determinant of A, so one factorisation serves every law.
 from __future__ import annotations
 
 import abc
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -20,6 +21,7 @@ from numpyro.distributions import constraints
 
 from ....core._types import Scalar
 from ._normal_scale_mixture import NormalScaleMixture, ScaleMixtureMarginals
+from ._pieces import Pieces, one_piece
 from ._quadrature import Nodes, log_likelihood, quadrature
 
 
@@ -100,7 +102,7 @@ class AbstractDensityLaw(AbstractLaw):
             scale: v, any shape.
         """
 
-    def nodes(self, size: int, quadratic: Scalar, *, num_nodes: int = 65) -> Nodes:
+    def nodes(self, size: int, quadratic: Scalar, *, num_nodes: int = 97) -> Nodes:
         """Return the posterior of v as weighted points.
 
         Args:
@@ -141,7 +143,19 @@ class AbstractDensityLaw(AbstractLaw):
 
 @eqx.filter_jit
 def _nodes(law: AbstractDensityLaw, size: Array, quadratic: Array, num_nodes: int) -> Nodes:
-    return quadrature(law.log_density, size, quadratic, num_nodes=num_nodes)
+    return quadrature(pieces(law), size, quadratic, num_nodes=num_nodes)
+
+
+@eqx.filter_jit
+def mean_inverse(law: AbstractLaw, size: int, quadratic: Array) -> Array:
+    """Return the mean of 1 / v given observations, from the slope of the log integral."""
+    return -2 * jax.grad(lambda q: law.log_integral(size, q))(quadratic)
+
+
+@functools.singledispatch
+def pieces(law: AbstractDensityLaw) -> Pieces:
+    """Return the pieces in which the density of a law is integrated; one, unless known."""
+    return one_piece(law.log_density)
 
 
 class ScalePosterior(dist.Distribution):
@@ -193,10 +207,12 @@ class ScalePosterior(dist.Distribution):
     def sample(self, key: Any, sample_shape=()):
         """Draw by the inverse of the distribution function, tabulated at 1025 points."""
         nodes = self.law.nodes(self.size, self.quadratic, num_nodes=1025)
-        weights = jax.nn.softmax(nodes.log_weights)
+        order = jnp.argsort(nodes.log_scales)  # pieces may overlap
+        log_scales = nodes.log_scales[order]
+        weights = jax.nn.softmax(nodes.log_weights)[order]
         total = jnp.cumsum(weights) - weights / 2  # mass below the middle of each node
         uniform = jr.uniform(key, sample_shape, weights.dtype)
-        return jnp.exp(jnp.interp(uniform, total, nodes.log_scales))
+        return jnp.exp(jnp.interp(uniform, total, log_scales))
 
     @property
     def mean(self):

@@ -1,5 +1,6 @@
 """What mixtures share: moments by entry, and quantiles, in one program for all of a shape."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
+from numpyro.distributions import constraints
+
+
+def log_weight(ndim: int) -> Any:
+    """Return the constraint of log weights, of which minus infinity is one."""
+    return constraints.independent(constraints.less_than(math.inf), ndim)
 
 
 class AbstractJoint(dist.Distribution):

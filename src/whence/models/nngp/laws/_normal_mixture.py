@@ -10,7 +10,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp, ndtr, ndtri
 from numpyro.distributions import constraints
 
-from ._bisection import AbstractJoint, bisected
+from ._bisection import AbstractJoint, bisected, log_weight
 
 
 class NormalMixture(AbstractJoint):
@@ -31,7 +31,7 @@ class NormalMixture(AbstractJoint):
         "locs": constraints.real_matrix,
         "scale_trils": constraints.independent(constraints.real, 3),
         "log_scales": constraints.real_matrix,
-        "log_weights": constraints.real_matrix,
+        "log_weights": log_weight(2),
         "tail": constraints.positive,
     }
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
@@ -110,7 +110,7 @@ class NormalMixtureMarginals(dist.Distribution):
         "locs": constraints.real,
         "scales": constraints.nonnegative,
         "log_scales": constraints.real_matrix,
-        "log_weights": constraints.real_matrix,
+        "log_weights": log_weight(2),
         "tail": constraints.positive,
     }
     support = constraints.real  # pyright: ignore[reportAssignmentType]

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import logsumexp, ndtr
 from numpyro.distributions import constraints
 
-from ._bisection import AbstractJoint, bisected
+from ._bisection import AbstractJoint, bisected, log_weight
 
 
 class NormalScaleMixture(AbstractJoint):
@@ -33,11 +33,11 @@ class NormalScaleMixture(AbstractJoint):
         "loc": constraints.real_vector,
         "scale_tril": constraints.real_matrix,
         "log_scales": constraints.real_vector,
-        "log_weights": constraints.real_vector,
+        "log_weights": log_weight(1),
         "tail": constraints.positive,
     }
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
-    pytree_data_fields = ("posterior",)
+    pytree_data_fields = (*arg_constraints, "posterior")
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class ScaleMixtureMarginals(dist.Distribution):
         "loc": constraints.real,
         "scale": constraints.nonnegative,
         "log_scales": constraints.real_vector,
-        "log_weights": constraints.real_vector,
+        "log_weights": log_weight(1),
         "tail": constraints.positive,
     }
     support = constraints.real  # pyright: ignore[reportAssignmentType]

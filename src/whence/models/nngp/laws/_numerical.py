@@ -2,16 +2,20 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jax.scipy.special import gammaincc
 from jaxtyping import Array, Float
 
 from ....core._convert import part
 from ....core._types import PRNGKey, Scalar
-from .._parameter import Number, Parameter, parameter
-from ._abstract_law import AbstractDensityLaw, AbstractLaw
+from .._parameter import Number, Parameter, check_prior, parameter, scalar
+from ._abstract_law import AbstractDensityLaw, AbstractLaw, pieces
 from ._normal_scale_mixture import NormalScaleMixture, ScaleMixtureMarginals
+from ._pieces import Pieces, inside, one_piece, pieces_of, tail_order
 from ._quadrature import Nodes, importance, log_likelihood, quadrature
 
 
@@ -85,7 +89,7 @@ class GIG(AbstractDensityLaw):
         return (self.order - 1) * jnp.log(scale) - body
 
     def log_density(self, scale: Array) -> Array:
-        constant = quadrature(self._kernel, 0, jnp.zeros(())).log_integral
+        constant = quadrature(one_piece(self._kernel), 0, jnp.zeros(())).log_integral
         return self._kernel(scale) - constant
 
     def tail(self) -> Scalar:
@@ -94,37 +98,59 @@ class GIG(AbstractDensityLaw):
 
 
 class FromDistribution(AbstractDensityLaw):
-    """A numpyro distribution on the positive numbers, smooth and with one mode in log v.
+    """A numpyro distribution on the positive numbers.
 
-    How heavy its tail is cannot be asked of it: moments are reported as if all existed,
-    unless `order` says otherwise.
+    Edges of the support are integrated up to, and components of a `MixtureSameFamily` or
+    `MixtureGeneral` one by one; apart from that its density must be smooth, with one peak in
+    log v. That it integrates to 1 is checked where its numbers are known.
 
     Args:
         distribution: With scalar draws.
-        order: Order below which its moments exist.
+        order: Order below which its moments exist; None to tell from the density.
     """
 
     distribution: dist.Distribution
-    order: Float[Array, ""]
+    order: Float[Array, ""] | None
 
     def __init__(
-        self, distribution: dist.Distribution, order: float | int | Array = float("inf")
+        self, distribution: dist.Distribution, order: float | int | Array | None = None
     ):
-        if distribution.batch_shape or distribution.event_shape:
+        self.distribution = check_prior("distribution", distribution)
+        self.order = None if order is None else _order(order)
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(distribution)):
+            self._check_mass()
+
+    def _check_mass(self) -> None:
+        with jax.ensure_compile_time_eval():
+            mass = float(jnp.exp(self.log_integral(0, jnp.zeros(()))))
+        tolerance = 1e-6 if jnp.result_type(float) == jnp.float64 else 1e-3
+        if not abs(mass - 1) <= tolerance:
             raise ValueError(
-                "`distribution` must be of one number; got batch shape "
-                f"{distribution.batch_shape} and event shape {distribution.event_shape}."
+                "`distribution` must have a density on the positive numbers, with one peak in "
+                f"log v; of {type(self.distribution).__name__} the quadrature finds a mass of "
+                f"{mass:.6g} in place of 1. Give a law of several peaks as a `MixtureGeneral`, "
+                "or take `Draws` of it."
             )
-        self.distribution = distribution
-        self.order = jnp.asarray(order, float)
 
     def log_density(self, scale: Array) -> Array:
-        support: Any = self.distribution.support
-        inside = support(scale)
-        return jnp.where(inside, self.distribution.log_prob(scale), -jnp.inf)
+        return jnp.vectorize(lambda v: inside(self.distribution, v))(scale)
 
     def tail(self) -> Scalar:
-        return self.order
+        if self.order is not None:
+            return self.order
+        nodes = self.nodes(0, jnp.zeros(()))
+        centre = nodes.log_scales[jnp.argmax(nodes.log_weights)]
+        return jax.lax.stop_gradient(tail_order(self.log_density, centre))
+
+
+@pieces.register
+def _(law: FromDistribution) -> Pieces:
+    return pieces_of(law.distribution)
+
+
+def _order(order: Any) -> Array:
+    infinite = not isinstance(order, Tracer) and np.ndim(order) == 0 and order == np.inf
+    return jnp.asarray(jnp.inf) if infinite else scalar("order", order, least=0)
 
 
 def scale_law(scale: Any) -> AbstractLaw:
@@ -145,6 +171,15 @@ class Draws(AbstractLaw):
     """
 
     values: Float[Array, " draw"]
+
+    def __check_init__(self):
+        if self.values.ndim != 1 or not self.values.size:
+            raise ValueError(f"`values` must have shape (draw,); got {self.values.shape}.")
+        if not isinstance(self.values, Tracer | jax.ShapeDtypeStruct):
+            known = np.asarray(self.values)
+            bad = ~(np.isfinite(known) & (known > 0))
+            if bad.any():
+                raise ValueError(f"`values` must be positive and finite; got {known[bad][0]}.")
 
     def nodes(self, size: int, quadratic: Scalar) -> Nodes:
         """Return the posterior of v as weighted points.

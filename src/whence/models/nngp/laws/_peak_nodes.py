@@ -25,13 +25,13 @@ def nodes_on_line(
 
     def value(point):
         found = integrand(point)
-        return jnp.where(jnp.isnan(found), -jnp.inf, found)
+        return jnp.where(jnp.isfinite(found), found, -jnp.inf)
 
     # In stages of as many points each, so that the integrand is compiled once.
     far = jnp.pad(grid, (0, -len(grid) % GRID_POINTS), mode="edge").reshape(-1, GRID_POINTS)
     unit = jnp.linspace(-1, 1, GRID_POINTS, dtype=grid.dtype)
     near = jnp.stack([width * unit for width in (0.5, 0.02, 0.001)])
-    widths = jnp.asarray(np.geomspace(2.0**-12, 2.0**5, (GRID_POINTS - 1) // 2), grid.dtype)
+    widths = jnp.asarray(np.geomspace(2.0**-12, 2.0**9, (GRID_POINTS - 1) // 2), grid.dtype)
     last = jnp.concatenate([-widths, jnp.zeros((1,), grid.dtype), widths])
 
     def look(carry, stage):
@@ -50,18 +50,26 @@ def nodes_on_line(
     follows = jnp.asarray([0.0] * len(far) + [1.0] * 4, grid.dtype)
     start = jnp.asarray(-jnp.inf, grid.dtype), grid[0]
     (_, peak), values = jax.lax.scan(look, start, (stages, follows))
-    # How far until the integrand has fallen by half a nat, as it does one standard
-    # deviation from the peak of a normal density.
+    # On each side: how far until the integrand has fallen by half a nat, as it does one
+    # standard deviation from the peak of a normal density, and until nothing is left of it.
     half = len(widths)
-    drop = values[-1, half] - (values[-1, :half] + values[-1, half + 1 :]) / 2
-    nearest = jnp.argmin(jnp.where(jnp.isfinite(drop), jnp.abs(drop - 0.5), jnp.inf))
-    spread = widths[nearest] / jnp.sqrt(2 * jnp.clip(drop[nearest], 0.1, 2.0))
+    sides = (values[-1, half] - values[-1, :half]), values[-1, half] - values[-1, half + 1 :]
+    left, right = (_spread(drop, widths) for drop in sides)
+    mean, skew = (left + right) / 2, (right - left) / 2
     t = jnp.linspace(-REACH, REACH, num_nodes, dtype=grid.dtype)
-    points = peak + spread * jnp.sinh(t)
-    log_widths = jnp.log(spread * jnp.cosh(t) * (t[1] - t[0]))
+    points = peak + mean * jnp.sinh(t) + skew * (jnp.cosh(t) - 1)
+    log_widths = jnp.log((mean * jnp.cosh(t) + skew * jnp.sinh(t)) * (t[1] - t[0]))
     limit = min(LIMIT, float(np.log(np.finfo(grid.dtype).max)) / 2 - 2)
     points = jnp.clip(points, -limit, limit)
     return jax.lax.stop_gradient((points, log_widths))
+
+
+def _spread(drop: Array, widths: Array) -> Scalar:
+    """Return the scale of the nodes on one side, from what is lost at some distances."""
+    nearest = jnp.argmin(jnp.where(jnp.isfinite(drop), jnp.abs(drop - 0.5), jnp.inf))
+    deviation = widths[nearest] / jnp.sqrt(2 * jnp.clip(drop[nearest], 0.1, 2.0))
+    gone = jnp.where(jnp.max(drop) > 30, widths[jnp.argmax(drop > 30)], widths[-1])
+    return jnp.clip(gone / float(np.sinh(REACH)), deviation, 2 * deviation)
 
 
 def log_grid(centre: Scalar) -> Array:
@@ -69,3 +77,23 @@ def log_grid(centre: Scalar) -> Array:
     wide = jnp.linspace(-60, 60, 241, dtype=centre.dtype)
     fine = jnp.linspace(-15, 15, 241, dtype=centre.dtype)
     return jnp.concatenate([wide, centre + fine])
+
+
+def on_stretch(z: Array, low: Scalar, high: Scalar) -> tuple[Array, Array]:
+    """Map the line to a stretch of it; return points, and the log of the slope there.
+
+    Ends may be infinite. Far from them the map is a shift, near them it is exponential: an
+    integrand that ends in a jump, or in a power, becomes one that dies out smoothly. It is
+    differentiable by the ends.
+    """
+    below, above = jnp.isfinite(low), jnp.isfinite(high)
+    start, end = jnp.where(below, low, 0), jnp.where(above, high, 0)
+    length = jnp.where(below & above, end - start, jnp.inf)
+    share = -jnp.expm1(-length)
+    from_low = start + jnp.log1p(share / (jnp.exp(-z) + jnp.exp(-length)))
+    slope = jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(length - z) + jnp.log(share)
+    point = jnp.where(above, end - jax.nn.softplus(-z), z)
+    return (
+        jnp.where(below, from_low, point),
+        jnp.where(below, slope, jnp.where(above, jax.nn.log_sigmoid(-z), 0)),
+    )

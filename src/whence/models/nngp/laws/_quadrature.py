@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 
 from ....core._types import PRNGKey, Scalar
 from ....diagnostics import pareto_khat, weight_ess
+from ._peak_nodes import log_grid, nodes_on_line, on_stretch
+from ._pieces import Pieces
 
 ScaleLogDensity = Callable[[Array], Array]
 
@@ -65,42 +67,31 @@ def log_likelihood(log_scale: Array, size: Array | int, quadratic: Array) -> Arr
 
 
 def quadrature(
-    log_density: ScaleLogDensity, size: Array | int, quadratic: Array, *, num_nodes: int = 65
+    pieces: Pieces, size: Array | int, quadratic: Array, *, num_nodes: int = 97
 ) -> Nodes:
-    """Return nodes around the mode in log v, spread by sinh; differentiable.
+    """Return nodes around the peak of each piece, spread by sinh; differentiable.
 
-    Errors of the logarithm of the integral are below 1e-9 for smooth laws with 65 nodes, at
+    Errors of the logarithm of the integral are below 1e-9 with 97 nodes for each piece, at
     n from 1 to 10,000, be the law in conflict with the data or not.
     """
-
-    def integrand(u):
-        # Limits of the exponent keep what is far outside of floating point at weight 0.
-        value = log_density(jnp.exp(u)) + u + log_likelihood(u, size, quadratic)
-        return jnp.where(jnp.isnan(value), -jnp.inf, value)
-
-    mode, spread = jax.lax.stop_gradient(_locate(integrand, size, quadratic))
-    t = jnp.linspace(-4.2, 4.2, num_nodes)
-    step = t[1] - t[0]
-    points = mode + spread * jnp.sinh(t)
-    # sinh(4.2) = 33 spreads: exp overflows there only where the weight is 0.
-    limit = float(np.log(np.finfo(t.dtype).max)) - 2
-    points = jnp.clip(points, -limit, limit)
-    return Nodes(points, jax.vmap(integrand)(points) + jnp.log(spread * jnp.cosh(t) * step))
-
-
-def _locate(integrand, size, quadratic) -> tuple[Scalar, Scalar]:
-    """Return the mode and the standard deviation that the curvature there gives."""
+    quadratic = jnp.asarray(quadratic, pieces.low.dtype)
     centre = jnp.where(quadratic > 0, jnp.log(quadratic / jnp.maximum(size, 1)), 0)
-    grid = jnp.linspace(-60, 60, 801)
-    both = jnp.concatenate([grid, centre + grid / 4])
-    mode = both[jnp.argmax(jax.vmap(integrand)(both))]
-    # By grids and not by Newton's steps: laws need not be log concave.
-    for width in (0.3, 0.01, 3e-4):
-        around = mode + jnp.linspace(-width, width, 201)
-        mode = around[jnp.argmax(jax.vmap(integrand)(around))]
-    curvature = jax.grad(jax.grad(integrand))(mode)
-    usable = jnp.isfinite(curvature) & (curvature < -1e-6)
-    return mode, jnp.where(usable, 1 / jnp.sqrt(jnp.where(usable, -curvature, 1)), 1)
+
+    def one(component, low, high):
+        def integrand(z):
+            u, log_slope = on_stretch(z, low, high)
+            value = pieces.log_densities(jnp.exp(u))[component]
+            value = value + log_slope + u + log_likelihood(u, size, quadratic)
+            # Infinite at an edge itself, to which nodes may be rounded.
+            return jnp.where(jnp.isfinite(value), value, -jnp.inf)
+
+        start = jnp.where(jnp.isfinite(low), low, jnp.where(jnp.isfinite(high), high, 0))
+        points, log_widths = nodes_on_line(integrand, log_grid(centre - start), num_nodes)
+        u, _ = on_stretch(points, low, high)
+        return u, jax.vmap(integrand)(points) + log_widths
+
+    points, log_weights = jax.vmap(one)(pieces.component, pieces.low, pieces.high)
+    return Nodes(points.reshape(-1), log_weights.reshape(-1))
 
 
 def importance(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ....core._convert import number, positive, whole
 from ._abstract_activation import AbstractActivation
 from ._arc_cosine import arc_cosine, arcsine_angle, safe_sqrt
 
@@ -27,7 +28,7 @@ class LeakyReLU(AbstractActivation):
         Processing Systems 22, equations 3 to 6: the arc-cosine kernel of degree 1.
     """
 
-    slope: float = eqx.field(static=True, default=0.01)
+    slope: float = eqx.field(static=True, default=0.01, converter=number("slope"))
 
     def __call__(self, x: Array) -> Array:
         return jnp.where(x > 0, x, self.slope * x)
@@ -92,7 +93,7 @@ class GELU(AbstractActivation):
 class Sin(AbstractActivation):
     """`sin(frequency * x)`."""
 
-    frequency: float = eqx.field(static=True, default=1.0)
+    frequency: float = eqx.field(static=True, default=1.0, converter=number("frequency"))
 
     def __call__(self, x: Array) -> Array:
         return jnp.sin(self.frequency * x)
@@ -113,7 +114,7 @@ class Sin(AbstractActivation):
 class Rbf(AbstractActivation):
     """`sqrt(2) sin(sqrt(2 rate) x + pi/4)`: the kernel is `exp(-rate E(u - w)^2)`."""
 
-    rate: float = eqx.field(static=True, default=1.0)
+    rate: float = eqx.field(static=True, default=1.0, converter=positive("rate"))
 
     def __call__(self, x: Array) -> Array:
         return math.sqrt(2) * jnp.sin(math.sqrt(2 * self.rate) * x + math.pi / 4)
@@ -137,7 +138,7 @@ class Activation(AbstractActivation):
     """
 
     function: Callable[[Array], Array] = eqx.field(static=True)
-    num_nodes: int = eqx.field(static=True, default=32)
+    num_nodes: int = eqx.field(static=True, default=32, converter=whole("num_nodes", least=1))
 
     def __call__(self, x: Array) -> Array:
         return self.function(x)

@@ -6,28 +6,30 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from ....core._types import Scalar
+from .._precision import is_single
 
 # Relative to the mean of the diagonal. Beyond the last the model would be another one.
-JITTERS = (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+JITTERS = (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
 
 
 def cholesky(covariance: Float[Array, "dim dim"]) -> tuple[Float[Array, "dim dim"], float]:
     """Return the lower factor and the jitter that it took, absolute."""
     typical = float(jnp.mean(jnp.diagonal(covariance)))
-    smallest = _least_pivot(covariance.dtype)
-    for relative in JITTERS:
-        if 0 < relative < smallest:
-            continue
+    for relative in (0.0,) if is_single(covariance.dtype) else JITTERS:
         jitter = relative * typical
         factor = jnp.linalg.cholesky(
             covariance if jitter == 0 else plus_diagonal(covariance, jnp.asarray(jitter))
         )
         if bool(is_definite(factor, covariance)):
             return factor, jitter
+    # In single precision a jitter would have to be so large that it is seen in predictions.
+    single = is_single(covariance.dtype)
+    how = "" if single else f", even with a jitter of {JITTERS[-1]} times its mean diagonal"
     raise ValueError(
-        "`covariance` of the data must be positive definite; it is not, even with a jitter of "
-        f"{JITTERS[-1]} times its mean diagonal, {typical:.3g}, in {covariance.dtype}. Drop "
-        "rows of `x` that are equal, raise `noise`, or use float64."
+        f"`covariance` of the data must be positive definite; it is not{how}, in "
+        f"{covariance.dtype}; that diagonal is {typical:.3g}. Drop rows of `x` that are equal, "
+        "raise `noise`, or scale the inputs to a spread near 1"
+        f"{', or use `whence.enable_x64()`' * single}."
     )
 
 

@@ -17,7 +17,7 @@ from ....core._convert import flag, number, part, whole
 from ....core._types import AnyArray
 from ....language._latent import UNDRAWN, Coords, Latent, latents
 from ....language._model import Model, sites
-from .._parameter import unknowns, with_values
+from .._parameter import scalar, unknowns, with_values
 from ..laws._abstract_law import AbstractLaw
 from ..laws._closed_form import Jeffreys, PointMass
 from ..laws._numerical import Draws, FromDistribution, scale_law
@@ -109,8 +109,8 @@ class Classification(Model):
         coords: Mapping[str, Any] | None = None,
     ):
         classes = whole("classes", least=2)(classes)
-        if not isinstance(jitter, jax.Array):
-            jitter = number("jitter", least=0, below=1)(jitter)
+        if not isinstance(jitter, Tracer):
+            number("jitter", least=0, below=1)(jitter)
         self.network = part("network", AbstractLayer)(network)
         self.scale = scale_law(scale)
         if isinstance(self.scale, Jeffreys | Draws):
@@ -120,7 +120,7 @@ class Classification(Model):
             )
         self.inducing = _check_inducing(inducing)
         self.classes, self.train_inducing = classes, flag("train_inducing")(train_inducing)
-        self.jitter = jnp.asarray(jitter)
+        self.jitter = scalar("jitter", jitter, least=0)
         self.coords = Coords(coords)
         self.parameters = dict.fromkeys(_parameters(self), UNDRAWN)
         self.values = dict.fromkeys(_values(self), UNDRAWN)

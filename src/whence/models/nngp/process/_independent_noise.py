@@ -21,7 +21,7 @@ from ..laws._normal_mixture import NormalMixture, NormalMixtureMarginals
 from ..network._abstract_layer import AbstractLayer
 from ._abstract_conditioned import AbstractConditioned
 from ._cholesky import whitened_covariance
-from ._remarks import remarks_on
+from ._remarks import remarks_on_inputs, remarks_on_moments, remarks_on_targets
 from ._scale_and_noise import TwoScales, as_law, fitted, log_density, log_density_of_data
 from ._scale_mixture import check_targets, repeated
 from ._spectrum import Spectrum
@@ -148,7 +148,9 @@ class IndependentConditioned(AbstractConditioned):
     def remarks(self) -> tuple[str, ...]:
         """What to know before trusting it, in words; empty if nothing."""
         said = [
-            r for r in remarks_on(self.x, 0.0, float(self._tail(True))) if "repeat" not in r
+            *remarks_on_inputs(self.x),
+            *remarks_on_targets(self.y, float(self.log_evidence)),
+            *remarks_on_moments(float(self._tail(True))),
         ]
         values = self.spectrum.values
         if float(jnp.std(values)) < 0.1 * float(jnp.mean(values)):
@@ -214,7 +216,7 @@ class IndependentConditioned(AbstractConditioned):
         return read, values, jnp.einsum("im,kic->kcm", read, inside)
 
     def _resolved(self, read: Array, values: Array, before: Array, noises: Array) -> None:
-        """Refuse, outside compiled code, what float32 does not resolve at the likeliest node."""
+        """Refuse what float32 does not resolve at the likeliest node, unless compiled."""
         if isinstance(read, Tracer) or not is_single(read.dtype):
             return
         node = jnp.argmax(logsumexp(self.scales.log_weights, axis=1))

@@ -9,6 +9,8 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 from numpyro.distributions import constraints
 
+from .._precision import NATS, is_single, lost_nats, rounding_of, weights_of
+
 
 class Joint(dist.Distribution):
     """`N(0, v L L')` for each output, all of one scale v, mixed over the law of v.
@@ -57,7 +59,17 @@ class Joint(dist.Distribution):
         log_det = 2 * columns.shape[1] * jnp.sum(jnp.log(jnp.diagonal(tril)))
         integral = self.law.log_integral(white.size, jnp.sum(white**2))
         density = integral - (white.size * jnp.log(2 * jnp.pi) + log_det) / 2
-        return density + self.penalty
+        return density + self.penalty + self._imprecise(white)
+
+    def _imprecise(self, white):
+        """Return minus infinity where rounding would move the density, else 0."""
+        tril = jax.lax.stop_gradient(self.scale_tril)
+        if not is_single(tril.dtype):
+            return 0.0
+        white = jax.lax.stop_gradient(white)
+        inverse = white.size / jnp.sum(white**2)
+        lost = lost_nats(rounding_of(tril), weights_of(tril, white), inverse)
+        return jnp.where(lost <= NATS, 0.0, -jnp.inf).astype(tril.dtype)
 
     def sample(self, key: Any, sample_shape=()):
         """Draw values; NaN where there is no factor.

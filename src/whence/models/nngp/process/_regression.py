@@ -24,7 +24,12 @@ from ..network._abstract_layer import AbstractLayer
 from ._cholesky import explain_factor
 from ._identifiability import degeneracies
 from ._joint import Joint
-from ._remarks import remarks_on_inputs, remarks_on_moments, repeated_rows
+from ._remarks import (
+    remarks_on_inputs,
+    remarks_on_moments,
+    remarks_on_targets,
+    repeated_rows,
+)
 from ._scale_mixture import ScaleMixture, ScaleMixtureConditioned
 
 
@@ -170,7 +175,7 @@ class Regression(Model):
                 f"`noise` must be above 0, a number or a prior, where rows of the inputs "
                 f"repeat each other; got 0, and {repeated} of {len(x)} rows that do."
             )
-        said = (*said, *remarks_on_inputs(x))
+        said = (*said, *remarks_on_inputs(x), *remarks_on_targets(y))
         if unknowns(self.scale):
             return said
         order = float(self.scale.tail()) + np.size(y) / 2

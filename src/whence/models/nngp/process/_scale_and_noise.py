@@ -9,12 +9,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from ....core._types import Scalar
 from .._parameter import parameter
-from ..laws._abstract_law import AbstractDensityLaw, AbstractLaw
+from ..laws._abstract_law import AbstractDensityLaw, AbstractLaw, pieces
 from ..laws._closed_form import InverseGamma, PointMass
 from ..laws._numerical import FromDistribution
 from ..laws._peak_nodes import log_grid, nodes_on_line
@@ -52,7 +53,15 @@ class TwoScales(eqx.Module):
 def as_law(name: str, law: Any) -> AbstractLaw:
     """Return a law with a density, or a known number."""
     if isinstance(law, dist.Distribution):
-        return FromDistribution(law)
+        law = FromDistribution(law)
+    if isinstance(law, AbstractDensityLaw):
+        ends = pieces(law)
+        if isinstance(ends.high, Tracer) or len(ends.low) > 1 or jnp.isfinite(ends.high)[0]:
+            raise ValueError(
+                f"`{name}` must have one peak and no upper edge, as `LogNormal`, `HalfNormal` "
+                "and `Gamma` do, to be integrated over together with another scale; got "
+                f"{type(getattr(law, 'distribution', law)).__name__}."
+            )
     if isinstance(law, AbstractDensityLaw | InverseGamma | PointMass):
         return law
     if isinstance(law, AbstractLaw):

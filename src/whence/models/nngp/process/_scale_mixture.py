@@ -15,15 +15,25 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from ....core._convert import part, whole
+from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey, Scalar
 from .._parameter import parameter, require_values
-from ..laws._abstract_law import AbstractLaw
+from .._precision import (
+    check_evidence,
+    check_rounding,
+    is_single,
+    lost_nats,
+    resolved,
+    rounding_of,
+    weights_of,
+)
+from ..laws._abstract_law import AbstractLaw, mean_inverse
 from ..laws._numerical import scale_law
 from ..network._abstract_layer import AbstractLayer
 from ._abstract_conditioned import AbstractConditioned
 from ._cholesky import cholesky, factor_or_penalty, plus_diagonal, whitened_covariance
 from ._joint import Joint
-from ._remarks import remarks_on
+from ._remarks import remarks_of
 
 
 class ScaleMixture(eqx.Module):
@@ -69,14 +79,15 @@ class ScaleMixture(eqx.Module):
         where it is not positive definite.
 
         Raises:
-            ValueError: If shapes do not fit, numbers are not finite, or the covariance is
-                not positive definite even with 1e-4 of its mean diagonal added.
+            ValueError: If shapes do not fit, numbers are not finite, float32 is not enough,
+                or the covariance is not positive definite even with 1e-4 of its mean
+                diagonal added.
         """
         x, y = jnp.asarray(x), check_targets(x, y)
         tril, jitter = _factor(self._with_noise(self.network.nngp(x)))
         y = y.astype(tril.dtype)
         white = solve_triangular(tril, y.reshape(len(y), -1), lower=True)
-        return ScaleMixtureConditioned(self, x, y, tril, white, jitter)
+        return _checked(ScaleMixtureConditioned(self, x, y, tril, white, jitter))
 
     def log_evidence(self, x: AnyArray, y: AnyArray) -> Scalar:
         """Return `log p(y)`, to differentiate by variances, noise and parameters of the law.
@@ -224,8 +235,7 @@ class ScaleMixtureConditioned(AbstractConditioned):
     @property
     def remarks(self) -> tuple[str, ...]:
         """What to know before trusting it, in words; empty if nothing."""
-        order = self.process.scale.tail() + self.size / 2
-        return remarks_on(self.x, float(self.jitter), float(order))
+        return remarks_of(self, float(self.jitter))
 
     def moments(self, x: AnyArray) -> tuple[Array, Array]:
         """Return location `(points, outputs)` and covariance of the function for v = 1.
@@ -233,18 +243,28 @@ class ScaleMixtureConditioned(AbstractConditioned):
         Args:
             x: Inputs at which to predict.
         """
-        network = self.process.network
-        covariance = network.nngp(x)
-        read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
+        read, covariance = self._read(x), self.process.network.nngp(x)
         return read.T @ self.white, covariance - read.T @ read
+
+    def _read(self, x: AnyArray) -> Array:
+        across = self.process.network.nngp(self.x, x)
+        return solve_triangular(self.tril, across, lower=True)
+
+    def _resolved(self, variance: Array, read: Array) -> Array:
+        if not is_single(variance.dtype):
+            return variance
+        alpha, of_point = (weights_of(self.tril, part) for part in (self.white, read))
+        inverse = mean_inverse(self.process.scale, self.size, self.quadratic)
+        return resolved(variance, rounding_of(self.tril), of_point, alpha, inverse)
 
     def _predict_each(self, x: AnyArray, noisy: bool) -> dist.Distribution:
         network = self.process.network
-        before = network.diagonal(x).nngp
-        read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
+        before, read = network.diagonal(x).nngp, self._read(x)
         # What is observed without noise is known, up to rounding of either sign.
-        left = jnp.maximum(before - jnp.sum(read**2, axis=0), jnp.finfo(before.dtype).eps)
-        deviations = jnp.sqrt(left + self._noise(noisy).astype(before.dtype))[:, None]
+        rounding = jnp.finfo(before.dtype).eps * before
+        left = jnp.maximum(before - jnp.sum(read**2, axis=0), rounding)
+        variance = self._resolved(left + self._noise(noisy).astype(before.dtype), read)
+        deviations = jnp.sqrt(variance)[:, None]
         loc = read.T @ self.white
         shape = (len(before), *self.y.shape[1:])
         scale = jnp.broadcast_to(deviations, loc.shape).reshape(shape)
@@ -258,13 +278,17 @@ class ScaleMixtureConditioned(AbstractConditioned):
         return law.mixture(self.size, self.quadratic, loc.T.reshape(-1), tril)
 
     def _factored(self, x: AnyArray, noisy: bool) -> tuple[Array, Array]:
-        loc, covariance = self.moments(x)
-        before = self.process.network.diagonal(x).nngp
-        return loc, whitened_covariance(covariance, self._noise(noisy), before)
+        network, read = self.process.network, self._read(x)
+        covariance = network.nngp(x) - read.T @ read
+        tril = whitened_covariance(covariance, self._noise(noisy), network.diagonal(x).nngp)
+        variance = jnp.sum(tril**2, axis=1)
+        share = self._resolved(variance, read) / variance  # 1, or NaN
+        return read.T @ self.white, tril * share[:, None]
 
     def _noise(self, noisy: bool) -> Array:
         return self.process.noise if noisy else jnp.zeros(())
 
+    @seeded
     def sample(self, x: AnyArray, *, key: PRNGKey, draws: int = 1) -> dict[str, Array]:
         """Draw the scale and, given it, the function.
 
@@ -297,7 +321,7 @@ class ScaleMixtureConditioned(AbstractConditioned):
         """
         x, y = jnp.asarray(x), check_targets(x, y, self.y)
         network, y = self.process.network, y.astype(self.tril.dtype)
-        read = solve_triangular(self.tril, network.nngp(self.x, x), lower=True)
+        read = self._read(x)
         own = self.process._with_noise(network.nngp(x))
         own = own + self.jitter * jnp.eye(len(own), dtype=own.dtype)
         corner, jitter = _factor(own - read.T @ read)
@@ -307,7 +331,18 @@ class ScaleMixtureConditioned(AbstractConditioned):
         white = jnp.concatenate([self.white, solve_triangular(corner, residual, lower=True)])
         whole_x, whole_y = jnp.concatenate([self.x, x]), jnp.concatenate([self.y, y])
         jitter = jnp.maximum(self.jitter, jitter)
-        return ScaleMixtureConditioned(self.process, whole_x, whole_y, tril, white, jitter)
+        return _checked(
+            ScaleMixtureConditioned(self.process, whole_x, whole_y, tril, white, jitter)
+        )
+
+
+def _checked(given: ScaleMixtureConditioned) -> ScaleMixtureConditioned:
+    """Return it if float32, where that is in use, is enough for its evidence."""
+    if is_single(given.tril.dtype) and not isinstance(given.white, Tracer):
+        inverse = mean_inverse(given.process.scale, given.size, given.quadratic)
+        weights = weights_of(given.tril, given.white)
+        check_evidence(lost_nats(rounding_of(given.tril), weights, inverse))
+    return given
 
 
 def _factor(covariance: Array) -> tuple[Array, Array]:
@@ -326,16 +361,18 @@ def repeated(tril: Array, outputs: int) -> Array:
 
 def check_targets(x: AnyArray, y: AnyArray, earlier: Array | None = None) -> Array:
     """Return observations as an array."""
+    y = y if isinstance(y, jax.Array | np.ndarray) else np.asarray(y)
     if earlier is not None and y.shape[1:] != earlier.shape[1:]:
         raise ValueError(
             f"`y` must have the outputs of the earlier ones, shape {earlier.shape[1:]} "
             f"per row; got {y.shape[1:]}."
         )
-    if y.ndim not in (1, 2) or y.shape[0] != x.shape[0] or 0 in y.shape:
+    if y.ndim not in (1, 2) or y.shape[0] != len(x) or 0 in y.shape:
         raise ValueError(
             "`y` must have shape (rows,) or (rows, outputs) with a row for each of the "
-            f"{x.shape[0]} rows of `x`; got {y.shape}."
+            f"{len(x)} rows of `x`; got {y.shape}."
         )
     if not isinstance(y, Tracer) and not np.all(np.isfinite(np.asarray(y))):
         raise ValueError(f"`y` must be finite; {np.sum(~np.isfinite(np.asarray(y)))} are not.")
+    check_rounding("y", y)
     return jnp.asarray(y)

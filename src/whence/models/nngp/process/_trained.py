@@ -17,15 +17,12 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
 from ....core._convert import number
-from ....core._types import AnyArray, Scalar
-from ..laws._abstract_law import AbstractDensityLaw
+from ....core._types import AnyArray
 from ..laws._closed_form import InverseGamma, Jeffreys, PointMass
 from ..laws._normal_mixture import NormalMixture
-from ..laws._peak_nodes import log_grid, nodes_on_line
+from ..laws._numerical import FromDistribution
 from ._cholesky import cholesky, whitened_covariance
 from ._scale_mixture import ScaleMixture, check_targets, repeated
-
-NUM_NODES = 65
 
 
 class Trained(eqx.Module):
@@ -173,16 +170,6 @@ def _scale_nodes(law: Any) -> tuple[Array, Array]:
     if isinstance(law, PointMass):
         return jnp.log(law.value)[None], jnp.zeros((1,))
     if isinstance(law, InverseGamma):
-        density = law.posterior(0, jnp.zeros(())).log_prob
-        centre = jnp.log(law.scale / law.shape)
-    elif isinstance(law, AbstractDensityLaw):
-        density, centre = law.log_density, jnp.zeros(())
-    else:
-        nodes = law.nodes(0, jnp.zeros(()))  # draws of v
-        return nodes.log_scales, nodes.log_weights
-
-    def integrand(log_scale: Scalar) -> Scalar:
-        return jnp.asarray(density(jnp.exp(log_scale))) + log_scale
-
-    points, log_widths = nodes_on_line(integrand, log_grid(centre), NUM_NODES)
-    return points, jax.vmap(integrand)(points) + log_widths
+        law = FromDistribution(law.posterior(0, jnp.zeros(())), law.tail())
+    nodes = law.nodes(0, jnp.zeros(()))
+    return nodes.log_scales, nodes.log_weights
