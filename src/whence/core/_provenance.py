@@ -11,24 +11,34 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._code import code_parts
 
 
 def fingerprint(target: Any) -> str:
     """Return the SHA-256 of a target's arrays, with their shapes and types."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(eqx.filter(target, eqx.is_array_like)):
+    return _read(target)[0]
+
+
+def _read(target: Any) -> tuple[str, dict[str, str]]:
+    """Return the fingerprint, and type, shape and the hash up to it of each array by name."""
+    digest, parts = hashlib.sha256(), {}
+    for path, leaf in tree_leaves_with_path(eqx.filter(target, eqx.is_array_like)):
         array = np.asarray(leaf)
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+        name = keystr(path, simple=True, separator=".")
+        parts[name] = f"{array.dtype} {array.shape} {digest.copy().hexdigest()[:16]}"
+    return digest.hexdigest(), parts
 
 
 def provenance(target: Any) -> dict[str, Any]:
     """Return what any manifest holds: the data, the model, precision, Python and the time."""
+    whole, parts = _read(target)
     return {
-        "data_sha256": fingerprint(target),
+        "data_sha256": whole,
+        "data": parts,
         "model": code_parts(target),
         "x64": bool(jax.config.jax_enable_x64),
         "python": python(),
@@ -46,9 +56,11 @@ def require_same(target: Any, content: Mapping[str, Any], where: str) -> None:
         content: The manifest.
         where: The file or folder, for the message.
     """
-    if content.get("data_sha256") not in (None, fingerprint(target)):
+    whole, parts = _read(target)
+    if content.get("data_sha256") not in (None, whole):
         raise ValueError(
-            f"`target` must be the one of {where}, but its data differ (their SHA-256 does)."
+            f"`target` must be the one of {where}, but its data differ"
+            f"{_difference(content, parts)}."
         )
     then, now = content.get("model"), code_parts(target)
     version = ".".join(str(content.get("python")).split(".")[:2])
@@ -59,6 +71,28 @@ def require_same(target: Any, content: Mapping[str, Any], where: str) -> None:
         f"`target` must be the one of {where}, but its model differs, or a global or closure "
         f"that it reads: {', '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}."
     )
+
+
+def _difference(content: Mapping[str, Any], now: Mapping[str, str]) -> str:
+    """Return in which array, and how, data differ from those of a manifest."""
+    is_double = bool(jax.config.jax_enable_x64)
+    if content.get("x64") not in (None, is_double):
+        switch = "False" if is_double else ""
+        return (
+            f": float64 is {'on' if is_double else 'not on'}, as it was"
+            f"{' not' if is_double else ''} then. Call `whence.enable_x64({switch})` before "
+            "data and model are made"
+        )
+    then = content.get("data")
+    if not isinstance(then, Mapping):
+        return " (their SHA-256 does)"
+    for name in {**now, **then}:
+        old, new = (str(parts.get(name, "missing")).rpartition(" ") for parts in (then, now))
+        if old != new:
+            if old[0] == new[0]:
+                return f": the values of `{name}` do"
+            return f": `{name}` is {new[0] or 'missing'}, and was {old[0] or 'missing'}"
+    return " (their SHA-256 does)"
 
 
 def require_entries(
@@ -78,7 +112,9 @@ def require_entries(
         value = content.get(name)
         if value is None and name in maybe:
             continue
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        kinds = (int, float) if kind is float else kind
+        is_flag = isinstance(value, bool) and kind is not bool
+        if not isinstance(value, kinds) or is_flag:
             got = f"got {value!r:.60}" if name in content else "it is missing"
             raise ValueError(
                 f"The manifest of {where} is damaged: `{name}` must be of type "
