@@ -52,7 +52,7 @@ from .language import (
     derived as derived,
     latent as latent,
 )
-from .posterior import Posterior as Posterior
+from .posterior import Posterior as Posterior, compare as compare
 from .running import (
     Trained as Trained,
     Until as Until,

@@ -146,3 +146,53 @@ def test_a_file_for_other_tools_holds_all_groups(posterior, tmp_path):
         assert "log_likelihood/y" in file
     assert set(az.from_netcdf(tmp_path / "a.nc").children) == set(posterior.dt.children)
     assert_array_equal(wh.load(tmp_path / "a.nc")["tau"], posterior["tau"])
+
+
+class Mean(wh.Model):
+    """`y[i]` is Normal(mu, 1), or around a known `offset`."""
+
+    offset: Any
+    mu: Any = wh.latent(dist.Normal(0.0, 100.0))
+
+    def likelihood(self):
+        return dist.Normal(self.mu + self.offset, 1.0)
+
+
+def _exact(offset, y, name="y"):
+    """Draws from the posterior of a nearly flat prior: Normal(mean(y - offset), 1 / n)."""
+    mean, n = np.mean(y - offset), len(y)
+    draws = mean + np.random.default_rng(2).normal(size=(4, 1000)) / np.sqrt(n)
+    target = wh.condition(Mean(jnp.asarray(offset)), y, name=name)
+    return wh.Posterior.from_draws(target, {"mu": draws})
+
+
+def test_compare_is_leave_one_out():
+    """Leaving `y[i]` out, it is Normal(mean of the others, 1 + 1 / (n - 1))."""
+    rng = np.random.default_rng(3)
+    offset = np.linspace(-2.0, 2.0, 150)
+    y = offset + rng.normal(size=150)
+    right, wrong = _exact(offset, y), _exact(np.zeros(150), y)
+    table = wh.compare({"wrong": wrong, "right": right})
+    assert list(table.index) == ["right", "wrong"]
+
+    def exact(z):
+        others = (z.sum() - z) / 149
+        return np.sum(dist.Normal(others, np.sqrt(1 + 1 / 149)).log_prob(z))
+
+    difference = exact(y - offset) - exact(y)
+    assert_allclose(table.loc["wrong", "elpd_diff"], -difference, atol=0.05 * difference)
+    assert list(wh.compare({"a": wrong, "b": right}, var_name="y").index) == ["b", "a"]
+    other = _exact(offset, y + 0.1)
+    for arguments, message in [
+        ([{"right": right}], "at least two posteriors"),
+        (
+            [{"a": right, "b": right.target}],
+            "'b'.` must be a `whence.Posterior`",
+        ),
+        ([{"a": right, "b": other}], "'y' differs between 'a' and 'b'"),
+        ([{"a": right, "b": _exact(offset, y, "z")}], "'a' has y and 'b' z"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            wh.compare(*arguments)
+    with pytest.raises(ValueError, match="`var_name` must be one of y; got 'z'"):
+        wh.compare({"a": right, "b": wrong}, var_name="z")

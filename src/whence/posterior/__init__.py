@@ -1,3 +1,4 @@
 """Posteriors: draws, what is computed from them, and their export to ArviZ."""
 
+from ._compare import compare as compare
 from ._posterior import Posterior as Posterior
