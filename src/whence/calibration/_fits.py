@@ -112,7 +112,7 @@ def fit_batched(
         some = {name: jnp.asarray(value[numbers]) for name, value in data.items()}
         stack = BatchedTarget(task.target, some, jnp.asarray(numbers, jnp.int32))
         job = prepare(stack, BatchedFits(task.engine), key, None, True, None, None, None)
-        outcome = run_job(job, RunOptions(False, True, None, None))
+        outcome, _ = run_job(job, RunOptions(False, True, None, None))
         if outcome.ending == "interrupted":
             raise KeyboardInterrupt
         schedule = task.engine.schedule
