@@ -32,6 +32,7 @@ from ..storage import RunStore
 from ._distributed import first, most
 from ._mesh import Layout
 from ._program import Plan, build_plan, to_host
+from ._recompiled import note_compilation
 from ._sharding import place_data
 from ._worker import Worker
 
@@ -109,6 +110,8 @@ def run(
     if vectorised is None:
         vectorised = schedule.replicas > 1 and jax.default_backend() != "cpu"
     plan, found = remembered(build_plan, target, engine, key, chunk_steps, vectorised, layout)
+    if not found:
+        note_compilation(target, engine)
     data = eqx.filter((target, engine), is_data)
     if layout is not None:
         data = place_data(layout, data)
