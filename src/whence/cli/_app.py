@@ -4,12 +4,13 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
+from ..storage import as_path, check_destination
 from ..studies import names
-from ._errors import INTERRUPTED, UsageProblem, one_paragraph
+from ._errors import INTERRUPTED, UsageProblem, message, one_paragraph
 
 IMPORT_SECONDS = time.process_time()  # CPU time since the process began
 
@@ -30,10 +31,17 @@ StoredEngine = Annotated[
     str | None,
     typer.Option("--engine", "-e", help="The run's engine, if not whence's own: FILE.py:NAME."),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Same seed, same draws.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="netCDF file (or .zarr) to write.")]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same draws; below 2**32.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", parser=as_path, help="netCDF file (or .zarr) to write.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run whatever Python file the store names.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
-Store = Annotated[Path, typer.Argument(metavar="STORE", help="From `whence fit --store`.")]
+Store = Annotated[
+    Path, typer.Argument(metavar="STORE", parser=as_path, help="From `whence fit --store`.")
+]
 StoredSpec = Annotated[
     str | None,
     typer.Argument(metavar="FILE.py:NAME", help="The target; by default the one it was."),
@@ -69,7 +77,9 @@ def root(
 @app.command()
 @one_paragraph
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder.")] = Path("whence-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", parser=as_path, help="Folder.")] = Path(
+        "whence-demo"
+    ),
     engine: Engine = "nuts",
     seed: Seed = 0,
     debug: Debug = False,
@@ -114,7 +124,9 @@ def fit(
     store: Annotated[
         Path | None,
         typer.Option(
-            "--store", help="New folder to write the run to as it goes; see `whence resume`."
+            "--store",
+            parser=as_path,
+            help="New folder to write the run to as it goes; see `whence resume`.",
         ),
     ] = None,
     mesh: Annotated[
@@ -139,10 +151,11 @@ def fit(
     from ..core import enable_x64
     from ._devices import prepare_devices
     from ._engines import build_engine, find_engine
-    from ._fit import is_silent, run_fit, save_and_judge
+    from ._fit import check_seed, is_silent, run_fit, save_and_judge
     from ._load import load_target
 
     enable_x64(not float32)
+    check_seed(seed)
     configured = build_engine(find_engine(engine), settings or [])
     _check_out(out, overwrite)
     until = _until(ess, rhat, max_draws, max_seconds)
@@ -162,12 +175,13 @@ def resume(
     engine: StoredEngine = None,
     out: Out = POSTERIOR,
     overwrite: Overwrite = False,
+    trust: Trust = False,
     debug: Debug = False,
 ) -> None:
     """Go on with a fit that was stopped or killed, to the same draws bit for bit."""
     from ..running import resume
 
-    _go_on(resume, store, target, engine, out, overwrite)
+    _go_on(resume, _Named(store, target, engine, trust), out, overwrite)
 
 
 @app.command()
@@ -185,6 +199,7 @@ def extend(
     max_seconds: MaxSeconds = None,
     out: Out = POSTERIOR,
     overwrite: Overwrite = False,
+    trust: Trust = False,
     debug: Debug = False,
 ) -> None:
     """Add draws to the end of a stored fit, as if it had made so many from the start."""
@@ -193,19 +208,24 @@ def extend(
     until = _until(ess, rhat, max_draws, max_seconds)
     if (draws is None) == (until is None):
         raise UsageProblem("Say either --draws, or when to end: --ess, --rhat and the like.")
-    _go_on(extend, store, target, engine, out, overwrite, draws=draws, until=until)
+    stored = _Named(store, target, engine, trust)
+    _go_on(extend, stored, out, overwrite, draws=draws, until=until)
 
 
 @app.command()
 @one_paragraph
 def replay(
-    store: Store, target: StoredSpec = None, engine: StoredEngine = None, debug: Debug = False
+    store: Store,
+    target: StoredSpec = None,
+    engine: StoredEngine = None,
+    trust: Trust = False,
+    debug: Debug = False,
 ) -> None:
     """Run a stored fit again and say whether its draws agree; exit code 1 if they do not."""
     from ..running import replay
     from ._fit import quiet
 
-    loaded, built = _stored(store, target, engine)
+    loaded, built = _stored(_Named(store, target, engine, trust))
     with quiet():
         found = replay(store, loaded, engine=built)
     typer.echo(f"{found.tier}\n{found}")
@@ -216,11 +236,16 @@ def replay(
 @one_paragraph
 def report(
     posterior: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A file of `whence fit`, or a store.")
+        Path,
+        typer.Argument(
+            metavar="PATH", parser=as_path, help="A file of `whence fit`, or a store."
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder, or .html file; by default beside PATH."),
+        typer.Option(
+            "--out", "-o", parser=as_path, help="Folder, or .html file; by default beside PATH."
+        ),
     ] = None,
     target: Annotated[
         str | None,
@@ -231,6 +256,7 @@ def report(
         ),
     ] = None,
     engine: StoredEngine = None,
+    trust: Trust = False,
     png: Annotated[bool, typer.Option("--png", help="Write the plots as PNG too.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -238,10 +264,11 @@ def report(
     from ..core import enable_x64
     from ..running import load
     from ._load import load_target
-    from ._report import write_report
+    from ._report import prepared, write_report
 
+    path = prepared(_html_path(posterior, out))
     if (posterior / "manifest.json").is_file():
-        loaded, built = _stored(posterior, target, engine)
+        loaded, built = _stored(_Named(posterior, target, engine, trust))
         fitted = load(posterior, target=loaded, engine=built)
     else:
         fitted = load(posterior)
@@ -249,8 +276,8 @@ def report(
             # The target's data must have the type they had in the fit.
             enable_x64(bool(fitted.manifest.get("x64", True)))
             fitted = load(posterior, target=load_target(target))
-    for path in write_report(fitted, posterior.stem, _html_path(posterior, out), png=png):
-        typer.echo(str(path))
+    for written in write_report(fitted, posterior.stem, path, png=png):
+        typer.echo(str(written))
 
 
 @app.command()
@@ -267,10 +294,12 @@ def engines(debug: Debug = False) -> None:
 def study(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(names())}.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder; by default whence-NAME.")
+        Path | None,
+        typer.Option("--out", "-o", parser=as_path, help="Folder; by default whence-NAME."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder with data that are not bundled.")
+        Path | None,
+        typer.Option("--data", parser=as_path, help="Folder with data that are not bundled."),
     ] = None,
     size: Annotated[str, typer.Option("--size", help="small (minutes) or full.")] = "small",
     seed: Seed = 0,
@@ -279,8 +308,10 @@ def study(
     """Repeat a paper's experiment: tables and figures into a folder."""
     from ..core import enable_x64
     from ..studies import Request, carry_out, study
+    from ._fit import check_seed
 
     enable_x64(True)
+    check_seed(seed)
     found = study(name)
     folder = out or Path(f"whence-{name}")
     tables = carry_out(found, Request(folder, data, size, seed, typer.echo))
@@ -294,14 +325,23 @@ def _exit_if(condition: bool, code: int = 1) -> None:
         raise typer.Exit(code)
 
 
-def _go_on(run, store: Path, target, engine, out: Path, overwrite: bool, **more) -> None:
+class _Named(NamedTuple):
+    """A stored run, as it was typed."""
+
+    store: Path
+    target: str | None
+    engine: str | None
+    trust: bool
+
+
+def _go_on(run, named: _Named, out: Path, overwrite: bool, **more) -> None:
     """Run `resume` or `extend` on a store, and write and judge the posterior."""
     from ._fit import quiet, save_and_judge
 
-    loaded, built = _stored(store, target, engine)
+    loaded, built = _stored(named)
     _check_out(out, overwrite)
     with quiet():
-        posterior = run(store, loaded, engine=built, **more)
+        posterior = run(named.store, loaded, engine=built, **more)
     _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
 
 
@@ -313,23 +353,19 @@ def _until(ess, rhat, max_draws, max_seconds):
     return Until(**given) if given else None
 
 
-def _stored(store: Path, spec: str | None, engine: str | None):
+def _stored(named: _Named):
     """Return target and engine of a stored run, in its precision; None for an own engine."""
     from ..core import enable_x64
-    from ..storage import RunStore
+    from ..running._manifest import open_store
     from ._engines import stored_engine
-    from ._load import load_target
+    from ._load import load_target, trusted
 
-    manifest = RunStore.open(store).manifest
+    store = open_store(named.store)
     # Data must have the type they had when the run began.
-    enable_x64(bool(manifest.get("x64", True)))
-    found = spec or manifest.get("source")
-    if not found:
-        raise UsageProblem(
-            f"{store} does not say where its target comes from; give it: FILE.py:NAME."
-        )
-    built = stored_engine(manifest["configuration"], engine)
-    return load_target(found), built
+    enable_x64(store.manifest["x64"])
+    target = named.target or trusted(store.manifest.get("source"), store.folder, named.trust)
+    built = stored_engine(store.manifest["configuration"], named.engine)
+    return load_target(target), built
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -340,6 +376,10 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise UsageProblem(f"--out must be in an existing folder; {out.parent} is not one.")
     if out.exists() and not overwrite:
         raise UsageProblem(f"{out} exists; add --overwrite, or choose another with --out.")
+    try:
+        check_destination(out)
+    except OSError as error:
+        raise UsageProblem(f"--out cannot be {out}: {message(error)}") from error
 
 
 def _html_path(posterior: Path, out: Path | None) -> Path:

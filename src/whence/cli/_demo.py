@@ -13,7 +13,7 @@ from ..inference.hmc import NUTS
 from ..posterior import Posterior
 from . import _errors
 from ._engines import build_engine, find_engine
-from ._fit import run_fit
+from ._fit import check_seed, run_fit
 from ._load import load_target
 from ._text import heading, print_posterior, timings_text
 
@@ -39,6 +39,7 @@ def run_demo(out: Path, engine: str, seed: int, *, import_seconds: float) -> boo
         Whether the run was interrupted.
     """
     begin = time.perf_counter()
+    check_seed(seed)
     enable_x64()
     from . import _eight_schools as schools
 

@@ -41,7 +41,7 @@ def one_paragraph(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             say(str(error) or "Interrupted.", lead="interrupted")
             raise typer.Exit(INTERRUPTED) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if kwargs.get("debug"):
                 traceback.print_exception(error)
             else:
@@ -64,6 +64,11 @@ def describe(error: BaseException) -> str:
 
 def message(error: BaseException) -> str:
     """Return the message of an error in one line, or its type if it has none."""
+    if isinstance(error, SystemExit):
+        return (
+            f"the file ends the program here, by `sys.exit({error.code!r})`: remove that, or "
+            "put it under `if __name__ == '__main__':`."
+        )
     quoted = isinstance(error, KeyError) and len(error.args) == 1
     text = " ".join(str(error.args[0] if quoted else error).split())
     if len(text) > _LONGEST:

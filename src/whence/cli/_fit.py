@@ -11,7 +11,7 @@ import typer
 from ..core import AbstractEngine, AbstractTarget, InferenceWarning
 from ..posterior import Posterior
 from ..running import Until, infer
-from ._errors import say
+from ._errors import UsageProblem, say
 from ._load import absolute_spec
 from ._text import heading, print_posterior, timings_text
 
@@ -34,6 +34,12 @@ def run_fit(
         return infer(
             target, engine, key=key, until=until, store=store, source=source, mesh=mesh
         )
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless every bit of a seed counts, in float32 as in float64."""
+    if not 0 <= seed < 2**32:
+        raise UsageProblem(f"--seed must be from 0 to {2**32 - 1}; got {seed}.")
 
 
 def is_silent() -> bool:

@@ -1,6 +1,7 @@
 """`FILE.py:NAME` becomes a target or an engine."""
 
 import inspect
+import os
 import sys
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..core import AbstractEngine, AbstractTarget
 from ..language import Model
-from ._errors import USER_MODULE, FileProblem, UsageProblem, message, user_line
+from ._errors import USER_MODULE, FileProblem, UsageProblem, message, say, user_line
 
 _HOW = "a target is named FILE.py:NAME, for example `model.py:target`"
 _HOW_ENGINE = "an engine is named FILE.py:NAME, for example `--engine walk.py:Walk`"
@@ -72,7 +73,48 @@ def is_engine(value: Any) -> bool:
 def absolute_spec(spec: str) -> str:
     """Return `spec` with its file's absolute path: valid from any folder."""
     path, name = _split(spec, _HOW)
-    return f"{path.resolve()}:{name}" if name else str(path.resolve())
+    path = path.expanduser().resolve()
+    return f"{path}:{name}" if name else str(path)
+
+
+def trusted(spec: str | None, store: Path, trust: bool) -> str:
+    """Return the target that a store names, if its file may be run without being typed.
+
+    Args:
+        spec: What the store says.
+        store: The folder.
+        trust: Whether the user said that any file may be run.
+
+    Raises:
+        UsageProblem: If the store names none, or one that whoever made the store may have
+            put there: then it must be named by the user.
+    """
+    if not spec:
+        raise UsageProblem(
+            f"{store} does not say where its target comes from; give it: FILE.py:NAME."
+        )
+    doubt = _doubt(_split(spec, _HOW)[0], store)
+    if doubt and not trust:
+        raise UsageProblem(
+            f"{store} names {spec} as its target, {doubt}; running it could do anything. Read "
+            "that file, then name it yourself (STORE FILE.py:NAME; for a report --target "
+            "FILE.py:NAME), or add --trust."
+        )
+    say(f"{spec}, as the store {store} says", lead="running")
+    return spec
+
+
+def _doubt(path: Path, store: Path) -> str:
+    """Return why a file that a store names may not be the user's own, or nothing."""
+    if not path.is_absolute():
+        return "which is no full path"
+    inside = (path.parent.resolve() / path.name, path.resolve())
+    if any(p.is_relative_to(store.resolve()) for p in inside):
+        return "which lies in the store itself"
+    for file, word in ((path, "which is"), (store / "manifest.json", "in words that are")):
+        if hasattr(os, "geteuid") and file.exists() and file.stat().st_uid != os.geteuid():
+            return f"{word} another user's"
+    return ""
 
 
 def _split(spec: str, how: str) -> tuple[Path, str]:
@@ -85,6 +127,7 @@ def _split(spec: str, how: str) -> tuple[Path, str]:
 
 
 def _run(path: Path, how: str) -> ModuleType:
+    path = path.expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}; {how}.")
     return _executed(path, path.resolve(), path.stat().st_mtime_ns)
@@ -106,7 +149,7 @@ def _executed(path: Path, real: Path, changed: int) -> ModuleType:
     except SyntaxError as error:
         where = f"{error.filename or path}, line {error.lineno}"
         raise FileProblem(f"{where}: {type(error).__name__}: {error.msg}.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _problem(error, path) from error
     return module
 
@@ -120,11 +163,11 @@ def _call(function: Any, name: str, path: Path) -> Any:
         ) from error
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _problem(error, path) from error
 
 
-def _problem(error: Exception, path: Path) -> FileProblem:
+def _problem(error: BaseException, path: Path) -> FileProblem:
     where = user_line(error.__traceback__) or str(path)
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     return FileProblem(f"{where}: {kind}{message(error)}")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..posterior import Posterior
+from ..storage._atomic import place, replace_file
 from ._plots import Plot, draw_plots
 
 _STYLE = """
@@ -27,16 +28,22 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .82rem; }
 """
 
 
+def prepared(path: Path) -> Path:
+    """Make the folder of a report; raise if it cannot be written, before it takes minutes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place(path)
+    return path
+
+
 def write_report(posterior: Posterior, title: str, path: Path, *, png: bool) -> list[Path]:
     """Write the report."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     plots = draw_plots(posterior)
-    path.write_text(render(posterior, title, plots), encoding="utf-8")
+    replace_file(place(path), render(posterior, title, plots).encode())
     written = [path]
     for plot in plots:
         if png and plot.png is not None:
             image = path.with_name(f"{path.stem}-{plot.name}.png")
-            image.write_bytes(plot.png)
+            replace_file(place(image), plot.png)
             written.append(image)
     return written
 

@@ -1,7 +1,9 @@
 """Configurations and records as JSON and back, with their arrays beside them."""
 
 import dataclasses
+import functools
 import importlib
+import sys
 from typing import Any
 
 import equinox as eqx
@@ -73,9 +75,17 @@ def from_json(
         packages: Packages whose classes may be looked up.
 
     Raises:
-        ValueError: If a class is of another package, or a part could not be written.
+        ValueError: If a class is of another package, a part could not be written, or the
+            values are not those that `to_json` writes.
     """
-    inside = lambda item: from_json(item, arrays, packages)
+    try:
+        return _from_json(value, arrays or {}, packages)
+    except (KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:
+        raise ValueError(f"it is not as whence writes it ({error!r:.200})") from error
+
+
+def _from_json(value: Any, arrays: dict[str, np.ndarray], packages: tuple[str, ...]) -> Any:
+    inside = lambda item: _from_json(item, arrays, packages)
     if not isinstance(value, dict):
         return value
     if "tuple" in value:
@@ -83,13 +93,16 @@ def from_json(
     if "dict" in value:
         return {name: inside(item) for name, item in value["dict"]}
     if "array" in value:
-        return (arrays or {})[value["array"]]
+        return arrays[value["array"]]
     if "opaque" in value:
         raise ValueError(f"a part of it, {value['opaque']}, cannot be stored")
     module, _, name = value["class"].partition(":")
     if module.split(".")[0] not in packages:
         raise ValueError(f"{name} of {module} is not one of whence's own classes")
-    cls = getattr(importlib.import_module(module), name)
+    # Of other packages nothing is imported: that would run what the file names.
+    own = module.startswith("whence.")
+    found = importlib.import_module(module) if own else sys.modules[module]
+    cls: Any = functools.reduce(getattr, name.split("."), found)
     if not issubclass(cls, eqx.Module):
         raise ValueError(f"{value['class']} is no engine, record or part of one")
     settable = {f.name for f in dataclasses.fields(cls) if f.init}

@@ -1,6 +1,7 @@
 """A posterior back from a file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,19 @@ import numpy as np
 from ..core._engine import AbstractEngine, Sample
 from ..core._flat import position_shapes
 from ..core._json import from_json
-from ..core._provenance import require_same
+from ..core._provenance import require_entries, require_same
 from ..core._target import AbstractTarget
 from ..core._tree import named_leaves
 from ..diagnostics._records import AbstractRecord, ForeignRecord
 from ..posterior._posterior import Posterior
 from ._stored import read_run
+
+_ENTRIES = {"manifest": dict, "engine": str, "seconds": dict, "failed": list, "complete": bool}
+_MAYBE = {
+    **dict.fromkeys(("method", "stopped"), str),
+    **dict.fromkeys(("log_evidence", "log_evidence_error"), float),
+    "record": dict,
+}
 
 
 def load(
@@ -41,9 +49,10 @@ def load(
         ValueError: If the file is not one of ours, if `target` has other data, or if a store
             is damaged or has no draws yet.
     """
-    from ..storage import is_zarr, load_netcdf, load_zarr
+    from ..storage import as_path, is_zarr, load_netcdf, load_zarr
 
-    if (Path(path) / "manifest.json").is_file():
+    path = as_path(path)
+    if (path / "manifest.json").is_file():
         if target is None:
             raise ValueError(
                 f"`target` must be given to read the run in {path}: "
@@ -53,44 +62,62 @@ def load(
     if engine is not None or thin != 1:
         raise ValueError(f"`engine` and `thin` are for stores; {str(path)!r} is none.")
     tree = load_zarr(path) if is_zarr(path) else load_netcdf(path)
-    attrs = dict(tree.attrs)
-    manifest = json.loads(attrs["whence_manifest"])
+    own = _own_attributes(tree.attrs, path)
+    manifest = own["manifest"]
     if target is not None:
         require_same(target, manifest, f"the posterior in {str(path)!r}")
+    names = _read_names(tree)
     arrays = lambda name: (
-        {str(n): np.asarray(v.values) for n, v in tree[name].data_vars.items()}
+        {
+            names.get(str(n), str(n)): np.asarray(v.values)
+            for n, v in tree[name].data_vars.items()
+        }
         if name in tree.children
         else {}
     )
     stats = arrays("sample_stats")
-    stored = lambda name: json.loads(attrs.get(name, "null"))
     sample = Sample(
         positions=_positions(arrays("unconstrained_posterior"), target),
         stats={n: v for n, v in stats.items() if n != "log_weight"},
         log_weights=stats.get("log_weight"),
-        log_evidence=stored("whence_log_evidence"),
-        log_evidence_error=stored("whence_log_evidence_error"),
-        method=stored("whence_method"),
-        record=_record(stored("whence_record"), arrays("record")),
+        log_evidence=own["log_evidence"],
+        log_evidence_error=own["log_evidence_error"],
+        method=own["method"],
+        record=_record(own["record"], arrays("record")),
     )
     return Posterior(
         target,
         sample,
-        engine=json.loads(attrs["whence_engine"]),
-        seconds=json.loads(attrs["whence_seconds"]),
+        engine=own["engine"],
+        seconds=own["seconds"],
         manifest=manifest,
-        failed=tuple(json.loads(attrs["whence_failed"])),
-        complete=bool(json.loads(attrs["whence_complete"])),
-        stopped=stored("whence_stopped"),
+        failed=tuple(own["failed"]),
+        complete=own["complete"],
+        stopped=own["stopped"],
         variables=arrays("posterior"),
-        described=_read_description(tree),
+        described=_read_description(tree, names),
     )
+
+
+def _own_attributes(attrs: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """Return what a file says of the run, checked; None for what it does not say."""
+    names = (*_ENTRIES, *_MAYBE)
+    try:
+        own = {name: json.loads(attrs.get(f"whence_{name}", "null")) for name in names}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"What {path} says of its run is damaged: {error}") from error
+    require_entries(own, _ENTRIES, _MAYBE, str(path))
+    kinds = {"versions": dict, "model": dict, "references": list, "x64": bool}
+    words = ("data_sha256", "python", "created")
+    require_entries(own["manifest"], {}, kinds | dict.fromkeys(words, str), str(path))
+    return own
 
 
 def _record(content: Any, arrays: dict[str, np.ndarray]) -> AbstractRecord | None:
     try:
         return from_json(content, arrays)
-    except ValueError:
+    except ValueError:  # of another package: kept as data
+        require_entries(content, {"class": str, "fields": dict}, {}, "a record")
         fields = {n: from_json(v, arrays) for n, v in content["fields"].items()}
         return ForeignRecord(content["class"], fields)
 
@@ -106,10 +133,19 @@ def _positions(named: dict[str, np.ndarray], target):
     )
 
 
-def _read_description(tree) -> dict[str, Any]:
+def _read_names(tree) -> dict[str, str]:
+    """Return what variables are called that a file must call otherwise."""
+    try:
+        names = json.loads(tree.attrs.get("whence_names", "{}"))
+        return {str(n): str(own) for n, own in names.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"What the file says of names is damaged: {error}") from error
+
+
+def _read_description(tree, names: Mapping[str, str]) -> dict[str, Any]:
     dataset = tree["posterior"].to_dataset()
     dims = {
-        str(n): tuple(str(d) for d in v.dims if d not in ("chain", "draw"))
+        names.get(str(n), str(n)): tuple(str(d) for d in v.dims if d not in ("chain", "draw"))
         for n, v in dataset.data_vars.items()
     }
     coords = {str(n): v.values for n, v in dataset.coords.items() if n not in ("chain", "draw")}

@@ -5,8 +5,14 @@
 `load_zarr` as folders. `RunStore` is a run on disk while it goes on.
 """
 
+from ._atomic import as_path as as_path
 from ._datatree import GROUPS as GROUPS, to_datatree as to_datatree
 from ._encoding import SCHEMA_VERSION as SCHEMA_VERSION
 from ._netcdf import load_netcdf as load_netcdf, save_netcdf as save_netcdf
 from ._runstore import RUN_SCHEMA as RUN_SCHEMA, RunStore as RunStore
-from ._zarr import is_zarr as is_zarr, load_zarr as load_zarr, save_zarr as save_zarr
+from ._zarr import (
+    check_destination as check_destination,
+    is_zarr as is_zarr,
+    load_zarr as load_zarr,
+    save_zarr as save_zarr,
+)

@@ -123,7 +123,7 @@ def reading(kind: str, path: Path) -> Iterator[None]:
     """Say of what cannot be read that this library did not write it."""
     try:
         yield
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"`path` must be a {kind} that this library wrote; {path} cannot be read: {error}"
         ) from error

@@ -69,8 +69,7 @@ def load_netcdf(path: str | os.PathLike[str]) -> "xarray.DataTree":
         _check_sizes(path)
         with open_tree(path, engine="h5netcdf") as tree:
             check_schema(tree.attrs, path)
-            loaded = tree.load()
-    return decoded(loaded)
+            return decoded(tree.load())
 
 
 def _check_sizes(path: Path) -> None:

@@ -90,8 +90,7 @@ def load_zarr(path: str | os.PathLike[str]) -> "xarray.DataTree":
     open_tree = xarray.open_datatree
     with reading("zarr folder", path), _quiet(), open_tree(path, engine="zarr") as tree:
         check_schema(tree.attrs, path)
-        loaded = tree.load()
-    return decoded(loaded)
+        return decoded(tree.load())
 
 
 def check_destination(path: str | os.PathLike[str]) -> None:
