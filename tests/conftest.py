@@ -27,7 +27,9 @@ hook.__enter__()  # stays on for the whole session
 
 def pytest_addoption(parser):
     parser.addoption("--data", default=None, help="folder with posteriordb reference draws")
-    parser.addoption("--part", default="0/1", help="K/N: the tests of part K, from 0, of N parts")
+    parser.addoption(
+        "--part", default="0/1", help="K/N: the tests of part K, from 0, of N parts"
+    )
     parser.addoption("--dates", default=None, help="JSON file: when each test last passed")
 
 
@@ -60,4 +62,11 @@ def key():
 def promotion():
     """Neither types nor ranks may be mixed; folders that cannot have it so override this."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def standard():
+    """Types and ranks mix as JAX comes, for a test whose own model mixes them."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -205,6 +205,7 @@ def test_a_numpyro_model_with_a_factor_is_refused(key):
         wh.sbc(wh.from_numpyro(model, jnp.zeros(())), wh.NUTS(), key=key)
 
 
+@pytest.mark.usefixtures("standard")
 @pytest.mark.slow
 def test_several_observed_variables_counts_and_test_quantities(key):
     class Model(wh.Model):

@@ -145,6 +145,7 @@ class Mixture(wh.Model):
 
 
 @SLOW
+@pytest.mark.usefixtures("standard")
 def test_an_unbounded_likelihood_is_told(key):
     """One component of a normal mixture can sit on one observation and shrink to it."""
     target = wh.condition(Mixture(), np.array([-1.5, 0.2, 1.1, 1.3, 1.2]))
@@ -156,6 +157,7 @@ def test_an_unbounded_likelihood_is_told(key):
 
 
 @SLOW
+@pytest.mark.usefixtures("standard")
 def test_the_law_of_one_scale_cannot_be_learnt_from_one_draw(key):
     """Evidence over both parameters of an inverse gamma law rises to that of a known scale."""
     nngp = pytest.importorskip("whence.models.nngp")

@@ -177,6 +177,7 @@ def _two_modes(x):
     return jnp.logaddexp(left, jnp.log(0.7) + norm.logpdf(x, 3.0, 0.5))
 
 
+@pytest.mark.usefixtures("standard")
 @pytest.mark.slow
 def test_mass_of_two_modes(key):
     target = OneDimension(_two_modes, 4.0)
