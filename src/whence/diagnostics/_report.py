@@ -1,11 +1,12 @@
 """What `diagnose` returns: findings, each with its number, its limit and a remedy."""
 
-import html
 import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from ._html import block, paragraph, table
 
 Severity = Literal["ok", "note", "warning", "error"]
 _SEVERITIES = ("error", "warning", "note", "ok")
@@ -124,13 +125,9 @@ class Report:
         return "\n".join([*head, self.verdict, "", *blocks])
 
     def _repr_html_(self) -> str:
-        rows = "".join(_html_row(finding) for finding in self.findings)
-        title = f"<b>{html.escape(self.title)}</b><br>" if self.title else ""
-        return (
-            f"<div><p>{title}{html.escape(self.verdict)}</p><table><thead><tr><th></th>"
-            "<th>check</th><th>finding</th><th>limit</th><th>what to do</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table></div>"
-        )
+        columns = ("", "check", "finding", "limit", "what to do")
+        rows = [(f.severity, f.code, f.message, _limit(f), f.remedy) for f in self.findings]
+        return block(paragraph(self.verdict), table(columns, rows), title=self.title)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain dicts, lists, strings and numbers, ready for JSON."""
@@ -204,11 +201,6 @@ def _text(finding: Finding) -> str:
         if finding.remedy:
             lines.append(block(f"-> {finding.remedy}", " " * 10))
     return "\n".join(lines)
-
-
-def _html_row(finding: Finding) -> str:
-    cells = (finding.severity, finding.code, finding.message, _limit(finding), finding.remedy)
-    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
 def _json_number(value: float | None) -> float | str | None:
