@@ -13,6 +13,7 @@ from numpyro.distributions.constraints import Constraint, real
 
 from ..core import AbstractTarget
 from ..core._key import seeded
+from ..core._show import target_html
 from ..core._tree import named_leaves
 from ..core._types import Scalar
 from ._bijection import bijection, log_det
@@ -60,6 +61,9 @@ class LogDensityTarget(AbstractTarget):
     def unconstrain(self, draw: PyTree) -> PyTree:
         """Return the position of a draw; the inverse of `constrain`."""
         return self._map(lambda bijector, x: bijector.inv(jnp.asarray(x)), draw)
+
+    def _repr_html_(self) -> str:
+        return target_html(self, type(self).__name__)
 
     def _map(self, function, tree):
         leaves = self.structure.flatten_up_to(tree)

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from ..core import AbstractDescribedTarget
 from ..core._key import seeded
+from ..core._show import target_html
 from ..core._target import LatentShape
 from ..core._types import PRNGKey, Scalar
 from ..language._latent import Coords
@@ -106,6 +107,9 @@ class AbstractSitesTarget(AbstractDescribedTarget):
         if rows is not None:
             raise ValueError(f"{type(self).__name__} has no rows of data to choose from.")
         return self._log_likelihood(self._at(position))
+
+    def _repr_html_(self) -> str:
+        return target_html(self, type(self).__name__)
 
     def variables(self, draw):
         return dict(draw)

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from ..core._dtype import relaxed
 from ..core._results import InferenceWarning
+from ..core._show import target_html
 from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
 from ._check_data import check_data, check_likelihood, fixed_by_others
@@ -34,6 +35,7 @@ from ._model import (
     unconstrain,
     unconstrain_values,
 )
+from ._show import priors_in_words
 from ._sites import Site
 
 
@@ -218,6 +220,10 @@ class ModelTarget(AbstractDescribedTarget):
         new = self.inputs if inputs is None else inputs
         drawn = draw.predict_given(self.y, self.inputs, new, key=key)
         return dict(drawn) if isinstance(drawn, Mapping) else {self.name: drawn}
+
+    def _repr_html_(self) -> str:
+        title = f"{type(self.model).__name__} given data"
+        return target_html(self, title, priors_in_words(self.model))
 
     def _predict_like(self, draw, observed, key):
         likelihood = draw.likelihood(*self.inputs)

@@ -14,9 +14,12 @@ import numpyro.distributions as dist
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array
 
+from ..core._convert import whole
 from ..core._dtype import relaxed
+from ..core._key import as_key, seeded
 from ..core._types import PRNGKey, Scalar
 from ._latent import UNDRAWN, Coords, is_derived
+from ._show import model_html
 from ._sites import Prior, Site, is_model, walk
 
 
@@ -106,15 +109,31 @@ class Model(eqx.Module):
         """
         del y, inputs
 
-    def sample_prior[M: "Model"](self: M, key: PRNGKey) -> M:
+    def sample_prior[M: "Model"](self: M, draws: Any = None, *, key: Any = None) -> M:
         """Return this model with latents drawn from their priors.
 
         Args:
-            key: A typed key, as `jax.random.key` makes.
+            draws: How many: a batch of models, whose latents have a leading axis; by default
+                one model. Without `key`, the key itself.
+            key: A typed key, as `jax.random.key` makes, or a whole number.
 
         Raises:
             ValueError: If a prior is improper.
         """
+        if key is None:
+            if isinstance(draws, int | np.integer):
+                raise ValueError(
+                    f"`key` must be given by name, as `sample_prior({draws}, key=0)`; got none."
+                )
+            draws, key = None, draws
+        key = as_key(key)
+        if draws is None:
+            return self._sample_prior(key)
+        number = whole("draws", least=1)(draws)
+        drawn = jax.vmap(self._sample_prior)(jr.split(key, number))
+        return adopt_coords(drawn, self)
+
+    def _sample_prior(self, key):
         count = 0
 
         @relaxed()
@@ -134,6 +153,7 @@ class Model(eqx.Module):
 
         return walk(self, choose)
 
+    @seeded
     def predict(self, *inputs: Any, key: PRNGKey) -> Any:
         """Draw data given this draw.
 
@@ -168,6 +188,9 @@ class Model(eqx.Module):
         """
         del y, inputs
         return self.predict(*new_inputs, key=key)
+
+    def _repr_html_(self) -> str:
+        return model_html(self)
 
 
 def sites(model: Model) -> tuple[Site, ...]:
