@@ -1,5 +1,6 @@
 """`Posterior`: draws, how they were made, and what can be computed from them."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..core._key import seeded
 from ..core._target import AbstractDescribedTarget, AbstractTarget, LabelsDraws, latent_names
 from ..core._tree import named_leaves
 from ..core._types import AnyArray, PRNGKey
+from ..diagnostics._html import block, paragraph
 from ..diagnostics._records import AbstractRecord
 from ._citation import cite, references
 from ._from_conditioned import exact
@@ -25,6 +27,8 @@ from ._map_draws import apply, constrain, over_draws, pointwise, predictions, va
 from ._plot import plot
 from ._resample import resampled
 from ._summary import summarise
+
+MOST_SHOWN = 20  # variables in the table of a notebook
 
 
 class Posterior:
@@ -439,6 +443,11 @@ class Posterior:
             f"{'' if self.complete else ', incomplete'}; {what})"
         )
 
+    def _repr_html_(self) -> str:
+        report = self.diagnose()
+        shown = self.summary(list(self)[:MOST_SHOWN])
+        return block(paragraph(report.verdict), shown._repr_html_(), title=repr(self))
+
     # -- inside ------------------------------------------------------------------
 
     def _over_draws(self, function, batched, *rest):
@@ -463,18 +472,9 @@ class Posterior:
         return named_leaves(self.sample.positions)
 
     def _like(self, sample: Sample, variables=None) -> "Posterior":
-        return Posterior(
-            self.target,
-            sample,
-            engine=self.engine,
-            seconds=self.seconds,
-            manifest=self.manifest,
-            failed=self.failed,
-            complete=self.complete,
-            stopped=self.stopped,
-            variables=variables,
-            described=self._described,
-        )
+        new = copy.copy(self)
+        new._sample, new._variables, new._dt = sample, variables, None
+        return new
 
 
 def _describe(target: AbstractTarget | None) -> dict[str, Any]:
