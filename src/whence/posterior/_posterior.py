@@ -28,7 +28,7 @@ from ._plot import plot
 from ._resample import resampled
 from ._summary import summarise
 
-MOST_SHOWN = 20  # variables in the table of a notebook
+MOST_SHOWN = 50  # variables, and their elements, in the table of a notebook
 
 
 class Posterior:
@@ -445,8 +445,9 @@ class Posterior:
 
     def _repr_html_(self) -> str:
         report = self.diagnose()
-        shown = self.summary(list(self)[:MOST_SHOWN])
-        return block(paragraph(report.verdict), shown._repr_html_(), title=repr(self))
+        few = [n for n, v in self.variables.items() if v[0, 0].size <= MOST_SHOWN][:MOST_SHOWN]
+        shown = self.summary(few)._repr_html_() if few else ""
+        return block(paragraph(report.verdict), shown, title=repr(self))
 
     # -- inside ------------------------------------------------------------------
 
