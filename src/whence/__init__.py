@@ -50,9 +50,14 @@ from .language import (
     check as check,
     condition as condition,
     derived as derived,
+    graph as graph,
     latent as latent,
 )
-from .posterior import Posterior as Posterior, compare as compare
+from .posterior import (
+    Posterior as Posterior,
+    compare as compare,
+    prior_predictive as prior_predictive,
+)
 from .running import (
     Trained as Trained,
     Until as Until,

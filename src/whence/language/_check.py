@@ -1,6 +1,7 @@
 """`check()`: a target evaluated at a few starting points, and what is wrong there."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.random as jr
@@ -10,12 +11,16 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..core._cache import compiled
 from ..core._flat import position_shapes
-from ..core._key import seeded
+from ..core._prior import prior_draws
 from ..core._require import require_target
-from ..core._target import AbstractTarget
+from ..core._target import AbstractDescribedTarget, AbstractTarget, latent_names
 from ..core._types import PRNGKey
+from ..diagnostics._html import block, paragraph, table
 from ._condition import ModelTarget
 from ._model import constrain_with_terms
+
+_QUANTILES = ("5%", "50%", "95%")
+_DRAWS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +32,15 @@ class CheckReport:
         latents: Lines that describe the latents.
         log_density: Log density at the starting points tried, in nats.
         remarks: What the model says to know before any fit; nothing is wrong.
+        priors: By latent and derived value, the 5%, 50% and 95% quantiles of its prior, all
+            elements together; empty if the prior cannot be drawn from.
     """
 
     problems: tuple[str, ...]
     latents: tuple[str, ...]
     log_density: np.ndarray
     remarks: tuple[str, ...] = ()
+    priors: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -40,19 +48,39 @@ class CheckReport:
         return not self.problems
 
     def __str__(self) -> str:
+        lines = ["latents:", *(f"  {line}" for line in self.latents)]
+        if self.priors:
+            rows = [(f"prior ({_DRAWS} draws)", *_QUANTILES), *self._rows()]
+            widths = [max(map(len, column)) for column in zip(*rows)]
+            lines += [
+                f"  {row[0]:<{widths[0]}}"
+                + "".join(f"  {cell:>{w}}" for cell, w in zip(row[1:], widths[1:]))
+                for row in rows
+            ]
+        return "\n".join([*lines, *self._findings()])
+
+    def _repr_html_(self) -> str:
+        described = [line.partition(": ")[::2] for line in self.latents]
+        return block(
+            table(("", ""), described),
+            table(("prior", *_QUANTILES), self._rows()),
+            *map(paragraph, self._findings()),
+        )
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(name, *(f"{x:.3g}" for x in found)) for name, found in self.priors.items()]
+
+    def _findings(self) -> list[str]:
         tried = len(self.log_density)
         finite = int(np.isfinite(self.log_density).sum())
-        lines = ["latents:", *(f"  {line}" for line in self.latents)]
-        lines.append(f"log density finite at {finite} of {tried} starting points")
+        lines = [f"log density finite at {finite} of {tried} starting points"]
         if finite:
             low, high = np.nanmin(self.log_density), np.nanmax(self.log_density)
             lines[-1] += f" (from {low:.4g} to {high:.4g} nats)"
         lines += [f"remark: {text}" for text in self.remarks]
-        lines += [f"problem: {text}" for text in self.problems] or ["no problems found"]
-        return "\n".join(lines)
+        return lines + ([f"problem: {text}" for text in self.problems] or ["no problems found"])
 
 
-@seeded
 def check(
     target: AbstractTarget, *, key: PRNGKey | None = None, points: int = 16
 ) -> CheckReport:
@@ -60,7 +88,8 @@ def check(
 
     Shapes, dims, coords, NaN in data and discrete latents are refused earlier, by
     `condition`. This finds what shows only in numbers: which latent's prior, which row of
-    which observed variable, or which leaf of the gradient is not finite.
+    which observed variable, or which leaf of the gradient is not finite. It also lists
+    quantiles of the prior, in which a scale that was not meant shows.
 
     Args:
         target: The target.
@@ -92,7 +121,26 @@ def check(
     remarks = ()
     if isinstance(target, ModelTarget):
         remarks = tuple(target.model.review(target.y, *target.inputs))
-    return CheckReport(tuple(problems), _describe(target), density, remarks)
+    priors = _priors(target, jr.fold_in(key, 1))
+    return CheckReport(tuple(problems), _describe(target), density, remarks, priors)
+
+
+def _priors(target, key) -> dict[str, tuple[float, ...]]:
+    """Return quantiles of the prior by variable, in the order of the model."""
+    if not isinstance(target, AbstractDescribedTarget):
+        return {}
+    try:
+        # A latent of another scale than meant shows here, before any data are seen.
+        drawn = prior_draws(target, key, _DRAWS)[0]
+    except (ValueError, NotImplementedError):  # improper, or without a sampler
+        return {}
+    levels = [float(level.rstrip("%")) / 100 for level in _QUANTILES]
+    names = dict.fromkeys((*latent_names(target), *drawn))
+    return {
+        name: tuple(map(float, np.quantile(drawn[name], levels)))
+        for name in names
+        if np.size(drawn.get(name, ())) and np.issubdtype(drawn[name].dtype, np.number)
+    }
 
 
 def _evaluate(target, key, points):

@@ -2,3 +2,4 @@
 
 from ._compare import compare as compare
 from ._posterior import Posterior as Posterior
+from ._prior_predictive import prior_predictive as prior_predictive
