@@ -59,7 +59,7 @@ TAKERS = {
         t["target"], ENGINE, key=key, simulations=10, num_draws=5
     ).ranks["a"],
     "check": lambda t, key: wh.check(t["target"], key=key).log_density,
-    "sample_prior": lambda t, key: One().sample_prior(key).a,
+    "sample_prior": lambda t, key: One().sample_prior(key=key).a,
     "predict": lambda t, key: t["posterior"].predict(key=key),
     "resample": lambda t, key: t["posterior"].resample(2, key=key)["a"],
     "to_datatree": lambda t, key: t["posterior"].to_datatree(groups=("prior",), key=key)[

@@ -81,6 +81,7 @@ class CheckReport:
         return lines + ([f"problem: {text}" for text in self.problems] or ["no problems found"])
 
 
+@seeded
 def check(
     target: AbstractTarget, *, key: PRNGKey | None = None, points: int = 16
 ) -> CheckReport:
