@@ -11,6 +11,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..core._cache import compiled
 from ..core._flat import position_shapes
+from ..core._key import seeded
 from ..core._prior import prior_draws
 from ..core._require import require_target
 from ..core._target import AbstractDescribedTarget, AbstractTarget, latent_names
