@@ -1,14 +1,17 @@
 """What a policy is, decisions in batches, and states in files."""
 
 import abc
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from ...core._convert import whole
@@ -22,16 +25,44 @@ from ._checks import Numbers
 Arm = Int[Array, "*batch"]
 
 
+class _Method:
+    """A method that binds to a pytree which `jax.jit` can hash, by its identity."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+        functools.update_wrapper(self, function)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Callable:
+        return self.function if instance is None else Partial(self.function, instance)
+
+
+def bind_hashable(cls: type, *names: str) -> None:
+    """Make methods of an Equinox module hashable where they are bound.
+
+    Equinox hashes a bound method by the leaves of its module, and arrays have no hash.
+    """
+    for name in names:
+        if name in cls.__dict__ and not isinstance(cls.__dict__[name], _Method):
+            setattr(cls, name, _Method(getattr(cls, name)))
+
+
 class AbstractPolicy(eqx.Module):
     """A rule that chooses an arm given the rewards so far: pure functions on a state.
 
     A policy is a configuration and never changes; what it has learned is in the state,
     a pytree of arrays with axis 0 for the arms and the axes of a batch of problems after it.
-    `act` and `update` can be compiled, vectorised and used in `jax.lax.scan`. Values are
+    `act` and `update` can be compiled (`jax.jit(policy.update)`), vectorised and used in
+    `jax.lax.scan`. Values are
     checked where they are known, that is, outside of these.
     """
 
     arms: eqx.AbstractVar[int]
+    # Whether `update` runs compiled code of its own and raises by what comes out of it.
+    raises_late: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        bind_hashable(cls, "init", "act", "update")
 
     @abc.abstractmethod
     def init(self, batch: tuple[int, ...] = ()) -> Any:
@@ -98,7 +129,7 @@ def act_many(
 
 
 def update_many(policy: AbstractPolicy, state: Any, arms: Numbers, rewards: Numbers) -> Any:
-    """Return the state after several rewards, in the order given.
+    """Return the state after several rewards, in the order given, by one compiled loop.
 
     Args:
         policy: The policy.
@@ -116,9 +147,19 @@ def update_many(policy: AbstractPolicy, state: Any, arms: Numbers, rewards: Numb
             f"`arms` and `rewards` must have one shape (num, ...); got {arms.shape} and "
             f"{rewards.shape}."
         )
-    for arm, reward in zip(arms, rewards, strict=True):
-        state = policy.update(state, arm, reward)
-    return state
+    if policy.raises_late:
+        for arm, reward in zip(arms, rewards, strict=True):
+            state = policy.update(state, arm, reward)
+        return state
+    # Compiled code cannot refuse a reward: as many problems with one reward each can.
+    policy.update(policy.init(arms.shape), arms, rewards)
+    return _update_many(policy, state, arms, rewards)
+
+
+@eqx.filter_jit
+def _update_many(policy: AbstractPolicy, state: Any, arms: Array, rewards: Array) -> Any:
+    step = lambda state, round: (policy.update(state, *round), None)
+    return jax.lax.scan(step, jax.tree.map(jnp.asarray, state), (arms, rewards))[0]
 
 
 def save_state(state: Any, path: str | Path) -> None:

@@ -94,6 +94,9 @@ def check_prior(name: str, prior: dist.Distribution, real: bool = False) -> dist
     support: Any = prior.support
     if support is None:
         raise ValueError(f"The prior of `{name}` must have a support; got {prior!r}.")
+    if support.is_discrete:
+        got = type(prior).__name__
+        raise ValueError(f"The prior of `{name}` must have a density; got {got}, discrete.")
     with jax.ensure_compile_time_eval():
         negative = not real and bool(holds(prior, jnp.asarray(-1e-3)))
     if negative:

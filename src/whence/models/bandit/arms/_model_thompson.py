@@ -1,7 +1,7 @@
 """Thompson sampling with any model of the rewards, and an engine that follows it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -83,6 +83,8 @@ class ModelTS(AbstractPolicy):
         Riquelme, Tucker and Snoek (2018), "Deep Bayesian bandits showdown", ICLR, for what
         approximate posteriors do to Thompson sampling.
     """
+
+    raises_late: ClassVar[bool] = True
 
     target: ModelTarget
     engine: AbstractOnlineEngine

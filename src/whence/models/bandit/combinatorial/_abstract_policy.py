@@ -13,6 +13,7 @@ from ....core._convert import whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, require_arm
+from .._policy import bind_hashable
 
 Chosen = Int[Array, "position *batch"]
 # From a value of each action to the indices of those chosen: (action,) to (position,).
@@ -61,6 +62,10 @@ class AbstractCombinatorialPolicy(eqx.Module):
 
     features: eqx.AbstractVar[int]  # number of features of an action
     oracle: eqx.AbstractVar[Oracle]
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        bind_hashable(cls, "init", "act", "update")
 
     @abc.abstractmethod
     def init(self, batch: tuple[int, ...] = ()) -> Any:

@@ -10,7 +10,7 @@ from ....core._convert import part, positive, whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, require_within
-from .._policy import Arm
+from .._policy import Arm, bind_hashable
 from .._student_t import t_upper_quantile
 from ._linear import LinearGaussian
 from ._ridge import (
@@ -31,6 +31,10 @@ class AbstractContextualPolicy(eqx.Module):
     """
 
     features: eqx.AbstractVar[int]  # number of features of an action
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        bind_hashable(cls, "init", "act", "update")
 
     @abc.abstractmethod
     def init(self, batch: tuple[int, ...] = ()) -> Any:
