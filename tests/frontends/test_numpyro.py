@@ -370,8 +370,12 @@ def branching(x):
         (lambda: None, (), "at least one continuous latent"),
         (counting, (models.GROUP,), r"only their shapes.*functools.partial"),
         (branching, (np.ones(2),), "only their shapes"),
-        (conjugate, (np.array([1.0, np.nan]),), "`args` at '0' must not contain NaN; got 1"),
-        (conjugate, (np.array(["a", "b"]),), "`args` at '0' must be numbers; got dtype <U1"),
+        (conjugate, (np.array([1.0, np.nan]),), "`y` must not contain NaN; got 1"),
+        (
+            conjugate,
+            (np.array(["a", "b"]),),
+            "`args` at '0' must be real numbers; got dtype <U1",
+        ),
     ],
 )
 def test_what_cannot_be_a_target_is_refused(fn, args, message):

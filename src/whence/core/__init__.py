@@ -61,6 +61,7 @@ from ._target import (
     ReplacesData as ReplacesData,
     SamplesPrior as SamplesPrior,
     SplitsPrior as SplitsPrior,
+    TakesInputs as TakesInputs,
     Unconstrains as Unconstrains,
 )
 from ._types import (

@@ -6,6 +6,8 @@ the arguments are data; everything else, the engine's configuration included, is
 the program.
 """
 
+import ctypes
+import gc
 import os
 import platform
 import sys
@@ -20,10 +22,12 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from ._code import code_key
+from ._code import code_read
+from ._results import errors_of_the_model
 
-_PROGRAMS: OrderedDict[Any, Any] = OrderedDict()
+_PROGRAMS: OrderedDict[Any, tuple[Any, int]] = OrderedDict()  # with bytes of their constants
 _MOST_PROGRAMS = 128
+_MOST_BYTES = 2**27  # of arrays in closures and globals: they are constants of a program
 traces = 0  # how often anything was traced; tests count with it
 
 
@@ -55,7 +59,8 @@ def remembered(build: Callable[..., Any], *args: Any) -> tuple[Any, bool]:
     Raises:
         ValueError: If a static leaf cannot be hashed.
     """
-    key = (build, _structure(args), code_key(args))
+    code, constants = code_read(args)
+    key = (build, _structure(args), code)
     try:
         found = key in _PROGRAMS
     except TypeError as error:
@@ -65,10 +70,12 @@ def remembered(build: Callable[..., Any], *args: Any) -> tuple[Any, bool]:
         ) from error
     if found:
         _PROGRAMS.move_to_end(key)
-        return _PROGRAMS[key], True
-    _PROGRAMS[key] = value = build(*args)
-    while len(_PROGRAMS) > _MOST_PROGRAMS:
-        _PROGRAMS.popitem(last=False)
+        return _PROGRAMS[key][0], True
+    value = build(*args)
+    _PROGRAMS[key] = value, constants
+    kept = sum(size for _, size in _PROGRAMS.values())
+    while len(_PROGRAMS) > 1 and (len(_PROGRAMS) > _MOST_PROGRAMS or kept > _MOST_BYTES):
+        kept -= _PROGRAMS.popitem(last=False)[1][1]
     return value, False
 
 
@@ -120,7 +127,8 @@ def compile_now(function: Callable[..., Any], *args: Any) -> Program:
     end = time.perf_counter()
 
     def call(*args):
-        return executable(eqx.filter(args, is_data))
+        with errors_of_the_model():
+            return jax.block_until_ready(executable(eqx.filter(args, is_data)))
 
     return Program(call, middle - start, end - middle)
 
@@ -147,8 +155,14 @@ def _aval(leaf):
 
 
 def clear_programs() -> None:
-    """Forget all compiled programs of this process."""
+    """Forget all compiled programs of this process, and give their memory back."""
     _PROGRAMS.clear()
+    jax.clear_caches()
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what is freed, unless told
+    except (AttributeError, OSError, TypeError):
+        pass
 
 
 def use_persistent_cache() -> None:

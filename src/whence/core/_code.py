@@ -8,11 +8,13 @@ on with another model.
 Code of installed packages is taken as it is known by name.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -36,9 +38,14 @@ def code_key(tree: Any) -> bytes:
     Args:
         tree: Modules, functions and arrays; arrays that are leaves do not count.
     """
+    return code_read(tree)[0]
+
+
+def code_read(tree: Any) -> tuple[bytes, int]:
+    """Return `code_key`, and the size in bytes of the arrays among those values."""
     reader = _Reader()
     reader.outer(tree)
-    return reader.digest.digest()
+    return reader.digest.digest(), reader.num_bytes
 
 
 def code_parts(tree: Any) -> dict[str, str]:
@@ -80,12 +87,59 @@ def code_parts(tree: Any) -> dict[str, str]:
     return parts
 
 
+def named_arrays(value: Any, name: str = "", depth: int = 6) -> Iterator[tuple[str, Any]]:
+    """Yield names and arrays: those that a value holds, or that code of a user in it reads.
+
+    Args:
+        value: Functions, modules, containers of them.
+        name: Of the value itself.
+        depth: How many values in values are looked into.
+    """
+    if depth < 0 or isinstance(value, Tracer):
+        return
+    inside: list[tuple[str, Any]] = []
+    if isinstance(value, type | ModuleType):
+        return
+    value = getattr(value, "to_numpy", lambda: value)()
+    if isinstance(value, np.ndarray | jax.Array):
+        yield f"`{name}`", value
+    elif isinstance(value, functools.partial):
+        inside = [("", value.func), *value.keywords.items()]
+        inside += [(f"argument {i}", item) for i, item in enumerate(value.args)]
+    elif isinstance(value, MethodType):
+        inside = [("", value.__self__), ("", value.__func__)]
+    elif isinstance(value, FunctionType) and _is_users(value):
+        inside = _read_by(value)
+    elif isinstance(value, dict):
+        inside = [(f"{name}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, tuple | list):
+        inside = [(f"{name}[{i}]" if name else "", item) for i, item in enumerate(value)]
+    elif hasattr(value, "__dict__"):
+        own = vars(value)
+        inside = [(f"{name}.{n}" if name else n, item) for n, item in own.items()]
+        inside += [("", function) for _, function in _methods(type(value))]
+    for n, item in inside:
+        yield from named_arrays(item, n, depth - 1)
+
+
+def _read_by(function: FunctionType) -> list[tuple[str, Any]]:
+    """Return what a function reads besides its arguments, by name."""
+    code, found = function.__code__, []
+    for name, cell in zip(code.co_freevars, function.__closure__ or ()):
+        with contextlib.suppress(ValueError):  # not filled yet
+            found.append((name, cell.cell_contents))
+    names = _Reader().code(code, None)
+    found += [(n, function.__globals__[n]) for n in names & function.__globals__.keys()]
+    return found + list((function.__kwdefaults__ or {}).items())
+
+
 class _Reader:
     """Feeds a hash with what it meets; each function and class once."""
 
     def __init__(self):
         self.digest = hashlib.blake2b(digest_size=16)
         self.seen: dict[int, Any] = {}  # holds what it names: an id is not used again
+        self.num_bytes = 0  # of arrays
 
     def say(self, *words: Any) -> None:
         self.digest.update("\0".join(map(str, words)).encode())
@@ -149,6 +203,7 @@ class _Reader:
         if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             value = jax.random.key_data(value)
         array = np.asarray(value)
+        self.num_bytes += array.nbytes
         self.say("array", array.shape, array.dtype)
         content = repr(array.tolist()).encode() if array.dtype == object else array
         self.digest.update(np.ascontiguousarray(content).tobytes())

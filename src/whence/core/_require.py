@@ -4,9 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._engine import AbstractEngine
 from ._flat import position_shapes
@@ -54,13 +51,3 @@ def check_positions(target: AbstractTarget, engine: str) -> None:
             )
     if sum(leaf.size for leaf in leaves) == 0:
         raise ValueError(f"{engine} needs at least one unconstrained dimension; got 0.")
-
-
-def check_values(target: Any) -> None:
-    """Raise if a floating-point leaf of the target is NaN: cheap, before every fit."""
-    for path, leaf in tree_leaves_with_path(target):
-        if isinstance(leaf, Tracer) or not hasattr(leaf, "dtype"):
-            continue
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any():
-            name = keystr(path, simple=True, separator=".")
-            raise ValueError(f"`{name}` of the target must not contain NaN.")

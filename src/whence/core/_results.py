@@ -1,6 +1,13 @@
 """Outcomes of a run, each with what happened and what to do about it."""
 
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import equinox as eqx
+import jax
 
 
 class RESULTS(eqx.Enumeration):
@@ -31,10 +38,53 @@ class RESULTS(eqx.Enumeration):
         "zero (a mixture component on one data point, a hierarchical scale) and a prior that "
         "is infinite at an end; give the scale a prior that keeps it from zero, or sample."
     )
+    model_error = "The model raised an error while it ran."
 
 
 class InferenceError(RuntimeError):
     """A run failed; the message says what happened and what to do."""
+
+
+class ModelError(InferenceError):
+    """The model raised an error while it ran: `eqx.error_if`, a solver that gave up."""
+
+
+_LOCK = threading.Lock()
+_running = 0  # how many compiled programs are running, in threads
+
+
+@contextmanager
+def errors_of_the_model() -> Iterator[None]:
+    """Turn an error inside of compiled code into a `ModelError` in the model's own words."""
+    global _running
+    log = logging.getLogger("jax._src.callback")  # would print pages of frames of JAX
+    with _LOCK:
+        _running += 1
+        log.addFilter(_silent)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "allback" not in str(error):
+            raise  # out of memory, and the like
+        raise ModelError(f"The model raised an error: {_own_words(str(error))}") from None
+    finally:
+        with _LOCK:
+            _running -= 1
+            if not _running:
+                log.removeFilter(_silent)
+
+
+def _silent(record: logging.LogRecord) -> bool:
+    return "callback failed" not in record.getMessage()
+
+
+def _own_words(text: str) -> str:
+    """Return what stands below the last frame of a traceback, without Equinox's own advice."""
+    lines = text.rpartition("\n  File ")[2].splitlines()[1:] or text.splitlines()
+    while len(lines) > 1 and lines[0].startswith("    "):
+        del lines[0]
+    said = "\n".join(lines).partition("\n\n\n-----")[0].strip()
+    return re.sub(r"^[\w.]*_EquinoxRuntimeError: ", "", said)
 
 
 class InferenceWarning(UserWarning):

@@ -17,6 +17,7 @@ What a target can do besides, it says by having the methods of a protocol below.
 | `NamesLatents` | `latents` | order of variables anywhere, `Posterior.from_draws` |
 | `LabelsDraws` | `labelled` | `Posterior.draws` |
 | `NamesInputs` | `name_inputs` | the group `predictions_constant_data` |
+| `TakesInputs` | `new_inputs` | `Posterior.predict` at new inputs |
 | `DependentData` | `predict_given`, `pointwise_given_rest` | `Posterior`, leave-one-out |
 """
 
@@ -207,6 +208,23 @@ class NamesInputs(Protocol):
 
     def name_inputs(self, inputs: tuple) -> dict[str, Array]:
         """Return the arrays in `inputs`, as `predict` takes them, by name."""
+        ...
+
+
+@runtime_checkable
+class TakesInputs(Protocol):
+    """A target that knows what its predictions may be asked at."""
+
+    def new_inputs(self, inputs: tuple, named: Mapping[str, Any]) -> Any:
+        """Return new inputs in the form that `predict` takes.
+
+        Args:
+            inputs: As the user gave them.
+            named: Those given by name.
+
+        Raises:
+            ValueError: Naming the input, the rule and what was given.
+        """
         ...
 
 

@@ -2,18 +2,17 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
-from ..core._dtype import check_resolution
+from ..language._check_data import as_array, is_numbers
 from ._trace import Conditioned
 
 
@@ -22,32 +21,63 @@ def as_data(tree: Any, argument: str) -> Any:
 
     def convert(path, leaf):
         where = f"`{argument}` at {keystr(path, simple=True, separator='.')!r}"
-        if hasattr(leaf, "to_numpy"):
-            leaf = leaf.to_numpy()  # pandas, xarray
         if isinstance(leaf, np.integer | np.bool_):
             return leaf.item()  # a length or a switch
-        if isinstance(leaf, np.ndarray | np.generic):
-            if leaf.dtype.kind not in "biufc":
-                raise ValueError(f"{where} must be numbers; got dtype {leaf.dtype}.")
-            if leaf.dtype.kind != "c":
-                check_resolution(leaf, where)
-            leaf = jnp.asarray(leaf)
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            _refuse_nan(where, leaf)
-        return leaf
+        is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array)
+        if isinstance(leaf, Tracer) or not (is_array or joined(leaf) or _is_table(leaf)):
+            return leaf
+        if is_array and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            return leaf
+        return as_array(leaf, where, "biufc")
 
-    return tree_map_with_path(convert, tree)
+    # Tuples of whole numbers are shapes and sizes, which belong to the program.
+    whole = lambda x: isinstance(x, tuple) and all(isinstance(n, int) for n in x)
+    joined = lambda x: x is not tree and is_numbers(x) and not whole(x)
+    return tree_map_with_path(convert, tree, is_leaf=joined)
 
 
-def _refuse_nan(where, leaf):
-    if isinstance(leaf, Tracer):
-        return
-    count = int(np.isnan(np.asarray(leaf)).sum())
-    if count:
-        raise ValueError(
-            f"{where} must not contain NaN; got {count}. Where a mask hides missing values, "
-            "put any value of the support in their place."
-        )
+def _is_table(leaf) -> bool:
+    return hasattr(leaf, "to_numpy")
+
+
+class Call(NamedTuple):
+    """Arguments of a model at new inputs."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+
+def renewed(fn: Callable, old: Call, args: tuple, kwargs: Mapping[str, Any]) -> Call:
+    """Return new arguments, with those old ones that belong to the program and not to data."""
+    new = Call(as_data(args, "inputs"), as_data(dict(kwargs), "inputs"))
+    try:
+        signature = inspect.signature(_innermost(fn))
+        given = signature.bind_partial(*new.args, **new.kwargs).arguments
+    except TypeError as error:
+        raise ValueError(f"`predict` must be given inputs of the model: {error}.") from None
+    except ValueError:  # a callable without a signature that Python can tell
+        given, signature = {}, None
+    named = _named(fn, old.args, old.kwargs)
+    kept = {k: v for k, v in named.items() if k not in given and not has_arrays(v)}
+    if signature is not None:
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        kinds = {k: p.kind for k, p in signature.parameters.items()}
+        kept = {k: v for k, v in kept.items() if kinds.get(k, by_name[0]) in by_name}
+    return Call(new.args, {**kept, **new.kwargs})
+
+
+def argument_name(fn: Callable, call: Call, path: str) -> str:
+    """Return the name of an array among arguments, given its path in the target."""
+    where, _, rest = path.partition(".")
+    number, _, inside = rest.partition(".")
+    if where == "kwargs":
+        name = number
+    elif where == "args":
+        names = list(_named(fn, call.args, {}))
+        name = names[int(number)] if int(number) < len(names) else f"args[{number}]"
+    else:
+        return f"`{path}`"
+    return f"`{name}`" + (f" at {inside!r}" if inside else "")
 
 
 def has_arrays(tree: Any) -> bool:

@@ -12,10 +12,13 @@ from jaxtyping import PyTree
 from numpyro.distributions.constraints import Constraint, real
 
 from ..core import AbstractTarget
+from ..core._indices import check_indices
 from ..core._key import seeded
+from ..core._names import check_variable_names
 from ..core._show import target_html
 from ..core._tree import named_leaves
 from ..core._types import Scalar
+from ..core._values import check_values
 from ._bijection import bijection, log_det
 
 
@@ -41,6 +44,10 @@ class LogDensityTarget(AbstractTarget):
             jr.uniform(k, bijector.inverse_shape(x.shape), x.dtype, minval=-2.0, maxval=2.0)
             for k, bijector, x in zip(keys, self._bijections(), self.leaves)
         )
+
+    def leaf_name(self, path: str) -> str:
+        """Return the name of an array of this target for messages, given its path."""
+        return f"`{path}`"
 
     def log_density(self, position):
         """Return `fn` of the draw plus the log-Jacobian of `constrain`, in nats."""
@@ -106,6 +113,9 @@ def from_log_density(
         _check_shape(_at("supports", path), support, leaf)
     target = LogDensityTarget(fn, found, leaves, structure)
     _check_function(target)
+    check_variable_names([named_leaves(example)], {})
+    check_values(target)
+    check_indices(target)
     return target
 
 

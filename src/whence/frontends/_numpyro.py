@@ -13,6 +13,7 @@ from ..core import compiled
 from ._arguments import as_data
 from ._enumerate import depending, enumerated, library
 from ._numpyro_target import NumpyroTarget, constant_position, observed_values
+from ._sites_target import checked
 from ._trace import Structure, inspect_model, log_prob
 
 
@@ -44,7 +45,7 @@ def from_numpyro(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> NumpyroTa
     if target.structure.discrete:
         library()
         target = dataclasses.replace(target, structure=_summed_out(target))
-    return dataclasses.replace(target, structure=_without_made_up_data(target))
+    return checked(dataclasses.replace(target, structure=_without_made_up_data(target)))
 
 
 def _without_made_up_data(target: NumpyroTarget) -> Structure:

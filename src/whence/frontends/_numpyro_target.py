@@ -7,15 +7,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array
 from numpyro.distributions import biject_to
 
 from ..core import compiled
 from ..core._dtype import relaxed
+from ..core._indices import check_indices
 from ..core._key import seeded
 from ..core._types import PRNGKey
+from ..core._values import require_finite
 from ..language._latent import Coords
-from ._arguments import constant_data, has_arrays
+from ._arguments import Call, argument_name, constant_data, renewed
 from ._bijection import log_det
 from ._enumerate import Summed, first_value, marginal, marginal_pointwise, sample_discrete
 from ._sites_target import AbstractSitesTarget
@@ -68,8 +71,35 @@ class NumpyroTarget(AbstractSitesTarget):
         return {name: value for name, value in found.items() if name not in sites}
 
     def name_inputs(self, inputs: tuple) -> dict[str, Array]:
-        """Return arrays among positional arguments of the model, by name of the parameter."""
-        return constant_data(self.fn, inputs, {}, ())
+        """Return arrays among arguments of the model, by name of the parameter."""
+        call = inputs if isinstance(inputs, Call) else Call(inputs, {})
+        return constant_data(self.fn, *call, ())
+
+    def leaf_name(self, path: str) -> str:
+        """Return the name of an array of this target for messages, given its path."""
+        return argument_name(self.fn, Call(self.args, self.kwargs), path)
+
+    def new_inputs(self, inputs: tuple, named: Mapping[str, Any]) -> Call:
+        """Return arguments for `predict`; refuse what cannot be one.
+
+        Args:
+            inputs: New positional arguments of the model.
+            named: New keyword arguments.
+
+        Raises:
+            ValueError: Naming the argument, the rule and what was given.
+        """
+        call = renewed(self.fn, Call(self.args, self.kwargs), inputs, named)
+        new = dataclasses.replace(self, args=call.args, kwargs=call.kwargs)
+        require_finite(new, self)
+        try:
+            check_indices(new, _distributions_at)
+        except TypeError as error:
+            raise ValueError(
+                f"The model does not run with the inputs of `predict`: {error}. Give None for "
+                "observed values that have no default."
+            ) from error
+        return call
 
     def pointwise(self, draw):
         trace = self._given(draw)
@@ -102,15 +132,17 @@ class NumpyroTarget(AbstractSitesTarget):
 
         Args:
             draw: A draw; only its latents count.
-            inputs: New positional arguments of the model, or None for all old arguments.
-                New ones also put keyword arguments that hold arrays back to their
-                defaults, since those belong to the old data.
+            inputs: New arguments of the model, as `new_inputs` returns, or None for all old
+                ones. New ones also put arguments that hold arrays back to their defaults,
+                since those belong to the old data; numbers and switches stay.
             key: A typed key.
         """
         args, kwargs = self.args, self.kwargs
         if inputs is not None:
-            args = tuple(inputs)
-            kwargs = {k: v for k, v in kwargs.items() if not has_arrays(v)}
+            old = Call(args, kwargs)
+            args, kwargs = (
+                inputs if isinstance(inputs, Call) else renewed(self.fn, old, inputs, {})
+            )
 
         def choose(site):
             if site["name"] in latents:
@@ -149,7 +181,7 @@ class NumpyroTarget(AbstractSitesTarget):
         value = lambda x: x["value"] if isinstance(x, dict) else x
         return {site.name: value(draw[site.name]) for site in self.sites}
 
-    def _at(self, position, discrete=None):
+    def _at(self, position, discrete=None, key=None):
         def choose(site):
             if site["name"] in summed:
                 return _discrete_value(site, discrete)
@@ -157,10 +189,11 @@ class NumpyroTarget(AbstractSitesTarget):
             if point is None:
                 return None
             bijector = biject_to(site["fn"].support)
-            return bijector(at_step(site, point, _unconstrained_ndim(site, bijector)))
+            value = at_step(site, point, _unconstrained_ndim(site, bijector))
+            return bijector(value) if key is None else _fitting(site, bijector(value))
 
         summed = self._summed.discrete
-        return run(self.fn, self.args, self.kwargs, choose)
+        return run(self.fn, self.args, self.kwargs, choose, key=key)
 
     def _given(self, draw):
         latents, summed = {site.name for site in self.sites}, self._summed.discrete
@@ -232,6 +265,12 @@ class NumpyroTarget(AbstractSitesTarget):
             if site["type"] == "sample" and site["is_observed"]:
                 total += jnp.sum(log_prob(site))
         return total
+
+
+def _distributions_at(target: NumpyroTarget, position: dict[str, Array]) -> Any:
+    """Return the numbers in the distributions of the observed sites."""
+    trace = target._at(position, key=jr.key(0))
+    return [jax.tree.leaves(trace[name]["fn"]) for name in target.structure.observed]
 
 
 def observed_values(target: NumpyroTarget, position: dict[str, Array]) -> dict[str, Array]:

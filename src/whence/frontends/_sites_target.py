@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.core import Tracer
 from jaxtyping import Array
 
 from ..core import AbstractDescribedTarget
+from ..core._indices import check_indices
 from ..core._key import seeded
+from ..core._names import check_variable_names
 from ..core._show import target_html
 from ..core._target import LatentShape
 from ..core._types import PRNGKey, Scalar
+from ..core._values import check_values
 from ..language._latent import Coords
 from ._axes import name_axes
 from ._trace import Latent
@@ -145,3 +150,14 @@ class AbstractSitesTarget(AbstractDescribedTarget):
     @seeded
     def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
         return self._inverse(self._prior(key))
+
+
+def checked[T: AbstractSitesTarget](target: T) -> T:
+    """Return the target; refuse numbers, indices and names that would spoil a run of it."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(target)):
+        return target
+    check_values(target)
+    check_indices(target)
+    drawn = jax.eval_shape(lambda key: target.constrain(target.init(key=key)), jr.key(0))
+    check_variable_names((drawn, target.observed_data, target.constant_data), target.dims)
+    return target

@@ -28,7 +28,7 @@ from ._joint import (
     take_arrays,
     walk,
 )
-from ._sites_target import AbstractSitesTarget
+from ._sites_target import AbstractSitesTarget, checked
 
 
 class TFPTarget(AbstractSitesTarget):
@@ -65,6 +65,11 @@ class TFPTarget(AbstractSitesTarget):
     def with_data(self, data: Mapping[str, Any]) -> "TFPTarget":
         """Return this target with other observed values of the same shapes, by component."""
         return dataclasses.replace(self, observed={name: data[name] for name in self.observed})
+
+    def leaf_name(self, path: str) -> str:
+        """Return the name of an array of this target for messages, given its path."""
+        where, _, name = path.partition(".")
+        return f"`observed[{name!r}]`" if where == "observed" else f"Array {name} of `joint`"
 
     @property
     def observed_data(self):
@@ -207,7 +212,9 @@ def from_tfp(joint: Any, observed: Any = None) -> TFPTarget:
         ) from error
     ordered = [name for name in names if name in values]
     data = {name: _cast(name, values[name], dtypes[name]) for name in ordered}
-    return TFPTarget(arrays=arrays, observed=data, skeleton=skeleton, structure=structure)
+    return checked(
+        TFPTarget(arrays=arrays, observed=data, skeleton=skeleton, structure=structure)
+    )
 
 
 def _joint_and_pins(joint):

@@ -169,6 +169,7 @@ def _structure(trace: Trace) -> Structure:
         dim = min(dim, -1 - len(site["fn"].batch_shape))
         if site["is_observed"]:
             if not site["infer"].get("is_auxiliary", False):
+                _check_shape(name, site)
                 observed.append(name)
             if site["infer"].get("is_auxiliary", False) or site["scale"] is not None:
                 factors.append(name)
@@ -195,6 +196,22 @@ def _structure(trace: Trace) -> Structure:
         scanned=any("_scan_current_index" in trace[x.name]["infer"] for x in discrete),
         enum_dim=dim,
     )
+
+
+def _check_shape(name, site) -> None:
+    """Refuse data that would be broadcast against their distribution and counted many times."""
+    got, want = tuple(jnp.shape(site["value"])), site_shape(site)
+    event = len(want) - site["fn"].event_dim
+    try:
+        joint = jnp.broadcast_shapes(got, want)
+    except ValueError:
+        joint = None
+    if joint != got or got[len(got) - len(want) + event :] != want[event:]:
+        also = f" Together they would broadcast to {joint}." if joint is not None else ""
+        raise ValueError(
+            f"The data of site {name!r} have shape {got}, but its distribution "
+            f"{type(site['fn']).__name__} has shape {want}.{also} Reshape one of them."
+        )
 
 
 def _refuse(name, site) -> None:

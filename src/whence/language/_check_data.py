@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import keystr, tree_map_with_path
+from numpyro.distributions import MaskedDistribution
 
 from ..core._dtype import check_resolution
 from ._model import Model, constrain, constrain_with_terms
@@ -27,8 +28,11 @@ def check_data(value: Any, argument: str, what: str | None = None) -> Any:
             fit the present precision.
     """
     observed = what is not None
-    if isinstance(value, list) and observed:
-        value = np.asarray(value)
+    if observed and value is None:
+        raise ValueError(
+            f"`{argument}` must be the observed data; got None. Draws from the prior alone are "
+            "made by `model.sample_prior(key)`."
+        )
 
     def convert(path, leaf):
         where = f"`{argument}`" + (
@@ -40,38 +44,89 @@ def check_data(value: Any, argument: str, what: str | None = None) -> Any:
             return leaf
         if not observed and isinstance(leaf, bool | int | float):
             return leaf  # an option of the model, not data
-        return _convert_leaf(leaf, where, observed)
+        leaf = as_array(leaf, where)
+        if observed and leaf.size == 0:
+            raise ValueError(f"{where} must not be empty; got shape {leaf.shape}.")
+        return leaf.astype(jnp.int32) if observed and leaf.dtype == bool else leaf
 
-    return tree_map_with_path(convert, value)
+    return tree_map_with_path(convert, value, is_leaf=is_numbers)
 
 
-def _convert_leaf(leaf, where, observed):
-    if hasattr(leaf, "to_numpy"):  # pandas Series and DataFrame, xarray DataArray
-        leaf = leaf.to_numpy()
+def is_numbers(value: Any) -> bool:
+    """Whether a value is a list or tuple of numbers, or of such lists: one array."""
+    plain = lambda v: isinstance(v, bool | int | float | np.generic) or is_numbers(v)
+    listed = type(value) is list or (type(value) is tuple and len(value) > 0)
+    return listed and all(map(plain, value))
+
+
+def as_array(leaf: Any, where: str, kinds: str = "biuf") -> jax.Array:
+    """Return what a user gave for numbers as an array of JAX.
+
+    Args:
+        leaf: An array-like: of NumPy, pandas or xarray, a list of numbers.
+        where: Its name for messages.
+        kinds: Kinds of NumPy dtypes that are allowed.
+
+    Raises:
+        ValueError: On what are no numbers, masked values, or numbers that do not fit the
+            present precision.
+    """
     if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
         raise ValueError(
             f"{where} has {int(np.ma.count_masked(leaf))} masked values. Leave these rows "
             "out, or declare the missing values as latents."
         )
-    array = np.asarray(leaf)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{where} must be real numbers; got dtype {array.dtype}.")
-    if observed and array.size == 0:
-        raise ValueError(f"{where} must not be empty; got shape {array.shape}.")
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        bad = np.argwhere(np.isnan(array))
-        raise ValueError(
-            f"{where} must not contain NaN; got {len(bad)}, the first at index "
-            f"{tuple(int(i) for i in bad[0])}. Leave these rows out, or declare the missing "
-            "values as latents."
-        )
-    if observed and array.dtype.kind == "b":
-        array = array.astype(np.int32)
+    try:
+        array = _from_table(leaf, where) if hasattr(leaf, "to_numpy") else np.asarray(leaf)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError(f"{where} must be an array, but its rows differ in length.") from None
+    if isinstance(array.dtype, np.dtype) and jnp.issubdtype(array.dtype, jnp.floating):
+        if array.dtype.itemsize < 4:  # half precision, `bfloat16`: exact in any other
+            array = array.astype(jnp.result_type(float))
+        elif array.dtype.itemsize > 8:  # `longdouble`: JAX has none
+            array = array.astype(np.float64)
+    if array.dtype.kind not in kinds:
+        _refuse_kind(array.dtype, where)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     with np.errstate(over="ignore"):  # overflow is looked for, and reported, below
         converted = jnp.asarray(array)
-    _check_precision(array, converted, where)
-    check_resolution(array, where)
+    if array.dtype.kind != "c":
+        _check_precision(array, converted, where)
+        check_resolution(array, where)
     return converted
+
+
+def _from_table(leaf, where) -> np.ndarray:
+    """Return a column, or a table, of pandas or xarray as an array; name what is no number."""
+    if hasattr(leaf, "columns"):
+        for column in leaf.columns:
+            _from_table(leaf[column], f"Column {column!r} of {where}")
+    elif getattr(leaf.dtype, "name", "").split("[")[0] in _REMEDIES:
+        _refuse_kind(leaf.dtype, where)
+    array = leaf.to_numpy()
+    if array.dtype == object and hasattr(leaf, "isna"):  # nullable: what is missing is NaN
+        return leaf.to_numpy(dtype=float, na_value=np.nan)
+    return array
+
+
+_TEXT = "Make codes of text (`pandas.Categorical(x).codes`), and `.astype(float)` of numbers"
+_REMEDIES = {
+    "category": "Write `.cat.codes`, in which -1 is a missing category",
+    "object": _TEXT,
+    "str": _TEXT,
+    "string": _TEXT,
+    "datetime64": "Make them numbers, as `(x - x.min()) / np.timedelta64(1, 'D')` does",
+    "timedelta64": "Make them numbers, as `x / np.timedelta64(1, 'D')` does",
+}
+
+
+def _refuse_kind(dtype, where) -> None:
+    kind = getattr(dtype, "kind", "")
+    name = {"U": "str", "S": "str"}.get(kind, str(dtype.name).split("[")[0])
+    remedy = f" {_REMEDIES[name]}." if name in _REMEDIES else ""
+    raise ValueError(f"{where} must be real numbers; got dtype {dtype}.{remedy}")
 
 
 def _check_precision(array, converted, where):
@@ -168,6 +223,8 @@ def _likelihood(draw, target):
         raise ValueError(
             f"`likelihood` of {type(target.model).__name__} failed on inputs of shapes "
             f"{shapes}: {error}"
+            + ". A DataFrame becomes one array: pass `dict(table)` to have its columns by name."
+            * ("string indexing" in str(error))
         ) from error
 
 
@@ -208,13 +265,20 @@ def _check_shapes(target, name, d):
 
 def _check_support(target, name, d):
     value = target.observed_data[name]
-    if isinstance(value, Tracer):
+    masked = isinstance(d, MaskedDistribution)
+    if isinstance(value, Tracer) or (masked and isinstance(d._mask, Tracer)):
         return
     try:
         with jax.ensure_compile_time_eval():
             inside = np.asarray(d.support(np.asarray(value)))
+            if masked:
+                inside = inside | ~np.broadcast_to(d._mask, inside.shape)
     except Exception:  # noqa: BLE001 - the support depends on latents: seen at the start
         return
+    # Whether NaN is hidden by a mask is looked at elsewhere.
+    missing = np.isnan(np.asarray(value, float))
+    extra = missing.ndim - inside.ndim
+    inside = inside | (missing.any(axis=tuple(range(-extra, 0))) if extra > 0 else missing)
     if not inside.all():
         row = tuple(int(i) for i in np.argwhere(~np.atleast_1d(inside))[0])
         shown = np.atleast_1d(np.asarray(value))[row[: np.atleast_1d(value).ndim]]

@@ -14,10 +14,13 @@ import numpy as np
 from jaxtyping import Array
 
 from ..core._dtype import relaxed
+from ..core._indices import check_indices
+from ..core._names import check_variable_names
 from ..core._results import InferenceWarning
 from ..core._show import target_html
 from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
+from ..core._values import check_values, require_finite
 from ._check_data import check_data, check_likelihood, fixed_by_others
 from ._latent import as_dims
 from ._model import (
@@ -178,12 +181,49 @@ class ModelTarget(AbstractDescribedTarget):
     def constant_data(self):
         return self.name_inputs(self.inputs)
 
+    def leaf_name(self, path: str) -> str:
+        """Return the name of an array of this target for messages, given its path."""
+        first, _, rest = path.partition(".")
+        if first != "inputs":
+            return (
+                f"`{rest}` of {type(self.model).__name__}" if first == "model" else f"`{path}`"
+            )
+        number, _, inside = rest.partition(".")
+        names = _parameters(self.model)
+        known = f" (`{names[int(number)]}`)" if int(number) < len(names) else ""
+        return f"`inputs[{number}]`{known}" + (f" at {inside!r}" if inside else "")
+
+    def new_inputs(self, inputs: tuple, named: Mapping[str, Any]) -> tuple:
+        """Return inputs for `predict`, converted; refuse what cannot be one.
+
+        Args:
+            inputs: As `likelihood` takes.
+            named: Those given by name.
+
+        Raises:
+            ValueError: Naming the input, the rule and what was given.
+        """
+        method = _described_method(self.model)
+        given = tuple(inputs) if method == "likelihood" else (None, *inputs)
+        try:
+            bound = inspect.signature(getattr(self.model, method)).bind(*given, **named)
+        except TypeError as error:
+            known = ", ".join(_parameters(self.model)) or "none"
+            raise ValueError(
+                f"`predict` must be given the inputs of `{method}` of "
+                f"{type(self.model).__name__} ({known}): {error}."
+            ) from None
+        inputs = bound.args if method == "likelihood" else bound.args[1:]
+        inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))
+        new = dataclasses.replace(self, inputs=inputs)
+        require_finite(new, self)
+        check_indices(new, _likelihood_at)
+        self.model.check_inputs(self.inputs, inputs)
+        return inputs
+
     def name_inputs(self, inputs: tuple) -> dict[str, Array]:
         """Return arrays among the inputs of `likelihood`, by name of its parameter."""
-        method, skip = type(self.model).likelihood, 1
-        if method is Model.likelihood:
-            method, skip = type(self.model).log_likelihood, 2
-        names = [p.name for p in inspect.signature(method).parameters.values()][skip:]
+        names = _parameters(self.model)
         names += [f"input_{i}" for i in range(len(names), len(inputs))]
         named = {}
         for name, value in zip(names, inputs):
@@ -238,6 +278,25 @@ class ModelTarget(AbstractDescribedTarget):
         return drawn
 
 
+def _described_method(model: Model) -> str:
+    own = type(model).likelihood is not Model.likelihood
+    return "likelihood" if own else "log_likelihood"
+
+
+def _parameters(model: Model) -> list[str]:
+    """Return the names of the inputs of `likelihood`, or of `log_likelihood` after `y`."""
+    method = _described_method(model)
+    return list(inspect.signature(getattr(model, method)).parameters)[method != "likelihood" :]
+
+
+def _likelihood_at(target: ModelTarget, position: Mapping[str, Array]) -> Any:
+    """Return what inputs of `predict` make: the numbers in the distributions of the data."""
+    draw = target.constrain(position)
+    if type(draw).likelihood is Model.likelihood:
+        return draw.predict(*target.inputs, key=jr.key(0))
+    return jax.tree.leaves(draw.likelihood(*target.inputs))
+
+
 def condition(
     model: Model,
     y: Any,
@@ -265,6 +324,7 @@ def condition(
     """
     if not isinstance(model, Model):
         raise ValueError(f"`model` must be an instance of a `whence.Model`; got {model!r}.")
+    y, inputs = model.prepare(y, *inputs)
     y = check_data(y, "y", what=name)
     inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))
     model = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, model)
@@ -285,6 +345,10 @@ def condition(
                 f"An input of `likelihood` must not have the name of a latent, a derived value "
                 f"or observed data; got {given!r}. Rename the argument."
             )
+    groups = ([*names, *derived_names(model)], target.observed_data, target.constant_data)
+    check_variable_names(groups, target.dims)
+    check_values(target)
+    check_indices(target)
     for remark in model.review(y, *inputs):
         warnings.warn(remark, InferenceWarning, stacklevel=2)
     return target

@@ -71,6 +71,7 @@ def latent(
     shape: int | tuple[int, ...] | Callable[[Any], tuple[int, ...]] | None = None,
     dims: str | tuple[str, ...] = (),
     noncentered: bool = False,
+    start: Any = None,
 ) -> Any:
     """Declare a latent variable as a field of a `Model`.
 
@@ -83,6 +84,10 @@ def latent(
             takes its length from there.
         noncentered: Sample `(value - loc) / scale` in place of the value, for location-scale
             priors. It changes the geometry that engines see, not the model.
+        start: Where runs begin: an array of values (or a number for all elements) inside the
+            support, or `"prior"` for draws from the prior. By default uniform on (-2, 2) in
+            unconstrained space, as in Stan. All chains begin at one value: no R-hat can tell
+            then whether they would have come to it from elsewhere.
 
     Returns:
         A dataclass field. A value given at construction (`MyModel(tau=3.0)`) fixes the
@@ -102,10 +107,23 @@ def latent(
         shape = tuple(shape)
         if any(not isinstance(n, int | np.integer) or n < 0 for n in shape):
             raise ValueError(f"`shape` must be non-negative integers; got {shape}.")
-    spec = Latent(prior, shape, as_dims(dims, "a latent"), bool(noncentered))
+    spec = Latent(prior, shape, as_dims(dims, "a latent"), bool(noncentered), _as_start(start))
     return eqx.field(
         default=UNDRAWN, converter=_as_value, kw_only=True, metadata={"latent": spec}
     )
+
+
+def _as_start(start: Any) -> Any:
+    """Return where a latent starts: None, `"prior"`, or values that are hashable."""
+    if start is None or start == "prior" and isinstance(start, str):
+        return start
+    try:
+        array = np.asarray(start, float)
+    except (TypeError, ValueError):
+        array = np.asarray(np.nan)
+    if not np.isfinite(array).all():
+        raise ValueError(f'`start` must be finite numbers, "prior" or None; got {start!r}.')
+    return array
 
 
 def latents(specs: Callable[[Any], dict[str, Latent]]) -> Any:
@@ -167,6 +185,34 @@ def is_derived(value: Any) -> bool:
     return isinstance(value, _Derived)
 
 
+def _as_labels(name: str, values: Any) -> np.ndarray:
+    """Return labels as an array that a file can hold."""
+    if isinstance(values, int | np.integer) and not isinstance(values, bool):
+        return np.arange(values)
+    try:
+        array = np.asarray(values)
+        if array.dtype == object and all(hasattr(x, "isoformat") for x in array.flat):
+            array = array.astype("datetime64[us]")
+        missing = array != array  # NaN, NaT
+    except ValueError:
+        array = missing = np.asarray([[None]])
+    levels = getattr(values, "nlevels", 1) > 1
+    if array.ndim != 1 or levels:
+        got = "labels of several levels" if levels else f"an array of shape {array.shape}"
+        raise ValueError(
+            f"`coords[{name!r}]` must be a flat sequence of labels; got {got}. Join labels of "
+            "several levels, as `[' '.join(map(str, label)) for label in labels]`."
+        )
+    odd = [x for x in array if not isinstance(x, str)] if array.dtype == object else []
+    if odd or array.dtype.kind not in "biufUMmO" or np.any(missing):
+        shown = odd[0] if odd else array[np.argmax(missing)]
+        raise ValueError(
+            f"`coords[{name!r}]` must be text, numbers or dates, none missing; got {shown!r}. "
+            "`[str(label) for label in labels]` makes text of others."
+        )
+    return array
+
+
 class Coords(Mapping):
     """Labels along named axes, hashable.
 
@@ -186,17 +232,12 @@ class Coords(Mapping):
         self._labels: dict[str, np.ndarray] = {}
         for name, values in dict(labels or {}).items():
             as_dims(name, "`coords`")
-            values = np.arange(values) if isinstance(values, int) else np.asarray(values)
-            if values.ndim != 1:
-                raise ValueError(
-                    f"`coords[{name!r}]` must be a flat sequence of labels; got an array of "
-                    f"shape {values.shape}."
-                )
+            values = _as_labels(name, values)
             unique, counts = np.unique(values.astype(str), return_counts=True)
             if len(unique) != len(values):
                 raise ValueError(
                     f"`coords[{name!r}]` must not repeat a label; got "
-                    f"{unique[counts > 1][0]!r} {counts.max()} times."
+                    f"{str(unique[counts > 1][0])!r} {counts.max()} times."
                 )
             self._labels[name] = values
 

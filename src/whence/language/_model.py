@@ -55,6 +55,18 @@ class Model(eqx.Module):
                 return {name: d.log_prob(y[name]) for name, d in likelihood.items()}
             return likelihood.log_prob(y)
 
+    def prepare(self, y: Any, *inputs: Any) -> tuple[Any, tuple]:
+        """Return data and inputs in the form that the likelihood takes; `condition` asks first.
+
+        For a model that understands more than `condition` lets pass, as missing values do.
+        Raise `ValueError` on what cannot be data.
+
+        Args:
+            y: What `condition` got: an array, or a dict of arrays.
+            *inputs: What `condition` got besides.
+        """
+        return y, inputs
+
     def check_observed(self, y: Any, likelihood: Any) -> None:
         """Raise `ValueError` if `y` cannot be data of this model; `condition` asks.
 
@@ -171,6 +183,14 @@ class Model(eqx.Module):
                 return {n: d.sample(k) for (n, d), k in zip(likelihood.items(), keys)}
             return likelihood.sample(key)
 
+    def check_inputs(self, inputs: tuple, new_inputs: tuple) -> None:
+        """Raise `ValueError` if no prediction can be made at `new_inputs`.
+
+        Args:
+            inputs: Those that belong to the observed data.
+            new_inputs: What `Posterior.predict` got.
+        """
+
     def predict_given(self, y: Any, inputs: tuple, new_inputs: tuple, *, key: PRNGKey) -> Any:
         """Draw new data given this draw and the observed data; `Posterior.predict` asks.
 
@@ -207,6 +227,8 @@ def sites(model: Model) -> tuple[Site, ...]:
                 f"must have shape {prior.shape}."
             )
         starts = prior.spec.start is not None
+        if starts and not isinstance(prior.spec.start, str):
+            _check_start(prior)
         found.append(Site(prior.name, prior.shape, shape, prior.dims, fixed, starts))
         if fixed:
             return jnp.broadcast_to(value, prior.shape)
@@ -218,6 +240,28 @@ def sites(model: Model) -> tuple[Site, ...]:
 
     jax.eval_shape(visit)
     return tuple(found)
+
+
+def _check_start(prior: Prior) -> None:
+    value = np.asarray(prior.spec.start)
+    try:
+        fits = np.broadcast_shapes(value.shape, prior.shape) == prior.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"`start` of latent `{prior.name}` must have its shape, {prior.shape}; got "
+            f"{value.shape}."
+        )
+    support: Any = prior.value_prior.support
+    with suppress(jax.errors.JAXTypeError, TypeError), jax.ensure_compile_time_eval():
+        # Bounds that are traced depend on latents: seen when the run starts.
+        inside = np.asarray(support(np.broadcast_to(value, prior.shape)))
+        if not inside.all():
+            raise ValueError(
+                f"`start` of latent `{prior.name}` must lie in the support of its prior "
+                f"({support!r}); got {value}."
+            )
 
 
 def constrain(model: Model, position: dict[str, Array]) -> tuple[Model, Scalar]:
@@ -303,7 +347,8 @@ def start(model: Model, position: dict[str, Array], key: PRNGKey) -> dict[str, A
                 base = jnp.asarray(prior.base.sample(jr.fold_in(key, count)))
                 position[prior.name] = prior.bijector.inv(base)
         elif begin is not None:
-            position[prior.name] = prior.bijector.inv(prior.inverse(jnp.asarray(begin)))
+            value = jnp.broadcast_to(jnp.asarray(begin, jnp.result_type(float)), prior.shape)
+            position[prior.name] = prior.bijector.inv(prior.inverse(value))
         return prior.forward(prior.bijector(position[prior.name]))
 
     walk(model, choose)

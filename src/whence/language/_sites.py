@@ -166,6 +166,8 @@ def _call(function, model, name, what) -> Any:
         return function
     try:
         return function(model)
+    except ValueError as error:  # numpyro says which parameter, not of which latent
+        raise ValueError(f"The {what} of latent `{name}` could not be made: {error}") from error
     except (TypeError, AttributeError) as error:
         undrawn = [
             f.name

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
 from ..core._cache import compiled
 from ..core._engine import Sample
 from ..core._json import to_json
+from ..core._names import exported
+from ..core._results import InferenceWarning
 from ..core._target import (
     AbstractDescribedTarget,
     AbstractTarget,
@@ -22,7 +23,15 @@ from ..core._target import (
 )
 from ..core._tree import named_leaves
 from ..core._types import AnyArray, PRNGKey
-from ._map_draws import log_prior, over_draws, pointwise, predictions, variables
+from ._map_draws import (
+    log_prior,
+    new_inputs,
+    no_sampler,
+    over_draws,
+    pointwise,
+    predictions,
+    variables,
+)
 
 if TYPE_CHECKING:
     import xarray
@@ -79,13 +88,17 @@ class Contents(NamedTuple):
         from ..storage import to_datatree
 
         dims, row = _with_rows(self)
+        dims = {exported(n): [exported(a) for a in axes] for n, axes in dims.items()}
+        labels = {exported(axis): values for axis, values in self.coords.items()}
+        row = row and exported(row)
+        groups = {g: {exported(n): v for n, v in vs.items()} for g, vs in groups.items()}
         new = {n: values for n, values in groups.items() if n.startswith("predictions")}
         old = {n: values for n, values in groups.items() if n not in new}
-        made = to_datatree(cast(Any, old), dims=dims, coords=self.coords, attrs=self.attrs)
+        made = to_datatree(cast(Any, old), dims=dims, coords=labels, attrs=self.attrs)
         if new:
             # New rows are not the old ones, unless latents have an entry for each of them.
-            keep = any(row in dims.get(name, ()) for name in self.variables)
-            coords = {n: v for n, v in self.coords.items() if keep or n != row}
+            keep = any(row in dims.get(exported(n), ()) for n in self.variables)
+            coords = {n: v for n, v in labels.items() if keep or n != row}
             made.update(to_datatree(cast(Any, new), dims=dims, coords=coords).children)
         return made
 
@@ -163,6 +176,10 @@ def export(contents: Contents, groups, wish: Wish) -> "xarray.DataTree":
         except _NotApplicable as reason:
             if groups is not None:
                 raise ValueError(f"Group {name!r} is not available: {reason}") from None
+            if reason.say:
+                warnings.warn(
+                    f"Group {name!r} is left out: {reason}", InferenceWarning, stacklevel=3
+                )
             continue
         if values or groups is not None:
             made[name] = values
@@ -186,6 +203,8 @@ def saved_tree(contents: Contents) -> "xarray.DataTree":
             continue
         if values:
             made[name] = values
+    renamed = {exported(n): n for group in made.values() for n in group if n != exported(n)}
+    contents.attrs["whence_names"] = json.dumps(renamed)
     arrays: dict[str, np.ndarray] = {}
     contents.attrs["whence_record"] = json.dumps(to_json(sample.record, arrays))
     made["record"] = arrays
@@ -193,7 +212,15 @@ def saved_tree(contents: Contents) -> "xarray.DataTree":
 
 
 class _NotApplicable(Exception):
-    """A group that this posterior cannot have; the message says why."""
+    """A group that this posterior cannot have; the message says why.
+
+    Attributes:
+        say: Whether users should hear of it who did not ask for the group by name.
+    """
+
+    def __init__(self, reason: str, say: bool = False):
+        super().__init__(reason)
+        self.say = say
 
 
 def _described(contents: Contents) -> AbstractDescribedTarget:
@@ -245,6 +272,8 @@ def _predicted(contents, inputs, wish):
         return predictions(contents.target, contents.sample, inputs, wish.key)
     except NotImplementedError as error:
         raise _NotApplicable(str(error)) from None
+    except ValueError as error:
+        raise _NotApplicable(str(error), say=True) from None
 
 
 def _predictions(contents, wish):
@@ -260,8 +289,7 @@ def _new_inputs(contents, wish) -> tuple:
     _described(contents)
     if wish.inputs is None:
         raise _NotApplicable("it is of new inputs; give them: `to_datatree(inputs=(x,))`.")
-    is_data = lambda x: hasattr(x, "shape") or hasattr(x, "to_numpy")
-    return jax.tree.map(lambda x: jnp.asarray(x) if is_data(x) else x, tuple(wish.inputs))
+    return new_inputs(contents.target, tuple(wish.inputs), {})
 
 
 def _prior(contents, wish):
@@ -271,28 +299,29 @@ def _prior(contents, wish):
 def _prior_predictive(contents, wish):
     target = _described(contents)
     _refuse_large(target.observed_data, wish.prior_draws, wish, "prior_predictive")
-    drawn = _prior_draws(contents, wish)[1]
+    _, drawn, reason = _prior_draws(contents, wish)
     if drawn is None:
-        raise _NotApplicable("the model has no `likelihood` to draw data from.")
+        assert reason is not None
+        raise reason
     return drawn
 
 
 def _prior_draws(contents, wish):
     target, key, prior_draws = _described(contents), wish.key, wish.prior_draws
-    program = None
+    program, reasons = None, []
     for function in (_draw_prior_and_data, _draw_prior):
         try:
             program = compiled(function, target, key, prior_draws)
             break
-        except NotImplementedError:
-            continue
-        except ValueError as error:  # an improper prior
-            raise _NotApplicable(str(error)) from None
+        except NotImplementedError as error:
+            reasons.append(_NotApplicable(str(error)))
+        except (ValueError, TypeError) as error:  # an improper prior, data without a sampler
+            reasons.append(_NotApplicable(no_sampler(error), say=True))
     if program is None:
-        raise _NotApplicable("the prior cannot be sampled.")
+        raise _NotApplicable(str(reasons[-1]))
     variables, data = jax.tree.map(np.asarray, program.call(target, key, prior_draws))
     lead = lambda tree: jax.tree.map(lambda x: x[None], tree)
-    return lead(variables), lead(data)
+    return lead(variables), lead(data), next(iter(reasons), None)
 
 
 def _draw_prior_and_data(target, key, number):

@@ -1,6 +1,6 @@
 """What a posterior computes for each draw: functions of `(target, draw)`, and their map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from ..core._cache import compiled
 from ..core._engine import Sample
-from ..core._target import AbstractDescribedTarget, DependentData, SplitsPrior
+from ..core._target import AbstractDescribedTarget, DependentData, SplitsPrior, TakesInputs
 from ..core._tree import named_leaves
 from ..core._types import PRNGKey
 
@@ -38,14 +38,50 @@ def over_draws(target: Any, function: Callable[..., PyTree], batched: PyTree, *r
     return jax.tree.map(np.asarray, out)
 
 
+def new_inputs(target: Any, inputs: tuple, named: Mapping[str, Any]) -> Any:
+    """Return new inputs in the form that `predict` of the target takes.
+
+    Args:
+        target: A described target.
+        inputs: As the user gave them.
+        named: Those given by name.
+
+    Raises:
+        ValueError: If they cannot be inputs.
+    """
+    if isinstance(target, TakesInputs):
+        return target.new_inputs(inputs, named)
+    if named:
+        raise ValueError(
+            f"`predict` takes the inputs of {type(target).__name__} in their order only; got "
+            f"`{next(iter(named))}` by name."
+        )
+    plain = lambda x: isinstance(x, bool | int | float | str) or callable(x)
+    return jax.tree.map(lambda x: x if plain(x) else np.asarray(x), inputs)
+
+
 def predictions(
     target: Any, sample: Sample, inputs: Any, key: PRNGKey
 ) -> dict[str, np.ndarray]:
     """Return one data set drawn for every draw, by observed variable."""
     lead = jax.tree.leaves(sample.positions)[0].shape[:2]
     keys = np.asarray(jr.key_data(jr.split(key, lead)))
-    drawn = over_draws(target, predict, (sample.positions, keys), inputs)
+    try:
+        drawn = over_draws(target, predict, (sample.positions, keys), inputs)
+    except (ValueError, TypeError) as error:
+        raise ValueError(no_sampler(error)) from error
     return {name: drawn[name] for name in target.observed_data}
+
+
+def no_sampler(error: Exception) -> str:
+    """Say why no data could be drawn, and what would help."""
+    said = str(error).splitlines()[0]
+    if "total_count_max" in said:
+        said += (
+            " Its totals are known only when the program runs: give the largest, as "
+            "`Multinomial(n, probs=p, total_count_max=1000)`, or write `predict` in the model."
+        )
+    return said
 
 
 def map_draws(function, target, batched, rest):

@@ -23,7 +23,15 @@ from ._citation import cite, references
 from ._from_conditioned import exact
 from ._from_draws import external
 from ._groups import Wish, contents_of, export, saved_tree
-from ._map_draws import apply, constrain, over_draws, pointwise, predictions, variables
+from ._map_draws import (
+    apply,
+    constrain,
+    new_inputs,
+    over_draws,
+    pointwise,
+    predictions,
+    variables,
+)
 from ._plot import plot
 from ._resample import resampled
 from ._summary import summarise
@@ -208,20 +216,27 @@ class Posterior:
         return self._over_draws(apply, self.sample.positions, function)
 
     @seeded
-    def predict(self, *inputs: Any, key: PRNGKey) -> Any:
+    def predict(self, *inputs: Any, key: PRNGKey, **named: Any) -> Any:
         """Draw from the posterior predictive distribution, one data set per draw.
 
         Args:
-            *inputs: New inputs of `likelihood`; by default those of the fit.
+            *inputs: New inputs of `likelihood` (arguments of a numpyro model); by default
+                those of the fit. Python numbers are part of the program.
             key: A typed key.
+            **named: New inputs by name.
 
         Returns:
             An array with leading axes `(chain, draw)`; a dict of them if there are several
             observed variables.
+
+        Raises:
+            ValueError: If inputs are not those of the model, are not finite, or hold an index
+                beyond the axis that it is used on; or if the distribution of the data has no
+                sampler.
         """
         target = self._described_target("predict")
-        inputs_or_none = jax.tree.map(np.asarray, inputs) if inputs else None
-        drawn = predictions(target, self.sample, inputs_or_none, key)
+        new = new_inputs(target, inputs, named) if inputs or named else None
+        drawn = predictions(target, self.sample, new, key)
         return next(iter(drawn.values())) if len(drawn) == 1 else drawn
 
     def log_likelihood(self) -> dict[str, np.ndarray]:

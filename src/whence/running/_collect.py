@@ -40,10 +40,12 @@ def judge(
         KeyboardInterrupt: If the run was interrupted before there were any draws.
     """
     good = _succeeded(outcome)
+    numbers = outcome.numbers or range(len(good))
     messages = {}
     for i, (result, ok) in enumerate(zip(outcome.results, good)):
         if not ok:
-            messages[i] = f"chain {i} after {outcome.steps[i]} steps: {RESULTS[result]}"
+            said = outcome.errors.get(numbers[i]) or RESULTS[result]
+            messages[i] = f"chain {numbers[i]} after {outcome.steps[i]} steps: {said}"
     enough = _has_draws(outcome, engine)
     if not (enough & good).any():
         if outcome.ending == "interrupted":
@@ -56,9 +58,10 @@ def judge(
         return Verdict([i for i in range(len(good)) if enough[i]], tuple(messages.values()))
     for i in range(len(good)):
         if good[i] and not enough[i]:
-            messages[i] = f"chain {i}: stopped during warm-up"
-    for i in range(len(good), engine.schedule.replicas):
-        messages[i] = f"chain {i}: not started before the run was stopped"
+            messages[i] = f"chain {numbers[i]}: stopped during warm-up"
+    for i in set(range(engine.schedule.replicas)) - set(numbers):
+        said = outcome.errors.get(i, "not started before the run was stopped")
+        messages[len(messages) + len(good)] = f"chain {i}: {said}"
     keep = [i for i in range(len(good)) if good[i] and enough[i]]
     return Verdict(keep, tuple(messages.values()))
 

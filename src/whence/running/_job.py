@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from ..core._convert import flag, whole
 from ..core._engine import AbstractProcedure
-from ..core._require import check_values, require_key
+from ..core._require import require_key
 from ..core._results import InferenceError
 from ..core._types import PRNGKey
+from ..core._values import check_values
 from ..storage import RunStore
 from ._collect import Verdict, judge, so_far
 from ._distributed import create_shared, is_first

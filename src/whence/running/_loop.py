@@ -14,7 +14,7 @@ evaluate both sides of every branch. On accelerators the program is vmapped over
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from ..core._cache import is_data, remembered
 from ..core._engine import AbstractProcedure
+from ..core._results import RESULTS, InferenceError
 from ..core._types import PRNGKey
 from ..storage import RunStore
 from ._distributed import first, most
@@ -53,6 +54,8 @@ class Outcome(NamedTuple):
         seconds: Durations in seconds: trace, compile, warmup, sampling.
         ending: What ended the run.
         total: Steps that every replica was to make.
+        errors: What the model said where it broke off, by the number of the replica.
+        numbers: Numbers of the replicas that started; None for all, in order.
     """
 
     state: PyTree
@@ -63,6 +66,8 @@ class Outcome(NamedTuple):
     seconds: dict[str, float]
     ending: Ending
     total: int
+    errors: Mapping[int, str] = {}
+    numbers: tuple[int, ...] | None = None
 
     @property
     def records(self) -> list[PyTree]:
@@ -206,13 +211,20 @@ def cores() -> int:
 
 
 def _gather(workers, total, seconds, ending, vectorised) -> Outcome:
+    errors = {w.number: w.error for w in workers if w.error}
     workers = [w for w in workers if w.status is not None]
+    if not workers and errors:
+        raise InferenceError(next(iter(errors.values())))
     if not workers and ending == "time over":
         raise TimeoutError("The time was over before there were any draws.")
     if not workers:
         raise KeyboardInterrupt("Interrupted before there were any draws.")
     if vectorised:
-        return _gather_vectorised(workers[0], total, seconds, ending)
+        made = _gather_vectorised(workers[0], total, seconds, ending)
+        every = range(len(made.steps)) if errors else ()
+        errors = dict.fromkeys(every, workers[0].error)
+        results = [RESULTS.model_error for _ in every] or made.results
+        return made._replace(errors=errors, results=results)
     state = jax.tree.map(
         lambda *s: np.stack([to_host(x) for x in s]), *[w.state for w in workers]
     )
@@ -220,11 +232,13 @@ def _gather(workers, total, seconds, ending, vectorised) -> Outcome:
         eqx.combine(state, workers[0].plan.rest),
         lambda i: workers[i].recorded(),
         np.array([w.at for w in workers], dtype=int),
-        [w.status.result for w in workers],
+        [RESULTS.model_error if w.error else w.status.result for w in workers],
         np.array([w.finished(total) for w in workers], dtype=bool),
         seconds,
         ending,
         total,
+        errors,
+        tuple(w.number for w in workers),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..core._engine import AbstractPausingProcedure, pause_each, split_state
+from ..core._results import ModelError
 from ..storage import RunStore
 from ..storage._encoding import check_size
 from ._distributed import agree
@@ -39,6 +40,7 @@ class Worker:
         self.store: RunStore | None = store
         self.joint = joint
         self.number = 0 if replica.ndim else int(replica)
+        self.error = ""  # what the model said when it broke off
         self.restore()
 
     def restore(self):
@@ -59,7 +61,13 @@ class Worker:
 
     def run(self, total: int, halt: threading.Event):
         """Make steps up to `total`, in chunks whose length follows the clock."""
-        while not self.finished(total) and not self.halted(halt):
+        try:
+            self._run(total, halt)
+        except ModelError as error:  # what is finished, and other replicas, are kept
+            self.error = str(error)
+
+    def _run(self, total: int, halt: threading.Event):
+        while not self.error and not self.finished(total) and not self.halted(halt):
             warming = self.at < self.warmup
             end = min(self.warmup, total) if warming else total
             end = min([end, *(at for at in self.pauses if at > self.at)])

@@ -19,7 +19,7 @@ from jax.scipy.special import gammaln
 from jaxtyping import Array
 from numpy.testing import assert_allclose, assert_array_equal
 
-from whence.core._require import check_values
+from whence.core._values import check_values
 from whence.core._results import RESULTS
 from whence.core._target import AbstractTarget
 from whence.inference.backends import TFPNUTS, BlackjaxNUTS, NumpyroNUTS
