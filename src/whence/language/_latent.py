@@ -28,6 +28,9 @@ class Undrawn:
     def __repr__(self) -> str:
         return "<not drawn>"
 
+    def __reduce__(self) -> str:
+        return "UNDRAWN"  # there is one instance in each process
+
     def __jax_array__(self):
         """Say what is wrong where a value is wanted."""
         raise TypeError("a latent that has no value yet was used")
