@@ -202,6 +202,16 @@ def test_files_that_are_not_ours(tree, tmp_path):
         load_netcdf(tmp_path / "other.nc")
 
 
+def test_absurd_sizes_are_refused_before_memory_is_taken(tree, tmp_path):
+    import h5py
+
+    path = save_netcdf(tree, tmp_path / "a.nc")
+    with h5py.File(path, "r+") as file:
+        file["posterior"].create_dataset("big", (10**13,), "f8", chunks=(10,))
+    with pytest.raises(ValueError, match=r"says that it holds 8e\+13 bytes"):
+        load_netcdf(path)
+
+
 def test_newer_schema_is_refused(tree, tmp_path, monkeypatch):
     from whence.storage import _encoding
 

@@ -1,14 +1,17 @@
 """Zarr folders: the same tree back, and whole or not at all."""
 
 import errno
+import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray
 
-from whence.storage import SCHEMA_VERSION, load_zarr, save_zarr, to_datatree
+from whence.storage import SCHEMA_VERSION, _zarr, load_zarr, save_zarr, to_datatree
+from whence.storage._zarr import check_destination
 
 
 @pytest.fixture
@@ -71,6 +74,84 @@ def test_a_full_disk_leaves_the_earlier_folder(tree, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert load_zarr(path).identical(before)
     assert os.listdir(tmp_path) == ["a.zarr"]
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_the_old_folder_survives_whatever_fails(tree, tmp_path, monkeypatch, swap):
+    """The renaming fails, or the process is killed before it or between two."""
+    path = tmp_path / "a.zarr"
+    save_zarr(tree, path)
+    before, real = load_zarr(path), os.replace
+    if not swap:
+        monkeypatch.setattr(_zarr, "_swap", lambda a, b: False)
+
+    def failing(source, to):
+        if Path(to) == path and Path(source).name == "new":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(source, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing)
+        if not swap:
+            with pytest.raises(OSError, match="Input/output error.*unchanged"):
+                save_zarr(tree, path)
+    assert load_zarr(path).identical(before)
+    assert os.listdir(tmp_path) == ["a.zarr"]
+
+    pid = os.fork()
+    if pid == 0:  # dies where the new folder would be put in place
+        monkeypatch.setattr(os, "replace", lambda a, b: real(a, b) or os._exit(9))
+        monkeypatch.setattr(_zarr, "seal_folder", lambda folder: swap and os._exit(9))
+        save_zarr(tree, path)
+    os.waitpid(pid, 0)
+    assert len(os.listdir(tmp_path)) > 1
+    assert load_zarr(path).identical(before)
+    save_zarr(tree, path)
+    assert os.listdir(tmp_path) == ["a.zarr"]
+
+
+def test_replaces_only_what_it_wrote_and_no_link(tree, tmp_path):
+    (tmp_path / "there").mkdir()
+    path = tmp_path / "a.zarr"
+    path.symlink_to(tmp_path / "there" / "b.zarr")
+    save_zarr(tree, path)
+    save_zarr(tree, path)
+    assert path.is_symlink()
+    assert load_zarr(tmp_path / "there" / "b.zarr").identical(load_zarr(path))
+    (path / "notes.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="'notes.txt' in it is another's"):
+        save_zarr(tree, path)
+    theirs = tmp_path / "c.zarr"
+    xarray.Dataset({"x": ("t", np.zeros(3))}).to_zarr(theirs, zarr_format=2)
+    for check in (lambda: save_zarr(tree, theirs), lambda: check_destination(theirs)):
+        with pytest.raises(FileExistsError, match="that this library wrote"):
+            check()
+    assert (path / "notes.txt").read_text() == "precious"
+    assert (theirs / "x").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"filters": [{"id": "vlen-utf8"}, {"id": "pickle"}]}, "codec 'pickle'"),
+        ({"compressor": {"id": "pickle"}}, "codec 'pickle'"),
+        ({"compressor": {"id": "json2"}}, "codec 'json2'"),
+        ({"dtype": "|O"}, "holds objects"),
+        ({"shape": [2, 10**13], "chunks": [2, 10**13]}, r"1\.6e\+14 bytes"),
+        ({"compressor": 3}, "not as this library writes it"),
+    ],
+)
+@pytest.mark.parametrize("where", [".zarray", ".zmetadata"])
+def test_metadata_are_not_believed(tree, tmp_path, changes, words, where):
+    path = save_zarr(tree, tmp_path / "a.zarr")
+    (path / ".whence-sha256.json").unlink()  # whoever changes a folder makes a new list
+    file = path / where if where == ".zmetadata" else path / "posterior" / "mu" / where
+    content = json.loads(file.read_text())
+    array = content["metadata"]["posterior/mu/.zarray"] if where == ".zmetadata" else content
+    array.update(changes)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words):
+        load_zarr(path)
 
 
 def test_refuses(tree, tmp_path, monkeypatch):
