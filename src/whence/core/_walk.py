@@ -60,11 +60,13 @@ class Known(NamedTuple):
         value: The value.
         sources: What it follows from; None if also from what moves.
         columns: The values that it was joined of along the last axis, one entry each.
+        is_sign: Whether it says where something is below zero.
     """
 
     value: Any
     sources: frozenset[str] | None
     columns: tuple["Known", ...] = ()
+    is_sign: bool = False
 
 
 def content(array: Any) -> Any:
@@ -126,10 +128,17 @@ class Walk:
         out = list(out) if eqn.primitive.multiple_results else [out]
         if mark is not None:
             out = [mark(x) for x in out]
-        if eqn.primitive.name == "select_n" and sources:
+        kind = eqn.primitive.name
+        if kind == "select_n" and sources and (inputs[0].is_sign or not inputs[0].sources):
             out = [_as_given(out[0], *(k.value for k in inputs))]
         known: list[Known | None] = [Known(x, sources) for x in out]
-        if eqn.primitive.name == "concatenate":
+        if (
+            kind == "lt"
+            and isinstance(eqn.invars[1], Literal)
+            and np.all(eqn.invars[1].val == 0)
+        ):
+            known = [Known(out[0], sources, is_sign=True)]
+        if kind == "concatenate":
             last = eqn.params["dimension"] == out[0].ndim - 1
             if last and all(k.value.shape[-1] == 1 for k in inputs):
                 known = [Known(out[0], sources, tuple(inputs))]

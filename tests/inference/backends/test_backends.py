@@ -19,9 +19,9 @@ from jax.scipy.special import gammaln
 from jaxtyping import Array
 from numpy.testing import assert_allclose, assert_array_equal
 
-from whence.core._values import check_values
 from whence.core._results import RESULTS
 from whence.core._target import AbstractTarget
+from whence.core._values import check_values
 from whence.inference.backends import TFPNUTS, BlackjaxNUTS, NumpyroNUTS
 from whence.running._infer import InferenceError, InferenceWarning, infer
 from whence.testing import Gaussian, LogGamma, compare_moments
