@@ -64,6 +64,7 @@ from .running import (
     distributed as distributed,
     extend as extend,
     infer as infer,
+    infer_many as infer_many,
     load as load,
     mesh as mesh,
     replay as replay,

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from ..core._types import PRNGKey
 from ..diagnostics import convergence
 from ..posterior._posterior import Posterior
 from ..running._collect import trace_of
+from ..running._executor import run_all
 from ..running._infer import InferenceError, InferenceWarning, infer
 from ..running._job import RunOptions, prepare, run_job
 from ..running._loop import cores
@@ -66,38 +67,35 @@ def fit_all(
     keys: list[PRNGKey],
     usable: np.ndarray,
     on_progress: Callable[[int, int], None] | None,
+    executor: Executor | None = None,
 ) -> list[Fit]:
-    """Fit every data set by itself, in threads that share one compiled program.
+    """Fit every data set by itself, by default in threads that share one compiled program.
 
     On CPU that is faster than one program for all: trees of NUTS need not wait for the
     longest one.
     """
-
-    def one(i: int) -> Fit:
-        if not usable[i]:
-            return _failed(NOT_FINITE)
-        return _fit(task, {name: value[i] for name, value in data.items()}, keys[i])
-
+    calls = {
+        int(i): (task, {name: value[i] for name, value in data.items()}, keys[i])
+        for i in np.flatnonzero(usable)
+    }
+    fits = [_failed(NOT_FINITE) for _ in keys]
+    if not calls:
+        return fits
     with warnings.catch_warnings():
         # One warning for each fit would say less than the counts in the report.
         warnings.simplefilter("ignore", InferenceWarning)
-        numbers = list(range(len(keys)))
-        first = next((i for i in numbers if usable[i]), 0)
-        done = {first: one(first)}  # compiles what the threads then share
-        _check_enough(done[first], task.least)
-        pool = ThreadPoolExecutor(cores(), thread_name_prefix="whence-sbc")
+        first = min(calls)
+        fits[first] = _fit(*calls.pop(first))  # compiles what threads then share
+        _check_enough(fits[first], task.least)
+        pool = executor or ThreadPoolExecutor(cores(), thread_name_prefix="whence-sbc")
         try:
-            futures = {i: pool.submit(one, i) for i in numbers if i != first}
-            pending = set(futures.values())
-            while pending:
-                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()  # raises here what a fit raised
-                if on_progress:
-                    on_progress(len(keys) - len(pending), len(keys))
+            found = run_all(pool, _fit, list(calls.values()), on_progress)
         finally:
-            pool.shutdown(cancel_futures=True)
-    return [done[i] if i in done else futures[i].result() for i in numbers]
+            if executor is None:
+                pool.shutdown(cancel_futures=True)
+    for i, fit in zip(calls, found):
+        fits[i] = fit
+    return fits
 
 
 def fit_batched(

@@ -14,6 +14,7 @@ from ..core._engine import AbstractEngine
 from ..core._key import seeded
 from ..core._target import AbstractTarget, latent_names
 from ..core._types import PRNGKey
+from ..running._executor import check_executor
 from ..running._progress import progress_bar
 from ._calibration import Calibration
 from ._fits import Fit, Task, fit_all, fit_batched, thin
@@ -37,6 +38,7 @@ def sbc(
     alpha: float = 0.05,
     vectorised: bool | None = None,
     progress: bool = False,
+    executor: Any = None,
 ) -> Calibration:
     """Check that an engine recovers, over many data sets, what they were simulated from.
 
@@ -63,6 +65,8 @@ def sbc(
         vectorised: Fit many data sets in one program, as is best on accelerators, or each
             by itself in threads; by default by the platform.
         progress: Show a progress bar.
+        executor: Any `concurrent.futures.Executor` to make the fits, as for `infer_many`;
+            by default threads of this process.
 
     Returns:
         A `Calibration`: print it, test `.ok`, `.plot()` it.
@@ -80,6 +84,9 @@ def sbc(
     simulations = whole("simulations", least=LEAST_SIMULATIONS)(simulations)
     num_draws = whole("num_draws", least=2, optional=True)(num_draws)
     functions = check_functions(test_quantities)
+    check_executor(executor)
+    if executor is not None and vectorised:
+        raise ValueError("`vectorised` fits are one program; leave it out, or `executor`.")
     begin = time.perf_counter()
     prior_key, fit_key, tie_key = jr.split(key, 3)
     truth, data = simulate(model, shapes_of(model), functions, jr.split(prior_key, simulations))
@@ -87,14 +94,14 @@ def sbc(
     task = Task(model, engine, functions, num_draws or DEFAULT_DRAWS, num_draws or 1)
     usable = _all_finite({**truth, **data})
     if vectorised is None:
-        vectorised = jax.default_backend() != "cpu"
+        vectorised = executor is None and jax.default_backend() != "cpu"
     bar = progress_bar(f"SBC of {engine.name}") if progress else nullcontext()
     with bar as on_progress:
         if vectorised:
             fits = fit_batched(task, data, fit_key, usable)
         else:
             keys = list(jr.split(fit_key, simulations))
-            fits = fit_all(task, data, keys, usable, on_progress)
+            fits = fit_all(task, data, keys, usable, on_progress, executor)
     size = num_draws or _affordable(fits)
     good = [i for i, fit in enumerate(fits) if not fit.failure]
     # Compiled code returns dicts sorted by name; people want the model's order.

@@ -7,6 +7,7 @@ in the unit of the data.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,8 @@ def _few_rows(request: Request, sets: dict, *, repeats: int) -> Table:
         for n in _SMALL_N:
             if n > len(y) - 10:
                 continue
-            scores = _repeat(x, y, n, repeats, request.seed)
+            calls = [(x, y, n, request.seed, i) for i in range(repeats)]
+            scores = np.array(request.map(_repeat, calls))
             gauss, t = scores[:, 0], scores[:, 1]
             gap = gauss[:, 0] - t[:, 0]
             error = gap.std(ddof=1) / np.sqrt(repeats)
@@ -105,31 +107,38 @@ def _few_rows(request: Request, sets: dict, *, repeats: int) -> Table:
     )
 
 
-def _repeat(x, y, n: int, repeats: int, seed: int) -> np.ndarray:
-    """Return NLL and coverage, shape `(repeat, law, score)`."""
-    scores = []
-    for i in range(repeats):
-        order = np.random.default_rng([seed, n, i]).permutation(len(y))
-        data = regression.split(x, y, order[:n], order[n : n + 200])
-        choice = regression.choose(data, (2,))
-        laws = regression.laws(data, choice)
-        both = [regression.score(data, choice, laws[name]) for name in ("Gaussian", "Jeffreys")]
-        scores.append([(each.nll, each.covered) for each in both])
-    return np.array(scores)
+def _repeat(x, y, n: int, seed: int, i: int) -> list[tuple]:
+    """Return NLL and coverage, by law, of one choice of rows."""
+    order = np.random.default_rng([seed, n, i]).permutation(len(y))
+    data = regression.split(x, y, order[:n], order[n : n + 200])
+    choice = regression.choose(data, (2,))
+    laws = regression.laws(data, choice)
+    both = [regression.score(data, choice, laws[name]) for name in ("Gaussian", "Jeffreys")]
+    return [(each.nll, each.covered) for each in both]
+
+
+def _split(x, y, s: int) -> tuple[str, dict[str, Any]]:
+    """Return the choice of a network and scores, by law, of one split into train and test."""
+    order = np.random.RandomState(s).permutation(len(y))
+    num = round(0.9 * len(y))
+    data = regression.split(x, y, order[:num], order[num:])
+    choice = regression.choose(data, (1, 3))
+    laws = regression.laws(data, choice)
+    return choice.name, {
+        name: regression.score(data, choice, law) for name, law in laws.items()
+    }
 
 
 def _uci(request: Request, found: dict, *, splits: int) -> Table:
     rows = []
     for name, (x, y) in found.items():
         scores: dict[str, list] = {}
-        for s in range(splits):
-            order = np.random.RandomState(s).permutation(len(y))
-            num = round(0.9 * len(y))
-            data = regression.split(x, y, order[:num], order[num:])
-            choice = regression.choose(data, (1, 3))
-            for law_name, law in regression.laws(data, choice).items():
-                scores.setdefault(law_name, []).append(regression.score(data, choice, law))
-            request.say(f"UCI: {name}, split {s + 1} of {splits}, {choice.name}")
+        for s, (chosen, by_law) in enumerate(
+            request.map(_split, [(x, y, s) for s in range(splits)])
+        ):
+            for law_name, each in by_law.items():
+                scores.setdefault(law_name, []).append(each)
+            request.say(f"UCI: {name}, split {s + 1} of {splits}, {chosen}")
         for law_name, each in scores.items():
             values = np.array(each)
             errors = values.std(0, ddof=1) / np.sqrt(splits)

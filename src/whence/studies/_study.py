@@ -3,8 +3,11 @@
 import csv
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from ..running._executor import check_executor, run_all
 
 SIZES = ("small", "full")
 
@@ -20,6 +23,8 @@ class Request:
         size: `"small"`, which takes a minute or two, or `"full"`, at the size of the paper.
         seed: Same seed, same results.
         say: Called with a line of progress.
+        executor: Any `concurrent.futures.Executor` for independent parts; None for one after
+            another in this process.
     """
 
     out: Path
@@ -27,6 +32,18 @@ class Request:
     size: str
     seed: int
     say: Callable[[str], None]
+    executor: Executor | None = None
+
+    def map(self, function: Callable[..., Any], calls: Sequence[tuple]) -> list[Any]:
+        """Return `function(*call)` of every call, in order.
+
+        Args:
+            function: A module-level function.
+            calls: Arguments of each call, none of which depends on another's result.
+        """
+        if self.executor is None:
+            return [function(*call) for call in calls]
+        return run_all(self.executor, function, calls)
 
 
 class Table(NamedTuple):
@@ -83,6 +100,7 @@ def carry_out(study: Study, request: Request) -> Sequence[Table]:
         raise ValueError(f"`size` must be one of {', '.join(SIZES)}; got {request.size!r}.")
     if request.data is not None and not request.data.is_dir():
         raise ValueError(f"`data` must be a folder; {request.data} is not.")
+    check_executor(request.executor)
     request.out.mkdir(parents=True, exist_ok=True)
     tables = study.run(request)
     for table in tables:

@@ -4,7 +4,7 @@ After Saha and Kveton (2024), "Only pay for what is uncertain: variance-adaptive
 sampling", ICLR, whose figures are not tabulated; the protocol here is complete by itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,20 +135,21 @@ class Results(NamedTuple):
     arms: dict[int, PolicyRun]
 
 
-def play_all(plan: StudySize, key: Any, say: Callable[[str], None]) -> Results:
+def play_all(plan: StudySize, key: Any, request: Request) -> Results:
     """Play all problems, horizons and numbers of arms."""
-    results = Results({}, {}, {})
-    every = problems()
-    for number, name in enumerate(plan.problems):
-        say(every[name].title)
-        results.problems[name] = play(every[name], plan, jr.fold_in(key, number))
-    for number, horizon in enumerate(plan.horizons):
-        say(f"VarTS, {horizon} rounds")
-        results.horizons[horizon] = grow(ARMS, horizon, plan, jr.fold_in(key, 100 + number))
-    for number, arms in enumerate(plan.arms):
-        say(f"VarTS, {arms} arms")
-        results.arms[arms] = grow(arms, plan.horizon, plan, jr.fold_in(key, 200 + number))
-    return results
+    request.say(f"{len(plan.problems)} problems, then VarTS by rounds and by arms")
+    problem = [(name, plan, jr.fold_in(key, i)) for i, name in enumerate(plan.problems)]
+    rounds = [(ARMS, n, plan, jr.fold_in(key, 100 + i)) for i, n in enumerate(plan.horizons)]
+    wide = [(n, plan.horizon, plan, jr.fold_in(key, 200 + i)) for i, n in enumerate(plan.arms)]
+    return Results(
+        dict(zip(plan.problems, request.map(_play_named, problem))),
+        dict(zip(plan.horizons, request.map(grow, rounds))),
+        dict(zip(plan.arms, request.map(grow, wide))),
+    )
+
+
+def _play_named(name: str, plan: StudySize, key: Any) -> Simulation:
+    return play(problems()[name], plan, key)
 
 
 def report(results: Results, plan: StudySize, out: Path) -> list[Table]:
@@ -178,7 +179,7 @@ def report(results: Results, plan: StudySize, out: Path) -> list[Table]:
 def run(request: Request) -> list[Table]:
     """Play everything, draw the figures and return the tables."""
     plan = PLANS[request.size]
-    return report(play_all(plan, jr.key(request.seed), request.say), plan, request.out)
+    return report(play_all(plan, jr.key(request.seed), request), plan, request.out)
 
 
 STUDY = Study("varts", "Regret of variance-adaptive Thompson sampling and its rivals", run)

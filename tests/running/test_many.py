@@ -1,0 +1,85 @@
+"""Independent fits in threads and in other processes: the same draws as one after another."""
+
+import multiprocessing
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import whence as wh
+from whence.cli._eight_schools import EightSchools
+from whence.running._executor import run_all
+from whence.studies import Request
+
+SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+ENGINE = wh.SGLD(steps=12, step_size=1e-2, warmup=0, chains=1)
+
+
+@pytest.fixture(scope="module")
+def executors():
+    """One process started afresh, as on another machine, and two threads."""
+    spawn = multiprocessing.get_context("spawn")
+    with ThreadPoolExecutor(2) as threads, ProcessPoolExecutor(1, spawn) as processes:
+        yield {"threads": threads, "processes": processes}
+
+
+@pytest.fixture(scope="module")
+def targets():
+    model = EightSchools(coords={"school": list("abcdefgh")})
+    return {n: wh.condition(model, SIGMA * n, SIGMA, dims="school") for n in (0, 1)}
+
+
+@pytest.fixture(scope="module")
+def alone(targets):
+    return wh.infer_many(targets, ENGINE, key=5, throw=False)
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_wherever_a_fit_runs_its_draws_are_the_same(executors, targets, alone, kind):
+    options = {"executor": executors[kind], "throw": False, "threads": 1}
+    found = wh.infer_many(targets, ENGINE, key=5, **options)
+    assert list(found) == [0, 1]
+    for name, posterior in found.items():
+        assert posterior.target is targets[name]
+        assert posterior["theta"].dtype == np.float64
+        assert_array_equal(posterior["theta"], alone[name]["theta"])
+        assert list(posterior.dt["posterior"]["school"].values) == list("abcdefgh")
+    direct = wh.infer(targets[1], ENGINE, key=jax.random.fold_in(jax.random.key(5), 1))
+    assert_array_equal(direct["theta"], alone[1]["theta"])
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_calibration_in_an_executor(executors, targets, kind):
+    how = {"key": 3, "simulations": 10, "num_draws": 5}
+    here = wh.sbc(targets[0], ENGINE, vectorised=False, **how)
+    there = wh.sbc(targets[0], ENGINE, executor=executors[kind], **how)
+    for name, ranks in here.ranks.items():
+        assert_array_equal(there.ranks[name], ranks)
+
+
+def test_parts_of_studies_in_an_executor(executors, tmp_path):
+    for executor in (None, *executors.values()):
+        request = Request(tmp_path, None, "small", 0, print, executor)
+        assert request.map(divmod, [(7, 2), (9, 4)]) == [(3, 1), (2, 1)]
+    with pytest.raises(ZeroDivisionError):
+        request.map(divmod, [(7, 2), (9, 0)])
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_warnings_arrive_where_they_are_read(executors, kind):
+    with pytest.warns(wh.InferenceWarning, match="look out"):
+        run_all(executors[kind], warnings.warn, [("look out", wh.InferenceWarning)])
+
+
+def test_what_cannot_be_is_refused_before_anything_runs(targets):
+    with pytest.raises(ValueError, match="`executor` must be a `concurrent.futures.Executor`"):
+        wh.infer_many(targets, ENGINE, key=0, executor=4)
+    with pytest.raises(ValueError, match="`executor` must be a `concurrent.futures.Executor`"):
+        wh.sbc(targets[0], ENGINE, key=0, executor=4)
+    with pytest.raises(ValueError, match="`options` must be among .*; got 'store'"):
+        wh.infer_many(targets, ENGINE, key=0, store="a")
+    with pytest.raises(ValueError, match="`target` must be a whence target"):
+        wh.infer_many([targets[0], 1], ENGINE, key=0)
