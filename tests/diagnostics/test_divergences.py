@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from whence.diagnostics import diagnose
+from whence.diagnostics._divergences import _probability_above
 
 
 def funnel_hmc(rng, step_size, draws=1500, dim=5, num_steps=15):
@@ -152,3 +153,9 @@ def test_names_of_unconstrained_coordinates():
     assert report["divergences"].where == ("unconstrained w[0] is low",)
     report = diagnose({"w": simplex}, {"diverging": diverging}, unconstrained=free)
     assert report["divergences"].where == ("position[0] is low",)
+
+
+def test_ties_count_half():
+    """Of (0, 0, 1): 0 is above 1/3 of it, 1 above 5/6, if equal values count half."""
+    above = _probability_above(np.array([[0.0], [0.0], [1.0]]), np.array([[0.0], [1.0]]))
+    np.testing.assert_allclose(above, (1 / 3 + 5 / 6) / 2)

@@ -41,6 +41,24 @@ def test_khat_recovers_a_pareto_tail(shape):
     assert_allclose(np.mean(estimates), expected, atol=4 * error + 0.02)
 
 
+def test_the_limit_of_khat_depends_on_the_number_of_weights():
+    """Vehtari et al. (2024), section 3: 1 - 1 / log10(S), and 0.7 at most."""
+    rng = np.random.default_rng(3)
+    for size, limit in ((100, 0.5), (400, 1 - 1 / np.log10(400)), (4000, 0.7)):
+        record = VariationalFit(log_weights_is=rng.normal(size=size))
+        draws = {"x": np.zeros((1, size))}
+        report = diagnose(draws, method="variational", record=record)
+        assert_allclose(report["khat"].threshold, limit)
+    # A tail of shape 0.6 is fine of many weights, and is not of a hundred.
+    few, many = (-0.6 * np.log((np.arange(n) + 0.5) / n) for n in (100, 40_000))
+    assert 0.5 < pareto_khat(few) < 0.7
+    judged = (
+        diagnose({"x": x[None]}, log_weights=x[None], method="smc")["khat"].severity
+        for x in (few, many)
+    )
+    assert tuple(judged) == ("warning", "note")
+
+
 def test_khat_where_there_is_nothing_to_fit():
     assert pareto_khat(np.zeros(1000)) == -np.inf
     assert np.isnan(pareto_khat(np.zeros(10)))

@@ -16,6 +16,8 @@ import whence as wh
 from whence import DataTemperedSMC
 from whence.core import GrowingTarget
 from whence.core._engine import Trace
+from whence.inference.smc import start
+from whence.inference.smc._data_tempered import Arriving, _finish
 
 CONJUGATE = Conjugate.simulate(2)
 
@@ -114,6 +116,39 @@ def test_report_adds_up(key):
     assert_allclose(np.exp(sample.log_weights).sum(), 1.0)
     lp = jax.vmap(CONJUGATE.log_density)({"x": jnp.asarray(sample.positions["x"][0])})
     assert_allclose(sample.stats["lp"][0], lp, rtol=1e-10)
+
+
+def test_variance_adds_up_and_particles_move_after_resampling_alone(key):
+    """Between resamplings `1 / ess - 1 / particles`, and before them what had been gathered."""
+    intake = DataTemperedSMC(particles=4, kernel="rwm", moves=5).model(CONJUGATE)
+    particles, control = intake.initial(key=key)
+    control = control._replace(settled=jnp.asarray(0.3), num_steps=jnp.asarray(3, jnp.int32))
+    equal = jnp.full(4, -jnp.log(4.0))
+    mutate = eqx.filter_jit(lambda intake, *rest: intake.mutate(*rest[:-1], key=rest[-1]))
+    for weights, variance, settled in (
+        ([1.0, 2.0, 3.0, 4.0], 0.3 + 0.30 - 0.25, 0.3),
+        ([8.0, 1.0, 1.0, 1e-9], 0.3 + 0.66 - 0.25, 0.71),
+    ):
+        arriving = Arriving(particles.points, jnp.log(jnp.asarray(weights)))
+        _, after = intake.log_potential(arriving, equal, control)
+        assert_allclose(after.variance, variance, rtol=1e-6)
+        assert_allclose(after.settled, settled, rtol=1e-6)
+        assert bool(after.uneven) == (settled != 0.3)
+        after = after._replace(rows=jnp.asarray(5, jnp.int32))
+        moved, _ = mutate(intake, arriving, equal, after, key)
+        assert bool(jnp.any(moved.x != particles.x)) == bool(after.uneven)
+    rows = jax.vmap(lambda x: CONJUGATE.log_likelihood({"x": x}))(moved.x)
+    assert_allclose(moved.points.log_tilt, rows[:, :6].sum(1), rtol=1e-10)
+    assert_allclose(moved.gain, rows[:, 5], rtol=1e-10)
+    # What is left of the data at an early end is taken in by weights.
+    cloud = eqx.tree_at(
+        lambda c: (c.particles, c.control), start(intake, key=key), (moved, after)
+    )
+    cloud = eqx.tree_at(lambda c: c.control.missing, cloud, jnp.asarray(True))
+    ended = _finish(intake, cloud)
+    left = np.exp(rows[:, 6:].sum(1) - rows[:, 6:].sum(1).max())
+    assert_allclose(np.exp(ended.log_weights), left / left.sum(), rtol=1e-8)
+    assert_allclose(ended.particles.points.log_tilt, rows.sum(1), rtol=1e-10)
 
 
 def test_rows_that_come_later_are_the_same_as_rows_that_are_there(key):
