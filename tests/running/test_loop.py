@@ -48,6 +48,8 @@ class Counting(wh.AbstractEngine):
     draws: int = 11
     fail_from: int = 99  # replicas from here on fail
     last: int = 10**9  # done after this many steps
+    error_above: float = 1e9  # where a walk raises an error
+    error_from: int = 10**9  # the step from which on all do
 
     @property
     def name(self):
@@ -66,6 +68,9 @@ class Counting(wh.AbstractEngine):
     def step(self, target, state, index, *, key):
         position, count = state
         position = position + jr.normal(key, position.shape)
+        if min(self.error_above, self.error_from) < 1e9:
+            lost = (position[0] > self.error_above) | (index >= self.error_from)
+            position = eqx.error_if(position, lost, "no way from here")
         stats = {"index": index, "count": count}
         return (position, count + 1), Info(position, stats)
 
@@ -126,6 +131,28 @@ def test_new_data_of_the_same_shape_compile_nothing():
 def test_engine_that_is_done_early():
     posterior = wh.infer(Plane(), Counting(last=9), key=KEY)
     assert posterior["x"].shape == (3, 4, 2)
+
+
+def test_errors_in_compiled_code_cost_one_replica_and_no_finished_chunk(tmp_path):
+    walk = wh.infer(Plane(), Counting(warmup=0, draws=16), key=KEY)["x"]
+    highest = walk[..., 0].max(axis=1)
+    worst = int(np.argmax(highest))
+    limit = float(np.sort(highest)[-2:].mean())  # only the chain that goes highest breaks off
+    engine = Counting(warmup=0, draws=16, error_above=limit)
+    folder = tmp_path / "run"
+    words = f"chain {worst}.*no way from here"
+    with pytest.warns(wh.InferenceWarning, match=words):
+        kept = wh.infer(Plane(), engine, key=KEY, chunk_steps=4, store=folder)
+    assert_array_equal(kept["x"], np.delete(walk, worst, axis=0))
+    assert wh.load(folder, target=Plane(), engine=engine).num_draws > 0
+    for vectorised in (False, True):
+        broken = Counting(warmup=0, draws=16, error_from=8)
+        how = {"key": KEY, "chunk_steps": 4, "vectorised": vectorised}
+        with pytest.raises(wh.InferenceError, match="after 8 steps: .*no way from here"):
+            wh.infer(Plane(), broken, **how)
+        with pytest.warns(wh.InferenceWarning, match="no way from here"):
+            part = wh.infer(Plane(), broken, throw=False, **how)
+        assert_array_equal(part["x"], walk[:, :8])
 
 
 def test_failed_replica_is_named_and_dropped():
