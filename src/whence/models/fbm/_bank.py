@@ -1,0 +1,106 @@
+"""The bank of Ornstein-Uhlenbeck processes that stands for the noise."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from . import _tables as tables
+
+
+class Bank(eqx.Module):
+    """`B(t) = sum_k weights_k (Y_k(t) - Y_k(0))`, `dY_k = -rates_k Y_k dt + scales_k dW`.
+
+    Scales make the variances of the `Y_k` comparable: 1 once they are stationary.
+
+    Attributes:
+        rates: `(node,)`, per unit of time; 0 is Brownian motion itself.
+        scales: `(node,)`.
+        weights: `(node,)`, or `(driver, node)` with an H for each driver.
+        kind: "I": the noise has an infinite past; "II": it begins at time 0.
+    """
+
+    rates: Array
+    scales: Array
+    weights: Array
+    kind: str = eqx.field(static=True)
+
+    @property
+    def diffusivity(self) -> Array:
+        """Standard deviation of what W adds in unit time: paths are Brownian at short lags."""
+        return jnp.sum(self.weights * self._like_weights(self.scales), axis=-1)
+
+    def _like_weights(self, value: Array) -> Array:
+        return jnp.broadcast_to(value, self.weights.shape)
+
+    def stationary(self) -> Array:
+        """Return the covariance `(node, node)` of the `Y_k` at time 0."""
+        if self.kind == "II":
+            return jnp.zeros((len(self.rates),) * 2, self.rates.dtype)
+        total = self.rates[:, None] + self.rates[None, :]
+        moving = (self.rates[:, None] > 0) & (self.rates[None, :] > 0)
+        both = self.scales[:, None] * self.scales[None, :]
+        return jnp.where(moving, both / jnp.where(moving, total, jnp.ones_like(total)), 0.0)
+
+    def initial_factor(self) -> Array:
+        """Return the Cholesky factor of `stationary()`, in closed form.
+
+        A Cauchy matrix has one; a numerical factor would need jitter, as neighbouring
+        processes are nearly the same. Rates must increase.
+        """
+        if self.kind == "II":
+            return self.stationary()
+        g = self.rates
+        total = g[:, None] + g[None, :]
+        safe = jnp.where(total > 0, total, jnp.ones_like(total))
+        ratio = (g[:, None] - g[None, :]) / safe
+        ahead = jnp.concatenate([jnp.ones_like(ratio[:, :1]), ratio[:, :-1]], axis=1)
+        root = jnp.where(g > 0, jnp.sqrt(2 * jnp.where(g > 0, g, 1.0)), 0.0)
+        lower = jnp.tril(root[None, :] / safe * jnp.cumprod(ahead, axis=1))
+        return self.scales[:, None] * jnp.where(g[:, None] > 0, lower, 0.0)
+
+    def covariance(self, s: Array, t: Array) -> Array:
+        """Return `Cov(B(s), B(t))` elementwise, with the axes of drivers last, if any.
+
+        Args:
+            s: Times since the start.
+            t: Times since the start, of the same shape.
+        """
+        low, high = jnp.minimum(s, t), jnp.maximum(s, t)
+        g = self.rates
+        total = g[:, None] + g[None, :]
+        still = total == 0
+        safe = jnp.where(still, jnp.ones_like(total), total)
+        low, high = low[..., None, None], high[..., None, None]
+        lead = (1,) * (low.ndim - 2)
+        i = jnp.broadcast_to(g[:, None], total.shape).reshape(*lead, *total.shape)
+        j = jnp.broadcast_to(g[None, :], total.shape).reshape(*lead, *total.shape)
+        safe, still = safe.reshape(i.shape), still.reshape(i.shape)
+        if self.kind == "II":
+            inner = jnp.exp(-j * (high - low)) * -jnp.expm1(-safe * low) / safe
+        else:
+            inner = jnp.expm1(-j * (high - low)) - jnp.expm1(-i * low) - jnp.expm1(-j * high)
+            # With one node at rate 0, which starts at 0: not stationary, only W.
+            zero_i = -jnp.expm1(-j * low) * jnp.exp(-j * (high - low))
+            zero_j = -jnp.expm1(-i * low)
+            inner = jnp.where(i == 0, zero_i, jnp.where(j == 0, zero_j, inner)) / safe
+        inner = jnp.where(still, jnp.broadcast_to(low, inner.shape), inner)
+        scaled = self.weights * self._like_weights(self.scales)
+        if scaled.ndim == 1:
+            return jnp.einsum("...ij,i,j->...", inner, scaled, scaled)
+        return jnp.einsum("...ij,di,dj->...d", inner, scaled, scaled)
+
+
+def spline(coefficients: np.ndarray, hurst: Array) -> Array:
+    """Return the weights at H, `(*hurst.shape, node)`; NaN where H is beyond the table."""
+    table = jnp.asarray(coefficients, hurst.dtype)
+    step = (tables.MOST - tables.LEAST) / (tables.KNOTS - 1)
+    inside = (hurst >= tables.LEAST) & (hurst <= tables.MOST)
+    safe = jnp.where(inside, hurst, jnp.full_like(hurst, 0.5))
+    cell = jnp.clip(jnp.floor((safe - tables.LEAST) / step), 0, tables.KNOTS - 2).astype(int)
+    d = (safe - tables.LEAST - cell.astype(hurst.dtype) * step)[..., None]
+    c = table[:, cell]
+    value = ((c[0] * d + c[1]) * d + c[2]) * d + c[3]
+    return jnp.where(inside[..., None], value, jnp.full_like(value, jnp.nan))

@@ -1,0 +1,89 @@
+"""Fractional Brownian motion itself: covariances, and paths without approximation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.core import Tracer
+from jax.scipy.special import gammaln
+from jaxtyping import Array
+
+from ...core._types import PRNGKey
+from . import _forms as forms
+
+
+def own_scale(kind: str, hurst: Array) -> Array:
+    """Return the standard deviation at 1 of a kind as its integral defines it."""
+    if kind == "I":
+        log_variance = -gammaln(2 * hurst + 1) - jnp.log(jnp.sin(jnp.pi * hurst))
+    else:
+        log_variance = -jnp.log(2 * hurst) - 2 * gammaln(hurst + 0.5)
+    return jnp.exp(log_variance / 2)
+
+
+def unit_covariance(kind: str, hurst: Array, s: Array, t: Array) -> Array:
+    """Return the covariance, elementwise, of the process with unit variance at 1.
+
+    Raises:
+        ValueError: If H of kind II is traced: its covariance is a hypergeometric function
+            that is computed on the host.
+    """
+    if kind == "I":
+        power = lambda x: jnp.abs(x) ** (2 * hurst)
+        return 0.5 * (power(s) + power(t) - power(s - t))
+    if any(isinstance(value, Tracer) for value in (hurst, s, t)):
+        raise ValueError(
+            "The exact covariance of kind II is computed outside of compiled functions; "
+            "`hurst` and times must be numbers here."
+        )
+    found = forms.rl_covariance(np.asarray(s, float), np.asarray(t, float), float(hurst))
+    return jnp.asarray(found, s.dtype)
+
+
+def regular_paths(key: PRNGKey, hurst: Array, num: int, step: Any, paths: int) -> Array:
+    """Return `(paths, num)` values at `step, 2 step, ...` of kind I, from 0 at time 0.
+
+    Increments have a Toeplitz covariance, which is the corner of a circulant one, whose
+    eigenvalues are the Fourier transform of its first row. White noise is drawn as its own
+    Fourier transform: one inverse transform a path.
+
+    References:
+        Davies and Harte (1987), doi:10.1093/biomet/74.1.95.
+        Wood and Chan (1994), doi:10.1080/10618600.1994.10474655.
+    """
+    dtype = jnp.result_type(hurst)
+    # The row r_0 .. r_num, r_(num-1) .. r_1 is symmetric: its transform is real.
+    k = jnp.arange(num + 1, dtype=dtype)
+    power = lambda x: jnp.abs(x) ** (2 * hurst)
+    row = 0.5 * (power(k + 1) - 2 * power(k) + power(k - 1))
+    eigenvalues = jnp.fft.rfft(jnp.concatenate([row, row[1:-1][::-1]])).real
+    # Least eigenvalues are positive in exact arithmetic for every H.
+    amplitude = jnp.sqrt(jnp.maximum(eigenvalues, 0.0))
+    size = 2 * num
+    ends = (jnp.arange(num + 1) == 0) | (jnp.arange(num + 1) == num)
+    half = jnp.asarray(0.5, dtype)
+    amplitude = amplitude * jnp.sqrt(size * jnp.where(ends, jnp.ones((), dtype), half))
+    noise = jr.normal(key, (2, paths, num + 1), dtype)
+    imaginary = jnp.where(ends[None, :], jnp.zeros((), dtype), noise[1])
+    row = amplitude[None, :]
+    spectrum = jax.lax.complex(noise[0] * row, imaginary * row)
+    increments = jnp.fft.irfft(spectrum, n=size)[:, :num]
+    return jnp.cumsum(increments, axis=1) * jnp.asarray(step, dtype) ** hurst
+
+
+def dense_paths(
+    key: PRNGKey, kind: str, hurst: Array, times: Array, start: Any, paths: int
+) -> Array:
+    """Return `(paths, time)` values at any increasing times, by Cholesky's factor."""
+    since = times - start
+    late = since > 0  # at the start itself the process is 0
+    safe = jnp.where(late, since, jnp.ones_like(since))
+    both = late[:, None] & late[None, :]
+    grid = jnp.meshgrid(safe, safe, indexing="ij")
+    covariance = jnp.where(both, unit_covariance(kind, hurst, *grid), jnp.eye(len(times)))
+    drawn = jr.normal(key, (paths, len(times)), times.dtype) @ jnp.linalg.cholesky(covariance).T
+    return jnp.where(late[None, :], drawn, jnp.zeros_like(drawn))

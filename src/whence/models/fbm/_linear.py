@@ -1,0 +1,185 @@
+"""Which equations are linear and Gaussian, and the system that they are then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import Array
+
+from ...core._dtype import relaxed
+from ._bank import Bank
+from ._kalman import System
+from ._transition import transitions
+
+
+def depends(function: Callable, *arguments: Array) -> list[bool]:
+    """Return for each argument whether the value of the function depends on it.
+
+    By the structure of its program: an affine function written as another counts as another.
+    """
+    with relaxed():
+        jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+
+
+def value(model: Any, name: str, *arguments: Array) -> Array:
+    """Return what `drift` or `diffusion` of a user's model gives, one number a component.
+
+    Raises:
+        ValueError: If it is of another shape, naming it.
+    """
+    with relaxed():
+        got = getattr(model, name)(*arguments)
+        got = jnp.asarray(got, arguments[-1].dtype)
+    x = arguments[-1]
+    if got.shape == x.shape or (name == "diffusion" and got.shape == ()):
+        return jnp.broadcast_to(got, x.shape)
+    who = f"`{name}` of {type(model).__name__}"
+    if name == "diffusion":
+        raise ValueError(
+            f"{who} must be diagonal: one number, or shape {x.shape}, the scale of the noise "
+            f"of each component of the state; got shape {got.shape}. Components have drivers "
+            "of their own."
+        )
+    raise ValueError(
+        f"{who} must return shape {x.shape}, one rate for each component of the state (as "
+        f"`initial` says); got shape {got.shape}."
+    )
+
+
+def seen_through(model: Any, x: Array) -> tuple[Array, Array, bool]:
+    """Return mean and standard deviation of what is observed of a state, and if it is a vector.
+
+    Raises:
+        ValueError: If `observe` returns no normal distribution of numbers.
+    """
+    with relaxed():
+        law = model.observe(x)
+    inner = law
+    while isinstance(inner, dist.Independent):
+        inner = inner.base_dist
+    shape = tuple(law.shape()) if isinstance(law, dist.Distribution) else ()
+    if not isinstance(inner, dist.Normal) or len(shape) > 1:
+        raise ValueError(
+            f"`observe` of {type(model).__name__} must return a `numpyro.distributions.Normal` "
+            "of one number or a vector of them: the path is integrated out exactly. Got "
+            f"{type(inner).__name__}{f' of shape {shape}' if len(shape) > 1 else ''}."
+        )
+    with relaxed():
+        loc = jnp.broadcast_to(jnp.asarray(inner.loc, x.dtype), shape)
+        scale = jnp.broadcast_to(jnp.asarray(inner.scale, x.dtype), shape)
+    return jnp.atleast_1d(loc), jnp.atleast_1d(scale), bool(shape)
+
+
+def initial(model: Any, dtype: Any) -> tuple[Array, Array]:
+    """Return mean and standard deviation of the state at the start.
+
+    Raises:
+        ValueError: If `initial` returns no vector of normal distributions.
+    """
+    with relaxed():
+        law = model.initial()
+    while isinstance(law, dist.Independent):
+        law = law.base_dist
+    if not isinstance(law, dist.Normal) or len(law.shape()) != 1:
+        raise ValueError(
+            f"`initial` of {type(model).__name__} must return a `numpyro.distributions.Normal` "
+            f"of shape (components,); got {law!r}."
+        )
+    with relaxed():
+        shape = tuple(law.shape())
+        loc = jnp.broadcast_to(jnp.asarray(law.loc, dtype), shape)
+        return loc, jnp.broadcast_to(jnp.asarray(law.scale, dtype), shape)
+
+
+def is_additive(model: Any, t: Array, x: Array) -> bool:
+    """Whether the diffusion is the same at all states and times."""
+    return not any(depends(lambda t, x: value(model, "diffusion", t, x), t, x))
+
+
+def why_not_linear(model: Any, x: Array) -> str:
+    """Return what keeps the path from being integrated out exactly; empty if nothing."""
+    t = jnp.zeros((), x.dtype)
+    drift = lambda t, x: value(model, "drift", t, x)
+    loc = lambda x: seen_through(model, x)[0]
+    if depends(lambda x: jax.jacfwd(lambda v: drift(t, v))(x), x)[0]:
+        return "`drift` must be affine in the state"
+    if depends(drift, t, x)[0]:
+        return "`drift` must not depend on time"
+    if not is_additive(model, t, x):
+        return "`diffusion` must depend neither on the state nor on time"
+    if depends(lambda x: jax.jacfwd(loc)(x), x)[0]:
+        return "the mean of `observe` must be affine in the state"
+    if depends(lambda x: seen_through(model, x)[1], x)[0]:
+        return "the scale of `observe` must not depend on the state"
+    return ""
+
+
+def system(model: Any, bank: Bank, times: Array, start: Array) -> System:
+    """Return the state (X, Y) of a linear model at each time, Y the bank of each driver.
+
+    Args:
+        model: A `FractionalSDE` with values.
+        bank: Of its noise.
+        times: `(time,)`, not decreasing.
+        start: Where the equation begins.
+
+    Raises:
+        ValueError: If the model is not linear and Gaussian; naming what is not.
+    """
+    dtype = times.dtype
+    loc, scale = initial(model, dtype)
+    d, k = len(loc), len(bank.rates)
+    weights = driver_weights(bank, d)
+    zero, t = jnp.zeros_like(loc), jnp.zeros((), dtype)
+    reason = why_not_linear(model, zero)
+    if reason:
+        raise ValueError(
+            f"{type(model).__name__} has no exact likelihood: {reason}. Its paths can be drawn "
+            "with `simulate`; a posterior of such an equation is not offered yet."
+        )
+    with relaxed():
+        matrix = jax.jacfwd(lambda x: value(model, "drift", t, x))(zero)
+        sight = jax.jacfwd(lambda x: seen_through(model, x)[0])(zero)
+    sigma = value(model, "diffusion", t, zero)
+    offset, noise, _ = seen_through(model, zero)
+
+    eye = jnp.eye(d, dtype=dtype)
+    pull = -(sigma[:, None] * weights * bank.rates[None, :])  # of Y on X, (driver, node)
+    drift = jnp.block(
+        [
+            [matrix, (eye[:, :, None] * pull[:, None, :]).reshape(d, d * k)],
+            [jnp.zeros((d * k, d), dtype), jnp.diag(-jnp.tile(bank.rates, d))],
+        ]
+    )
+    jump = sigma * (weights @ bank.scales)
+    spread = jnp.concatenate([jnp.diag(jump), jnp.kron(eye, bank.scales[:, None])])
+    shift = value(model, "drift", t, zero)
+    gaps = jnp.diff(times, prepend=start[None])
+    most = jnp.maximum(jnp.abs(times[-1]), jnp.abs(start))
+    steps = transitions(drift, shift, spread, gaps, most)
+    covariance = jnp.block(
+        [
+            [jnp.diag(scale**2), jnp.zeros((d, d * k), dtype)],
+            [jnp.zeros((d * k, d), dtype), jnp.kron(eye, bank.stationary())],
+        ]
+    )
+    mean = jnp.concatenate([loc, jnp.zeros(d * k, dtype)])
+    sight = jnp.concatenate([sight, jnp.zeros((len(sight), d * k), dtype)], axis=1)
+    return System(mean, covariance, steps, sight, offset, noise**2)
+
+
+def driver_weights(bank: Bank, components: int) -> Array:
+    """Return the weights `(driver, node)`; raise unless there is an H for each, or one."""
+    shape = bank.weights.shape[:-1]
+    if shape not in ((), (components,)):
+        raise ValueError(
+            f"`hurst` must be one number, or one for each of the {components} components of "
+            f"the state (as `initial` says); got shape {shape}."
+        )
+    return jnp.broadcast_to(bank.weights, (components, len(bank.rates)))

@@ -1,0 +1,89 @@
+"""Times of observations: what they must be."""
+
+from typing import Any
+
+import numpy as np
+
+
+def increasing(name: str, times: Any, start: float | None = None) -> np.ndarray:
+    """Return times in float64; raise unless they are numbers that increase.
+
+    Args:
+        name: Of the argument.
+        times: A vector of numbers.
+        start: What they must not be before, if given.
+
+    Raises:
+        ValueError: Naming the first time that is wrong.
+    """
+    grid = np.asarray(times)
+    if grid.ndim != 1 or grid.size == 0 or grid.dtype.kind not in "iuf":
+        raise ValueError(
+            f"`{name}` must be a vector of numbers; got shape {grid.shape}, {grid.dtype}."
+        )
+    if not np.all(np.isfinite(grid)):
+        raise ValueError(f"`{name}` must be finite; {np.sum(~np.isfinite(grid))} are not.")
+    gaps = np.diff(grid.astype(np.float64))
+    if np.any(gaps <= 0):
+        i = int(np.argmax(gaps <= 0))
+        what = "repeat" if gaps[i] == 0 else "are not sorted"
+        remedy = (
+            "Put observations of one time into the columns of `y`, or average them."
+            if gaps[i] == 0
+            else "Sort them, and `y` with them."
+        )
+        raise ValueError(
+            f"`{name}` must increase; they {what}: {grid[i]} is followed by {grid[i + 1]}. "
+            f"{remedy}"
+        )
+    if start is not None and grid[0] < start:
+        raise ValueError(
+            f"`{name}` must not be before the start, {start}; the first is {grid[0]}."
+        )
+    return grid.astype(np.float64)
+
+
+def without_missing(y: Any, times: np.ndarray, observed: Any = None) -> tuple[Any, Any, Any]:
+    """Return data and times without the rows of which nothing was observed, and a mask.
+
+    Args:
+        y: `(time,)` or `(time, channel)`; NaN or masked where it is missing.
+        times: `(time,)`.
+        observed: Which numbers of `y` were observed besides, or None.
+
+    Returns:
+        `y`, with the mean of the channel where it is missing; `times`; and which numbers
+        were observed, or None if all were.
+
+    Raises:
+        ValueError: If nothing was observed, or the shapes do not fit.
+    """
+    if isinstance(y, np.ma.MaskedArray):
+        y = np.ma.filled(y.astype(float), np.nan)
+    y = np.asarray(y)
+    if y.dtype.kind not in "biuf":
+        raise ValueError(f"`y` must be real numbers; got dtype {y.dtype}.")
+    y = y if y.dtype.kind == "f" else y.astype(np.float64)
+    if y.ndim not in (1, 2) or len(y) != len(times):
+        raise ValueError(
+            f"`y` must have one row for each of the {len(times)} times; got shape {y.shape}."
+        )
+    seen = ~np.isnan(y)
+    if observed is not None:
+        observed = np.asarray(observed)
+        if observed.dtype != bool or observed.shape != y.shape:
+            raise ValueError(
+                f"`observed` must be True or False for each number of `y`, {y.shape}; got "
+                f"shape {observed.shape}, {observed.dtype}."
+            )
+        seen &= observed
+    if not np.all(np.isfinite(y[seen])):
+        raise ValueError(f"`y` must be finite or NaN; got {y[seen][~np.isfinite(y[seen])][0]}.")
+    rows = seen.reshape(len(y), -1).any(axis=1)
+    if not rows.any():
+        raise ValueError(f"All {y.size} numbers of `y` are missing: there is nothing to fit.")
+    y, times, seen = y[rows], times[rows], seen[rows]
+    if seen.all():
+        return y, times, None
+    channels = np.where(seen, y, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+    return np.where(seen, y, channels).astype(y.dtype), times, seen
