@@ -124,3 +124,27 @@ def test_wrong_usage_has_exit_code_2(whence):
     whence("fit", code=2)
     whence("fit", "model.py:target", "--no-such-option", code=2)
     whence("no-such-command", code=2)
+
+
+def test_what_a_run_would_lose_is_found_before_it(error, whence, folder, monkeypatch):
+    for seed in (-1, 2**32):
+        for command in (FIT, ("demo",), ("study", "bandits")):
+            assert "--seed must be from 0 to 4294967295" in error(
+                *command, "--seed", seed, code=2
+            )
+    (folder / "link.nc").symlink_to("/dev/null")
+    said = error(*FIT, "--out", "link.nc", "--overwrite", code=2)
+    assert "--out cannot be link.nc" in said
+    monkeypatch.setenv("HOME", str(folder))
+    assert "existing folder" in error(*FIT, "--out", "~/no/a.nc", code=2)
+    assert not (folder / "~").exists()
+
+
+def test_a_file_that_ends_the_program(error, write):
+    text = "import sys\nfrom model import *\n{}\ndef make():\n    sys.exit(0)\n"
+    write("leaves.py", text.format("sys.exit(3)"))
+    said = error("check", "leaves.py:target")
+    assert "leaves.py, line 3: " in said
+    assert "sys.exit(3)" in said
+    write("leaves_later.py", text.format(""))
+    assert "sys.exit(0)" in error("check", "leaves_later.py:make")

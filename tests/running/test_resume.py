@@ -15,8 +15,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import whence as wh
+from whence.running._manifest import create_store
 from whence.running._worker import Worker
-from whence.storage import RunStore
+from whence.storage import RunStore, _runstore
 
 KILLS = int(os.environ.get("WHENCE_KILLS", "6"))  # in all, over the engines below
 
@@ -106,6 +107,67 @@ def test_another_chunk_size_on_resuming(target, tmp_path, monkeypatch):
             wh.infer(target, engine, key=key, chunk_steps=13, store=tmp_path / "a", threads=1)
     again = wh.resume(tmp_path / "a", target, chunk_steps=29)
     assert_array_equal(again["slope"], whole["slope"])
+
+
+@pytest.mark.parametrize("name", ["nuts", "bbvi"])
+def test_killed_between_the_first_chunk_and_the_first_state(
+    name, target, tmp_path, monkeypatch
+):
+    """What is left has another length than what is made; the lock of the dead is gone."""
+    engine, key, folder = ENGINES[name], jr.key(11), tmp_path / "a"
+    whole = wh.infer(target, engine, key=key, chunk_steps=17)
+    real = _runstore.replace_file
+
+    def dies(path, content):
+        if path.name == "state.npz":
+            raise Stopped
+        real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_runstore, "replace_file", dies)
+        with pytest.raises(Stopped):
+            wh.infer(target, engine, key=key, chunk_steps=5, store=folder, threads=1)
+    assert list(folder.glob("replica-0000/*-000000000005.npz"))
+    again = wh.resume(folder, target, chunk_steps=17)
+    assert_array_equal(again["slope"], whole["slope"])
+    assert_array_equal(wh.load(folder, target=target)["slope"], whole["slope"])
+    assert not (folder / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("key", None, "`key` must be of type list"),
+        ("key", [1, 2, 3, "x"], "`key` is none of"),
+        ("steps", True, "`steps` must be of type int; got True"),
+        ("steps", 10**15, "`steps` must be from 1 to"),
+        ("vectorised", 1, "`vectorised` must be of type bool"),
+        ("versions", [], "`versions` must be of type dict"),
+        ("until", "soon", "`until` must be of type dict"),
+        ("configuration", {"class": "whence.nothing:Engine", "fields": {}}, "`engine` must be"),
+        ("configuration", {"class": "whence:NUTS"}, "`engine` must be given"),
+    ],
+)
+def test_entries_of_a_manifest_are_checked_by_name(name, value, words, target, tmp_path):
+    store = create_store(
+        tmp_path / "a", target, ENGINES["nuts"], jr.key(1), {"vectorised": False}
+    )
+    store.manifest[name] = value
+    store.write_manifest()
+    store.release()
+    with pytest.raises(ValueError, match=words):
+        wh.resume(tmp_path / "a", target)
+    with pytest.raises(ValueError, match=words):
+        wh.load(tmp_path / "a", target=target)
+
+
+def test_what_cannot_fit_into_memory_is_refused_before_it_is_taken(target, tmp_path):
+    for chains, words in (
+        (2**31, "fewer than 2147483648 replicas"),
+        (2**30, "fit into memory"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            wh.infer(target, wh.NUTS(chains=chains, draws=2, warmup=2), key=jr.key(0))
 
 
 SERVER = """

@@ -237,6 +237,11 @@ def test_states_survive_files(name, tmp_path):
         load_state(tmp_path / "state.npz", policy.init((2,)))
     with pytest.raises(ValueError, match="`alpha` is float64 of shape .* in the file"):
         load_state(tmp_path / "state.npz", BetaBernoulli(arms=5))
+    content = (tmp_path / "state.npz").read_bytes()
+    for other in (content[: len(content) // 2], b"notes", b""):
+        (tmp_path / "state.npz").write_bytes(other)
+        with pytest.raises(ValueError, match="state.npz is damaged, or not of whence"):
+            load_state(tmp_path / "state.npz", policy.init())
 
 
 BAD = {
@@ -274,3 +279,38 @@ def test_bad_input_is_refused(rule):
     with pytest.raises(ValueError) as error:
         BAD[rule]()
     assert rule in str(error.value)
+
+
+def test_many_rewards_in_one_loop(key):
+    """As one by one; impossible ones are refused; methods can be compiled as they are."""
+    policy = VarTS(NormalGamma(0.0, 1.0, 2.0, 1.0, arms=3))
+    arms, rewards = np.array([0, 2, 2, 1, 0]), np.array([1.0, -0.5, 2.0, 0.3, 0.1])
+    one_by_one, update = policy.init(), jax.jit(policy.update)
+    for arm, reward in zip(arms, rewards):
+        one_by_one = update(one_by_one, arm, reward)
+    together = bandit.update_many(policy, policy.init(), arms, rewards)
+    for ours, theirs in zip(jax.tree.leaves(together), jax.tree.leaves(one_by_one)):
+        assert_allclose(ours, theirs, rtol=1e-12)
+    with pytest.raises(ValueError, match="arm. must be from 0 to 2"):
+        bandit.update_many(policy, policy.init(), arms + 1, rewards)
+    with pytest.raises(ValueError, match="reward. must be finite"):
+        bandit.update_many(policy, policy.init(), arms, rewards * np.nan)
+
+
+def test_index_of_bayes_ucb_is_a_quantile():
+    """The quantile of the second arm lies below or above that of the first by a hair."""
+    from scipy import stats
+
+    prior = NormalGamma(np.zeros(2), np.ones(2), np.array([2.0, 5.0]), np.array([2.0, 5.0]))
+    policy = bandit.BayesUCB(prior)
+    state = prior
+    for reward in (0.1, 0.4, -0.2):
+        state = state.update(0, reward)
+    round = 4
+    top = stats.t.ppf(1 - 1 / (round + 0.5), 2 * np.asarray(state.alpha))
+    index = np.asarray(state.mu) + np.sqrt(state.beta / (state.alpha * state.kappa)) * top
+    for shift, best in ((-1e-4, 0), (1e-4, 1)):
+        moved = state.mu.at[1].add(index[0] - index[1] + shift)
+        assert (
+            policy.act(eqx.tree_at(lambda s: s.mu, state, moved), key=jax.random.key(0)) == best
+        )
