@@ -108,6 +108,10 @@ def test_descent_is_told_from_fluctuation(key):
         window = _after(*_draws(10, jr.fold_in(key, number))).window
         assert not is_descending(window)
     draws, _ = _draws(10, key)
+    # What counts is the rise over the whole window, not that from draw to draw.
+    for rise, want in ((0.5, False), (2.0, True)):
+        climb = jnp.linspace(-rise * far(2), 0, 10)
+        assert is_descending(_after(draws, climb).window) == want
     huge = -1e60 * jnp.exp(-jnp.arange(10.0))
     assert is_descending(_after(draws, huge).window)
     assert is_descending(_after(draws, huge * 1e200).window)
