@@ -14,10 +14,10 @@ from whence.core import AbstractTarget
 from whence.inference.hmc._autocorrelation import forget, remember, slowest_time
 from whence.inference.hmc._isokinetic import (
     INTEGRATORS,
+    MinimalNorm,
     Particle,
     random_direction,
     stage,
-    stages_per_step,
     turn,
 )
 from whence.inference.hmc._metric import DiagonalMetric
@@ -92,7 +92,7 @@ def _integrate(integrator, particle, step_size, steps):
         )
         return particle, change
 
-    number = jnp.arange(steps * stages_per_step(integrator))
+    number = jnp.arange(steps * integrator.stages)
     particle, changes = jax.lax.scan(body, particle, number)
     return particle, changes.sum()
 
@@ -107,7 +107,7 @@ def _start():
     return _particle(position, random_direction(jr.key(5), position))
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("integrator", INTEGRATORS.values(), ids=INTEGRATORS)
 def test_integrator_is_reversible(integrator):
     start = _start()
     end, error = _integrate(integrator, start, 0.6, 7)
@@ -119,7 +119,7 @@ def test_integrator_is_reversible(integrator):
     assert_allclose(undone, -error, atol=1e-10)
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("integrator", INTEGRATORS.values(), ids=INTEGRATORS)
 def test_energy_error_is_target_ratio_times_jacobian(integrator):
     """Brute force: determinant of the whole trajectory on positions times sphere."""
     start = _start()
@@ -138,7 +138,7 @@ def test_energy_error_is_target_ratio_times_jacobian(integrator):
     assert_allclose(-error, end.log_density - start.log_density + log_det, atol=1e-10)
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("integrator", INTEGRATORS.values(), ids=INTEGRATORS)
 def test_energy_error_is_of_second_order(integrator):
     coarse = _integrate(integrator, _start(), 0.1, 10)[1]
     fine = _integrate(integrator, _start(), 0.05, 20)[1]
@@ -238,7 +238,7 @@ def test_conformance(key):
     [
         (
             Gaussian(10, condition_number=100.0, correlated=True),
-            {"metric": "diagonal", "integrator": "minimal_norm"},
+            {"metric": "diagonal", "integrator": MinimalNorm()},
         ),
         (Gaussian(5, condition_number=1e6, correlated=True), {"langevin": True}),
     ],

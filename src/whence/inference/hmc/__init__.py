@@ -10,6 +10,11 @@ from ._estimate import (
     Moments as Moments,
 )
 from ._hmc import HMC as HMC
+from ._isokinetic import (
+    AbstractIntegrator as AbstractIntegrator,
+    Leapfrog as Leapfrog,
+    MinimalNorm as MinimalNorm,
+)
 from ._mclmc import MCLMC as MCLMC
 from ._metric import (
     AbstractMetric as AbstractMetric,

@@ -19,6 +19,9 @@ References:
     Carlo, arXiv:2503.01707 (the Metropolis test).
 """
 
+import abc
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -27,10 +30,6 @@ from jaxtyping import Array, Bool, Int
 from ...core._types import PRNGKey, Scalar
 from ._integrator import LogDensityAndGradient
 from ._metric import AbstractMetric, Vector
-
-INTEGRATORS = ("leapfrog", "minimal_norm")
-# Omelyan, Mryglod, Folk (2003), doi:10.1016/S0010-4655(02)00754-3.
-_MINIMAL_NORM = 0.1931833275037836
 
 
 class Particle(eqx.Module):
@@ -81,9 +80,55 @@ def turn(direction: Vector, force: Vector, time: Scalar) -> tuple[Vector, Scalar
     return new, (direction.size - 1) * change
 
 
-def stages_per_step(integrator: str) -> int:
-    """Return the number of gradients that one step costs."""
-    return 1 if integrator == "leapfrog" else 2
+class AbstractIntegrator(eqx.Module):
+    """A step made of stages: turn, move, turn, with one gradient each.
+
+    It must be reversible, that is its durations must read the same backwards; the size of
+    a stage's move is that of the step over the number of stages.
+    """
+
+    stages: eqx.AbstractClassVar[int]
+
+    @abc.abstractmethod
+    def turns(self, number: Int[Array, ""]) -> tuple[Scalar | float, Scalar | float]:
+        """Return the durations of the two turns of a stage, in units of the step.
+
+        Args:
+            number: Number of the stage, from 0 at the start of a trajectory.
+        """
+
+
+class Leapfrog(AbstractIntegrator):
+    """Half a turn, the move, half a turn."""
+
+    stages: ClassVar[int] = 1
+
+    def turns(self, number: Int[Array, ""]) -> tuple[float, float]:
+        return 0.5, 0.5
+
+
+class MinimalNorm(AbstractIntegrator):
+    """Two moves by half a step between three turns: a smaller error for two gradients.
+
+    Both halves of a step have the form of a leapfrog step with mirrored durations, since
+    two turns under one force make one turn.
+
+    References:
+        Omelyan, Mryglod, Folk (2003), doi:10.1016/S0010-4655(02)00754-3.
+    """
+
+    stages: ClassVar[int] = 2
+    outer: ClassVar[float] = 0.1931833275037836
+
+    def turns(self, number: Int[Array, ""]) -> tuple[Scalar, Scalar]:
+        is_first, inner = number % 2 == 0, 0.5 - self.outer
+        return jnp.where(is_first, self.outer, inner), jnp.where(is_first, inner, self.outer)
+
+
+INTEGRATORS: dict[str, AbstractIntegrator] = {
+    "leapfrog": Leapfrog(),
+    "minimal_norm": MinimalNorm(),
+}
 
 
 def stage(
@@ -92,31 +137,25 @@ def stage(
     particle: Particle,
     step_size: Scalar,
     number: Int[Array, ""],
-    integrator: str,
+    integrator: AbstractIntegrator,
 ) -> tuple[Particle, Scalar]:
-    """Turn, move, turn: a leapfrog step, or half a minimal-norm step.
-
-    Both halves of a minimal-norm step have this form with mirrored durations, since two
-    turns under one force make one turn; so every integrator needs one gradient in the code.
+    """Turn, move, turn: one stage, so that every integrator needs one gradient in the code.
 
     Args:
         log_density_and_grad: Log density in nats and its gradient at a flat position.
         metric: Maps whitened directions to velocities.
         particle: Where to start.
         step_size: Length of the whole step; zero to evaluate at `particle.position`.
-        number: Number of this stage; its parity tells the half of a minimal-norm step.
-        integrator: One of `INTEGRATORS`.
+        number: Number of this stage.
+        integrator: Says how long the turns are.
 
     Returns:
         The new particle, and the change of energy in nats.
     """
-    if integrator == "leapfrog":
-        first, last, drift = 0.5 * step_size, 0.5 * step_size, step_size
-    else:
-        outer, inner = _MINIMAL_NORM * step_size, (0.5 - _MINIMAL_NORM) * step_size
-        is_first = number % 2 == 0
-        first, last = jnp.where(is_first, outer, inner), jnp.where(is_first, inner, outer)
-        drift = 0.5 * step_size
+    first, last = (
+        step_size * jnp.asarray(x, step_size.dtype) for x in integrator.turns(number)
+    )
+    drift = step_size / integrator.stages
     force = metric.adjoint(particle.gradient)
     direction, gain_first = turn(particle.direction, force, first)
     position = particle.position + drift * metric.forward(direction)

@@ -21,7 +21,7 @@ from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import AdaptedChains
 from .._chain_sample import chain_sample, chain_schedule
 from .._inflation import inflation
-from .._settings import metric_name
+from .._settings import metric_name, named
 from ._autocorrelation import Memory, forget, remember, slowest_time
 from ._common import MAX_ENERGY_ERROR, AbstractAdapted, restarted, van_der_corput
 from ._estimate import (
@@ -35,11 +35,11 @@ from ._estimate import (
 )
 from ._isokinetic import (
     INTEGRATORS,
+    AbstractIntegrator,
     Particle,
     perturbed,
     random_direction,
     stage,
-    stages_per_step,
 )
 from ._metric import AbstractMetric, Vector
 from ._step_size import DualAveraging
@@ -95,7 +95,8 @@ class MCLMC(AbstractAdapted):
         metric: `"diagonal"`, or `"dense"`: diagonal until it has predicted better than
             that, from draws and gradients; `"auto"`: as `"dense"` if warm-up has at least
             twenty steps per dimension. Or an estimator of `whence.inference.hmc`.
-        integrator: `"leapfrog"`, or `"minimal_norm"` with two gradients a step.
+        integrator: `"leapfrog"`, or `"minimal_norm"` with two gradients a step, or an
+            `AbstractIntegrator` of `whence.inference.hmc`.
         langevin: Whether adjusted trajectories have noise in their direction, too.
         max_steps: Longest trajectory, in steps.
         keep_warmup: Whether to keep the draws of warm-up.
@@ -118,7 +119,10 @@ class MCLMC(AbstractAdapted):
         default="auto",
         converter=metric_name("auto", "diagonal", "dense", kind=AbstractEstimator),
     )
-    integrator: str = eqx.field(default="leapfrog", converter=one_of("integrator", INTEGRATORS))
+    integrator: str | AbstractIntegrator = eqx.field(
+        default="leapfrog",
+        converter=one_of("integrator", INTEGRATORS, kind=AbstractIntegrator),
+    )
     langevin: bool = eqx.field(default=False, converter=flag("langevin"))
     max_steps: int = eqx.field(default=1000, converter=whole("max_steps", least=1))
     keep_warmup: bool = eqx.field(default=False, converter=flag("keep_warmup"))
@@ -229,7 +233,8 @@ class MCLMC(AbstractAdapted):
     def _follow(self, target, state, start, step_size, num_steps, is_search, key):
         """Integrate, or draw starts until one is finite; one copy of the gradient."""
         value_and_grad = jax.value_and_grad(_padded_density(target))
-        stages = stages_per_step(self.integrator)
+        integrator = named(self.integrator, INTEGRATORS)
+        stages = integrator.stages
         distance = jnp.exp(state.log_length) * (_DECOHERENCE if self.adjusted else 1.0)
         # Robnik et al. (2023), equation for partial refreshment in steps of `step_size`.
         noise = jnp.sqrt(jnp.expm1(2 * step_size / distance) / start.position.size)
@@ -249,7 +254,7 @@ class MCLMC(AbstractAdapted):
                 noisy = perturbed(particle.direction, size, jr.fold_in(key, number))
                 particle = _heading(particle, noisy)
             particle, change = stage(
-                value_and_grad, state.metric, particle, advance, number, self.integrator
+                value_and_grad, state.metric, particle, advance, number, integrator
             )
             pending = pending + change
             is_whole = number % stages == stages - 1
