@@ -1,7 +1,6 @@
 """What a policy is, decisions in batches, and states in files."""
 
 import abc
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +29,8 @@ class _Method:
 
     def __init__(self, function: Callable):
         self.function = function
-        functools.update_wrapper(self, function)
+        self.__doc__ = function.__doc__
+        self.__isabstractmethod__ = getattr(function, "__isabstractmethod__", False)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Callable:
         return self.function if instance is None else Partial(self.function, instance)

@@ -33,10 +33,10 @@ class Unknown(eqx.Module):
 if TYPE_CHECKING:
     # Whatever computes does so with values in place of all that is unknown.
     Parameter = Array
+    Number = float | int | Array | dist.Distribution
 else:
     Parameter = Float[Array, ""] | Unknown
-
-Number = float | int | Array | dist.Distribution
+    Number = Any  # `parameter` says what is wrong, in words of the model
 
 
 def parameter(name: str, value: Number, *, zero: bool = False, real: bool = False) -> Any:

@@ -69,7 +69,7 @@ def rounding_of(tril: Array) -> Scalar:
 
 def lost_nats(rounding: Array, weights: Array, inverse_scale: Array) -> Scalar:
     """Return by how much rounding moves the log density, roughly, in nats."""
-    return rounding * jnp.sum(weights**2) * inverse_scale / 2
+    return rounding * jnp.sum(weights**2) * jnp.abs(inverse_scale) / 2
 
 
 def check_evidence(lost: Scalar) -> None:

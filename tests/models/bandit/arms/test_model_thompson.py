@@ -287,8 +287,8 @@ BAD = {
         Known(), wh.SGLD(step_size=0.1), placeholder=np.inf
     ),
     "product over rewards": lambda: _policy(Chained(), wh.SGLD(step_size=0.1)),
-    "`mean_rewards` must return an array of shape (4,)": lambda: ModelTS(
-        Known(), wh.SGLD(step_size=0.1), mean_rewards=lambda d: d.mean, arms=4, capacity=5
+    "`mean_rewards` must return an array of shape (3,)": lambda: ModelTS(
+        Known(), wh.SGLD(step_size=0.1), mean_rewards=lambda d: d.mean[:2], arms=3, capacity=5
     ),
 }
 

@@ -1,5 +1,6 @@
 """Policies: indices against formulas in NumPy, choices, limits, states in files."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -8,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
+from whence.models import bandit
 from whence.models.bandit import (
     CHKUCB,
     MVTS,
@@ -299,8 +301,6 @@ def test_many_rewards_in_one_loop(key):
 
 def test_index_of_bayes_ucb_is_a_quantile():
     """The quantile of the second arm lies below or above that of the first by a hair."""
-    from scipy import stats
-
     prior = NormalGamma(np.zeros(2), np.ones(2), np.array([2.0, 5.0]), np.array([2.0, 5.0]))
     policy = bandit.BayesUCB(prior)
     state = prior

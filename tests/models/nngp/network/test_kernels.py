@@ -238,7 +238,7 @@ def test_zero_inputs():
 
 IMAGES = np.ones((2, 4, 4, 1))
 WRONG = {
-    "x1.*shape": lambda: Dense().kernel(np.ones(3)),
+    "`x` must have shape": lambda: Dense().kernel(np.ones(3)),
     "one shape": lambda: Dense().kernel(np.ones((2, 3)), np.ones((2, 2))),
     "must be finite": lambda: Dense().kernel(np.array([[np.nan]])),
     "Dense. reads vectors": lambda: Dense().kernel(IMAGES),

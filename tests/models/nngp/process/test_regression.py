@@ -462,7 +462,9 @@ WRONG = {
     r"outputs=2": lambda: wh.condition(_model(), np.stack([Y, Y], 1), X),
     r"must have shape \(9,\)": lambda: wh.condition(_model(), Y, X[:9]),
     "Labels are no numbers": lambda: wh.condition(_model(), (Y > 0).astype(int), X),
-    "must (not contain NaN|be finite; 7)": lambda: wh.condition(_model(), np.where(Y > 0, Y, np.nan), X),
+    "must (not contain NaN|be finite; 7)": lambda: wh.condition(
+        _model(), np.where(Y > 0, Y, np.nan), X
+    ),
     "must be finite; 1 are not": lambda: wh.condition(_model(), np.append(Y[1:], np.inf), X),
     "reads vectors": lambda: wh.condition(_model(), Y, X[:, None, :]),
     "noise. must be above 0.*got 0, and 1 of 11": lambda: wh.condition(

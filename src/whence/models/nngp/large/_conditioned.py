@@ -86,7 +86,7 @@ class LargeConditioned(eqx.Module):
 
     @property
     def _rounding(self) -> Array:
-        return jnp.finfo(self.kernel.diagonal.dtype).eps * jnp.max(self.kernel.diagonal)
+        return jnp.finfo(self.kernel.dtype).eps * jnp.max(self.kernel.diagonal)
 
     @property
     def log_evidence_error(self) -> float:
@@ -172,9 +172,9 @@ class LargeConditioned(eqx.Module):
         # Of k'x by Cauchy's inequality in the norm of A, in which x is off by the root of
         # what the quadratic form lacks, and A^-1 k has the squared length `done.quadratic`.
         far = np.sqrt((done.quadratic + error) * self.quadratic_error)
-        if is_single(before.dtype):
+        if is_single(self.kernel.dtype):
             resolved(
-                jnp.asarray(variance),
+                jnp.asarray(variance, self.kernel.dtype),
                 self._rounding,
                 self.whiten(done.solution),
                 self.weights,
@@ -289,8 +289,9 @@ def condition_large(
     log_det = log_det_estimate(kernel, factor, white, done.lanczos[outputs:])
     solved = white(done.solution)
     inverse = mean_inverse(law, size, jnp.asarray(done.quadratic[:outputs].sum()))
-    eps = jnp.finfo(kernel.diagonal.dtype).eps
-    check_evidence(lost_nats(eps * kernel.diagonal.max(), solved[:, :outputs], inverse))
+    rounding = jnp.finfo(kernel.dtype).eps * kernel.diagonal.max()
+    lost = lost_nats(rounding, solved[:, :outputs], inverse)
+    check_evidence(lost.astype(kernel.dtype))
     said = _remarks(kernel, cost(done.quadratic, done.error), tolerance, log_det, outputs)
     return LargeConditioned(
         process,

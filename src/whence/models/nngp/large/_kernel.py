@@ -34,6 +34,11 @@ class KernelTiles(eqx.Module):
     diagonal: Float[Array, " rows"]
 
     @property
+    def dtype(self):
+        """Precision of the tiles."""
+        return (self.blocks if self.tiles is None else self.tiles)[0].dtype
+
+    @property
     def side(self) -> int:
         """Rows of a block."""
         return self.blocks[0].shape[0]

@@ -112,9 +112,7 @@ class FromDistribution(AbstractDensityLaw):
     distribution: dist.Distribution
     order: Float[Array, ""] | None
 
-    def __init__(
-        self, distribution: dist.Distribution, order: float | int | Array | None = None
-    ):
+    def __init__(self, distribution: dist.Distribution, order: Any = None):
         self.distribution = check_prior("distribution", distribution)
         self.order = None if order is None else _order(order)
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(distribution)):

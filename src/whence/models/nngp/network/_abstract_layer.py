@@ -175,7 +175,7 @@ def _vectors(state: KernelState) -> KernelState:
 
 
 def _check_inputs(x1: AnyArray, x2: AnyArray | None) -> tuple[Array, Array | None]:
-    first = _check_one("x1", x1)
+    first = _check_one("x" if x2 is None else "x1", x1)
     if x2 is None:
         return first, None
     second = _check_one("x2", x2)

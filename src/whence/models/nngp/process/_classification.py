@@ -104,7 +104,7 @@ class Classification(Model):
         inducing: AnyArray,
         classes: int,
         *,
-        jitter: float | Array = 1e-6,
+        jitter: Any = 1e-6,
         train_inducing: bool = False,
         coords: Mapping[str, Any] | None = None,
     ):

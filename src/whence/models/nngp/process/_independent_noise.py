@@ -81,7 +81,7 @@ class IndependentNoise(eqx.Module):
         """
         _, y, known, nodes = self._fitted(x, y)
         found = logsumexp(nodes.log_weights)
-        if not is_single(found.dtype):
+        if not is_single(known.values.dtype):
             return found
         return jnp.where(_lost_nats(known, nodes, y) <= NATS, found, -jnp.inf)
 
@@ -92,8 +92,13 @@ def _lost_nats(known: Spectrum, nodes: TwoScales, y: Array) -> Array:
     weights = (known.vectors.T @ y.reshape(len(y), -1)) / values[:, :, None]
     each = jnp.sum(weights**2, axis=(1, 2))[:, None] * jnp.exp(-nodes.log_scales)
     share = jax.nn.softmax(nodes.log_weights.reshape(-1))
-    rounding = jnp.finfo(values.dtype).eps * jnp.max(known.values)
-    return jax.lax.stop_gradient(rounding * jnp.sum(share * each.reshape(-1)) / 2)
+    rounding = jnp.finfo(known.values.dtype).eps * jnp.max(known.values)
+    lost = rounding * jnp.sum(share * each.reshape(-1)) / 2
+    # Eigenvalues below rounding were raised to it, which is noise that nobody asked for.
+    least = len(known.values) * rounding
+    ratio = jnp.exp(jax.nn.softmax(logsumexp(nodes.log_weights, axis=1)) @ nodes.log_ratios)
+    raised = (jnp.min(known.values) < 1.001 * least) & (ratio < 10 * least)
+    return jax.lax.stop_gradient(jnp.where(raised, jnp.inf, lost).astype(known.values.dtype))
 
 
 class IndependentConditioned(AbstractConditioned):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -62,7 +62,7 @@ class ScaleMixture(eqx.Module):
         self,
         network: AbstractLayer,
         scale: AbstractLaw | dist.Distribution,
-        noise: float | int | Array = 0.0,
+        noise: Any = 0.0,
     ):
         require_values({"network": network, "scale": scale, "noise": noise}, "`ScaleMixture`")
         self.network = part("network", AbstractLayer)(network)
@@ -83,9 +83,9 @@ class ScaleMixture(eqx.Module):
                 or the covariance is not positive definite even with 1e-4 of its mean
                 diagonal added.
         """
-        x, y = jnp.asarray(x), check_targets(x, y)
-        tril, jitter = _factor(self._with_noise(self.network.nngp(x)))
-        y = y.astype(tril.dtype)
+        covariance, y = self.network.nngp(x), check_targets(x, y)
+        tril, jitter = _factor(self._with_noise(covariance))
+        x, y = jnp.asarray(x), y.astype(tril.dtype)
         white = solve_triangular(tril, y.reshape(len(y), -1), lower=True)
         return _checked(ScaleMixtureConditioned(self, x, y, tril, white, jitter))
 
@@ -319,10 +319,9 @@ class ScaleMixtureConditioned(AbstractConditioned):
         Raises:
             ValueError: As `ScaleMixture.condition`, or if the outputs differ in number.
         """
-        x, y = jnp.asarray(x), check_targets(x, y, self.y)
-        network, y = self.process.network, y.astype(self.tril.dtype)
+        own = self.process._with_noise(self.process.network.nngp(x))
+        x, y = jnp.asarray(x), check_targets(x, y, self.y).astype(self.tril.dtype)
         read = self._read(x)
-        own = self.process._with_noise(network.nngp(x))
         own = own + self.jitter * jnp.eye(len(own), dtype=own.dtype)
         corner, jitter = _factor(own - read.T @ read)
         above = jnp.zeros((len(self.tril), len(own)), own.dtype)

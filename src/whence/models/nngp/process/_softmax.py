@@ -103,7 +103,8 @@ class SoftmaxLabels(dist.Distribution):
     `log_prob` is the mean over f of the log probability, `E log softmax(f)_y`: what the
     evidence lower bound of a sparse Gaussian process takes, and so what is fitted. It is at
     most the log of the probability, `log_probs`, which `sample` draws from and which is what
-    pointwise log likelihoods and leave-one-out use; equal where the deviation is 0. Rows are drawn independently of each other given `loc`.
+    pointwise log likelihoods and leave-one-out use; equal where the deviation is 0.
+    Rows are drawn independently of each other given `loc`.
 
     Args:
         loc: Means, shape `(row, class)`.
