@@ -235,6 +235,9 @@ REFUSED = {
     "as in a time series or with one latent per row": lambda: DataTemperedSMC().validate(
         wh.condition(Walk(), np.arange(4.0))
     ),
+    "depends on which other rows are in the batch": lambda: DataTemperedSMC().validate(
+        wh.condition(Walk(), np.arange(4.0))
+    ),
     "`max_steps` must be at least 21 for 20 rows": lambda: DataTemperedSMC(
         max_steps=20
     ).validate(CONJUGATE),

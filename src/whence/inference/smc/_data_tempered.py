@@ -259,7 +259,8 @@ class DataTemperedSMC(AbstractOnlineEngine):
             raise ValueError(
                 "DataTemperedSMC needs a likelihood that is a product over data rows, and that "
                 f"gives some rows when asked for them; that of this {type(target).__name__} "
-                "does not, as in a time series or with one latent per row. Use TemperedSMC."
+                "does not, as in a time series or with one latent per row. Use TemperedSMC, or "
+                f"mend what was found: {error}"
             ) from error
 
     def model(self, target: AbstractTarget) -> Intake:
