@@ -363,8 +363,8 @@ def _stored(named: _Named):
     store = open_store(named.store)
     # Data must have the type they had when the run began.
     enable_x64(store.manifest["x64"])
-    target = named.target or trusted(store.manifest.get("source"), store.folder, named.trust)
     built = stored_engine(store.manifest["configuration"], named.engine)
+    target = named.target or trusted(store.manifest.get("source"), store.folder, named.trust)
     return load_target(target), built
 
 
