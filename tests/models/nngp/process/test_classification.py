@@ -377,3 +377,30 @@ def test_bad_data(y, x, message):
 def test_bad_models(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         nngp.Classification(*arguments, **options)
+
+
+@pytest.mark.parametrize("s", [1.0, 5.0, 30.0])
+def test_pointwise_terms_are_of_the_probability(s):
+    """Two classes: E of the logistic function of a normal variable, by scipy."""
+    from scipy.integrate import quad
+
+    labels = nngp.SoftmaxLabels(jnp.array([[s, 0.0]]), jnp.array([s]))
+
+    def mean(function):
+        weighted = lambda z: function(s + np.sqrt(2) * s * z) * stats.norm.pdf(z)
+        return quad(weighted, -12, 12, points=[-np.sqrt(0.5)], limit=500)[0]
+
+    probability = mean(lambda x: np.exp(-np.logaddexp(0, -x)))
+    assert_allclose(labels.log_probs[0, 0], np.log(probability), atol=5e-4)
+    bound = mean(lambda x: -np.logaddexp(0, -x))
+    assert_allclose(labels.log_prob(jnp.array([0]))[0], bound, atol=5e-4)
+
+
+def test_log_likelihood_of_a_posterior_is_of_the_probability(key):
+    x, y = np.array([[1.0, 0.0], [0.5, -1.0], [-2.0, 0.3], [0.2, 0.7]]), np.array([0, 1, 1, 0])
+    model = nngp.Classification(NET, nngp.PointMass(4.0), Z, 2)
+    target = wh.condition(model, y, x)
+    draw = target.constrain(target.init(key=key))
+    log_probs = draw.likelihood(x).log_probs
+    found = target.pointwise_given_rest(draw)["y"]
+    assert_allclose(found, log_probs[np.arange(4), y], rtol=1e-10)

@@ -286,12 +286,12 @@ def condition_large(
 
     right = jnp.concatenate([white(targets), signs], axis=1)
     done = _solve(kernel, white, right, finished, max_steps)
-    log_det = log_det_estimate(kernel, factor, white, done.lanczos[outputs:])
     solved = white(done.solution)
     inverse = mean_inverse(law, size, jnp.asarray(done.quadratic[:outputs].sum()))
     rounding = jnp.finfo(kernel.dtype).eps * kernel.diagonal.max()
     lost = lost_nats(rounding, solved[:, :outputs], inverse)
     check_evidence(lost.astype(kernel.dtype))
+    log_det = log_det_estimate(kernel, factor, white, done.lanczos[outputs:])
     said = _remarks(kernel, cost(done.quadratic, done.error), tolerance, log_det, outputs)
     return LargeConditioned(
         process,
