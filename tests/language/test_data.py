@@ -371,3 +371,17 @@ def test_errors_in_the_model_are_told_in_its_own_words():
     ):
         with pytest.raises(wh.InferenceError, match="raised an error: no solution here$"):
             function()
+
+
+def test_a_gradient_that_is_not_finite_is_traced_to_its_row():
+    class Exposed(wh.Model):
+        rate: Any = wh.latent(dist.Gamma(2.0, 1.0))
+
+        def likelihood(self, exposure):
+            return dist.Poisson(self.rate * exposure)
+
+    # A rate of zero and a count of zero: the density is 1, its derivative is 0 times 1 / 0.
+    target = wh.condition(Exposed(), np.array([3, 0, 2]), np.array([2.0, 0.0, 1.0]))
+    (problem,) = wh.check(target).problems
+    assert "with respect to `rate`" in problem
+    assert "it comes from 'y' at index 1." in problem

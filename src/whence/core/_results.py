@@ -38,6 +38,12 @@ class RESULTS(eqx.Enumeration):
         "zero (a mixture component on one data point, a hierarchical scale) and a prior that "
         "is infinite at an end; give the scale a prior that keeps it from zero, or sample."
     )
+    still_rising = (
+        "The objective was still rising when the steps ran out. Where a scale goes to zero (a "
+        "hierarchical scale, a mixture component on one data point) it rises for ever: it "
+        "has no maximum. Then give the scale a prior that keeps it from zero, or integrate over "
+        "it (NUTS). Else allow more `steps`."
+    )
     model_error = "The model raised an error while it ran."
 
 

@@ -103,11 +103,14 @@ class Draws:
 
     def coordinates(self) -> list[str]:
         """Name the entries of a flat position (else of all variables), in their order."""
-        return [
-            self.name(name, value.shape[2:], i)
-            for name, value in (self.unconstrained or self.variables).items()
-            for i in range(math.prod(value.shape[2:]))
-        ]
+        names = []
+        for name, value in (self.unconstrained or self.variables).items():
+            # A simplex has fewer free entries than entries: none of them is one of those.
+            other = name in self.variables and self.variables[name].shape != value.shape
+            each = lambda i, n=name, v=value: self.name(n, v.shape[2:], i)
+            count = math.prod(value.shape[2:])
+            names += [name] * count if other else [each(i) for i in range(count)]
+        return names
 
     @property
     def leading(self) -> tuple[int, int]:

@@ -153,4 +153,4 @@ def _concerned(axes: np.ndarray, draws: Draws) -> list[str]:
     share = np.sqrt(np.sum(axes**2, axis=1))
     names = draws.coordinates()
     order = np.argsort(-share, kind="stable")
-    return [names[i] for i in order if share[i] > 0.3 * share.max()]
+    return list(dict.fromkeys(names[i] for i in order if share[i] > 0.3 * share.max()))

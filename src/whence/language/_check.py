@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro
@@ -117,7 +118,7 @@ def check(
     problems += _bad_priors(terms)
     problems += _bad_rows(pointwise)
     problems += _explained(target, pointwise, jr.split(key, points))
-    problems += _bad_gradients(gradient, np.isfinite(density))
+    problems += _bad_gradients(target, gradient, np.isfinite(density), jr.split(key, points))
     if not np.isfinite(density).all() and not problems:
         problems.append("The log density is not finite at some of the starting points.")
     remarks = ()
@@ -225,18 +226,43 @@ def _explained(target, pointwise, keys) -> list[str]:
     return [said] if said else []
 
 
-def _bad_gradients(gradient, finite) -> list[str]:
-    problems = []
+def _bad_gradients(target, gradient, finite, keys) -> list[str]:
+    problems, rows = [], ""
     for path, leaf in tree_leaves_with_path(gradient):
         bad = ~np.isfinite(leaf.reshape(len(leaf), -1)).all(axis=1) & finite
         if bad.any():
             name = keystr(path, simple=True, separator=".") or "position"
+            rows = rows or _rows_without_slope(target, keys[np.argmax(bad)])
             problems.append(
                 f"The gradient with respect to `{name}` is not finite at {int(bad.sum())} "
-                "starting points although the log density is. A `jnp.where` around a "
-                "function that overflows on the branch not taken is a common cause."
+                f"starting points although the log density is{rows}. Common causes are a "
+                "`jnp.where` around a function that overflows on the branch not taken, and a "
+                "rate, scale or probability that is exactly zero there."
             )
     return problems
+
+
+def _rows_without_slope(target, key) -> str:
+    """Say for which data a derivative of the log likelihood is not finite."""
+    if not isinstance(target, AbstractDescribedTarget):
+        return ""
+    found = []
+    for name, slope in compiled(_slopes, target, key).call(target, key).items():
+        rows = np.argwhere(~np.isfinite(np.asarray(slope)))
+        if len(rows) and rows.shape[1]:
+            first = [int(i) for i in rows[0]]
+            shown = tuple(first) if len(first) > 1 else first[0]
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            found.append(f"; it comes from {name!r} at index {shown}{more}")
+    return "".join(found)
+
+
+def _slopes(target, key):
+    """Return the derivative of each datum's log likelihood along all latents at once."""
+    position = target.init(key=key)
+    ones = jax.tree.map(jnp.ones_like, position)
+    pointwise = lambda position: target.pointwise(target.constrain(position))
+    return jax.jvp(pointwise, (position,), (ones,))[1]
 
 
 def _describe(target) -> tuple[str, ...]:

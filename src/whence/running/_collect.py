@@ -128,6 +128,8 @@ def _is(result, item) -> bool:
 
 def _explain(outcome, engine, target, messages, key) -> str:
     text = f"{engine.name} failed. " + " ".join(dict.fromkeys(messages.values()))
+    if hasattr(engine, "explain"):
+        text += " " + engine.explain(target, outcome.state)
     failed_to_start = any(_is(r, RESULTS.nonfinite_start) for r in outcome.results)
     if failed_to_start and isinstance(target, AbstractTarget):
         found = check(target, key=key)

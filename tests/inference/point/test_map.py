@@ -1,5 +1,7 @@
 """Maxima against closed forms; several, flat, unbounded, kinked ones; what is said of it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -296,3 +298,29 @@ def test_wrong_input(words, key):
     target = _density(lambda x: -(x**2), 0.0)
     with pytest.raises(ValueError, match=words):
         WRONG[words](target, jr.fold_in(key, 0))
+
+
+def test_a_scale_that_goes_to_zero_is_told_by_name(key):
+    class Hierarchy(wh.Model):
+        tau: Any = wh.latent(dist.HalfNormal(5.0))
+        theta: Any = wh.latent(lambda m: dist.Normal(0.0, m.tau), shape=(4,))
+
+        def likelihood(self):
+            return dist.Normal(self.theta, 10.0)
+
+    target = wh.condition(Hierarchy(), np.array([28.0, 8.0, -3.0, 7.0]))
+    with pytest.raises(wh.InferenceError, match="scale goes to zero.* had taken `tau` to "):
+        wh.infer(target, wh.MAP(starts=2, steps=200), key=key)
+
+
+def test_what_is_flat_in_a_simplex_is_not_given_an_entry(key):
+    class Shares(wh.Model):
+        w: Any = wh.latent(dist.Dirichlet(jnp.ones(3)))
+
+        def likelihood(self):
+            return dist.Categorical(self.w)
+
+    target = wh.condition(Shares(), np.array([0] * 6 + [1] * 4))  # nobody chose the third
+    posterior = wh.infer(target, wh.MAP(starts=2), key=key)
+    assert_allclose(posterior["w"][0, 0], [0.6, 0.4, 0.0], atol=1e-5)
+    assert posterior.diagnose()["maximum"].where == ("w",)

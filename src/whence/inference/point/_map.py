@@ -17,8 +17,8 @@ from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view, position_shapes
 from ...core._results import RESULTS, InferenceError
 from ...core._start import find_start
-from ...core._target import AbstractTarget
-from ...core._tree import unravel
+from ...core._target import AbstractDescribedTarget, AbstractTarget
+from ...core._tree import named_leaves, unravel
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import Optimum
 from ._lbfgs import Memory, search
@@ -192,10 +192,27 @@ class MAP(AbstractEngine):
     def result(self, state: MAPState) -> RESULTS:
         ended = self.done(state) | (state.count < self.steps)
         where = RESULTS.where
-        result = where(ended, RESULTS.successful, RESULTS.max_steps)
+        result = where(ended, RESULTS.successful, RESULTS.still_rising)
         result = where(state.walls >= MAX_WALLS, RESULTS.unbounded, result)
         hopeless = state.stuck & ~jnp.isfinite(state.loss)
         return where(hopeless, RESULTS.nonfinite_start, result)
+
+    def explain(self, target: AbstractTarget, state: MAPState) -> str:
+        """Say which latent had gone farthest where no start found a maximum.
+
+        Args:
+            target: The target.
+            state: Final states of all starts, leading axis first.
+        """
+        losses = np.nan_to_num(np.asarray(state.loss), nan=np.inf)
+        position = flat_view(target)[1](jnp.asarray(state.point[int(np.argmin(losses))]))
+        size = {n: np.max(np.abs(x), initial=0.0) for n, x in named_leaves(position).items()}
+        farthest = max(size, key=lambda name: size[name])
+        value = named_leaves(position)[farthest]
+        if isinstance(target, AbstractDescribedTarget):
+            value = target.variables(target.constrain(position)).get(farthest, value)
+        shown = np.array2string(np.asarray(value), precision=3, threshold=8)
+        return f"The best start had taken `{farthest}` to {shown}."
 
     def posterior(
         self, target: AbstractTarget, state: MAPState, trace: Trace, *, key: PRNGKey
