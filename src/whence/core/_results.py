@@ -41,8 +41,8 @@ class RESULTS(eqx.Enumeration):
     still_rising = (
         "The objective was still rising when the steps ran out. Where a scale goes to zero (a "
         "hierarchical scale, a mixture component on one data point) it rises for ever: it "
-        "has no maximum. Then give the scale a prior that keeps it from zero, or integrate over "
-        "it (NUTS). Else allow more `steps`."
+        "has no maximum. Then give the scale a prior that keeps it from zero, or integrate "
+        "over it (NUTS). Else allow more `steps`."
     )
     model_error = "The model raised an error while it ran."
 
