@@ -411,6 +411,8 @@ def _tagged(values, tags):
 
 def _strong(value):
     """Return a value that is not weakly typed, as the state of a loop must be."""
+    if not hasattr(value, "dtype"):  # a literal
+        value = jnp.asarray(value)
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
         return value
     return jax.lax.convert_element_type(value, jnp.result_type(value))
