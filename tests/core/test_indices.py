@@ -45,6 +45,13 @@ def until_the_end(a, b, g, h):
     return jax.lax.while_loop(lambda s: s[0] < 3, step, (0, 0.0))[1]
 
 
+def flagged(a, b, g, h):
+    """A loop that begins with a plain `True`, as those of differential equations do."""
+    step = lambda s: (s[1] < 2, s[1] + 1, s[2] + a[g[s[1]]])
+    loop = lambda a: jax.lax.while_loop(lambda s: s[0], step, (True, 0, 0.0))[2]
+    return jax.jit(loop)(a)
+
+
 def chosen(a, b, g, h):
     return jax.lax.cond(a[0] > 0, lambda: jnp.sum(a[g]), lambda: 0.0)
 
@@ -61,6 +68,7 @@ READ = {
     "vmap of scan": lambda a, b, g, h: jax.vmap(lambda g: scanned(a, b, g, h))(g[None]),
     "fori_loop": counted,
     "while_loop": until_the_end,
+    "flag": flagged,
     "cond": chosen,
     "segment_sum": lambda a, b, g, h: jax.ops.segment_sum(a, g, 3),
     "table": lambda a, b, g, h: a[jnp.array([2, 1, 0])[g]],
