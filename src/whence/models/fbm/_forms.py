@@ -120,7 +120,7 @@ def rl_covariance(s: Vector, t: Vector, hurst: float) -> Vector:
     safe = np.where(high == 0, 1.0, high)
     ratio = special.hyp2f1(0.5 - hurst, 1.0, a + 1, low / safe)
     own = low**a * safe ** (hurst - 0.5) / (a * special.gamma(a) ** 2) * ratio
-    return own / rl_variance(hurst)
+    return np.asarray(own / rl_variance(hurst))
 
 
 def variogram_forms(x: Vector, lags: Vector) -> Vector:

@@ -129,8 +129,8 @@ class FractionalSDE(Model):
         if span > REACH * horizon:
             raise ValueError(
                 f"`horizon` of the noise must be at least half of the {span:.6g} from the "
-                f"start to the last time; got {horizon:.6g}, beyond whose double its law is not "
-                "matched. Leave it out, or make it longer."
+                f"start to the last time; got {horizon:.6g}, whose double is the "
+                "end of its tables. Leave it out, or make it longer."
             )
         rates, _ = noise._plan(len(times))
         brownian, gaps = horizon / max(max(rates), 1e-9), np.diff(times)
@@ -349,8 +349,8 @@ def _check_reach(wrong: bool, at: Any, start: Any, horizon: Any) -> None:
     if wrong:
         raise ValueError(
             f"New times must be from the start, {float(start):.6g}, to {REACH:g} horizons "
-            f"after it, {float(start + REACH * horizon):.6g}: beyond, the law of the noise is not "
-            f"matched. Got {float(np.min(at)):.6g} to {float(np.max(at)):.6g}. "
+            f"after it, {float(start + REACH * horizon):.6g}: beyond the tables of the "
+            f"noise. Got {float(np.min(at)):.6g} to {float(np.max(at)):.6g}. "
             f"`FractionalNoise(..., horizon=T)` reaches as far as you say."
         )
 
