@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,9 @@ def stored_as(folder):
 def test_extend_replay_and_report_need_only_the_folder(stored, whence, folder, monkeypatch):
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")  # the manifest names the file by its full path
+    text = whence("resume", folder / "run").stdout  # the store holds it all: no file unasked
+    assert f"Wrote {folder / 'run'}. For plots: whence report" in text
+    assert not list(Path.cwd().iterdir())
     whence("extend", folder / "run", "--draws", "25", "--out", "b.nc")
     longer = ("--set", "chains=2", "--set", "warmup=60", "--set", "draws=65", "--seed", "4")
     whence("fit", f"{folder / 'model.py'}:target", *longer, "--out", "c.nc")
@@ -53,6 +57,13 @@ def test_fit_until(whence, folder):
     assert "Why it ended" in text
     assert "asked: ESS at least 200" in text
     assert wh.load("posterior.nc").stopped in text
+
+
+def test_a_store_is_the_only_thing_written(whence, folder):
+    before = {path.name for path in folder.iterdir()}
+    text = whence("fit", "model.py:target", *SETTINGS, "--store", "only").stdout
+    assert "Wrote only. For plots: whence report only" in text
+    assert {path.name for path in folder.iterdir()} - before <= {"only", "__pycache__"}
 
 
 def test_errors_are_one_paragraph(stored, stored_as, whence, error, folder):

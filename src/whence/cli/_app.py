@@ -33,7 +33,13 @@ StoredEngine = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same draws; below 2**32.")]
 Out = Annotated[
-    Path, typer.Option("--out", "-o", parser=as_path, help="netCDF file (or .zarr) to write.")
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        parser=as_path,
+        help="netCDF file (or .zarr) to write; by default posterior.nc, or only the store.",
+    ),
 ]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run whatever Python file the store names.")
@@ -119,7 +125,7 @@ def fit(
     rhat: Rhat = None,
     max_draws: MaxDraws = None,
     max_seconds: MaxSeconds = None,
-    out: Out = POSTERIOR,
+    out: Out = None,
     overwrite: Overwrite = False,
     store: Annotated[
         Path | None,
@@ -157,6 +163,7 @@ def fit(
     enable_x64(not float32)
     check_seed(seed)
     configured = build_engine(find_engine(engine), settings or [])
+    out = out or (POSTERIOR if store is None else None)
     _check_out(out, overwrite)
     until = _until(ess, rhat, max_draws, max_seconds)
     arranged = prepare_devices(mesh, distributed, coordinator, processes, process)
@@ -164,7 +171,7 @@ def fit(
     posterior = run_fit(loaded, configured, seed, until, store, target, arranged)
     if distributed and is_silent():
         return
-    _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
+    _exit_if(not save_and_judge(posterior, out, store), INTERRUPTED)
 
 
 @app.command()
@@ -173,7 +180,7 @@ def resume(
     store: Store,
     target: StoredSpec = None,
     engine: StoredEngine = None,
-    out: Out = POSTERIOR,
+    out: Out = None,
     overwrite: Overwrite = False,
     trust: Trust = False,
     debug: Debug = False,
@@ -197,7 +204,7 @@ def extend(
     rhat: Rhat = None,
     max_draws: MaxDraws = None,
     max_seconds: MaxSeconds = None,
-    out: Out = POSTERIOR,
+    out: Out = None,
     overwrite: Overwrite = False,
     trust: Trust = False,
     debug: Debug = False,
@@ -334,7 +341,7 @@ class _Named(NamedTuple):
     trust: bool
 
 
-def _go_on(run, named: _Named, out: Path, overwrite: bool, **more) -> None:
+def _go_on(run, named: _Named, out: Path | None, overwrite: bool, **more) -> None:
     """Run `resume` or `extend` on a store, and write and judge the posterior."""
     from ._fit import quiet, save_and_judge
 
@@ -342,7 +349,7 @@ def _go_on(run, named: _Named, out: Path, overwrite: bool, **more) -> None:
     _check_out(out, overwrite)
     with quiet():
         posterior = run(named.store, loaded, engine=built, **more)
-    _exit_if(not save_and_judge(posterior, out), INTERRUPTED)
+    _exit_if(not save_and_judge(posterior, out, named.store), INTERRUPTED)
 
 
 def _until(ess, rhat, max_draws, max_seconds):
@@ -368,8 +375,10 @@ def _stored(named: _Named):
     return load_target(target), built
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def _check_out(out: Path | None, overwrite: bool) -> None:
     """Refuse before the fit what would lose its result after it."""
+    if out is None:
+        return
     if out.is_dir() and out.suffix != ".zarr":
         raise UsageProblem(f"--out must be a file such as posterior.nc; {out} is a folder.")
     if not out.parent.is_dir():

@@ -57,16 +57,23 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def save_and_judge(posterior: Posterior, out: Path) -> bool:
-    """Write a posterior, and print summary and verdict.
+def save_and_judge(posterior: Posterior, out: Path | None, store: Path | None) -> bool:
+    """Write a posterior, if a file is asked for, and print summary and verdict.
+
+    Args:
+        posterior: The posterior.
+        out: The file; None if the store is enough.
+        store: The store, if there is one.
 
     Returns:
         Whether the run was complete; False after Ctrl-C.
     """
-    posterior.save(out)  # before anything else can go wrong
+    place = out or store
+    if out is not None:
+        posterior.save(out)  # before anything else can go wrong
     if not posterior.complete:
         say(
-            f"{posterior.num_draws} draws per chain, those made so far, are in {out}, marked "
+            f"{posterior.num_draws} draws per chain, those made so far, are in {place}, marked "
             "incomplete.",
             lead="interrupted",
         )
@@ -76,5 +83,5 @@ def save_and_judge(posterior: Posterior, out: Path) -> bool:
     if posterior.stopped:
         heading("Why it ended")
         typer.echo(posterior.stopped)
-    typer.echo(f"\nWrote {out}. For plots: whence report {out}")
+    typer.echo(f"\nWrote {place}. For plots: whence report {place}")
     return posterior.complete
