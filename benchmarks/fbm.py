@@ -69,8 +69,8 @@ def main():
             theirs = best(lambda: numpy_paths(0.3, dtype, rng))
             print(
                 f"{PATHS} exact paths of {LENGTH}, {np.dtype(dtype).name}: {ours[0]:.1f} ms, "
-                f"NumPy {theirs[0]:.1f} ms of processor ({theirs[0] / ours[0]:.2f} times); wall "
-                f"{ours[1]:.1f} and {theirs[1]:.1f} ms ({theirs[1] / ours[1]:.2f} times)"
+                f"NumPy {theirs[0]:.1f} ms of processor ({theirs[0] / ours[0]:.2f} times); "
+                f"wall {ours[1]:.1f} and {theirs[1]:.1f} ms ({theirs[1] / ours[1]:.2f} times)"
             )
     with jax.enable_x64(True):
         even = np.linspace(0.0, 1.0, LONG)

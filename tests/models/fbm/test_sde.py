@@ -377,7 +377,8 @@ def test_noise_that_does_not_fit_the_times_is_named():
 def test_missing_numbers_and_forecasts(coupled, holes):
     """NaN is what was not observed: whole rows leave, single numbers are skipped."""
     model, y, *_ = coupled
-    target = wh.condition(model, np.where(holes, y, np.nan), TIMES)
+    with pytest.warns(wh.InferenceWarning, match="1 of 5 gaps"):
+        target = wh.condition(model, np.where(holes, y, np.nan), TIMES)
     assert target.y.shape == (6, 3)
     assert target.inputs[1].sum() == holes.sum()
     with pytest.raises(ValueError, match="2 horizons after it"):

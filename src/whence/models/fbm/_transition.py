@@ -99,12 +99,18 @@ def transitions(
     pick = (where[:, None] == jnp.arange(DISTINCT + 1)[None, :]).astype(gaps.dtype)
     mean = (gaps @ pick) / jnp.maximum(jnp.sum(pick, axis=0), 1.0)
 
+    # Checkpointed: else a gradient would store what the way not taken would have needed.
+    @jax.checkpoint
     def few(gaps, mean):
         del gaps
         each = _each(drift, shift, spread, mean)
         return jax.tree.map(lambda v: jnp.tensordot(pick, v, 1), each)
 
-    every = lambda gaps, mean: _each(drift, shift, spread, gaps)
+    @jax.checkpoint
+    def every(gaps, mean):
+        del mean
+        return _each(drift, shift, spread, gaps)
+
     return jax.lax.cond(bins[-1] < 0, few, every, gaps, mean)
 
 
