@@ -13,7 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ..core._cache import compiled
 from ..core._flat import position_shapes
 from ..core._key import seeded
-from ..core._prior import prior_draws
+from ..core._prior import draw_prior
 from ..core._require import require_target
 from ..core._target import AbstractDescribedTarget, AbstractTarget, latent_names
 from ..core._types import PRNGKey
@@ -134,8 +134,8 @@ def _priors(target, key) -> dict[str, tuple[float, ...]]:
         return {}
     try:
         # A latent of another scale than meant shows here, before any data are seen.
-        drawn = prior_draws(target, key, _DRAWS)[0]
-    except (ValueError, NotImplementedError):  # improper, or without a sampler
+        drawn, _ = compiled(draw_prior, target, key, _DRAWS).call(target, key, _DRAWS)
+    except (ValueError, TypeError, NotImplementedError):  # improper, or without a sampler
         return {}
     levels = [float(level.rstrip("%")) / 100 for level in _QUANTILES]
     names = dict.fromkeys((*latent_names(target), *drawn))

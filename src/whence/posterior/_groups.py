@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
-import jax.random as jr
 import numpy as np
 
 from ..core._cache import compiled
 from ..core._engine import Sample
 from ..core._json import to_json
 from ..core._names import exported
+from ..core._prior import draw_prior, draw_prior_and_data
 from ..core._results import InferenceWarning
 from ..core._target import (
     AbstractDescribedTarget,
@@ -309,7 +309,7 @@ def _prior_predictive(contents, wish):
 def _prior_draws(contents, wish):
     target, key, prior_draws = _described(contents), wish.key, wish.prior_draws
     program, reasons = None, []
-    for function in (_draw_prior_and_data, _draw_prior):
+    for function in (draw_prior_and_data, draw_prior):
         try:
             program = compiled(function, target, key, prior_draws)
             break
@@ -322,22 +322,6 @@ def _prior_draws(contents, wish):
     variables, data = jax.tree.map(np.asarray, program.call(target, key, prior_draws))
     lead = lambda tree: jax.tree.map(lambda x: x[None], tree)
     return lead(variables), lead(data), next(iter(reasons), None)
-
-
-def _draw_prior_and_data(target, key, number):
-    def one(key):
-        key_prior, key_data = jr.split(key)
-        draw = target.sample_prior(key=key_prior)
-        return target.variables(draw), target.predict(draw, None, key=key_data)
-
-    return jax.vmap(one)(jr.split(key, number))
-
-
-def _draw_prior(target, key, number):
-    def one(key):
-        return target.variables(target.sample_prior(key=key))
-
-    return jax.vmap(one)(jr.split(key, number)), None
 
 
 def _warmup_posterior(contents, wish):
