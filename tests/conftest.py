@@ -1,4 +1,4 @@
-"""Settings of the whole test suite: type checks, strict promotion, float64, quick compilation."""
+"""Settings of the whole suite: type checks, strict promotion, float64, quick compilation."""
 
 import datetime
 import json
@@ -15,9 +15,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import jax
-import jaxtyping
-import pytest
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 

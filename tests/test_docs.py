@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import pytest
 
-
 pytestmark = pytest.mark.docs
 
 

@@ -6,6 +6,7 @@ the arguments are data; everything else, the engine's configuration included, is
 the program.
 """
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -159,10 +160,8 @@ def clear_programs() -> None:
     _PROGRAMS.clear()
     jax.clear_caches()
     gc.collect()
-    try:
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what is freed, unless told
-    except (AttributeError, OSError, TypeError):
-        pass
 
 
 def use_persistent_cache() -> None:
