@@ -255,6 +255,7 @@ def test_blackjax(simple, ours):
     _compare(posterior, ours)
 
 
+@pytest.mark.usefixtures("standard")
 @pytest.mark.slow
 def test_numpyro(simple, ours):
     from numpyro.infer import MCMC, NUTS
