@@ -157,8 +157,8 @@ class FractionalNoise(Model):
         sites(self)  # refuses priors that do not fit
 
     @property
-    def hurst(self) -> Array:
-        """H of this draw, a number or one for each driver.
+    def hurst(self) -> Any:
+        """H of this draw, a number or one for each driver; of a batch of draws, all of them.
 
         Raises:
             ValueError: If it has a prior and no value yet.
