@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from whence.inference.hmc import _estimate
 from whence.inference.hmc._estimate import (
     AbstractEstimator,
     AutoEstimator,
     CovarianceEstimator,
     DiagonalEstimator,
     LowRankEstimator,
+    Moments,
     finite_estimate,
     fisher_factor,
     fisher_scale,
@@ -25,6 +27,7 @@ from whence.inference.hmc._metric import (
     DenseMetric,
     DiagonalMetric,
     LowRankMetric,
+    Welford,
     kinetic_energy,
     sample_momentum,
     shrink,
@@ -243,3 +246,20 @@ def test_a_metric_without_an_inverse_is_not_used():
     metric, memory = estimator.start(x[0])
     found, _ = finite_estimate(estimator, fill(estimator, x, x), metric, memory)
     assert found is metric
+
+
+def test_divergences_of_a_window():
+    """Of x and its gradient g under scales s: sum of var(g) s^2 + var(x) / s^2."""
+    rng = np.random.default_rng(3)
+    draws, gradients = rng.normal(size=(2, 12, 3)) * np.array([1.0, 3.0, 0.2])
+    summed = lambda x: Welford(
+        jnp.asarray(12.0), jnp.asarray(x.mean(0)), jnp.asarray(11 * np.cov(x.T))
+    )
+    window = Moments(summed(draws), summed(gradients))
+    scale = np.array([0.5, 2.0, 1.5])
+    candidates = _estimate._Candidates(
+        *map(jnp.asarray, (scale, np.diag(scale), np.diag(1 / scale)))
+    )
+    want = (gradients.var(0, ddof=1) * scale**2 + draws.var(0, ddof=1) / scale**2).sum()
+    assert_allclose(_estimate._diagonal_divergence(candidates, window), want, rtol=1e-12)
+    assert_allclose(_estimate._dense_divergence(candidates, window), want, rtol=1e-12)
