@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
@@ -205,3 +206,14 @@ def test_repository_stands_alone(folder):
     for path in (Path(__file__).parents[1] / folder).rglob("*"):
         if path.suffix in (".py", ".md", ".toml", ".yml"):
             assert not OUTSIDE.search(path.read_text()), path
+
+
+def test_listed_mutations_still_apply():
+    """What `benchmarks/mutations.py` breaks is in the source, once each."""
+    checkout = Path(__file__).parents[1]
+    listed = json.loads((checkout / "benchmarks/mutations.json").read_text())
+    assert len(listed) >= 100
+    for one in listed:
+        count = (checkout / one["file"]).read_text().count(one["old"])
+        assert count == 1, f"{one['file']}: {one['old']}"
+        assert one["old"] != one["new"]
