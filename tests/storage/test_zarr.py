@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def test_a_full_disk_leaves_the_earlier_folder(tree, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.zarr"]
 
 
+DYING = """  # where the new folder would be put in place
+import os, sys
+from whence.storage import _zarr
+path, swap = sys.argv[1], sys.argv[2] == "True"
+tree, real = _zarr.load_zarr(path), os.replace
+os.replace = lambda a, b: real(a, b) or os._exit(9)
+_zarr.seal_folder = lambda folder: swap and os._exit(9)
+if not swap:
+    _zarr._swap = lambda a, b: False
+_zarr.save_zarr(tree, path)
+"""
+
+
 @pytest.mark.parametrize("swap", [True, False])
 def test_the_old_folder_survives_whatever_fails(tree, tmp_path, monkeypatch, swap):
     """The renaming fails, or the process is killed before it or between two."""
@@ -98,12 +112,8 @@ def test_the_old_folder_survives_whatever_fails(tree, tmp_path, monkeypatch, swa
     assert load_zarr(path).identical(before)
     assert os.listdir(tmp_path) == ["a.zarr"]
 
-    pid = os.fork()
-    if pid == 0:  # dies where the new folder would be put in place
-        monkeypatch.setattr(os, "replace", lambda a, b: real(a, b) or os._exit(9))
-        monkeypatch.setattr(_zarr, "seal_folder", lambda folder: swap and os._exit(9))
-        save_zarr(tree, path)
-    os.waitpid(pid, 0)
+    done = subprocess.run([sys.executable, "-c", DYING, path, str(swap)], check=False)
+    assert done.returncode == 9
     assert len(os.listdir(tmp_path)) > 1
     assert load_zarr(path).identical(before)
     save_zarr(tree, path)
