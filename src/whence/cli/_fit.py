@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from ..core import AbstractEngine, AbstractTarget, InferenceWarning
+from ..core._key import LARGEST
 from ..posterior import Posterior
 from ..running import Until, infer
 from ._errors import UsageProblem, say
@@ -38,8 +39,8 @@ def run_fit(
 
 def check_seed(seed: int) -> None:
     """Raise unless every bit of a seed counts, in float32 as in float64."""
-    if not 0 <= seed < 2**32:
-        raise UsageProblem(f"--seed must be from 0 to {2**32 - 1}; got {seed}.")
+    if not 0 <= seed <= LARGEST:
+        raise UsageProblem(f"--seed must be from 0 to {LARGEST}; got {seed}.")
 
 
 def is_silent() -> bool:

@@ -9,7 +9,7 @@ loop, never to a procedure.
 """
 
 import abc
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -181,6 +181,20 @@ class AbstractEngine(AbstractProcedure):
             trace: What the steps recorded.
             key: For engines that draw at the end (a fitted family, for example).
         """
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A procedure that can say more of a run in which no replica succeeded."""
+
+    def explain(self, target: Any, state: PyTree) -> str:
+        """Return a sentence.
+
+        Args:
+            target: What was worked on.
+            state: Final states of all replicas, leading axis first.
+        """
+        ...
 
 
 class AbstractPausingProcedure(AbstractProcedure):

@@ -22,7 +22,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ._cache import is_data, remembered
 from ._code import named_arrays
 from ._flat import position_shapes
-from ._target import AbstractTarget
+from ._target import AbstractTarget, NamesArrays
 from ._types import Position, Scalar
 from ._walk import Known, Place, Seen, Walk, content
 
@@ -66,11 +66,12 @@ def leaf_name(target: Any, path: str) -> str:
     """Return the name of an array in a target for messages.
 
     Args:
-        target: The target; its method `leaf_name` knows best, if it has one.
+        target: The target; it knows best if it is a `NamesArrays`.
         path: Path of the leaf, with dots.
     """
-    known = getattr(target, "leaf_name", None)
-    return f"`{path}` of the target" if known is None else known(path)
+    if isinstance(target, NamesArrays):
+        return target.leaf_name(path)
+    return f"`{path}` of the target"
 
 
 def _flat(data: Any) -> list[tuple[str, Any]]:

@@ -18,6 +18,7 @@ What a target can do besides, it says by having the methods of a protocol below.
 | `LabelsDraws` | `labelled` | `Posterior.draws` |
 | `NamesInputs` | `name_inputs` | the group `predictions_constant_data` |
 | `TakesInputs` | `new_inputs` | `Posterior.predict` at new inputs |
+| `NamesArrays` | `leaf_name` | messages about data |
 | `DependentData` | `predict_given`, `pointwise_given_rest` | `Posterior`, leave-one-out |
 """
 
@@ -225,6 +226,15 @@ class TakesInputs(Protocol):
         Raises:
             ValueError: Naming the input, the rule and what was given.
         """
+        ...
+
+
+@runtime_checkable
+class NamesArrays(Protocol):
+    """A target that knows how the user calls the arrays in it."""
+
+    def leaf_name(self, path: str) -> str:
+        """Return the name of an array for messages, given its path with dots."""
         ...
 
 

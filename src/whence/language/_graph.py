@@ -157,7 +157,7 @@ def graph(model: Any) -> Graph:
         kind = "observed" if name in data or name in fixed else kind
         shape = latents.get(name, shapes.get(name, ()))
         plate = axes_text(shape, dims.get(name, ()))
-        nodes.append(Node(name, kind, plate, tuple(n for n in parents.get(name, ()))))
+        nodes.append(Node(name, kind, plate, parents.get(name, ())))
     return Graph(tuple(nodes))
 
 
@@ -178,7 +178,7 @@ def _likelihoods(draw: Model) -> dict[str, Any]:
     """Return the arrays that make the distributions of the data, if no inputs are needed."""
     if type(draw).likelihood is Model.likelihood:
         return {}
-    needed = [p for p in inspect.signature(draw.likelihood).parameters.values()]
+    needed = inspect.signature(draw.likelihood).parameters.values()
     if any(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in needed):
         return {}
     made = draw.likelihood()

@@ -22,7 +22,7 @@ def model_html(model: Any) -> str:
     """Return the latents of a model as HTML."""
     title = type(model).__name__
     try:
-        rows = [(name, text, axes, how) for name, text, axes, how in _latents(model)]
+        rows = _latents(model)
     except (ValueError, TypeError) as error:  # labels are missing, or a batch of draws
         return block(paragraph(repr(model)), paragraph(str(error)), title=title)
     return block(table(("latent", "prior", "axes", ""), rows), title=title)

@@ -10,7 +10,14 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from ..core._engine import AbstractEngine, AbstractProcedure, Sample, Trace, split_state
+from ..core._engine import (
+    AbstractEngine,
+    AbstractProcedure,
+    Explains,
+    Sample,
+    Trace,
+    split_state,
+)
 from ..core._results import RESULTS, InferenceError
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
@@ -128,7 +135,7 @@ def _is(result, item) -> bool:
 
 def _explain(outcome, engine, target, messages, key) -> str:
     text = f"{engine.name} failed. " + " ".join(dict.fromkeys(messages.values()))
-    if hasattr(engine, "explain"):
+    if isinstance(engine, Explains):
         text += " " + engine.explain(target, outcome.state)
     failed_to_start = any(_is(r, RESULTS.nonfinite_start) for r in outcome.results)
     if failed_to_start and isinstance(target, AbstractTarget):

@@ -149,15 +149,6 @@ class RunStore:
             for left in unfinished(self.folder):
                 remove_left(left)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """`lock` the folder, and `release` it at the end."""
-        self.lock()
-        try:
-            yield
-        finally:
-            self.release()
-
     def release(self) -> None:
         """Let others write to the folder, and write no more without a new `lock`."""
         with self._one:

@@ -103,9 +103,7 @@ class FractionalSDE(Model):
             return y, inputs
         times = increasing("times", inputs[0], self.start)
         y, times, observed = without_missing(y, times, *inputs[1:])
-        if self.noise.horizon is None and times[-1] == (
-            times[0] if self.start is None else self.start
-        ):
+        if self.noise.horizon is None and times[-1] == self._first(times):
             raise ValueError(
                 "One time has no horizon: give `FractionalNoise(..., horizon=T)`, or more."
             )
@@ -121,10 +119,7 @@ class FractionalSDE(Model):
         times = np.asarray(inputs[0])
         if isinstance(inputs[0], Tracer) or len(times) < 2:
             return ()
-        span, noise = (
-            float(times[-1] - (times[0] if self.start is None else self.start)),
-            self.noise,
-        )
+        span, noise = float(times[-1] - self._first(times)), self.noise
         horizon = noise.horizon or span
         if span > REACH * horizon:
             raise ValueError(
@@ -170,10 +165,28 @@ class FractionalSDE(Model):
 
     # -- closed forms ---------------------------------------------------------------
 
+    def _first(self, times: Any) -> Any:
+        return times[0] if self.start is None else self.start
+
     def _origin(self, times: Array) -> tuple[Array, Bank]:
         """Return the start, and the bank for these times."""
-        first = times[0] if self.start is None else jnp.asarray(self.start, times.dtype)
+        first = jnp.asarray(self._first(times), times.dtype)
         return first, self.noise.bank(times[-1] - first, len(times))
+
+    def _beyond(self, times: Array, at: Array) -> Array:
+        """Return whether any of these times is beyond the law of the noise; refuse if known."""
+        start = jnp.asarray(self._first(times), times.dtype)
+        horizon = self.noise.horizon or times[-1] - start
+        slack = 4 * jnp.finfo(times.dtype).eps * jnp.max(jnp.abs(times))
+        wrong = jnp.any((at < start - slack) | (at > start + REACH * horizon + slack))
+        if not isinstance(wrong, Tracer) and wrong:
+            raise ValueError(
+                f"New times must be from the start, {float(start):.6g}, to {REACH:g} horizons "
+                f"after it, {float(start + REACH * horizon):.6g}: beyond the tables of the "
+                f"noise. Got {float(jnp.min(at)):.6g} to {float(jnp.max(at)):.6g}. "
+                f"`FractionalNoise(..., horizon=T)` reaches as far as you say."
+            )
+        return wrong
 
     def _observed(self, y: Any, times: Array, observed: Any) -> tuple[Array, Array]:
         """Return data and whether they were observed, `(time, channel)`; check the shapes."""
@@ -221,8 +234,7 @@ class FractionalSDE(Model):
         Returns:
             A distribution of batch shape `(point, component)`.
         """
-        joined = self._joined(y, times, at, observed)
-        linear, y, seen, back = joined
+        linear, y, seen, back = self._joined(y, times, at, observed)
         d = len(initial(self, y.dtype)[0])
         found = kalman.smooth(linear, y, seen, d)
         variance = jnp.diagonal(found.covariance, axis1=1, axis2=2)[back]
@@ -234,11 +246,7 @@ class FractionalSDE(Model):
         at = jnp.asarray(at).astype(times.dtype)
         start, bank = self._origin(times)
         y, seen = self._observed(y, times, observed)
-        horizon = self.noise.horizon or times[-1] - start
-        slack = 4 * jnp.finfo(times.dtype).eps * jnp.max(jnp.abs(times))
-        wrong = jnp.any((at < start - slack) | (at > start + REACH * horizon + slack))
-        if not isinstance(wrong, Tracer):
-            _check_reach(bool(wrong), at, start, horizon)
+        wrong = self._beyond(times, at)
         every = jnp.concatenate([times, at])
         order = jnp.argsort(every, stable=True)
         pad = jnp.zeros((len(at), y.shape[1]), y.dtype)
@@ -268,11 +276,8 @@ class FractionalSDE(Model):
         times, at = np.asarray(inputs[0]), np.asarray(new_inputs[0])
         if at.ndim != 1 or not np.all(np.isfinite(at)):
             raise ValueError(f"New times must be a vector of finite numbers; got {at!r}.")
-        start = times[0] if self.start is None else self.start
-        horizon = self.noise.horizon or times[-1] - start
-        slack = 4 * float(jnp.finfo(_floating(times).dtype).eps) * np.abs(times).max()
-        wrong = bool(np.any((at < start - slack) | (at > start + REACH * horizon + slack)))
-        _check_reach(wrong, at, start, horizon)
+        times = _floating(times)
+        self._beyond(times, jnp.asarray(at).astype(times.dtype))
 
     def log_density_given_rest(self, y: Any, times: Any, observed: Any = None) -> Array:
         """Return the log density of each number given all others, in nats; 0 if not observed.
@@ -343,16 +348,6 @@ class FractionalSDE(Model):
 def _floating(times: Any) -> Array:
     times = jnp.asarray(times)
     return times.astype(jnp.result_type(times.dtype, jnp.result_type(float)))
-
-
-def _check_reach(wrong: bool, at: Any, start: Any, horizon: Any) -> None:
-    if wrong:
-        raise ValueError(
-            f"New times must be from the start, {float(start):.6g}, to {REACH:g} horizons "
-            f"after it, {float(start + REACH * horizon):.6g}: beyond the tables of the "
-            f"noise. Got {float(np.min(at)):.6g} to {float(np.max(at)):.6g}. "
-            f"`FractionalNoise(..., horizon=T)` reaches as far as you say."
-        )
 
 
 @eqx.filter_jit

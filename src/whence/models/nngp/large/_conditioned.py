@@ -85,10 +85,6 @@ class LargeConditioned(eqx.Module):
         return integral - (self.size * jnp.log(2 * jnp.pi) + self.log_det) / 2
 
     @property
-    def _rounding(self) -> Array:
-        return jnp.finfo(self.kernel.dtype).eps * jnp.max(self.kernel.diagonal)
-
-    @property
     def log_evidence_error(self) -> float:
         """Standard error of the log determinant's share, plus the bound of the solution's.
 
@@ -175,7 +171,7 @@ class LargeConditioned(eqx.Module):
         if is_single(self.kernel.dtype):
             resolved(
                 jnp.asarray(variance, self.kernel.dtype),
-                self._rounding,
+                self.kernel.rounding,
                 self.whiten(done.solution),
                 self.weights,
                 mean_inverse(self.process.scale, self.size, self.quadratic),
@@ -288,8 +284,7 @@ def condition_large(
     done = _solve(kernel, white, right, finished, max_steps)
     solved = white(done.solution)
     inverse = mean_inverse(law, size, jnp.asarray(done.quadratic[:outputs].sum()))
-    rounding = jnp.finfo(kernel.dtype).eps * kernel.diagonal.max()
-    lost = lost_nats(rounding, solved[:, :outputs], inverse)
+    lost = lost_nats(kernel.rounding, solved[:, :outputs], inverse)
     check_evidence(lost.astype(kernel.dtype))
     log_det = log_det_estimate(kernel, factor, white, done.lanczos[outputs:])
     said = _remarks(kernel, cost(done.quadratic, done.error), tolerance, log_det, outputs)

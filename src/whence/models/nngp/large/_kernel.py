@@ -39,6 +39,11 @@ class KernelTiles(eqx.Module):
         return (self.blocks if self.tiles is None else self.tiles)[0].dtype
 
     @property
+    def rounding(self) -> Array:
+        """Size of one rounding of an entry."""
+        return jnp.finfo(self.dtype).eps * jnp.max(self.diagonal)
+
+    @property
     def side(self) -> int:
         """Rows of a block."""
         return self.blocks[0].shape[0]

@@ -122,7 +122,8 @@ def _places(distribution: Any) -> tuple[Any, Any, list[Any]]:
     if isinstance(distribution, dist.Laplace | dist.AsymmetricLaplace):
         kinks = [distribution.loc]
     elif isinstance(distribution, dist.TransformedDistribution):
-        below = [*_places(base)[:2], *_places(base)[2]]
+        first, last, inner = _places(base)
+        below = [first, last, *inner]
         for transform in distribution.transforms:
             below = [transform(v) for v in below]
         first, last = jnp.minimum(*below[:2]), jnp.maximum(*below[:2])
