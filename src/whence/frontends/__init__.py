@@ -1,12 +1,12 @@
 """Front ends: what was written for another library, or by hand, becomes a `Target`."""
 
+from ..language._module_priors import FanIn as FanIn
 from ._bayesian import BayesianModule as BayesianModule, bayesian as bayesian
 from ._bayesian_heads import (
     classification as classification,
     poisson as poisson,
     regression as regression,
 )
-from ._bayesian_priors import FanIn as FanIn
 from ._log_density import (
     LogDensityTarget as LogDensityTarget,
     from_log_density as from_log_density,

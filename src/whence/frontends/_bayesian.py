@@ -13,9 +13,9 @@ from numpyro.distributions import Distribution
 from ..language import Model
 from ..language._latent import UNDRAWN, Latent, latents
 from ..language._model import sites
+from ..language._module_leaves import check_module, select
+from ..language._module_priors import as_data, priors_of
 from ._bayesian_heads import AbstractHead, Custom, classification, poisson, regression
-from ._bayesian_leaves import check_module, select
-from ._bayesian_priors import as_data, priors_of
 
 _STARTS = ("prior", "module", "uniform")
 

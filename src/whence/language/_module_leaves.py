@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr, tree_flatten_with_path
 
-from ..language._sites import is_model
-from ._bayesian_priors import Leaf
+from ._module_priors import Leaf
+from ._sites import is_model
 
 
 def check_module(module: Any) -> None:
