@@ -180,7 +180,7 @@ class Ordinal(wh.Model):
     """Ordinal regression, six categories, ten covariates; 15 latents."""
 
     beta: Any = wh.latent(dist.Normal(0.0, 1.0), dims="covariate")
-    cut: Any = wh.latent(lambda m: OrderedNormal(jnp.zeros(5), 5.0), dims="cut")
+    cut: Any = wh.latent(lambda m: OrderedNormal(jnp.zeros(5), 5.0), dims="level")
 
     def likelihood(self, x):
         return dist.OrderedLogistic(x @ self.beta, self.cut)
@@ -191,7 +191,7 @@ def ordinal():
     x = rng.normal(size=(2_000, 10))
     score = x @ (0.5 * rng.normal(size=10)) + rng.logistic(size=2_000)
     y = np.searchsorted([-2.0, -0.8, 0.1, 1.0, 2.5], score)
-    return Problem(Ordinal(coords={"covariate": 10, "cut": 5}), y, (x,))
+    return Problem(Ordinal(coords={"covariate": 10, "level": 5}), y, (x,))
 
 
 class Volatility(wh.Model):

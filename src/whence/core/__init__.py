@@ -55,6 +55,7 @@ from ._target import (
     AbstractTarget as AbstractTarget,
     DependentData as DependentData,
     HasJacobian as HasJacobian,
+    HasLocals as HasLocals,
     LabelsDraws as LabelsDraws,
     LatentShape as LatentShape,
     NamesArrays as NamesArrays,

@@ -4,6 +4,7 @@ With `N` rows of data and a batch `B` of `b` rows, the estimate
 
     log_prior(x) + (N / b) * sum over B of log_likelihood_i(x)
 
+(with local latents, the prior of those of row `i` counted to row `i`)
 is unbiased for the log density at a fixed `x`, and so is its gradient, whenever every
 row is equally likely to be in `B`. Both ways of drawing `B` below have that property;
 they differ in how the errors of successive batches are correlated. Independent batches
@@ -18,7 +19,7 @@ import jax.random as jr
 from jaxtyping import Array, Int
 
 from ._convert import one_of, whole
-from ._target import AbstractDataTarget, AbstractTarget
+from ._target import AbstractDataTarget, AbstractTarget, HasLocals
 from ._types import Position, PRNGKey, Scalar
 
 BATCHING = ("reshuffle", "iid")
@@ -144,5 +145,8 @@ def log_density_estimate(
         return target.log_density(position)
     assert isinstance(target, AbstractDataTarget)
     assert target.num_data is not None
-    likelihood = target.log_likelihood(position, rows)
-    return target.log_prior(position) + (target.num_data / rows.size) * likelihood.sum()
+    if isinstance(target, HasLocals) and target.local:
+        prior, each = target.log_joint_rows(target.at_rows(position, rows), rows)
+    else:
+        prior, each = target.log_prior(position), target.log_likelihood(position, rows)
+    return prior + (target.num_data / rows.size) * each.sum()

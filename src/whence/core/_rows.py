@@ -1,20 +1,22 @@
 """A check, before minibatches are used, that the likelihood is a product over rows."""
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
 from ._cache import compiled
-from ._target import AbstractDataTarget, AbstractTarget
+from ._target import AbstractDataTarget, AbstractTarget, HasLocals
 
 
 def check_rows(target: AbstractTarget, batch_size: int | None) -> None:
     """Compare the log likelihood of some rows with those rows of the whole.
 
-    A time series, or a model with one latent per row, has a log likelihood with one entry
-    per row that is no product over rows: a minibatch of it means something else, and would
-    give wrong draws without any sign of it.
+    A time series, or a model with one latent per row that is not declared local, has a log
+    likelihood with one entry per row that is no product over rows: a minibatch of it means
+    something else, and would give wrong draws without any sign of it. The prior of local
+    latents must be a product over rows too.
 
     Args:
         target: The target.
@@ -37,14 +39,15 @@ def check_rows(target: AbstractTarget, batch_size: int | None) -> None:
         raise ValueError(
             f"`batch_size` needs a likelihood that accepts some of the {number} data rows, "
             f"but it fails on {batch_size} of them ({str(error).splitlines()[0]}). A model "
-            "with one latent per row cannot be minibatched: use `batch_size=None`."
+            "with one latent per row declares it with `local=True`; a prior or likelihood that "
+            "couples rows cannot be minibatched: use `batch_size=None`."
         ) from error
     whole, part = np.asarray(whole)[rows], np.asarray(part)
     if part.shape != whole.shape or not _agree(whole, part):
         raise ValueError(
-            "`batch_size` needs a likelihood that is a product over data rows, but the log "
-            "likelihood of a row depends on which other rows are in the batch (as in a time "
-            "series). Use `batch_size=None`."
+            "`batch_size` needs a likelihood (and a prior of local latents) that is a product "
+            "over data rows, but the log density of a row depends on which other rows are in "
+            "the batch (as in a time series). Use `batch_size=None`."
         )
 
 
@@ -57,4 +60,8 @@ def _agree(whole: np.ndarray, part: np.ndarray) -> bool:
 
 def _both(target, key, rows) -> tuple[Array, Array]:
     position = jax.tree.map(lambda x: 0.1 * x, target.init(key=key))
+    if isinstance(target, HasLocals) and target.local:
+        every = jnp.arange(target.num_data, dtype=jnp.int32)
+        at = lambda some: target.log_joint_rows(target.at_rows(position, some), some)[1]
+        return at(every), at(rows)
     return target.log_likelihood(position), target.log_likelihood(position, rows)

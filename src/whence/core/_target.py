@@ -14,6 +14,7 @@ What a target can do besides, it says by having the methods of a protocol below.
 | `SplitsPrior` | `log_prior_terms` | prior sensitivity: the group `log_prior` |
 | `Unconstrains` | `unconstrain` | `Posterior.from_draws` |
 | `ReplacesData` | `with_data` | `sbc`, `geweke` |
+| `HasLocals` | `at_rows`, `log_joint_rows` | minibatches, families for local latents |
 | `NamesLatents` | `latents` | order of variables anywhere, `Posterior.from_draws` |
 | `LabelsDraws` | `labelled` | `Posterior.draws` |
 | `NamesInputs` | `name_inputs` | the group `predictions_constant_data` |
@@ -135,6 +136,39 @@ class SamplesPrior(Protocol):
 
         Raises:
             ValueError: If the prior is improper, or has no sampler.
+        """
+        ...
+
+
+@runtime_checkable
+class HasLocals(Protocol):
+    """A data target some of whose latents may have one value for each data row.
+
+    The density is then a prior of the global latents times a product over rows, of which
+    each sees the global latents and its own local ones.
+    """
+
+    @property
+    def local(self) -> tuple[str, ...]:
+        """Names of the parts of a position with a leading axis of data rows; often none."""
+        ...
+
+    def at_rows(self, position: Position, rows: Int[Array, " batch"]) -> Position:
+        """Return what some rows see of a position: of local parts only those rows."""
+        ...
+
+    def log_joint_rows(
+        self, position: Position, rows: Int[Array, " batch"]
+    ) -> tuple[Scalar, Float[Array, " batch"]]:
+        """Return the terms of a log density that belong to all rows, and those of some.
+
+        Args:
+            position: From `at_rows`.
+            rows: Row numbers.
+
+        Returns:
+            The log prior density of the global latents; and by row the log likelihood with
+            the log prior density of its local latents. Jacobians included, in nats.
         """
         ...
 

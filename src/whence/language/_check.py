@@ -153,6 +153,7 @@ def _evaluate(target, key, points):
         terms, pointwise = {}, {}
         if isinstance(target, ModelTarget):
             draw, terms = constrain_with_terms(target.model, position)
+            terms = {name: jnp.sum(term) for name, term in terms.items()}
             pointwise = target.pointwise(draw)
         return density, gradient, terms, pointwise
 

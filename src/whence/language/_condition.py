@@ -23,11 +23,13 @@ from ..core._types import PRNGKey
 from ..core._values import check_values, require_finite
 from ._check_data import check_data, check_likelihood, fixed_by_others
 from ._latent import as_dims
+from ._local import give_rows, redraw_rows, with_rows
 from ._model import (
     Model,
     adopt_coords,
     all_coords,
     constrain,
+    constrain_with_terms,
     derived_dims,
     derived_names,
     named_derived,
@@ -35,6 +37,7 @@ from ._model import (
     prior_terms,
     sites,
     start,
+    total,
     unconstrain,
     unconstrain_values,
 )
@@ -127,11 +130,40 @@ class ModelTarget(AbstractDescribedTarget):
         return constrain(self.model, position)[1]
 
     def log_likelihood(self, position, rows=None):
+        if rows is not None and self.local:
+            return self._at(self.at_rows(position, rows), rows)[1]
         y, inputs = (self.y, self.inputs) if rows is None else self.take(rows)
         terms = jax.tree.leaves(self.constrain(position).log_likelihood(y, *inputs))
-        if self.rows is None:
-            return sum(jnp.sum(term) for term in terms)
-        return sum(jnp.sum(term, axis=tuple(range(1, jnp.ndim(term)))) for term in terms)
+        return total(terms) if self.rows is None else _by_row(terms)
+
+    @property
+    def local(self) -> tuple[str, ...]:
+        """Names of the latents with one value per data row that have no fixed value."""
+        return tuple(site.name for site in self.free if site.local)
+
+    def at_rows(self, position, rows):
+        """Return what some data rows see of a position."""
+        local = self.local
+        return {name: x[rows] if name in local else x for name, x in position.items()}
+
+    def log_joint_rows(self, position, rows):
+        """Return the log prior of global latents, and the log density of each row given them.
+
+        Args:
+            position: From `at_rows`.
+            rows: Numbers of the data rows.
+        """
+        terms, likelihood = self._at(position, rows)
+        local = {site.name for site in self.sites if site.local}
+        shared = total(term for name, term in terms.items() if name not in local)
+        return shared, likelihood + sum(terms[name] for name in local)
+
+    def _at(self, position, rows):
+        """Return log prior terms and the log likelihood of some rows, by row."""
+        model = with_rows(self.model, rows.size)
+        draw, terms = constrain_with_terms(model, position, rows)
+        y, inputs = self.take(rows)
+        return terms, _by_row(jax.tree.leaves(draw.log_likelihood(y, *inputs)))
 
     def take(self, rows: Array) -> tuple[Any, tuple]:
         """Return data and inputs at some rows."""
@@ -244,6 +276,9 @@ class ModelTarget(AbstractDescribedTarget):
         return dict(value) if isinstance(value, Mapping) else {self.name: value}
 
     def predict(self, draw, inputs, *, key):
+        if inputs is not None and any(site.local for site in self.sites):
+            key, key_rows = jr.split(key)
+            draw = redraw_rows(draw, self._num_rows(inputs), key=key_rows)
         drawn = draw.predict(*(self.inputs if inputs is None else inputs), key=key)
         drawn = dict(drawn) if isinstance(drawn, Mapping) else {self.name: drawn}
         if inputs is not None:
@@ -265,6 +300,14 @@ class ModelTarget(AbstractDescribedTarget):
         title = f"{type(self.model).__name__} given data"
         return target_html(self, title, priors_in_words(self.model))
 
+    def _num_rows(self, inputs: tuple) -> int:
+        """Return the number of rows of new inputs, by those that have one entry per row."""
+        for old, new in zip(jax.tree.leaves(self.inputs), jax.tree.leaves(inputs)):
+            if jnp.ndim(old) > 0 and jnp.shape(old)[0] == self.rows:
+                return jnp.shape(new)[0]
+        assert self.rows is not None
+        return self.rows
+
     def _predict_like(self, draw, observed, key):
         likelihood = draw.likelihood(*self.inputs)
         if not isinstance(likelihood, Mapping):
@@ -276,6 +319,12 @@ class ModelTarget(AbstractDescribedTarget):
             with relaxed():
                 drawn[name] = d.expand(shape[: len(shape) - len(d.event_shape)]).sample(k)
         return drawn
+
+
+def _by_row(terms: list[Array]) -> Array:
+    """Return sums of the terms of each row."""
+    by_row = [jnp.sum(term, axis=tuple(range(1, jnp.ndim(term)))) for term in terms]
+    return sum(by_row[1:], start=by_row[0])
 
 
 def _described_method(model: Model) -> str:
@@ -328,6 +377,7 @@ def condition(
     y = check_data(y, "y", what=name)
     inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))
     model = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, model)
+    model = give_rows(model, y)
     found = sites(model)
     names = [site.name for site in found]
     clash = set(names) & (set(y) if isinstance(y, Mapping) else {name})
@@ -337,6 +387,12 @@ def condition(
         )
     target = ModelTarget(model, y, inputs, found, name, None, _data_dims(model, y, name, dims))
     rows, tied = check_likelihood(target), fixed_by_others(target)
+    locals_ = [site.name for site in found if site.local]
+    if locals_ and rows is None:
+        raise ValueError(
+            f"Latent `{locals_[0]}` is local, with one value per data row, so the log "
+            "likelihood must have one entry per row (a leading axis of its length); it has not."
+        )
     target = dataclasses.replace(target, rows=rows, tied=tied)
     named = {*names, *derived_names(model), *target.observed_data}
     for given in target.constant_data:

@@ -37,6 +37,7 @@ class Undrawn:
 
 
 UNDRAWN = Undrawn()
+ROW_AXIS = "row"  # of local latents without `dims`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Latent:
     """A prior declared as a field; see `latent`.
 
     `start` says where `ModelTarget.init` puts the latent: None is uniform on (-2, 2) in
-    unconstrained space, `"prior"` a draw from the prior, an array that value.
+    unconstrained space, `"prior"` a draw from the prior, an array that value. Of a `local`
+    latent `shape` is that of one data row.
     """
 
     prior: Distribution | Callable[[Any], Distribution]
@@ -52,6 +54,12 @@ class Latent:
     dims: tuple[str, ...]
     noncentered: bool
     start: Any = None
+    local: bool = False
+
+    @property
+    def row_axis(self) -> str | None:
+        """Name of the axis of data rows; None if the latent has none."""
+        return (self.dims[0] if self.dims else ROW_AXIS) if self.local else None
 
 
 def as_dims(dims: str | tuple[str, ...] | list[str], owner: str) -> tuple[str, ...]:
@@ -75,6 +83,7 @@ def latent(
     dims: str | tuple[str, ...] = (),
     noncentered: bool = False,
     start: Any = None,
+    local: bool = False,
 ) -> Any:
     """Declare a latent variable as a field of a `Model`.
 
@@ -91,6 +100,13 @@ def latent(
             support, or `"prior"` for draws from the prior. By default uniform on (-2, 2) in
             unconstrained space, as in Stan. All chains begin at one value: no R-hat can tell
             then whether they would have come to it from elsewhere.
+        local: One value for each data row, along a leading axis that `condition` gives its
+            length (`dims` names it first; without, it is called "row"). `prior` and `shape`
+            are those of one row; a prior whose parameters already have one entry per row is
+            taken as it is. Given the other latents, the values of different rows must be
+            independent: a minibatch then sees those of its rows only, their prior scaled up
+            as its likelihood is (the "local variables" of Hoffman, Blei, Wang and Paisley
+            2013, "Stochastic variational inference", JMLR 14).
 
     Returns:
         A dataclass field. A value given at construction (`MyModel(tau=3.0)`) fixes the
@@ -110,7 +126,9 @@ def latent(
         shape = tuple(shape)
         if any(not isinstance(n, int | np.integer) or n < 0 for n in shape):
             raise ValueError(f"`shape` must be non-negative integers; got {shape}.")
-    spec = Latent(prior, shape, as_dims(dims, "a latent"), bool(noncentered), _as_start(start))
+    names = as_dims(dims, "a latent")
+    begin = _as_start(start)
+    spec = Latent(prior, shape, names, bool(noncentered), begin, bool(local))
     return eqx.field(
         default=UNDRAWN, converter=_as_value, kw_only=True, metadata={"latent": spec}
     )
@@ -235,7 +253,11 @@ class Coords(Mapping):
         self._labels: dict[str, np.ndarray] = {}
         for name, values in dict(labels or {}).items():
             as_dims(name, "`coords`")
+            plain = isinstance(values, int | np.integer)
             values = _as_labels(name, values)
+            if plain:  # a length: there may be a million rows
+                self._labels[name] = values
+                continue
             unique, counts = np.unique(values.astype(str), return_counts=True)
             if len(unique) != len(values):
                 raise ValueError(

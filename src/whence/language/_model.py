@@ -1,7 +1,7 @@
 """`Model`: priors, a likelihood, and draws, all in one Equinox module."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -229,7 +229,8 @@ def sites(model: Model) -> tuple[Site, ...]:
         starts = prior.spec.start is not None
         if starts and not isinstance(prior.spec.start, str):
             _check_start(prior)
-        found.append(Site(prior.name, prior.shape, shape, prior.dims, fixed, starts))
+        local = prior.spec.local
+        found.append(Site(prior.name, prior.shape, shape, prior.dims, fixed, starts, local))
         if fixed:
             return jnp.broadcast_to(value, prior.shape)
         return prior.forward(prior.bijector(jnp.zeros(shape)))
@@ -267,23 +268,40 @@ def _check_start(prior: Prior) -> None:
 def constrain(model: Model, position: dict[str, Array]) -> tuple[Model, Scalar]:
     """Return the draw at `position` and the log prior density there, Jacobian included."""
     draw, terms = constrain_with_terms(model, position)
-    return draw, sum(terms.values(), start=jnp.zeros((), dtype=jnp.result_type(float)))
+    return draw, total(terms.values())
+
+
+def total(terms: Iterable[Array]) -> Scalar:
+    """Return the sum of arrays, zero if there are none."""
+    return sum(map(jnp.sum, terms), start=jnp.zeros((), dtype=jnp.result_type(float)))
 
 
 def constrain_with_terms(
-    model: Model, position: dict[str, Array]
-) -> tuple[Model, dict[str, Scalar]]:
-    """As `constrain`, with the log prior density of each latent by itself."""
-    terms: dict[str, Scalar] = {}
+    model: Model, position: dict[str, Array], rows: Array | None = None
+) -> tuple[Model, dict[str, Array]]:
+    """As `constrain`, with the log prior density of each latent by itself.
+
+    Args:
+        model: The model; to see some data rows only, as `with_rows` makes it.
+        position: Values by name; those of local latents are of `rows`.
+        rows: Which data rows these are; None for all.
+
+    Returns:
+        The draw, and the terms: numbers, or of local latents one entry per row.
+    """
+    terms: dict[str, Array] = {}
 
     @relaxed()
     def choose(prior: Prior, value):
+        summed = _sum_by_row if prior.spec.local else jnp.sum
         if value is not UNDRAWN:
+            if rows is not None and prior.spec.local:
+                value = value[rows]
             value = jnp.broadcast_to(value, prior.shape)
-            terms[prior.name] = jnp.sum(jnp.asarray(prior.value_prior.log_prob(value)))
+            terms[prior.name] = summed(jnp.asarray(prior.value_prior.log_prob(value)))
             return value
-        base, log_det = _forward_and_log_det(prior.bijector, position[prior.name])
-        terms[prior.name] = jnp.sum(prior.base.log_prob(base)) + log_det
+        base, log_det = _forward_and_log_det(prior.bijector, position[prior.name], summed)
+        terms[prior.name] = summed(jnp.asarray(prior.base.log_prob(base))) + log_det
         return prior.forward(base)
 
     return walk(model, choose), terms
@@ -302,10 +320,15 @@ def prior_terms(draw: Model) -> dict[str, Array]:
     return terms
 
 
-def _forward_and_log_det(bijector, point):
+def _forward_and_log_det(bijector, point, summed):
     # `call_with_intermediates` shares work (powers, cumulative sums) with the Jacobian.
     value, intermediates = bijector.call_with_intermediates(point)
-    return value, jnp.sum(bijector.log_abs_det_jacobian(point, value, intermediates))
+    log_det = jnp.asarray(bijector.log_abs_det_jacobian(point, value, intermediates))
+    return value, summed(log_det)
+
+
+def _sum_by_row(terms: Array) -> Array:
+    return jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
 
 
 def unconstrain(model: Model, draw: Model) -> dict[str, Array]:
@@ -358,7 +381,7 @@ def start(model: Model, position: dict[str, Array], key: PRNGKey) -> dict[str, A
 def named_latents(draw: Model) -> dict[str, Array]:
     """Return the values of all latents by path."""
     values: dict[str, Array] = {}
-    for prefix, model in _models(draw, ""):
+    for prefix, model in models_inside(draw):
         for field in dataclasses.fields(model):
             value = getattr(model, field.name)
             if "latent" in field.metadata:
@@ -371,7 +394,7 @@ def named_latents(draw: Model) -> dict[str, Array]:
 def named_derived(draw: Any, path: str = "") -> dict[str, Array]:
     """Return the derived values of a model and of the models inside it, by path."""
     values: dict[str, Array] = {}
-    for prefix, model in _models(draw, path):
+    for prefix, model in models_inside(draw, path):
         for name in _derived_of(type(model)):
             values[prefix + name] = jnp.asarray(getattr(model, name))
     return values
@@ -379,13 +402,13 @@ def named_derived(draw: Any, path: str = "") -> dict[str, Array]:
 
 def derived_names(model: Any) -> list[str]:
     """Return the paths of derived values."""
-    return [p + name for p, inner in _models(model, "") for name in _derived_of(type(inner))]
+    return [p + name for p, inner in models_inside(model) for name in _derived_of(type(inner))]
 
 
 def derived_dims(model: Any) -> dict[str, tuple[str, ...]]:
     """Return the names of the axes of derived values, by path, where they have names."""
     dims = {}
-    for prefix, inner in _models(model, ""):
+    for prefix, inner in models_inside(model):
         for name, declared in _derived_of(type(inner)).items():
             if declared.dims:
                 dims[prefix + name] = declared.dims
@@ -395,7 +418,7 @@ def derived_dims(model: Any) -> dict[str, tuple[str, ...]]:
 def all_coords(model: Any) -> dict[str, Any]:
     """Return the coordinates of a model and of the models inside it, which must agree."""
     coords: dict[str, Any] = {}
-    for path, inner in _models(model, ""):
+    for path, inner in models_inside(model):
         for axis, labels in inner.coords.items():
             if not np.array_equal(coords.setdefault(axis, labels), labels):
                 raise ValueError(
@@ -413,13 +436,13 @@ def _derived_of(cls: type) -> dict[str, Any]:
     return found
 
 
-def _models(value: Any, path: str) -> list[tuple[str, Any]]:
+def models_inside(value: Any, path: str = "") -> list[tuple[str, Any]]:
     """Return `value` and all models inside it, outermost first, with prefixes of names."""
     found = [(path, value)] if is_model(value) else []
     inside = tree_flatten_with_path(value, is_leaf=lambda v: v is not value and is_model(v))[0]
     for where, leaf in inside:
         if is_model(leaf) and leaf is not value:
-            found += _models(leaf, f"{path}{keystr(where, simple=True, separator='.')}.")
+            found += models_inside(leaf, f"{path}{keystr(where, simple=True, separator='.')}.")
     return found
 
 
@@ -430,6 +453,6 @@ def adopt_coords(draws: Any, model: Any) -> Any:
     labels of an earlier one.
     """
     if model is not None:
-        for (_, inner), (_, labelled) in zip(_models(draws, ""), _models(model, "")):
+        for (_, inner), (_, labelled) in zip(models_inside(draws), models_inside(model)):
             object.__setattr__(inner, "coords", labelled.coords)
     return draws

@@ -29,6 +29,7 @@ class Site(NamedTuple):
         dims: Names of its axes, or empty.
         fixed: Whether it was given a value at construction.
         starts: Whether it says where to start.
+        local: Whether it has one value for each data row, along its first axis.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Site(NamedTuple):
     dims: tuple[str, ...]
     fixed: bool
     starts: bool = False
+    local: bool = False
 
 
 class Prior(NamedTuple):
@@ -183,6 +185,8 @@ def _call(function, model, name, what) -> Any:
 def _resolve_shape(model, spec, prior, name, coords):
     natural = tuple(prior.shape())
     shape = _call(spec.shape, model, name, "shape")
+    if spec.local:
+        return _local_shape(spec, shape, prior, name, coords)
     if not spec.dims:
         return (natural if shape is None else tuple(shape)), ()
     if shape is None and len(spec.dims) == len(natural):
@@ -211,6 +215,30 @@ def _resolve_shape(model, spec, prior, name, coords):
             f"{spec.dims}."
         )
     return tuple(int(n) for n in sizes), spec.dims
+
+
+def _local_shape(spec, shape, prior, name, coords):
+    """Return shape and dims of a latent with one value per data row."""
+    axis = spec.row_axis
+    if axis not in coords:
+        raise ValueError(
+            f"Latent `{name}` is local, with one value per data row, and the number of rows is "
+            "not known before `condition`. To draw from the prior without data, give it: "
+            f"`coords={{{axis!r}: 100}}`."
+        )
+    number = len(coords[axis])
+    if shape is None:
+        shape = tuple(prior.shape())
+        per_row = prior.batch_shape[:1] == (number,)  # its parameters have one entry per row
+        shape = shape[1:] if per_row else shape
+    if len(spec.dims) not in (0, 1, 1 + len(shape)):
+        raise ValueError(
+            f"`dims` of local latent `{name}` must name the axis of rows, or it and each axis "
+            f"of the shape {tuple(shape)} of one row; got {spec.dims}."
+        )
+    stem = name.replace(".", "_")
+    unnamed = tuple(f"{stem}_dim_{i}" for i in range(1, 1 + len(shape)))
+    return (number, *map(int, shape)), (axis, *(spec.dims[1:] or unnamed))
 
 
 _LOCATION_SCALE = {
