@@ -18,6 +18,7 @@ from .core import (
     Info as Info,
     Sample as Sample,
     Schedule as Schedule,
+    Stream as Stream,
     Trace as Trace,
     enable_x64 as enable_x64,
 )

@@ -49,6 +49,7 @@ from ._results import (
 )
 from ._rows import check_rows as check_rows
 from ._start import MAX_STARTS as MAX_STARTS, find_start as find_start
+from ._stream import Stream as Stream, Streamed as Streamed
 from ._target import (
     AbstractDataTarget as AbstractDataTarget,
     AbstractDescribedTarget as AbstractDescribedTarget,

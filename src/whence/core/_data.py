@@ -19,6 +19,7 @@ import jax.random as jr
 from jaxtyping import Array, Int
 
 from ._convert import one_of, whole
+from ._stream import rows_at_hand, stream_of
 from ._target import AbstractDataTarget, AbstractTarget, HasLocals
 from ._types import Position, PRNGKey, Scalar
 
@@ -121,7 +122,16 @@ def minibatches(
     Raises:
         ValueError: If the target has no data rows, or fewer than `batch_size`.
     """
-    num_data = target.num_data if isinstance(target, AbstractDataTarget) else None
+    num_data, stream = rows_at_hand(target), stream_of(target)
+    if stream is not None:
+        if batch_size is None or stream.batch not in (None, batch_size):
+            made = f"what its source makes, {stream.batch}" if stream.batch else "given"
+            raise ValueError(
+                f"`batch_size` must be {made}, for data that come from a stream; got "
+                f"{batch_size}."
+            )
+        # A function makes a new batch for each random number.
+        mode = mode if stream.slab else "iid"
     if batch_size is not None and num_data is None:
         raise ValueError(
             "`batch_size` needs a target whose likelihood is a product over data rows; "

@@ -38,6 +38,8 @@ class Schedule(NamedTuple):
             `AbstractPausingEngine.pause`.
         ensemble: For an engine that couples chains or particles within one replica: the axis
             of `whence.mesh` they may be divided along, and how many there are.
+        rows_per_step: Rows of data that a step sees by minibatches, all its updates together;
+            0 if it sees all rows, so that data cannot come from a stream.
         homogeneous: Whether, without warm-up, every step is the same Markov transition; not
             if the first one searches for a step size.
     """
@@ -49,6 +51,7 @@ class Schedule(NamedTuple):
     pauses: tuple[int, ...] = ()
     ensemble: tuple[Literal["chain", "particle"], int] | None = None
     homogeneous: bool = True
+    rows_per_step: int = 0
 
 
 class Info(eqx.Module):

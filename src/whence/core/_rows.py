@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._cache import compiled
+from ._stream import Streamed
 from ._target import AbstractDataTarget, AbstractTarget, HasLocals
 
 
@@ -27,6 +28,9 @@ def check_rows(target: AbstractTarget, batch_size: int | None) -> None:
     """
     if batch_size is None or not isinstance(target, AbstractDataTarget):
         return
+    if isinstance(target, Streamed) and target.stream is not None:
+        target = target.at_hand()
+        batch_size = min(batch_size, target.num_data or 0) - 1  # not all of what is at hand
     number = target.num_data
     if number is None or batch_size > number:
         return  # refused elsewhere, in other words

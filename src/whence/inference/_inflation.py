@@ -16,7 +16,8 @@ from jax.flatten_util import ravel_pytree
 
 from ..core._cache import remembering
 from ..core._data import log_density_estimate
-from ..core._target import AbstractDataTarget, AbstractTarget
+from ..core._stream import rows_at_hand, stream_of
+from ..core._target import AbstractTarget
 from ..core._types import Position, PRNGKey
 from ..diagnostics import UnadjustedChains
 from ..diagnostics._mcse import mcse
@@ -53,9 +54,11 @@ def inflation(
     chosen = np.stack([np.minimum(np.searchsorted(c, places), draws - 1) for c in share])
     some = jax.tree.map(lambda x: x[np.arange(chains)[:, None], chosen], positions)
     mean = jax.tree.map(lambda x: np.tensordot(weights, x, 2)[None, None], positions)
-    whole = target.num_data if isinstance(target, AbstractDataTarget) else None
+    whole, stream = rows_at_hand(target), stream_of(target)
     rows = None
-    if num_rows is not None and whole is not None and SHARE * num_rows < whole * chosen.size:
+    if stream is not None:
+        rows = stream.batch or stream.slab
+    elif num_rows is not None and whole is not None and SHARE * num_rows < whole * chosen.size:
         rows = max(int(SHARE * num_rows / chosen.size), 1)
     at_once = int(np.clip(BLOCK // (rows or whole or 1), 1, 100))
     gradients = _gradients(target, some, rows, at_once, key)
@@ -79,7 +82,7 @@ def _gradients(target, positions, rows: int | None, at_once: int, key):
         flat, form = ravel_pytree(position)
         some = None
         if rows is not None:
-            some = jr.randint(key, (rows,), 0, target.num_data, jnp.int32)
+            some = jr.randint(key, (rows,), 0, rows_at_hand(target), jnp.int32)
         return form(jax.grad(lambda x: log_density_estimate(target, form(x), some))(flat))
 
     lead = jax.tree.leaves(positions)[0].shape[:2]

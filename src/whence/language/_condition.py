@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 import equinox as eqx
 import jax
@@ -18,6 +18,7 @@ from ..core._indices import check_indices
 from ..core._names import check_variable_names
 from ..core._results import InferenceWarning
 from ..core._show import target_html
+from ..core._stream import Stream
 from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
 from ..core._values import check_values, require_finite
@@ -43,6 +44,7 @@ from ._model import (
 )
 from ._show import priors_in_words
 from ._sites import Site
+from ._streamed import StreamTarget, first_rows, streamed
 
 
 class ModelTarget(AbstractDescribedTarget):
@@ -346,18 +348,23 @@ def _likelihood_at(target: ModelTarget, position: Mapping[str, Array]) -> Any:
     return jax.tree.leaves(draw.likelihood(*target.inputs))
 
 
+@overload
+def condition(model: Model, y: Stream, **options: Any) -> StreamTarget: ...
+@overload
+def condition(model: Model, y: Any, *inputs: Any, **options: Any) -> ModelTarget: ...
 def condition(
     model: Model,
     y: Any,
     *inputs: Any,
     name: str = "y",
     dims: str | tuple[str, ...] | Mapping[str, Any] = (),
-) -> ModelTarget:
+) -> ModelTarget | StreamTarget:
     """Condition `model` on data: the posterior, as a `Target` for any engine.
 
     Args:
         model: The model; latents with values are fixed to them.
-        y: Observed data: an array, or a dict of arrays for several observed variables.
+        y: Observed data: an array, or a dict of arrays for several observed variables; or a
+            `Stream` of rows `(y, *inputs)`.
         *inputs: What `likelihood` takes besides the draw: arrays or pytrees of them.
         name: Name of the observed variable if `y` is a single array.
         dims: Names of the axes of `y`; a dict of them for several observed variables.
@@ -373,6 +380,9 @@ def condition(
     """
     if not isinstance(model, Model):
         raise ValueError(f"`model` must be an instance of a `whence.Model`; got {model!r}.")
+    if isinstance(y, Stream):
+        rows = first_rows(model, y, inputs)
+        return streamed(condition(model, *rows, name=name, dims=dims), y)
     y, inputs = model.prepare(y, *inputs)
     y = check_data(y, "y", what=name)
     inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))

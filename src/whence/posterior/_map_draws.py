@@ -70,7 +70,8 @@ def predictions(
         drawn = over_draws(target, predict, (sample.positions, keys), inputs)
     except (ValueError, TypeError) as error:
         raise ValueError(no_sampler(error)) from error
-    return {name: drawn[name] for name in target.observed_data}
+    # In the order of the data; of a stream, whose data are not kept, as they come.
+    return {name: drawn[name] for name in target.observed_data or drawn}
 
 
 def no_sampler(error: Exception) -> str:

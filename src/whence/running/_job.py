@@ -15,11 +15,13 @@ from ..core._convert import flag, whole
 from ..core._engine import AbstractProcedure
 from ..core._require import require_key
 from ..core._results import InferenceError
+from ..core._stream import stream_of
 from ..core._types import PRNGKey
 from ..core._values import check_values
 from ..storage import RunStore
 from ._collect import Verdict, judge, so_far
 from ._distributed import create_shared, is_first
+from ._feed import require_slab
 from ._loop import Outcome, run
 from ._manifest import MOST, create_store, manifest
 from ._mesh import Layout, plan_layout
@@ -96,8 +98,14 @@ def prepare(
 def check_run(target: Any, procedure: AbstractProcedure) -> None:
     """Raise `ValueError` for what cannot be run, before anything is compiled."""
     check_values(target)
-    procedure.validate(target)
     schedule = procedure.schedule
+    if stream_of(target) is not None and not schedule.rows_per_step:
+        raise ValueError(
+            f"{procedure.name} needs all rows of the data at every step, and those of a stream "
+            "are never together. Take an engine of minibatches, as `SGLD(batch_size=100)`."
+        )
+    procedure.validate(target)
+    require_slab(target, procedure)
     for name, number in (("replicas", schedule.replicas), ("steps", schedule.steps)):
         if number >= MOST:
             raise ValueError(

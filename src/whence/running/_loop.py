@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -25,12 +25,13 @@ import numpy as np
 from jaxtyping import PyTree
 from threadpoolctl import threadpool_limits
 
-from ..core._cache import is_data, remembered
+from ..core._cache import remembered
 from ..core._engine import AbstractProcedure
 from ..core._results import RESULTS, InferenceError
 from ..core._types import PRNGKey
 from ..storage import RunStore
 from ._distributed import first, most
+from ._feed import Feed
 from ._mesh import Layout
 from ._program import Plan, build_plan, to_host
 from ._recompiled import note_compilation
@@ -117,14 +118,13 @@ def run(
     plan, found = remembered(build_plan, target, engine, key, chunk_steps, vectorised, layout)
     if not found:
         note_compilation(target, engine)
-    data = eqx.filter((target, engine), is_data)
-    if layout is not None:
-        data = place_data(layout, data)
+    place = (lambda data: data) if layout is None else partial(place_data, layout)
+    feed = Feed(target, engine, place)
     joint = layout is not None and jax.process_count() > 1
     together = vectorised or layout is not None
     everyone = np.arange(schedule.replicas, dtype=np.int32)
     workers = [
-        Worker(plan, engine, data, key, number, chunk_steps is not None, store, joint)
+        Worker(plan, engine, feed, key, number, chunk_steps is not None, store, joint)
         for number in ([everyone] if together else everyone)
     ]
     total = schedule.steps if steps is None else steps

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from ..core._convert import whole
 from ..core._engine import AbstractProcedure
-from ..core._target import AbstractDataTarget
+from ..core._stream import rows_at_hand
 
 AXES = ("chain", "data", "particle")
 
@@ -204,7 +204,7 @@ def _ensemble(axis: str, size: int, engine: AbstractProcedure) -> tuple[str, int
 
 
 def _rows(size: int, target: Any) -> int:
-    rows = target.num_data if isinstance(target, AbstractDataTarget) else None
+    rows = rows_at_hand(target)
     if rows is None:
         raise ValueError(
             "`mesh` must not have an axis 'data' here: it needs a target whose likelihood is a "

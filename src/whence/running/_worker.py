@@ -14,6 +14,7 @@ from ..core._results import ModelError
 from ..storage import RunStore
 from ..storage._encoding import check_size
 from ._distributed import agree
+from ._feed import Feed
 from ._program import Plan, Status, bytes_of, to_host, to_state
 
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up
@@ -22,11 +23,11 @@ CHUNK_SECONDS = 0.25  # how often, about, a run looks up
 class Worker:
     """Drives one replica (or all of them, vectorised) through the program."""
 
-    def __init__(self, plan: Plan, engine, data, key, replica, fixed_chunks, store, joint):
+    def __init__(self, plan: Plan, engine, feed, key, replica, fixed_chunks, store, joint):
         self.plan = plan
         self.engine = engine
         self.warmup, self.pauses = engine.schedule.warmup, engine.schedule.pauses
-        self.data = data
+        self.feed: Feed = feed
         self.key = key
         self.replica = replica
         self.fixed_chunks = fixed_chunks
@@ -71,6 +72,7 @@ class Worker:
             warming = self.at < self.warmup
             end = min(self.warmup, total) if warming else total
             end = min([end, *(at for at in self.pauses if at > self.at)])
+            end = self.feed.end(self.at, end)
             begin = time.perf_counter()
             made = self.advance(min(self.at + self.size, end))
             spent = time.perf_counter() - begin
@@ -111,8 +113,9 @@ class Worker:
 
     def call(self, stop: int) -> PyTree:
         """Call the program once; return what it recorded."""
+        data = self.feed.data(self.at)
         state, buffers, status = self.plan.program.call(
-            self.data, self.state, self.key, self.replica, np.int32(self.at), np.int32(stop)
+            data, self.state, self.key, self.replica, np.int32(self.at), np.int32(stop)
         )
         # Waits for the result; from here on the recorded steps are safe on the host.
         status = jax.tree.map(to_host, status)

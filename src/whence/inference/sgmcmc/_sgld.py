@@ -15,7 +15,7 @@ from ...core._flat import flat_view
 from ...core._results import RESULTS
 from ...core._rows import check_rows
 from ...core._start import find_start
-from ...core._target import AbstractTarget
+from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from .._inflation import inflation
 from ._decay import AbstractDecay, ConstantStep
@@ -138,6 +138,7 @@ class SGLD(AbstractOnlineEngine):
             warmup=-(-warmup // self._block),
             steps=self.steps // self._block,
             extendable=True,
+            rows_per_step=(self.batch_size or 0) * self._block,
         )
 
     @property
@@ -272,7 +273,7 @@ class SGLD(AbstractOnlineEngine):
     def _step_size(self, target: AbstractTarget) -> float:
         if self.step_size is not None:
             return self.step_size
-        num_data = self._gradient.batches(target).num_data
+        num_data = target.num_data if isinstance(target, AbstractDataTarget) else None
         if num_data is None or not isinstance(self.preconditioner, Identity):
             raise ValueError(
                 "`step_size` must be given unless the target has data rows and there is no "

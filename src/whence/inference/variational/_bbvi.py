@@ -133,7 +133,8 @@ class BBVI(AbstractOnlineEngine):
     @property
     def schedule(self) -> Schedule:
         """One step of the loop is some updates and one value of the ELBO."""
-        return Schedule(self.restarts, 0, self.steps // self._block)
+        rows = (self.batch_size or 0) * self._block
+        return Schedule(self.restarts, 0, self.steps // self._block, rows_per_step=rows)
 
     @property
     def _block(self) -> int:

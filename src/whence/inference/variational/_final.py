@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ...core._cache import remembering
 from ...core._flat import flat_view
+from ...core._stream import stream_of
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey
 from ._family import AbstractFamily
@@ -42,6 +43,8 @@ class Drawn(NamedTuple):
 
 def num_checked(target: AbstractTarget, draws: int, wanted: int | None) -> int:
     """Return of how many draws the importance ratios are computed."""
+    if stream_of(target) is not None:
+        return 0
     if wanted is not None:
         return min(wanted, draws)
     rows = _num_rows(target)

@@ -1,0 +1,69 @@
+"""Slabs of a stream, read between calls of the compiled program."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from ..core._cache import is_data
+from ..core._engine import AbstractProcedure
+from ..core._stream import Streamed, stream_of
+
+Placing = Callable[[PyTree], PyTree]
+_KEPT = 2  # slabs in memory, for replicas that are not at the same step
+
+
+class Feed:
+    """The array leaves of a target and an engine, as of any step."""
+
+    def __init__(self, target: Any, engine: AbstractProcedure, place: Placing = lambda x: x):
+        """Look at what there is to feed.
+
+        Args:
+            target: The target.
+            engine: What runs on it.
+            place: Puts leaves on devices.
+        """
+        stream, rows = stream_of(target), engine.schedule.rows_per_step
+        self.target, self.engine = target, engine
+        # A slab stays until each of its rows has been seen about once.
+        self.steps = max(1, stream.slab // rows) if stream and stream.slab and rows else None
+        self._ready: OrderedDict[int, PyTree] = OrderedDict()
+        self._lock = threading.Lock()
+        self._place = place
+        self._plain = place(eqx.filter((target, engine), is_data))
+
+    def data(self, step: int) -> PyTree:
+        """Return the leaves with which a step is made."""
+        if self.steps is None:
+            return self._plain
+        index = step // self.steps
+        with self._lock:
+            if index not in self._ready:
+                assert isinstance(self.target, Streamed)
+                slab = self.target.with_slab(index)
+                self._ready[index] = self._place(eqx.filter((slab, self.engine), is_data))
+                if len(self._ready) > _KEPT:
+                    self._ready.popitem(last=False)
+            return self._ready[index]
+
+    def end(self, step: int, stop: int) -> int:
+        """Return `stop`, or the step before it at which a step after `step` has other data."""
+        return stop if self.steps is None else min(stop, (step // self.steps + 1) * self.steps)
+
+
+def require_slab(target: Any, procedure: AbstractProcedure) -> None:
+    """Raise `ValueError` if one step sees more rows than a slab of a target's stream has.
+
+    The rows of a slab, seen again and again, would stand for all data.
+    """
+    stream, rows = stream_of(target), procedure.schedule.rows_per_step
+    if stream is not None and stream.slab is not None and stream.slab < rows:
+        raise ValueError(
+            f"`slab` must be at least the {rows} rows that {procedure.name} sees in one step "
+            "of the loop (`batch_size` times the updates per record, such as `thin`); got "
+            f"{stream.slab}."
+        )
