@@ -1,0 +1,178 @@
+"""Training by Adam: a procedure for `whence.train`, and the short way to run any procedure."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from ...core import (
+    RESULTS,
+    AbstractProcedure,
+    Info,
+    Minibatches,
+    PRNGKey,
+    Scalar,
+    Schedule,
+    advance,
+    never,
+    positive,
+    whole,
+)
+from ...core._cache import remembering
+from ...core._results import InferenceError
+
+CHUNKS = 50  # in which a short run is made, each with an entry in what it records
+
+
+class AbstractFit(eqx.Module):
+    """A loss of parameters, to be minimised on minibatches of rows."""
+
+    @property
+    @abc.abstractmethod
+    def num_data(self) -> int:
+        """Rows of data."""
+
+    @abc.abstractmethod
+    def start(self, *, key: PRNGKey) -> PyTree:
+        """Return parameters to start from: a pytree of floating-point arrays alone."""
+
+    @abc.abstractmethod
+    def loss(self, params: PyTree, rows: Array | None, *, key: PRNGKey) -> Scalar:
+        """Return the loss, the mean over rows.
+
+        Args:
+            params: As from `start`.
+            rows: Numbers of the rows; None for all.
+            key: A typed key.
+        """
+
+
+class FitState(eqx.Module):
+    """State of `Adam`.
+
+    Attributes:
+        params: Parameters.
+        rule: State of the optimiser.
+        epoch: The running epoch.
+        finite: Whether every loss so far was finite.
+    """
+
+    params: PyTree
+    rule: PyTree
+    epoch: Array
+    finite: Array
+
+
+class Adam(AbstractProcedure):
+    """Gradient descent by Adam on minibatches.
+
+    Attributes:
+        steps: How many.
+        learning_rate: Of Adam; it falls to a tenth along a cosine.
+        batch_size: Rows per step; None for all.
+
+    References:
+        Kingma and Ba (2015), Adam: a method for stochastic optimization, arXiv:1412.6980.
+    """
+
+    steps: int = eqx.field(default=2_000, converter=whole("steps", least=1))
+    learning_rate: float = eqx.field(default=1e-3, converter=positive("learning_rate"))
+    batch_size: int | None = eqx.field(
+        default=64, converter=whole("batch_size", least=1, optional=True)
+    )
+
+    @property
+    def name(self) -> str:
+        return "Adam"
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(1, 0, self.steps)
+
+    def _rule(self) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.1))
+
+    def _batches(self, target: AbstractFit) -> Minibatches:
+        size = None if self.batch_size is None else min(self.batch_size, target.num_data)
+        return Minibatches(target.num_data, size)
+
+    def validate(self, target: Any) -> None:
+        if not isinstance(target, AbstractFit):
+            raise ValueError(f"`problem` must be a fit of this family; got {type(target)}.")
+
+    def init(self, target: AbstractFit, *, key: PRNGKey) -> FitState:
+        params = target.start(key=key)
+        state = self._rule().init(params)
+        return FitState(params, state, self._batches(target).init(), jnp.asarray(True))
+
+    def step(
+        self, target: AbstractFit, state: FitState, index: Array, *, key: PRNGKey
+    ) -> tuple[FitState, Info]:
+        rows, epoch = self._batches(target).next(state.epoch, index, key=key)
+        key = jax.random.fold_in(key, 1)
+        loss, slope = jax.value_and_grad(lambda p: target.loss(p, rows, key=key))(state.params)
+        update, rule = self._rule().update(slope, state.rule)
+        params = optax.apply_updates(state.params, update)
+        finite = state.finite & jnp.isfinite(loss)
+        return FitState(params, rule, epoch, finite), Info(None, {"loss": loss})
+
+    def done(self, state: FitState) -> Array:
+        return never()
+
+    def result(self, state: FitState) -> RESULTS:
+        return RESULTS.where(state.finite, RESULTS.successful, RESULTS.nonfinite_state)
+
+
+@remembering
+def _begin(problem, procedure, key):
+    return procedure.init(problem, key=key)
+
+
+@remembering
+def _go_on(problem, procedure, state, index, steps, key):
+    state, info = advance(procedure, problem, state, index, steps, key=key)
+    return state, info.stats, procedure.result(state) == RESULTS.successful
+
+
+def run(
+    problem: Any, procedure: AbstractProcedure, *, key: PRNGKey
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Run a procedure to its end, in this process.
+
+    `whence.train(problem, procedure, key=key)` does the same with progress, a store to
+    resume from and devices.
+
+    Args:
+        problem: What it works on.
+        procedure: What to run.
+        key: A typed key.
+
+    Returns:
+        The final state, and what some of the steps recorded, `(some,)` by name.
+
+    Raises:
+        ValueError: If the procedure cannot run on the problem.
+        InferenceError: If numbers were not finite.
+    """
+    procedure.validate(problem)
+    key_begin, key_run = jax.random.split(key)
+    state = _begin(problem, procedure, key_begin)
+    total = procedure.schedule.steps
+    length = -(-total // CHUNKS)
+    noted: list[dict[str, Any]] = []
+    good: Any = True
+    for begin in range(0, total, length):
+        steps = min(length, total - begin)
+        state, stats, good = _go_on(problem, procedure, state, np.int32(begin), steps, key_run)
+        noted.append(stats)
+        if not good:
+            raise InferenceError(
+                f"{procedure.name} stopped before step {begin + steps}: the loss was not "
+                "finite. Use a smaller learning rate, or check the data."
+            )
+    return state, {name: np.stack([s[name] for s in noted]) for name in noted[0]}

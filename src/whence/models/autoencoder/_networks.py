@@ -1,0 +1,177 @@
+"""Encoders and decoders as ordinary Equinox modules: dense ones, and layouts of papers.
+
+Each reads one datum. Images are `(height, width)` or `(channel, height, width)`; a decoder
+gives what the likelihood asks for (logits, not rates). Equinox starts layers as PyTorch does,
+uniform on `1 / sqrt(fan_in)` to either side.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array
+
+from ...core._convert import one_of, whole
+from ...core._key import seeded
+from ...core._types import PRNGKey
+
+
+class Reshape(eqx.Module):
+    """One array in another shape."""
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, x: Array, *, key: PRNGKey | None = None) -> Array:
+        """Return `x` in the shape."""
+        return jnp.reshape(x, self.shape)
+
+
+class Networks(eqx.Module):
+    """An encoder and a decoder.
+
+    Attributes:
+        encoder: From a datum to its code, `(latent,)`.
+        decoder: From a code to what the likelihood reads.
+    """
+
+    encoder: eqx.Module
+    decoder: eqx.Module
+
+    def __call__(self, x: Array) -> Array:
+        """Return the decoder's output for one datum."""
+        return self.decoder(self.encoder(x))  # pyright: ignore[reportCallIssue]
+
+    def __iter__(self):
+        """Give the encoder, then the decoder."""
+        return iter((self.encoder, self.decoder))
+
+
+class _Convolutions(NamedTuple):
+    """A published layout: channels, and (kernel, stride, padding) of each layer."""
+
+    shape: tuple[int, ...]
+    encoder: tuple[int, ...]
+    encoding: tuple[int, int, int]
+    start: tuple[int, int, int]
+    decoder: tuple[int, ...]
+    decoding: tuple[tuple[int, int, int], ...]
+
+
+# As in the authors' code of Tran et al. (2021), arXiv:2106.06245.
+LAYOUTS = {
+    "mnist": _Convolutions(
+        (1, 28, 28),
+        (32, 64, 64, 128),
+        (4, 2, 1),
+        (128, 7, 7),
+        (64, 64, 1),
+        ((4, 1, 0), (4, 1, 0), (4, 2, 0)),
+    ),
+    "faces": _Convolutions(
+        (1, 28, 28),
+        (64, 128, 128, 256),
+        (4, 2, 1),
+        (256, 7, 7),
+        (128, 128, 1),
+        ((4, 1, 0), (4, 1, 0), (4, 2, 0)),
+    ),
+    "celeba": _Convolutions(
+        (3, 64, 64),
+        (64, 128, 256, 512),
+        (5, 2, 0),
+        (512, 8, 8),
+        (256, 128, 3),
+        ((5, 2, 2), (5, 2, 1), (4, 2, 0)),
+    ),
+}
+
+
+def _leaky() -> eqx.nn.Lambda:
+    return eqx.nn.Lambda(jax.nn.leaky_relu)  # of slope 0.01
+
+
+@seeded
+def dense(
+    shape: Sequence[int],
+    latent: int,
+    hidden: Sequence[int] = (128,),
+    *,
+    key: PRNGKey,
+    codes: int = 1,
+    outputs: Sequence[int] | None = None,
+) -> Networks:
+    """Make a dense encoder, and a decoder with the same hidden layers in reverse.
+
+    Args:
+        shape: Of one datum.
+        latent: Numbers in a code, at least 1.
+        hidden: Widths of hidden layers of the encoder, leaky ReLU between them.
+        key: A typed key.
+        codes: How many numbers the encoder gives for each one of a code: 2 for `VAE`, means
+            and log standard deviations.
+        outputs: Shape that the decoder gives, by default that of a datum.
+
+    Raises:
+        ValueError: If a width is below 1.
+    """
+    latent = whole("latent", least=1)(latent)
+    hidden = [whole("hidden", least=1)(width) for width in hidden]
+    codes, shape = whole("codes", least=1)(codes), tuple(shape)
+    outputs = shape if outputs is None else tuple(outputs)
+    key_encoder, key_decoder = jr.split(key)
+    down = [math.prod(shape), *hidden, codes * latent]
+    up = [latent, *reversed(hidden), math.prod(outputs)]
+    encoder = eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), *_dense(down, key_encoder)])
+    decoder = eqx.nn.Sequential([*_dense(up, key_decoder), Reshape(outputs)])
+    return Networks(encoder, decoder)
+
+
+def _dense(widths: list[int], key: PRNGKey) -> list:
+    layers: list = []
+    for i, (a, b) in enumerate(zip(widths, widths[1:])):
+        layers += [_leaky()] * (i > 0)
+        layers.append(eqx.nn.Linear(a, b, key=jr.fold_in(key, i)))
+    return layers
+
+
+@seeded
+def convolutional(
+    layout: str, latent: int = 50, *, key: PRNGKey, codes: int = 1, channel: bool = False
+) -> Networks:
+    """Make the convolutional networks of a published experiment.
+
+    Args:
+        layout: `"mnist"` and `"faces"` for images of 28 by 28, `"celeba"` for `(3, 64, 64)`.
+        latent: Numbers in a code.
+        key: A typed key.
+        codes: As for `dense`.
+        channel: Whether grey images have an axis for their channel, `(1, 28, 28)`.
+
+    References:
+        Tran, Rossi, Milios, Michiardi, Bonilla and Filippone (2021), Model selection for
+        Bayesian autoencoders, arXiv:2106.06245.
+    """
+    plan = LAYOUTS[one_of("layout", tuple(LAYOUTS))(layout)]
+    latent, codes = whole("latent", least=1)(latent), whole("codes", least=1)(codes)
+    keys = iter(jr.split(key, 16))
+    grey = plan.shape[0] == 1 and not channel
+    encoder: list = [Reshape(plan.shape)] if grey else []
+    for a, b in zip((plan.shape[0], *plan.encoder), plan.encoder):
+        kernel, stride, padding = plan.encoding
+        conv = eqx.nn.Conv2d(a, b, kernel, stride, padding, key=next(keys))
+        encoder += [conv, _leaky()]
+    read = eqx.nn.Linear(plan.encoder[-1], codes * latent, key=next(keys))
+    encoder += [eqx.nn.Lambda(jnp.ravel), read]
+    first = eqx.nn.Linear(latent, math.prod(plan.start), key=next(keys))
+    decoder: list = [first, _leaky(), Reshape(plan.start)]
+    for i, (a, b) in enumerate(zip((plan.start[0], *plan.decoder), plan.decoder)):
+        kernel, stride, padding = plan.decoding[i]
+        decoder += [_leaky()] * (i > 0)
+        conv = eqx.nn.ConvTranspose2d(a, b, kernel, stride, padding, key=next(keys))
+        decoder.append(conv)
+    decoder += [Reshape(plan.shape[1:])] if grey else []
+    return Networks(eqx.nn.Sequential(encoder), eqx.nn.Sequential(decoder))

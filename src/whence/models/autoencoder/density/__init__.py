@@ -1,0 +1,1 @@
+"""Densities of codes, from which new data are generated."""

@@ -1,0 +1,1 @@
+"""Distances between samples by their projections on lines."""

@@ -1,0 +1,1 @@
+"""Gaussian processes as priors of codes."""

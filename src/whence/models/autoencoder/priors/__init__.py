@@ -1,0 +1,1 @@
+"""Laws of the weights of networks, and networks that have them."""

@@ -1,0 +1,131 @@
+"""A network whose weights are latents with one joint prior."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ....core._convert import one_of
+from ....language import Model
+from ....language._latent import UNDRAWN, Coords, Latent, latents
+from ....language._module_leaves import check_module, floating_leaves
+from ._abstract_prior import AbstractPrior
+from ._layout import Arrays
+from ._priors import as_prior
+
+STARTS = ("module", "prior")
+
+
+def _scales(network: "RandomNetwork") -> dict[str, Latent]:
+    return network.prior.scales()
+
+
+def _weights(network: "RandomNetwork") -> dict[str, Latent]:
+    specs = network.prior.weights(network.scales)
+    begins = network.begins or {}
+    return {
+        name: Latent(
+            prior=spec.prior,
+            shape=spec.shape,
+            dims=(),
+            noncentered=spec.noncentered,
+            start=begins.get(name, "prior"),
+        )
+        for name, spec in specs.items()
+    }
+
+
+class RandomNetwork(Model):
+    """An Equinox module whose weights have a joint prior; a field of other models.
+
+    What `whence.bayesian` is for independent priors, for any `AbstractPrior`: hierarchical
+    ones, flows, those that were selected. It has no likelihood of its own:
+
+    ```python
+    class Curve(whence.Model):
+        network: autoencoder.RandomNetwork
+        sigma: jax.Array = whence.latent(dist.HalfNormal(1.0))
+
+        def likelihood(self, x):
+            return dist.Normal(self.network(x)[:, 0], self.sigma)
+    ```
+
+    Attributes:
+        prior: Law of the weights.
+        begins: Weights to start from by path; None to start from draws of the prior.
+        rest: The module without its weights.
+        scales: Latents that the weights depend on.
+        values: Latents that the weights are made of.
+    """
+
+    prior: AbstractPrior
+    begins: Arrays | None
+    arrays: Any
+    rest: Any = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
+    scales: dict[str, Any] = latents(_scales)
+    values: dict[str, Any] = latents(_weights)
+
+    def __init__(self, module: Any, prior: Any, *, start: str = "module"):
+        """Make the weights of a module latents.
+
+        Args:
+            module: An Equinox module, a function of one row.
+            prior: An `AbstractPrior`, a `SelectedPrior`, or a rule as `whence.bayesian`
+                takes: a numpyro distribution, `whence.FanIn()`, a dict by pattern of paths.
+            start: Where engines start: at the weights that the `"module"` has, all chains
+                alike, or at draws from the `"prior"`.
+
+        Raises:
+            ValueError: If an argument is not of this form.
+        """
+        check_module(module)
+        module = jax.tree.map(
+            lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, module
+        )
+        start = one_of("start", STARTS)(start)
+        self.prior = as_prior(prior, module)
+        random, others = eqx.partition(module, eqx.is_inexact_array)
+        self.arrays, self.rest = eqx.partition(others, eqx.is_array)
+        self.structure = jax.tree.structure(random)
+        own = self.prior.weights(jax.eval_shape(_some_scales, self.prior))
+        begins = {leaf.path: leaf.value for leaf in floating_leaves(module)}
+        begins = {name: value for name, value in begins.items() if name in own}
+        self.begins = begins if start == "module" else None
+        self.scales = dict.fromkeys(self.prior.scales(), UNDRAWN)
+        self.values = dict.fromkeys(own, UNDRAWN)
+        self.coords = Coords()
+
+    def template(self) -> Any:
+        """Return the module with weights to start from, zeros if there are none."""
+        zero = lambda e: jnp.zeros(e.shape, jnp.result_type(float))
+        begins = self.begins or {}
+        arrays = [begins.get(e.path, None) for e in self.prior.layout]
+        filled = [zero(e) if a is None else a for a, e in zip(arrays, self.prior.layout)]
+        return eqx.combine(self.structure.unflatten(filled), self.arrays, self.rest)
+
+    def with_arrays(self, arrays: Arrays) -> Any:
+        """Return the module with these weights, by path."""
+        random = self.structure.unflatten(arrays[e.path] for e in self.prior.layout)
+        return eqx.combine(random, self.arrays, self.rest)
+
+    @property
+    def module(self) -> Any:
+        """The module with this draw's weights."""
+        if any(value is UNDRAWN for value in self.values.values()):
+            raise ValueError(
+                "The weights of this network have no values yet; `posterior.map`, or "
+                "`sample_prior(key)`, gives a model that has."
+            )
+        return self.with_arrays(self.prior.arrays(self.values))
+
+    def __call__(self, x: Array) -> Array:
+        """Return the outputs for many rows."""
+        return jax.vmap(self.module)(x)
+
+
+def _some_scales(prior: AbstractPrior) -> dict[str, Array]:
+    return {name: jnp.ones(latent.shape) for name, latent in prior.scales().items()}

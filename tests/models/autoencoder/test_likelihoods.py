@@ -1,0 +1,111 @@
+"""Laws of pixels against quadrature and published values."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from whence.models import autoencoder
+from whence.models.autoencoder import _continuous_bernoulli as cb
+
+LOGITS = jnp.array([-60.0, -8.0, -0.6, -0.49, -1e-7, 0.0, 1e-3, 0.3, 0.51, 2.0, 35.0])
+
+
+def _moment(logit, power):
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    x, w = (nodes + 1) / 2, weights / 2
+    law = cb.ContinuousBernoulliDistribution(jnp.asarray(logit))
+    return np.sum(w * x**power * np.exp(np.asarray(law.log_prob(jnp.asarray(x)))))
+
+
+def test_continuous_bernoulli_by_quadrature():
+    law = cb.ContinuousBernoulliDistribution(LOGITS)
+    assert_allclose([_moment(v, 0) for v in LOGITS], 1, rtol=1e-12)
+    mean = np.array([_moment(v, 1) for v in LOGITS])
+    assert_allclose(law.mean, mean, rtol=1e-10)
+    second = np.array([_moment(v, 2) for v in LOGITS])
+    assert_allclose(law.variance, second - mean**2, rtol=1e-8, atol=1e-14)
+
+
+def test_continuous_bernoulli_values():
+    logit = jnp.log(0.1 / 0.9)
+    assert_allclose(cb.log_normaliser(logit), 1.0103385594908540, rtol=1e-14)
+    assert_allclose(cb.mean(logit), 0.3301196133, atol=1e-10)
+    rate = 0.1  # the closed forms of the law, in its rate
+    assert_allclose(
+        cb.mean(logit), rate / (2 * rate - 1) + 1 / (2 * np.arctanh(1 - 2 * rate)), rtol=1e-12
+    )
+    assert_allclose(cb.log_normaliser(jnp.zeros(())), np.log(2), rtol=1e-15)
+
+
+def test_gradient_of_the_normaliser_is_the_mean_in_both_precisions():
+    slope = jax.vmap(jax.grad(cb.log_partition))
+    assert_allclose(slope(LOGITS), cb.mean(LOGITS), rtol=1e-11)
+    single = LOGITS.astype(jnp.float32)
+    assert_allclose(slope(single), cb.mean(LOGITS), rtol=2e-6)
+    assert_allclose(cb.log_partition(single), cb.log_partition(LOGITS), rtol=1e-6, atol=1e-6)
+
+
+def test_draws_have_the_mean(key):
+    law = cb.ContinuousBernoulliDistribution(LOGITS)
+    drawn = law.sample(key, (20_000,))
+    assert np.all((drawn >= 0) & (drawn <= 1))
+    z = (drawn.mean(0) - law.mean) / jnp.sqrt(law.variance / 20_000)
+    assert np.abs(z).max() < 4.5
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        autoencoder.ContinuousBernoulli(),
+        autoencoder.Bernoulli(),
+        autoencoder.Gaussian(0.3),
+        autoencoder.Categorical(4),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_a_law_of_the_parameter_is_that_of_the_output(likelihood, key):
+    output = 2 * jr.normal(key, (5, *likelihood.output_shape((3, 2))))
+    law = likelihood.distribution(output, {})
+    x = law.sample(key)
+    assert x.shape == (5, 3, 2)
+    likelihood.check(np.asarray(x))
+    again = likelihood.law(likelihood.parameter(output), {})
+    assert again.log_prob(x).shape == (5,)
+    assert_allclose(law.log_prob(x), again.log_prob(x), rtol=1e-9)
+    assert likelihood.image(likelihood.parameter(output)).shape == (5, 3, 2)
+    assert np.abs(np.asarray(likelihood.read(x))).max() < 20
+
+
+def test_categorical_is_over_the_first_axis():
+    output = jnp.log(jnp.array([[[0.1], [0.2], [0.7]]]))
+    law = autoencoder.Categorical(3).distribution(output, {})
+    assert_allclose(law.log_prob(jnp.array([[2]])), np.log(0.7))
+    image = autoencoder.Categorical(3).image(autoencoder.Categorical(3).parameter(output))
+    assert_allclose(image, [[0.2 + 1.4]])
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "x", "says"),
+    [
+        (autoencoder.ContinuousBernoulli(), [[0.0, 255.0]], "got 255 in row 0. Divide 8-bit"),
+        (autoencoder.ContinuousBernoulli(), [[0.0], [-0.1]], "got -0.1 in row 1"),
+        (autoencoder.Bernoulli(), [[0.5]], "must be 0 or 1 for Bernoulli; got 0.5"),
+        (autoencoder.Categorical(4), [[0.5]], "must be whole numbers"),
+        (autoencoder.Categorical(4), [[4]], "must be from 0 to 3 for Categorical"),
+    ],
+)
+def test_wrong_pixels_are_named(likelihood, x, says):
+    with pytest.raises(ValueError, match=says):
+        likelihood.check(np.asarray(x))
+
+
+def test_wrong_scales_are_named():
+    with pytest.raises(ValueError, match="'global' or 'pixel'; got 'all'"):
+        autoencoder.Gaussian("all")
+    with pytest.raises(ValueError, match="`scale` must be positive and finite; got -1"):
+        autoencoder.Gaussian(-1)
+    with pytest.raises(ValueError, match="`shape` must be that of one datum"):
+        autoencoder.Gaussian("pixel")

@@ -1,0 +1,208 @@
+"""The Bayesian autoencoder: its density, and what is asked of its posterior."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+import whence as wh
+from whence.models import autoencoder
+from whence.testing import check_model
+
+SHAPE, LATENT = (3, 2), 2
+
+
+def _networks(**changes):
+    return autoencoder.dense(SHAPE, LATENT, (4,), key=jr.key(0), **changes)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return np.random.default_rng(0).beta(1, 2, size=(12, *SHAPE))
+
+
+@pytest.fixture(scope="module")
+def posterior(x):
+    """Two chains of three draws from anywhere: what is asked of them is arithmetic."""
+    target = wh.condition(autoencoder.BayesianAutoencoder(*_networks()), x)
+    leaves, form = jax.tree.flatten(target.init(key=jr.key(0)))
+    moved = [
+        leaf + 0.3 * jr.normal(jr.fold_in(jr.key(1), i), (2, 3, *leaf.shape))
+        for i, leaf in enumerate(leaves)
+    ]
+    return wh.Posterior.from_draws(target, jax.tree.unflatten(form, moved), unconstrained=True)
+
+
+def test_log_density_is_prior_and_pixels(x):
+    encoder, decoder = _networks()
+    model = autoencoder.BayesianAutoencoder(
+        encoder, decoder, likelihood=autoencoder.Gaussian(0.4)
+    )
+    target = wh.condition(model, x)
+    assert target.num_data == 12
+    position = target.init(key=jr.key(0))
+    images = jax.vmap(lambda row: decoder(encoder(row)))(x)
+    likelihood = norm(images, 0.4).logpdf(x).reshape(12, -1).sum(axis=1)
+    assert_allclose(target.log_likelihood(position), likelihood, rtol=1e-9)
+    assert_allclose(target.log_likelihood(position, jnp.array([3, 0])), likelihood[[3, 0]])
+    prior = 0.0
+    for net, fans in ((encoder, (6, 4)), (decoder, (2, 4))):
+        layers = [layer for layer in net.layers if isinstance(layer, eqx.nn.Linear)]
+        for layer, fan in zip(layers, fans, strict=True):
+            prior += norm(0, fan**-0.5).logpdf(layer.weight).sum()
+            prior += norm(0, 1).logpdf(layer.bias).sum()
+    assert_allclose(target.log_prior(position), prior, rtol=1e-9)
+
+
+def test_it_is_a_model(x, key):
+    model = autoencoder.BayesianAutoencoder(
+        *_networks(), likelihood=autoencoder.Gaussian("pixel", shape=SHAPE), start="prior"
+    )
+    check_model(model, jnp.asarray(x), jnp.asarray(x), key=key)
+
+
+def test_what_is_read_may_differ_from_what_is_explained(x):
+    model = autoencoder.BayesianAutoencoder(*_networks())
+    noisy = np.clip(x + 0.1, 0, 1)
+    both, alone = wh.condition(model, x, noisy), wh.condition(model, x)
+    position = alone.init(key=jr.key(0))
+    codes = both.constrain(position).encode(noisy)
+    assert_allclose(
+        both.log_likelihood(position),
+        both.constrain(position)
+        .observation.distribution(both.constrain(position).decode(codes), {})
+        .log_prob(x),
+    )
+    assert np.abs(both.log_likelihood(position) - alone.log_likelihood(position)).max() > 1e-3
+
+
+def test_rows_of_all_draws(posterior, x):
+    draws = [
+        posterior.target.constrain(jax.tree.map(lambda v: v[i, j], posterior.sample.positions))
+        for i in range(2)
+        for j in range(3)
+    ]
+    codes = autoencoder.encode(posterior, x)
+    assert codes.shape == (2, 3, 12, LATENT)
+    assert_allclose(codes[1, 2], draws[5].encode(x))
+    average = autoencoder.encode(posterior, x, pairing="average")
+    assert_allclose(average, codes.mean(axis=(0, 1)))
+    rates = np.stack([jax.nn.sigmoid(d.network(jnp.asarray(x))) for d in draws])
+    assert_allclose(autoencoder.reconstruct(posterior, x), rates.mean(0), rtol=1e-9)
+    each = np.stack([d.likelihood(jnp.asarray(x)).log_prob(x) for d in draws])
+    mixture = logsumexp(each, axis=0) - np.log(6)
+    assert_allclose(autoencoder.log_likelihood(posterior, x), mixture, rtol=1e-9)
+    law = draws[0].observation.law(jnp.asarray(rates.mean(0)), {})
+    plugin = autoencoder.log_likelihood(posterior, x, mode="plugin")
+    assert_allclose(plugin, law.log_prob(x), rtol=1e-9)
+    scores = autoencoder.oddness(posterior, x)
+    assert_allclose(scores.unlikely, -mixture, rtol=1e-9)
+    assert_allclose(scores.disputed, rates.var(0).reshape(12, -1).sum(1), rtol=1e-9)
+    assert_allclose(scores.unstable, each.var(0), rtol=1e-9)
+    assert scores.far is None
+    drawn = posterior.predict(x[:2], key=jr.key(0))
+    assert drawn.shape == (2, 3, 2, *SHAPE)
+
+
+def test_new_images_pair_codes_with_their_decoder(posterior, x):
+    codes = autoencoder.encode(posterior, x)
+    mixture = autoencoder.DirichletMixture(2).fit(codes)
+    made = autoencoder.generate(posterior, mixture, 12, key=jr.key(2))
+    assert made.shape == (12, *SHAPE)
+    drawn = mixture.sample(2, key=jr.split(jr.key(2))[0])
+    expected = []
+    for i in range(2):
+        for j in range(3):
+            position = jax.tree.map(lambda v, at=(i, j): v[at], posterior.sample.positions)
+            draw = posterior.target.constrain(position)
+            expected.append(jax.nn.sigmoid(draw.decode(drawn[i, j])))
+    expected = np.concatenate(expected)
+    order = lambda v: v[np.lexsort(v.reshape(len(v), -1).T)]
+    assert_allclose(order(made), order(expected), rtol=1e-6)
+    alone = autoencoder.DirichletMixture(2).fit(codes.mean(axis=(0, 1)))
+    assert autoencoder.generate(posterior, alone, 3, key=jr.key(2)).shape == (3, *SHAPE)
+    scores = autoencoder.oddness(posterior, x, mixture)
+    assert scores.far.shape == (12,)
+    with pytest.raises(ValueError, match=r"each of the \(2, 3\) draws"):
+        autoencoder.generate(
+            posterior, autoencoder.DirichletMixture(2).fit(codes[:1]), 3, key=jr.key(2)
+        )
+
+
+def test_importance_sampling_against_a_grid(x):
+    encoder, decoder = autoencoder.dense(SHAPE, 1, (4,), key=jr.key(5))
+    model = autoencoder.BayesianAutoencoder(
+        encoder, decoder, likelihood=autoencoder.Gaussian(0.1)
+    )
+    target = wh.condition(model, x)
+    position = jax.tree.map(lambda v: 4 * v[None, None], target.init(key=jr.key(0)))
+    posterior = wh.Posterior.from_draws(target, position, unconstrained=True)
+    mixture = autoencoder.DirichletMixture(2).fit(autoencoder.encode(posterior, x))
+    found = autoencoder.importance_log_prob(posterior, mixture, x, key=jr.key(0), samples=4_000)
+    grid = np.linspace(-60, 60, 40_001)[:, None]
+    draw = target.constrain(jax.tree.map(lambda v: v[0, 0], position))
+    images = np.asarray(draw.decode(jnp.asarray(grid)))
+    density = np.asarray(mixture.log_prob(grid))[0, 0]
+    for row, value in zip(x, found, strict=True):
+        given = norm(images, 0.1).logpdf(row).reshape(len(grid), -1).sum(axis=1)
+        exact = logsumexp(given + density) + np.log(grid[1, 0] - grid[0, 0])
+        assert abs(value - exact) < 0.1
+
+
+def test_layouts_of_papers_fit_their_images():
+    for layout, shape in [("mnist", (28, 28)), ("celeba", (3, 64, 64))]:
+        make = lambda key, layout=layout: autoencoder.convolutional(layout, 50, key=key)
+        networks = eqx.filter_eval_shape(make, jr.key(0))
+        image = jax.ShapeDtypeStruct(shape, jnp.float32)
+        code = eqx.filter_eval_shape(lambda n, v: n.encoder(v), networks, image)
+        assert code.shape == (50,)
+        assert eqx.filter_eval_shape(lambda n, v: n(v), networks, image).shape == shape
+    count = sum(v.size for v in jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array)))
+    assert count > 5_000_000
+
+
+def _model(**changes):
+    return autoencoder.BayesianAutoencoder(*_networks(**changes))
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "says"),
+    [
+        (lambda: _model(), np.ones((2, *SHAPE)) * 3, "between 0 and 1"),
+        (lambda: _model(), np.ones((2, 4)), "`encoder` must take one datum"),
+        (
+            lambda: _model(outputs=(6,)),
+            np.ones((2, *SHAPE)),
+            r"\(3, 2\) for data of .*; got \(6,",
+        ),
+        (lambda: _model(codes=2), np.ones((2, *SHAPE)), "`decoder` must take a code"),
+        (lambda: _model(), np.ones(3), "rows of data along its first axis"),
+    ],
+)
+def test_data_that_do_not_fit_are_named(make, data, says):
+    with pytest.raises(ValueError, match=says):
+        wh.condition(make(), data)
+
+
+def test_wrong_parts_are_named(x):
+    encoder, decoder = _networks()
+    with pytest.raises(ValueError, match="`latent` must be at least 1; got 0"):
+        autoencoder.dense(SHAPE, 0, key=jr.key(0))
+    with pytest.raises(ValueError, match=r"write `Bernoulli\(\)`"):
+        autoencoder.BayesianAutoencoder(encoder, decoder, likelihood=autoencoder.Bernoulli)
+    with pytest.raises(ValueError, match="`decoder` must be an Equinox module"):
+        autoencoder.BayesianAutoencoder(encoder, None)
+    prior = {"*.bias": None, "*": dist.Normal(0.0, 1.0)}
+    with pytest.raises(ValueError, match="None for"):
+        autoencoder.BayesianAutoencoder(encoder, decoder, prior=prior)
+    other = autoencoder.GaussianPrior.fan_in(autoencoder.dense(SHAPE, 5, key=jr.key(0)))
+    with pytest.raises(ValueError, match="`prior` must be of the same network"):
+        autoencoder.BayesianAutoencoder(encoder, decoder, prior=other)
+    with pytest.raises(ValueError, match="one of a BayesianAutoencoder"):
+        autoencoder.encode(None, x)

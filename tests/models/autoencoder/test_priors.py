@@ -1,0 +1,298 @@
+"""Laws of weights, their selection by DSWD and their match to Gaussian processes."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import invgamma, norm
+
+import whence as wh
+from whence.models import autoencoder, nngp
+from whence.models.autoencoder.priors._match import (
+    bures_power,
+    critic_distance,
+    sliced_power,
+)
+
+
+def _networks():
+    return autoencoder.dense((4,), 2, (3,), key=jr.key(0))
+
+
+def _many(prior, draws=4_000):
+    return jax.vmap(lambda k: prior.sample(key=k))(jr.split(jr.key(1), draws))
+
+
+@pytest.mark.parametrize("per", ["net", "layer", "tensor", "weight"])
+def test_scales_are_those_of_fan_in(per):
+    networks = _networks()
+    prior = autoencoder.GaussianPrior.fan_in(networks, per=per, scale=2.0)
+    count = {"net": 1, "layer": 4, "tensor": 8, "weight": 8}[per]
+    assert len(prior.log_scales) == count
+    drawn = _many(prior)
+    weight = drawn["encoder.layers.1.weight"]
+    assert weight.shape == (4_000, 3, 4)
+    assert_allclose(weight.std(), 2 / np.sqrt(4), rtol=4 * np.sqrt(1 / (2 * weight.size)))
+    assert_allclose(
+        prior.law("decoder.layers.2.weight").scale * np.ones((4, 3)), 2 / np.sqrt(3)
+    )
+
+
+def test_around_a_network_and_hierarchical_and_flow():
+    networks = _networks()
+    around = autoencoder.GaussianPrior.around(networks)
+    drawn = _many(around)["encoder.layers.1.weight"]
+    error = np.exp(-3) / np.sqrt(4_000)
+    assert np.abs(drawn.mean(0) - networks.encoder.layers[1].weight).max() < 5 * error
+    assert_allclose(drawn.std(0), np.exp(-3), rtol=0.06)
+    own = autoencoder.HierarchicalPrior.fan_in(networks, concentration=6.0, rate=10.0)
+    drawn = _many(own)["encoder.layers.1.weight"].reshape(4_000, -1)
+    square = (drawn**2).mean(1) * 4  # one variance for all twelve weights of a draw
+    exact = invgamma(6, scale=10)
+    spread = np.sqrt((exact.var() * (1 + 2 / 12) + 2 / 12 * exact.mean() ** 2) / 4_000)
+    assert abs(square.mean() - exact.mean()) < 5 * spread
+    flow = autoencoder.FlowPrior.fan_in(networks, key=jr.key(0))
+    drawn = _many(flow)["encoder.layers.1.weight"]
+    assert_allclose(drawn.std(), 0.5, rtol=4 * np.sqrt(1 / (2 * drawn.size)))
+
+
+def test_a_flow_moves_and_engines_see_standard_numbers():
+    networks = _networks()
+    flow = autoencoder.FlowPrior.fan_in(networks, key=jr.key(0))
+    bent = jax.tree.map(lambda v: v + 0.3 if eqx.is_inexact_array(v) else v, flow)
+    z = bent.weights({})
+    values = {n: jr.normal(jr.key(3), latent.shape) for n, latent in z.items()}
+    arrays = bent.arrays(values)
+    assert np.abs(arrays["encoder.layers.1.bias"]).max() > 0
+    # A map of z with a triangular Jacobian of full rank: distinct z, distinct weights.
+    flat = lambda v: bent.flows["encoder.layers.1"](v)
+    jacobian = jax.jacobian(flat)(values["encoder.layers.1"])
+    assert np.linalg.matrix_rank(jacobian) == len(jacobian)
+    network = autoencoder.RandomNetwork(networks, bent)
+    drawn = network.sample_prior(key=jr.key(0))
+    made = bent.arrays(drawn.values)
+    assert_allclose(drawn.module.encoder.layers[1].weight, made["encoder.layers.1.weight"])
+
+
+class Line(wh.Model):
+    """A regression by a random network."""
+
+    network: autoencoder.RandomNetwork
+
+    def likelihood(self, x):
+        return dist.Normal(self.network(x)[:, 0], 0.3)
+
+
+def test_hierarchical_variances_are_latents_of_the_target():
+    mlp = eqx.nn.MLP(1, 1, 3, 1, key=jr.key(0))
+    own = autoencoder.HierarchicalPrior.fan_in(mlp)
+    x = np.linspace(-1, 1, 6)[:, None]
+    target = wh.condition(Line(autoencoder.RandomNetwork(mlp, own, start="prior")), x[:, 0], x)
+    position = target.init(key=jr.key(0))
+    draw = target.constrain(position)
+    log_prior = 0.0
+    for name, variance in draw.network.scales.items():
+        law = invgamma(3, scale=3)
+        log_prior += law.logpdf(variance) + np.log(variance)  # the Jacobian of its log
+        layer = name.removeprefix("variance.")
+        for kind, fan in (("weight", {"layers.0": 1, "layers.1": 3}[layer]), ("bias", 1)):
+            value = draw.network.values[f"{layer}.{kind}"]
+            log_prior += norm(0, np.sqrt(variance / fan)).logpdf(value).sum()
+    assert_allclose(target.log_prior(position), log_prior, rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def selection():
+    """Data of which a linear autoencoder of one scale is to make the like."""
+    x = np.random.default_rng(0).normal(size=(64, 2))
+    encoder, decoder = autoencoder.dense((2,), 2, (), key=jr.key(0))
+    model = autoencoder.BayesianAutoencoder(
+        encoder, decoder, likelihood=autoencoder.Gaussian(0.1)
+    )
+    return model, x
+
+
+@pytest.mark.parametrize("metric", ["distributional", "sliced"])
+def test_selection_comes_to_the_best_scale(selection, metric):
+    model, x = selection
+    networks = model.networks()
+    far = autoencoder.GaussianPrior.fan_in(networks, per="net", scale=2.5)
+    procedure = autoencoder.DSWD(
+        steps=150, metric=metric, draws=16, batch_size=32, projections=20, learning_rate=0.03
+    )
+    found = autoencoder.select_prior(model, x, key=jr.key(1), start=far, procedure=procedure)
+    problem = autoencoder.prior_problem(model, x, start=far)
+
+    def look(scale):
+        prior = autoencoder.GaussianPrior.fan_in(networks, per="net", scale=scale)
+        return float(procedure._look(problem, prior)[0])
+
+    scales = np.exp(np.linspace(np.log(0.4), np.log(2.5), 15))
+    distances = [look(s) for s in scales]
+    got = float(np.exp(found.prior.log_scales["all"]))
+    assert look(got) < min(distances) + 0.15 * (distances[-1] - min(distances))
+    assert found.distances["selected"][0] < 0.8 * found.distances["start"][0]
+    assert "off the SW2 of the start" in str(found)
+    assert found.trace["sw2"][-1] < found.trace["sw2"][0]
+    assert np.all(found.trace["max_sw2"] >= found.trace["sw2"] * (1 - 1e-9))
+
+
+def test_selection_around_a_trained_network(selection):
+    model, x = selection
+    found = autoencoder.select_prior(
+        model,
+        x,
+        key=jr.key(1),
+        fit=autoencoder.Adam(400, 0.01),
+        procedure=autoencoder.DSWD(steps=3, draws=4, batch_size=32, projections=10, warmup=3),
+    )
+    assert found.pretrained < 0.2  # of data with deviation 1: a linear map of rank 2 copies
+    assert_allclose(found.prior.means["encoder.layers.1.weight"].shape, (2, 2))
+    assert "trained on the same data" in str(found)
+    assert "next to nothing" in str(found)  # nothing but warm-up
+    changed = model.with_prior(found)
+    assert changed.prior is not model.prior
+    target = wh.condition(changed, x)
+    assert np.isfinite(target.log_density(target.init(key=jr.key(0))))
+    # The networks of this prior copy, those of the prior before do not.
+    problem = autoencoder.prior_problem(model, x, start=found.prior)
+    made = problem.images(found.prior, jnp.asarray(x), 5, key=jr.key(0))
+    assert np.mean((made - x) ** 2) < 0.1
+    plain = autoencoder.GaussianPrior.fan_in(model.networks())
+    assert np.mean((problem.images(plain, jnp.asarray(x), 5, key=jr.key(0)) - x) ** 2) > 0.5
+
+
+def test_selection_by_train(selection):
+    model, x = selection
+    problem = autoencoder.prior_problem(
+        model, x, start=autoencoder.GaussianPrior.fan_in(model.networks())
+    )
+    procedure = autoencoder.DSWD(steps=4, draws=2, batch_size=8, projections=5, warmup=0)
+    trained = wh.train(problem, procedure, key=jr.key(0), progress=False)
+    assert trained.stats["sw2"].shape == (1, 4)
+    found = autoencoder.selected(problem, trained.state, key=jr.key(0))
+    assert isinstance(found.prior, autoencoder.GaussianPrior)
+
+
+def test_what_cannot_be_selected_is_named(selection):
+    model, x = selection
+    with pytest.raises(ValueError, match="at least 2 data.* got 1"):
+        autoencoder.select_prior(model, x[:1], key=jr.key(0))
+    with pytest.raises(ValueError, match="`start` must be a prior with something to select"):
+        autoencoder.prior_problem(model, x)
+    with pytest.raises(ValueError, match="`family` must be one of"):
+        autoencoder.select_prior(model, x, key=jr.key(0), family="all")
+    with pytest.raises(ValueError, match="must be what `autoencoder.prior_problem"):
+        wh.train(x, autoencoder.DSWD(), key=jr.key(0))
+
+
+# -- functions -------------------------------------------------------------------
+
+
+def test_distances_of_functions_in_one_dimension():
+    """Along one point all three have closed forms."""
+    n, s1, s2 = 400, 0.7, 1.9
+    quantiles = norm.ppf((np.arange(n) + 0.5) / n)
+    functions = jnp.asarray(s1 * quantiles)[:, None]
+    matrix = jnp.array([[s2**2]])
+    u = (np.arange(200_000) + 0.5) / 200_000
+    steps = np.repeat(s1 * quantiles, 500)
+    exact = np.mean((steps - s2 * norm.ppf(u)) ** 2)
+    assert_allclose(sliced_power(functions, matrix, key=jr.key(0)), exact, rtol=1e-3)
+    own = np.sqrt(np.mean((s1 * quantiles) ** 2))
+    assert_allclose(bures_power(functions, matrix), (own - s2) ** 2, rtol=1e-9)
+
+
+def test_the_metric_of_gaussians(key):
+    """Bures of the moments of a sample and of a matrix, by its formula with square roots."""
+    rng = np.random.default_rng(0)
+    functions = rng.normal(size=(30, 3)) @ np.diag([1.0, 2.0, 0.5]) + 0.2
+    root = rng.normal(size=(3, 3))
+    matrix = root @ root.T
+    values, vectors = np.linalg.eigh(matrix)
+    half = vectors @ np.diag(np.sqrt(values)) @ vectors.T
+    own = np.cov(functions.T, bias=True)
+    fidelity = np.sqrt(np.linalg.eigvalsh(half @ own @ half)).sum()
+    exact = np.sum(functions.mean(0) ** 2) + np.trace(own) + np.trace(matrix) - 2 * fidelity
+    assert_allclose(bures_power(jnp.asarray(functions), jnp.asarray(matrix)), exact, rtol=1e-9)
+
+
+def test_the_critic_stays_below_the_exact_distance():
+    rng = np.random.default_rng(0)
+    functions = jnp.asarray(rng.normal(size=(64, 3)) * 2.0)
+    matrix = jnp.eye(3)
+    key = jr.key(0)
+    found = float(critic_distance(functions, matrix, 300, key=key))
+    drawn = jr.normal(jr.split(key, 3)[0], (64, 3))  # the same draws of the process
+    cost = np.linalg.norm(np.asarray(functions)[:, None] - np.asarray(drawn)[None], axis=-1)
+    exact = cost[linear_sum_assignment(cost)].mean()
+    assert 0.5 * exact < found < 1.1 * exact
+
+
+@pytest.mark.parametrize("metric", ["sliced", "bures", "critic"])
+def test_a_linear_network_recovers_its_scales(metric):
+    """`f = x'W / sqrt(D) + b` is a GP with kernel `s_w^2 x'x / D + s_b^2`."""
+    linear = eqx.nn.Linear(3, 1, key=jr.key(0))
+    truth = 1.8, 0.4
+    kernel = lambda x: truth[0] ** 2 * x @ x.T / 3 + truth[1] ** 2
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    steps = 150 if metric == "critic" else 300
+    found = autoencoder.match_prior(
+        linear,
+        kernel,
+        x,
+        key=jr.key(0),
+        metric=metric,
+        draws=256,
+        jitter=1e-4,
+        critic_steps=60,
+        fit=autoencoder.Adam(steps, 0.03, 8),
+    )
+    scales = [np.exp(float(found.prior.log_scales[name])) for name in ("weight", "bias")]
+    loose = 0.3 if metric == "critic" else 0.08
+    assert_allclose(scales[0], truth[0], rtol=loose)
+    assert_allclose(scales[1], truth[1], atol=loose)
+    assert found.after < found.before
+    if metric == "sliced":
+        assert "cannot be told" in str(found)
+
+
+def test_a_wide_network_matches_its_own_limit():
+    """A network that starts elsewhere comes to the kernel of the description."""
+    limit = nngp.Serial(nngp.Dense(2.0, 0.5), nngp.Erf(), nngp.Dense(1.5, 0.1))
+    mlp = eqx.nn.MLP(2, 1, 128, 1, jax.scipy.special.erf, key=jr.key(0))
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    found = autoencoder.match_prior(
+        mlp, limit, x, key=jr.key(0), draws=256, fit=autoencoder.Adam(200, 0.03, 16)
+    )
+    own = {n: float(jnp.exp(2 * v)) for n, v in found.prior.log_scales.items()}
+    learned = nngp.Serial(
+        nngp.Dense(own["layers.0.weight"], own["layers.0.bias"]),
+        nngp.Erf(),
+        nngp.Dense(own["layers.1.weight"], own["layers.1.bias"]),
+    )
+    goal, got = limit.nngp(x), learned.nngp(x)
+    before = nngp.Serial(nngp.Dense(1.0, 1.0), nngp.Erf(), nngp.Dense(1.0, 1.0)).nngp(x)
+    off = lambda k: np.linalg.norm(k - goal) / np.linalg.norm(goal)
+    assert off(before) > 0.25
+    assert off(got) < 0.08
+    assert found.after < 0.5 * found.before
+
+
+def test_what_cannot_be_matched_is_named():
+    mlp = eqx.nn.MLP(1, 1, 4, 1, key=jr.key(0))
+    x = np.array([[0.0], [0.0], [1.0]])
+    kernel = lambda x: jnp.exp(-((x - x.T) ** 2))
+    with pytest.raises(ValueError, match="smallest eigenvalue is .* Inputs may be alike"):
+        autoencoder.match_prior(mlp, kernel, x, key=jr.key(0), jitter=1e-20)
+    with pytest.raises(ValueError, match=r"matrix of shape \(3, 3\); got \(3, 1\)"):
+        autoencoder.match_prior(mlp, lambda x: x, x, key=jr.key(0), jitter=1e-20)
+    with pytest.raises(ValueError, match="at least 2 finite inputs"):
+        autoencoder.match_prior(mlp, kernel, x[:1], key=jr.key(0))
+    with pytest.raises(ValueError, match="`metric` must be one of"):
+        autoencoder.match_prior(mlp, kernel, x, key=jr.key(0), metric="w1")
