@@ -16,7 +16,7 @@ from ._particles import check_smc
 from ._point import check_point
 from ._report import Finding
 from ._spread import check_spread
-from ._variational import check_variational
+from ._variational import check_fit, check_variational
 
 Judged = tuple[list[Finding], dict[str, float]]
 Values = Any  # an array, or None where an engine does not know
@@ -93,6 +93,12 @@ class VariationalFit(AbstractRecord):
         elbo_final: Evidence lower bound of the fit, in nats.
         elbo_final_error: Its standard error, in nats.
         num_nonfinite: Updates left out because their gradient was not finite.
+        objective: Name of what was maximised, whose estimates `elbo` are.
+        fitted: Parameters as the family has them, for more draws or bounds.
+        diverged: Numbers of the updates at which the fit was given up, and of the last good
+            one, whose parameters count; None if it did not diverge.
+        gradient_signal: Mean over parameters of the gradient's mean over its standard
+            deviation, over the last updates; of noise alone it is about 0.08.
     """
 
     elbo: Values = None
@@ -101,9 +107,15 @@ class VariationalFit(AbstractRecord):
     elbo_final: float | None = None
     elbo_final_error: float | None = None
     num_nonfinite: int = 0
+    objective: str = "ELBO"
+    fitted: PyTree = None
+    diverged: tuple[int, int] | None = None
+    gradient_signal: float | None = None
 
     def judge(self, draws: Draws, method: str) -> Judged:
-        return check_variational(self.elbo, self.log_weights_is)
+        findings, numbers = check_variational(self.elbo, self.log_weights_is)
+        more, others = check_fit(self.objective, self.diverged, self.gradient_signal)
+        return findings + more, numbers | others
 
 
 class ParticleHistory(AbstractRecord):
@@ -113,6 +125,7 @@ class ParticleHistory(AbstractRecord):
         temperature: Inverse temperatures.
         rows: Rows of data taken in.
         ess: Effective number of particles before resampling.
+        largest_weight: Of a particle, before resampling.
         log_evidence_increment: In nats; its sum is the log evidence.
         resampled: Whether particles were resampled.
         unique_ancestors: Initial particles that have descendants left.
@@ -127,6 +140,7 @@ class ParticleHistory(AbstractRecord):
     temperature: Values = None
     rows: Values = None
     ess: Values = None
+    largest_weight: Values = None
     log_evidence_increment: Values = None
     resampled: Values = None
     unique_ancestors: Values = None

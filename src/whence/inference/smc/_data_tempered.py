@@ -79,20 +79,7 @@ class Intake(AbstractFeynmanKac):
     def initial(self, *, key: PRNGKey) -> tuple[Arriving, Taken]:
         x, _ = draw_initial(self.target, "prior", self.num, key=key)
         zeros = jnp.zeros((x.shape[0],), wide_dtype())
-        no, none = jnp.asarray(False), jnp.asarray(0, jnp.int32)
-        first_scale = self.moves.kernel.first_scale(x.shape[1])
-        control = Taken(
-            rows=none,
-            missing=no,
-            uneven=no,
-            settled=jnp.zeros((), wide_dtype()),
-            variance=jnp.zeros((), wide_dtype()),
-            log_scale=jnp.log(jnp.asarray(first_scale, wide_dtype())),
-            moves=no_moves(),
-            num_steps=none,
-            finished=no,
-            nonfinite=no,
-        )
+        control = nothing_taken(self.moves.kernel.first_scale(x.shape[1]))
         return Arriving(Particles(x, zeros, zeros), zeros), control
 
     def mutate(
@@ -124,25 +111,8 @@ class Intake(AbstractFeynmanKac):
         self, particles: Arriving, log_weights: Float[Array, " particle"], control: Taken
     ) -> tuple[Float[Array, " particle"], Taken]:
         have = rows_so_far(self.target)
-        rows = jnp.minimum(control.rows + self.rows, have)
-        finished = control.rows >= have
-        alive = (log_weights > -jnp.inf) & (particles.gain > -jnp.inf)
-        # Where the run must end, weights stay as they are.
-        nonfinite = ~finished & ~jnp.any(alive)
-        gain = jnp.where(finished | nonfinite, 0.0, particles.gain)
-        ess = effective_sample_size(normalise(log_weights + gain)[0])
-        uneven = ess <= self.threshold * self.num
-        # Between two resamplings this is importance sampling with one set of particles.
-        variance = control.settled + 1 / ess - 1 / self.num
-        return gain, control._replace(
-            rows=rows,
-            missing=rows < have,
-            uneven=uneven,
-            settled=jnp.where(uneven, variance, control.settled),
-            variance=variance,
-            num_steps=control.num_steps + 1,
-            finished=finished,
-            nonfinite=control.nonfinite | nonfinite,
+        return take_in(
+            particles.gain, log_weights, control, have, rows=self.rows, threshold=self.threshold
         )
 
     def log_terms(self, rows: Int[Array, ""]) -> LogTerms:
@@ -171,6 +141,60 @@ class Intake(AbstractFeynmanKac):
         return jax.vmap(gain)(x)
 
 
+def take_in(
+    gain: Float[Array, " particle"],
+    log_weights: Float[Array, " particle"],
+    control: Taken,
+    have: Int[Array, ""],
+    *,
+    rows: int,
+    threshold: float,
+) -> tuple[Float[Array, " particle"], Taken]:
+    """Return log weight increments, and where the run stands once the next rows are in.
+
+    Args:
+        gain: Log density of the next rows, by particle, in nats; `-inf` where not finite.
+        log_weights: Normalised.
+        control: Where the run stands.
+        have: Number of rows that there are.
+        rows: Most rows to take in.
+        threshold: Of the effective sample size, as a fraction of the particles.
+    """
+    num = gain.shape[0]
+    taken = jnp.minimum(control.rows + rows, have)
+    finished = control.rows >= have
+    alive = (log_weights > -jnp.inf) & (gain > -jnp.inf)
+    # Where the run must end, weights stay as they are.
+    nonfinite = ~finished & ~jnp.any(alive)
+    gain = jnp.where(finished | nonfinite, 0.0, gain)
+    ess = effective_sample_size(normalise(log_weights + gain)[0])
+    uneven = ess <= threshold * num
+    # Between two resamplings this is importance sampling with one set of particles.
+    variance = control.settled + 1 / ess - 1 / num
+    return gain, control._replace(
+        rows=taken,
+        missing=taken < have,
+        uneven=uneven,
+        settled=jnp.where(uneven, variance, control.settled),
+        variance=variance,
+        num_steps=control.num_steps + 1,
+        finished=finished,
+        nonfinite=control.nonfinite | nonfinite,
+    )
+
+
+def nothing_taken(first_scale: float) -> Taken:
+    """Return where a run stands before its first step.
+
+    Args:
+        first_scale: Of the moves.
+    """
+    no, none = jnp.asarray(False), jnp.asarray(0, jnp.int32)
+    zero = jnp.zeros((), wide_dtype())
+    log_scale = jnp.log(jnp.asarray(first_scale, wide_dtype()))
+    return Taken(none, no, no, zero, zero, log_scale, no_moves(), none, no, no)
+
+
 class DataTemperedSMC(AbstractOnlineEngine):
     """Sequential Monte Carlo along the data, with an estimate of the evidence.
 
@@ -195,8 +219,8 @@ class DataTemperedSMC(AbstractOnlineEngine):
         moves: Moves of every particle after resampling; None goes on until they have mixed.
         kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient, or an
             `AbstractKernel`.
-        resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`, or an
-            `AbstractResampling`.
+        resampling: `"systematic"`, `"stratified"`, `"residual"`, `"multinomial"`, `"ssp"` or
+            `"killing"`, or an `AbstractResampling`.
         metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves;
             `"auto"` is dense up to 100 dimensions if there are 10 particles to each.
         max_moves: Most moves in a row if `moves` is None.
@@ -289,10 +313,7 @@ class DataTemperedSMC(AbstractOnlineEngine):
         return control.finished | control.nonfinite
 
     def result(self, state: Cloud) -> RESULTS:
-        control: Taken = state.control
-        exhausted = control.missing & (control.num_steps >= self.max_steps)
-        result = RESULTS.where(exhausted, RESULTS.max_steps, RESULTS.successful)
-        return RESULTS.where(control.nonfinite, RESULTS.nonfinite_start, result)
+        return taken_result(state.control, self.max_steps)
 
     def draw(self, target: AbstractTarget, state: Cloud, *, key: PRNGKey) -> Position:
         chosen = jr.categorical(key, state.log_weights)
@@ -302,7 +323,14 @@ class DataTemperedSMC(AbstractOnlineEngine):
         self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
     ) -> Sample:
         whole = _finish(self.model(target), only_cloud(state))
-        return weighted_sample(target, whole, whole.particles.points, _history(trace))
+        return weighted_sample(target, whole, whole.particles.points, intake_history(trace))
+
+
+def taken_result(control: Taken, max_steps: int) -> RESULTS:
+    """Return how a run along the data ended."""
+    exhausted = control.missing & (control.num_steps >= max_steps)
+    result = RESULTS.where(exhausted, RESULTS.max_steps, RESULTS.successful)
+    return RESULTS.where(control.nonfinite, RESULTS.nonfinite_start, result)
 
 
 @remembering
@@ -318,7 +346,7 @@ def _finish(intake: Intake, cloud: Cloud) -> Cloud:
     )
 
 
-def _history(trace: Trace) -> ParticleHistory:
+def intake_history(trace: Trace) -> ParticleHistory:
     """Turn statistics by step into those by step that took rows in, and those by move."""
     if trace.sampling is None:
         return ParticleHistory()

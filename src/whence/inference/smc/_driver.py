@@ -106,12 +106,14 @@ class Advance(NamedTuple):
         resampled: Whether it resampled.
         ancestors: For each particle the index of its parent in the cloud before.
         ess: Effective sample size of the weights it leaves.
+        largest_weight: The largest of them.
         log_evidence_increment: Log of the mean weight increment, in nats.
     """
 
     resampled: Bool[Array, ""]
     ancestors: Int[Array, " particle"]
     ess: Scalar
+    largest_weight: Scalar
     log_evidence_increment: Scalar
 
 
@@ -155,7 +157,8 @@ def advance(
     cloud = eqx.tree_at(lambda c: (c.particles, c.control), cloud, (particles, control))
     cloud, increment = weigh(cloud, log_potential)
     ess = effective_sample_size(cloud.log_weights)
-    return cloud, Advance(resampled, ancestors, ess, increment)
+    largest = jnp.exp(jnp.max(cloud.log_weights))
+    return cloud, Advance(resampled, ancestors, ess, largest, increment)
 
 
 def weigh(cloud: Cloud, log_potential: Float[Array, " particle"]) -> tuple[Cloud, Scalar]:

@@ -15,7 +15,7 @@ from ._weights import wide_dtype
 # How far the mean acceptance rate moves the log scale, per move. The mean over particles
 # is precise, so the gain need not decay; 0.5 is stable for slopes of the acceptance rate
 # in the log scale down to -4, steeper than either kernel's.
-_GAIN = 0.5
+GAIN = 0.5
 # Moves go on until every coordinate and the log tilt (whose mixing sets the error of the
 # evidence) have gone 90% of the way to independence (half the mean squared displacement
 # against the variance), or the slowest gains less than 2% by a move.
@@ -180,7 +180,7 @@ def move_particles(
             particles=moved,
             gradient=gradient,
             log_scale=jnp.where(
-                refresh, carry.log_scale, carry.log_scale + _GAIN * (rate - goal)
+                refresh, carry.log_scale, carry.log_scale + GAIN * (rate - goal)
             ),
             acceptance=carry.acceptance + jnp.where(refresh, 0.0, rate),
             start_tilt=start_tilt,

@@ -36,6 +36,7 @@ def step_stats(
     """Return the statistics of a step that left `cloud`, moved with `log_scale`."""
     return {
         "ess": did.ess,
+        "largest_weight": did.largest_weight,
         "log_evidence_increment": did.log_evidence_increment,
         "resampled": did.resampled,
         "unique_ancestors": cloud.num_founders,

@@ -144,8 +144,8 @@ class TemperedSMC(AbstractEngine):
             mixed.
         kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient, or an
             `AbstractKernel`.
-        resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`, or an
-            `AbstractResampling`.
+        resampling: `"systematic"`, `"stratified"`, `"residual"`, `"multinomial"`, `"ssp"` or
+            `"killing"`, or an `AbstractResampling`.
         threshold: Resample when the effective sample size is at most this fraction;
             above `ess`, so that only a short step goes without.
         metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves;
@@ -266,13 +266,13 @@ def _finish(cloud: Cloud) -> Cloud:
 def _history(trace: Trace) -> ParticleHistory:
     """Turn statistics by step into statistics by temperature above 0.
 
-    A step reaches its temperature by the weights the step before has left: `ess` and
-    `log_evidence_increment` come from there, what the moves did from the step itself.
+    A step reaches its temperature by the weights the step before has left: `ess`, the largest
+    weight and `log_evidence_increment` come from there, what the moves did from the step.
     """
     if trace.sampling is None:
         return ParticleHistory()
     stats = {name: np.asarray(value)[0] for name, value in trace.sampling.stats.items()}
-    reached = ("ess", "log_evidence_increment")
+    reached = ("ess", "largest_weight", "log_evidence_increment")
     moved = tuple(name for name in stats if name not in (*reached, "next_temperature"))
     table: dict[str, Any] = {name: stats[name][1:] for name in moved}
     table |= {name: stats[name][:-1] for name in reached}

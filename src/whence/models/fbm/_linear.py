@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
 from ...core._dtype import relaxed
+from ..linear_gaussian._kalman import System
+from ..linear_gaussian._structure import depends
 from ._bank import Bank
-from ._kalman import System
 from ._transition import transitions
-
-
-def depends(function: Callable, *arguments: Array) -> list[bool]:
-    """Return for each argument whether the value of the function depends on it.
-
-    By the structure of its program: an affine function written as another counts as another.
-    """
-    with relaxed():
-        jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
 
 
 def value(model: Any, name: str, *arguments: Array) -> Array:

@@ -20,7 +20,7 @@ from ...core._require import require_key
 from ...core._types import PRNGKey, Scalar
 from ...language._latent import UNDRAWN
 from ...language._model import Model
-from . import _kalman as kalman
+from ..linear_gaussian import _kalman as kalman
 from ._bank import Bank
 from ._linear import initial, seen_through, system, why_not_linear
 from ._noise import REACH, FractionalNoise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,26 +10,49 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
-from ._transition import Transition, times
-
 LOG_2PI = 1.8378770664093453
+
+
+class Dense(NamedTuple):
+    """Transitions `matrix @ state + shift + noise`, whose leading axis is time.
+
+    Attributes:
+        matrix: `(time, state, state)`.
+        shift: `(time, state)`.
+        covariance: Of the noise, `(time, state, state)`.
+    """
+
+    matrix: Array
+    shift: Array
+    covariance: Array
+
+    def move(self, mean: Array) -> Array:
+        """Return the mean of the state after one transition."""
+        return self.matrix @ mean + self.shift
+
+    def spread(self, covariance: Array) -> Array:
+        """Return the covariance of the state after one transition."""
+        return self.matrix @ covariance @ self.matrix.T + self.covariance
 
 
 class System(eqx.Module):
     """A linear Gaussian state at increasing times, and what is seen of it.
 
+    What is seen may have a leading axis of times in `log_evidence_in_parallel`.
+
     Attributes:
         mean: Of the state before the first transition, `(state,)`.
         covariance: Of the same.
-        steps: Transitions to each time from the one before it, `(time, ...)`.
+        steps: Transitions to each time from the one before it, `(time, ...)`: `Dense`, or of
+            a form of their own with the same methods (and `back`, for `smooth`).
         sight: `(channel, state)`: channel j observes `sight[j] @ state + offset[j] + noise`.
         offset: `(channel,)`.
-        variance: Of the noise, `(channel,)`.
+        variance: Of the noise, `(channel,)`; with times `(time, channel, channel)`.
     """
 
     mean: Array
     covariance: Array
-    steps: Transition
+    steps: Any
     sight: Array
     offset: Array
     variance: Array
@@ -50,7 +73,7 @@ def _update(system: System, mean: Array, covariance: Array, y: Array, seen: Arra
     updates, total = [], jnp.zeros((), y.dtype)
     for j in range(channels):
         row = system.sight[j]
-        product = times(covariance, row)
+        product = jnp.sum(covariance * row[None, :], axis=-1)
         spread = jnp.sum(row * product) + system.variance[j]
         residual = y[j] - jnp.sum(row * mean) - system.offset[j]
         gain = jnp.where(seen[j], product / spread, jnp.zeros_like(product))
@@ -95,9 +118,13 @@ def log_evidence_in_parallel(system: System, y: Array, seen: Array) -> Array:
     moves, size = system.steps, len(system.mean)
     identity = jnp.eye(size, dtype=y.dtype)
     # What is not seen is a channel that looks at nothing.
-    sight = jnp.where(seen[..., None], system.sight[None], jnp.zeros_like(system.sight)[None])
-    noise = jnp.where(seen, system.variance[None], jnp.ones_like(y))
-    centred = jnp.where(seen, y - system.offset[None], jnp.zeros_like(y))
+    each = lambda v, rank: jnp.broadcast_to(v, (len(y), *v.shape[v.ndim - rank :]))
+    sight = jnp.where(seen[..., None], each(system.sight, 2), jnp.zeros((), y.dtype))
+    noise = system.variance
+    noise = noise if noise.ndim == 3 else jnp.diag(noise)[None]
+    both = seen[:, :, None] & seen[:, None, :]
+    noise = jnp.where(both, noise, jnp.eye(y.shape[1], dtype=y.dtype)[None])
+    centred = jnp.where(seen, y - each(system.offset, 1), jnp.zeros((), y.dtype))
 
     def element(move, sight, noise, y, first):
         # Before the first time there is one state, of known law: it has no transition.
@@ -105,7 +132,7 @@ def log_evidence_in_parallel(system: System, y: Array, seen: Array) -> Array:
         mean = jnp.where(first, move.move(system.mean), move.move(none))
         spread = jnp.where(first, move.spread(system.covariance), move.covariance)
         matrix = jnp.where(first, jnp.zeros_like(move.matrix), move.matrix)
-        s = sight @ spread @ sight.T + jnp.diag(noise)
+        s = sight @ spread @ sight.T + noise
         weights = jnp.linalg.solve(s, sight)  # (channel, state)
         rest = identity - spread @ sight.T @ weights
         residual = y - sight @ mean
@@ -140,7 +167,7 @@ def log_evidence_in_parallel(system: System, y: Array, seen: Array) -> Array:
 
     def term(move, mean, covariance, sight, noise, y, seen):
         mean, covariance = move.move(mean), move.spread(covariance)
-        factor = jnp.linalg.cholesky(sight @ covariance @ sight.T + jnp.diag(noise))
+        factor = jnp.linalg.cholesky(sight @ covariance @ sight.T + noise)
         white = solve_triangular(factor, y - sight @ mean, lower=True)
         logs = LOG_2PI / 2 + jnp.log(jnp.diagonal(factor))
         return -jnp.sum(jnp.where(seen, logs, jnp.zeros_like(logs))) - 0.5 * white @ white

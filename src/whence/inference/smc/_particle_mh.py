@@ -1,0 +1,207 @@
+"""Particle marginal Metropolis-Hastings: parameters by an estimate of their likelihood.
+
+A particle filter's evidence is an unbiased estimate of the likelihood of parameters, whatever
+the number of particles. A Metropolis chain that keeps the estimate with the parameters, and
+never refreshes it, has their exact posterior; with a path drawn from the same filter, the
+exact joint posterior of parameters and states.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ...core._cache import remembering
+from ...core._convert import fraction, part, whole
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
+from ...core._feynman_kac import AbstractSequenceTarget, sequence_of
+from ...core._flat import flat_init, flat_view
+from ...core._require import check_positions
+from ...core._results import RESULTS
+from ...core._start import find_start
+from ...core._target import AbstractTarget
+from ...core._types import PRNGKey, Scalar
+from ...diagnostics._records import Remarks
+from .._chain_sample import chain_schedule
+from ._filter import AbstractFilter, log_evidence_error, run_filter
+from ._particle_filter import ParticleFilter
+from ._smoothing import ancestral_path
+
+# A standard deviation of the estimate above this wastes more steps than the particles that it
+# saves are worth: 1.2 to 1.7 in the papers.
+_NOISY = 1.7
+
+
+class _Visit(eqx.Module):
+    """Parameters with what a filter found of them."""
+
+    x: Float[Array, " dim"]
+    log_density: Scalar  # log prior plus the estimate, in nats
+    error: Scalar  # standard error of the estimate
+    path: PyTree
+
+
+class _State(eqx.Module):
+    here: _Visit
+    root: Float[Array, "dim dim"]  # of the proposal's covariance
+    is_finite: Bool[Array, ""]
+
+
+class ParticleMH(AbstractEngine):
+    """Particle marginal Metropolis-Hastings on a state-space model.
+
+    Parameters move by a Gaussian random walk whose covariance is adapted in warm-up; a particle
+    filter estimates the likelihood of each proposal, and one of its paths is proposed with it.
+    The draws are of parameters and states jointly, without error from the number of particles;
+    with too few the chain sticks, and `diagnose` says so. A step costs a whole filter.
+
+    Attributes:
+        particles: Number of particles of the filter.
+        chains: Independent chains.
+        warmup: Steps of each chain that adapt the random walk; they are not draws.
+        draws: Steps kept of each chain.
+        filter: How to filter, a `ParticleFilter`, in place of `particles`.
+        target_acceptance: Acceptance rate that the size of the random walk is adapted to.
+
+    References:
+        Andrieu, Doucet and Holenstein (2010), doi:10.1111/j.1467-9868.2009.00736.x.
+        Vihola (2012), robust adaptive Metropolis, doi:10.1007/s11222-011-9269-5.
+        Doucet, Pitt, Deligiannidis and Kohn (2015), doi:10.1093/biomet/asu075.
+    """
+
+    particles: int = eqx.field(default=200, converter=whole("particles", least=2))
+    chains: int = eqx.field(default=4, converter=whole("chains", least=1))
+    warmup: int = eqx.field(default=500, converter=whole("warmup", least=0))
+    draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
+    filter: AbstractFilter | None = eqx.field(
+        default=None, converter=lambda v: v if v is None else part("filter", AbstractFilter)(v)
+    )
+    target_acceptance: float = eqx.field(default=0.2, converter=fraction("target_acceptance"))
+
+    @property
+    def name(self) -> str:
+        return "ParticleMH"
+
+    @property
+    def schedule(self) -> Schedule:
+        return chain_schedule(self.chains, self.warmup, self.draws, homogeneous=True)
+
+    @property
+    def settings(self) -> AbstractFilter:
+        """The filter that is run."""
+        return ParticleFilter(self.particles) if self.filter is None else self.filter
+
+    def validate(self, target: AbstractTarget) -> None:
+        sequence = sequence_of(target)
+        check_positions(sequence, self.name)
+        self.settings.validate(sequence)
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
+        sequence = sequence_of(target)
+
+        def attempt(key):
+            key_place, key_filter = jr.split(key)
+            here = _visit(
+                sequence, self.settings, flat_init(sequence, key=key_place), key_filter
+            )
+            return here, jnp.isfinite(here.log_density)
+
+        shapes = jax.eval_shape(lambda k: attempt(k)[0], key)
+        like = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        here, is_finite = find_start(attempt, like, key=key)
+        dim = here.x.shape[0]
+        root = jnp.eye(dim, dtype=here.x.dtype) * (0.5 / dim**0.5)
+        return _State(here, root, is_finite)
+
+    def step(
+        self, target: AbstractTarget, state: _State, index: Array, *, key: PRNGKey
+    ) -> tuple[_State, Info]:
+        key_move, key_filter, key_accept = jr.split(key, 3)
+        here, root = state.here, state.root
+        noise = jr.normal(key_move, here.x.shape, here.x.dtype)
+        x = here.x + root @ noise
+        there = _visit(sequence_of(target), self.settings, x, key_filter)
+        rise = there.log_density - here.log_density
+        probability = jnp.where(jnp.isnan(rise), 0.0, jnp.exp(jnp.minimum(rise, 0.0)))
+        accept = jr.uniform(key_accept, (), probability.dtype) < probability
+        here = jax.tree.map(lambda new, old: jnp.where(accept, new, old), there, here)
+        adapted = _adapted(root, noise, probability, self.target_acceptance, index)
+        state = _State(here, jnp.where(index < self.warmup, adapted, root), state.is_finite)
+        stats = {
+            "acceptance_rate": probability.astype(x.dtype),
+            "log_density_estimate": here.log_density,
+            "log_evidence_error": there.error,
+        }
+        return state, Info(position=(here.x, here.path), stats=stats)
+
+    def done(self, state: _State) -> Bool[Array, ""]:
+        return never()
+
+    def result(self, state: _State) -> RESULTS:
+        return RESULTS.where(state.is_finite, RESULTS.successful, RESULTS.nonfinite_start)
+
+    def posterior(
+        self, target: AbstractTarget, state: _State, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        draws = trace.sampling
+        assert draws is not None  # the loop asks only once there are draws
+        positions, lp = _joined(target, draws.position)
+        stats = dict(draws.stats)
+        if np.all(np.isfinite(lp)):
+            stats["lp"] = np.asarray(lp)
+        error = float(np.median(stats["log_evidence_error"]))
+        said = ()
+        if not error <= _NOISY:
+            said = (
+                f"The log likelihood is estimated with a standard error of {error:.1f}, so "
+                "that chains stick to where it came out high: use more particles, or a filter "
+                f"with `proposal='guided'`, for {_NOISY} or less",
+            )
+        return Sample(positions=positions, stats=stats, method="mcmc", record=Remarks(said))
+
+
+def _visit(sequence: AbstractSequenceTarget, settings: AbstractFilter, x, key) -> _Visit:
+    position = flat_view(sequence)[1](x)
+    key_filter, key_path = jr.split(key)
+    cloud, history = run_filter(
+        settings, sequence, sequence.constrain(position), key=key_filter
+    )
+    log_prior = sequence.log_prior(position)
+    found = cloud.log_evidence.value
+    log_density = log_prior.astype(found.dtype) + found
+    path = ancestral_path(history, key=key_path)
+    return _Visit(x, log_density, log_evidence_error(cloud), path)
+
+
+def _adapted(root, noise, probability, goal, index):
+    """Return the proposal's root after one step of robust adaptive Metropolis.
+
+    `root root'` is widened or narrowed along the step that was proposed, by how far its
+    acceptance probability was from the goal (Vihola 2012, equation 1).
+    """
+    dim = noise.shape[0]
+    gain = jnp.minimum(1.0, dim * (index + 1).astype(noise.dtype) ** (-2 / 3))
+    step = root @ noise / jnp.sqrt(jnp.sum(noise**2))
+    change = gain * (probability.astype(noise.dtype) - goal)
+    new = jnp.linalg.cholesky(root @ root.T + change * jnp.outer(step, step))
+    return jnp.where(jnp.all(jnp.isfinite(new)), new, root)
+
+
+@remembering
+def _joined(target: AbstractTarget, visited: Any) -> tuple[Any, Array]:
+    """Return joint positions and their log density, with axes `(chain, draw)`."""
+    sequence = sequence_of(target)
+    unflatten = flat_view(sequence)[1]
+
+    def one(pair):
+        position = sequence.join(unflatten(pair[0]), pair[1])
+        return position, target.log_density(position)
+
+    flat = jax.tree.map(lambda v: jnp.asarray(v).reshape(-1, *v.shape[2:]), visited)
+    found = jax.lax.map(one, flat, batch_size=100)
+    lead = visited[0].shape[:2]
+    return jax.tree.map(lambda v: v.reshape(*lead, *v.shape[1:]), found)

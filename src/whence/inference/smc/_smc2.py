@@ -1,0 +1,305 @@
+"""SMC squared: particles of parameters, each with a particle filter of its own.
+
+It is `DataTemperedSMC` with the likelihood of a datum estimated by the filter of each particle,
+and with moves of parameters by particle marginal Metropolis-Hastings. For any number of
+particles in the filters, parameters are weighted right.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, Int
+
+from ...core._cache import remembering
+from ...core._convert import number, part, whole
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._feynman_kac import AbstractFeynmanKac, AbstractSequenceTarget, sequence_of
+from ...core._flat import flat_view
+from ...core._require import check_positions
+from ...core._results import RESULTS
+from ...core._target import AbstractTarget, SamplesPrior
+from ...core._types import PRNGKey, Scalar
+from ._data_tempered import Taken, intake_history, nothing_taken, take_in, taken_result
+from ._driver import Cloud, Resampler, advance, start
+from ._filter import AbstractFilter, begin, log_evidence_until, move_on, run_filter
+from ._moves import GAIN, MoveStats, covariance_factor, is_dense, no_moves
+from ._particle_filter import ParticleFilter
+from ._path import draw_initial
+from ._record import only_cloud, resampling_field, step_stats
+from ._resampling import AbstractResampling
+from ._smoothing import ancestral_path
+from ._weights import wide_dtype
+
+_ACCEPTANCE = 0.2  # what the scale of the random walk is tuned to: low, the density is noisy
+
+
+class Filters(eqx.Module):
+    """Particles of parameters.
+
+    Attributes:
+        x: Flat positions.
+        log_prior: In nats.
+        clouds: The filter of each, a `Cloud` with a leading axis `particle`.
+        gain: Estimated log density of the datum that comes in, in nats.
+    """
+
+    x: Float[Array, "particle dim"]
+    log_prior: Float[Array, " particle"]
+    clouds: Cloud
+    gain: Float[Array, " particle"]
+
+
+class Nested(AbstractFeynmanKac):
+    """The Feynman-Kac model of one run."""
+
+    sequence: AbstractSequenceTarget
+    settings: AbstractFilter
+    have: Int[Array, ""]  # data that there are
+    num: int
+    threshold: float
+    moves: int
+
+    def initial(self, *, key: PRNGKey) -> tuple[Filters, Taken]:
+        key_draw, key_filter = jr.split(key)
+        x, _ = draw_initial(self.sequence, "prior", self.num, key=key_draw)
+        clouds = self._each(self._begin, x, key_filter)
+        gain = _finite(clouds.log_evidence.value)
+        control = nothing_taken(2.38 / x.shape[1] ** 0.5)
+        return Filters(x, jax.vmap(self._log_prior)(x), clouds, gain), control
+
+    def mutate(
+        self,
+        particles: Filters,
+        log_weights: Float[Array, " particle"],
+        control: Taken,
+        *,
+        key: PRNGKey,
+    ) -> tuple[Filters, Taken]:
+        key_move, key_filter = jr.split(key)
+        stay = lambda: (particles, control.log_scale, no_moves())
+        move = lambda: self._moved(particles, log_weights, control, key_move)
+        particles, log_scale, stats = jax.lax.cond(control.uneven, move, stay)
+
+        def next_datum():
+            clouds = self._each(
+                lambda draw, key, cloud: self._next(draw, cloud, control.rows, key),
+                particles.x,
+                key_filter,
+                particles.clouds,
+            )
+            gain = clouds.log_evidence.value - particles.clouds.log_evidence.value
+            return Filters(particles.x, particles.log_prior, clouds, _finite(gain))
+
+        # The first datum is in already; after the last there is none.
+        comes = (control.rows > 0) & (control.rows < self.have)
+        particles = jax.lax.cond(comes, next_datum, lambda: particles)
+        return particles, control._replace(log_scale=log_scale, moves=stats)
+
+    def log_potential(self, particles, log_weights, control):
+        return take_in(
+            particles.gain, log_weights, control, self.have, rows=1, threshold=self.threshold
+        )
+
+    def _each(self, function: Any, x: Any, key: PRNGKey, *rest: Any) -> Any:
+        keys = jax.vmap(lambda i: jr.fold_in(key, i))(jnp.arange(len(x), dtype=jnp.uint32))
+        one = lambda x, key, *rest: function(self._draw(x), key, *rest)
+        return jax.vmap(one)(x, keys, *rest)
+
+    def _draw(self, x):
+        return self.sequence.constrain(flat_view(self.sequence)[1](x))
+
+    def _log_prior(self, x) -> Scalar:
+        return self.sequence.log_prior(flat_view(self.sequence)[1](x)).astype(wide_dtype())
+
+    def _begin(self, draw, key) -> Cloud:
+        datum = self.sequence.datum(jnp.asarray(0, jnp.int32))
+        return begin(self.settings, self.sequence, draw, datum, key=key)
+
+    def _next(self, draw, cloud, time, key) -> Cloud:
+        datum = self.sequence.datum(time)
+        return move_on(self.settings, self.sequence, draw, cloud, time, datum, key=key)[0]
+
+    def _moved(
+        self, particles: Filters, log_weights: Array, control: Taken, key: PRNGKey
+    ) -> tuple[Filters, Scalar, MoveStats]:
+        """Move parameters under the posterior of the data so far, each with a new filter."""
+        dim = particles.x.shape[1]
+        dense = is_dense("auto", dim, self.num)
+        factor = covariance_factor(particles.x, log_weights, dense)
+
+        def move(i, carry):
+            particles, log_scale, total = carry
+            key_jump, key_filter, key_accept = jr.split(jr.fold_in(key, i), 3)
+            x, scale = particles.x, jnp.exp(log_scale).astype(particles.x.dtype)
+            x = x + scale * factor.colour(jr.normal(key_jump, x.shape, x.dtype))
+            log_prior = jax.vmap(self._log_prior)(x)
+            run = lambda draw, key: log_evidence_until(
+                self.settings, self.sequence, draw, control.rows, key=key
+            )
+            clouds = self._each(run, x, key_filter)
+            proposed = Filters(x, log_prior, clouds, particles.gain)
+            rise = _log_density(proposed) - _log_density(particles)
+            chance = jnp.where(jnp.isnan(rise), 0.0, jnp.exp(jnp.minimum(rise, 0.0)))
+            accept = jr.uniform(key_accept, chance.shape, chance.dtype) < chance
+            keep = lambda new, old: jnp.where(
+                accept.reshape(-1, *[1] * (new.ndim - 1)), new, old
+            )
+            rate = jnp.sum(jnp.exp(log_weights) * chance)
+            moved = jax.tree.map(keep, proposed, particles)
+            return moved, log_scale + GAIN * (rate - _ACCEPTANCE), total + rate
+
+        zero = jnp.zeros((), wide_dtype())
+        particles, log_scale, total = jax.lax.fori_loop(
+            0, self.moves, move, (particles, control.log_scale, zero)
+        )
+        count = jnp.asarray(self.moves, jnp.int32)
+        return particles, log_scale, MoveStats(total / self.moves, count, count)
+
+
+def _log_density(particles: Filters) -> Array:
+    return particles.log_prior + particles.clouds.log_evidence.value
+
+
+def _finite(gain: Array) -> Array:
+    return jnp.where(jnp.isfinite(gain), gain, -jnp.inf)
+
+
+class SMC2(AbstractEngine):
+    """SMC squared on a state-space model: parameters, states and evidence, datum by datum.
+
+    Parameters are drawn from the prior and weighted by one datum after the other, whose
+    likelihood a particle filter of each parameter estimates. When weights have grown uneven,
+    parameters are resampled and moved by particle marginal Metropolis-Hastings, which runs
+    new filters over the data so far. The draws are weighted; the density of every datum given
+    those before (`record.log_evidence_increment`) is a by-product. Paths of states in the
+    posterior come from a filter of each parameter at the end, with an error of order
+    1 / particles.
+
+    Online, `state = engine.start(target, key=key)` takes in the data of the target, and
+    `state = engine.update(state, y_t)` one datum more.
+
+    Attributes:
+        parameters: Number of particles of parameters, at least 2.
+        particles: Number of particles of each filter.
+        moves: Moves of every parameter after resampling.
+        threshold: Resample and move when the effective sample size is at most this fraction
+            of the parameters.
+        resampling: Of parameters: as for `ParticleFilter`.
+        filter: How to filter, a `ParticleFilter`, in place of `particles`.
+
+    References:
+        Chopin, Jacob and Papaspiliopoulos (2013), doi:10.1111/j.1467-9868.2012.01046.x.
+    """
+
+    parameters: int = eqx.field(default=500, converter=whole("parameters", least=2))
+    particles: int = eqx.field(default=200, converter=whole("particles", least=2))
+    moves: int = eqx.field(default=3, converter=whole("moves", least=1))
+    threshold: float = eqx.field(default=0.5, converter=number("threshold", least=0, most=1))
+    resampling: str | AbstractResampling = resampling_field()
+    filter: AbstractFilter | None = eqx.field(
+        default=None, converter=lambda v: v if v is None else part("filter", AbstractFilter)(v)
+    )
+    max_steps: int = eqx.field(default=100_000, converter=whole("max_steps", least=2))
+
+    @property
+    def name(self) -> str:
+        return "SMC2"
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(1, 0, self.max_steps, ensemble=("particle", self.parameters))
+
+    @property
+    def settings(self) -> AbstractFilter:
+        """The filter of each parameter."""
+        return ParticleFilter(self.particles) if self.filter is None else self.filter
+
+    def validate(self, target: AbstractTarget) -> None:
+        sequence = sequence_of(target)
+        check_positions(sequence, self.name)
+        if not isinstance(sequence, SamplesPrior):
+            raise ValueError(
+                f"SMC2 needs a target whose prior can be drawn from; {type(sequence).__name__} "
+                "has no `sample_prior_position`. Use ParticleMH."
+            )
+        jax.eval_shape(lambda key: sequence.sample_prior_position(key=key), jr.key(0))
+        self.settings.validate(sequence)
+        if sequence.num_times + 1 > self.max_steps:
+            raise ValueError(
+                f"`max_steps` must be at least {sequence.num_times + 1} for "
+                f"{sequence.num_times} data; got {self.max_steps}."
+            )
+
+    def model(self, sequence: AbstractSequenceTarget, have: Any) -> Nested:
+        """Return the Feynman-Kac model that is run, on the first `have` data."""
+        have = jnp.asarray(have, jnp.int32)
+        return Nested(
+            sequence, self.settings, have, self.parameters, self.threshold, self.moves
+        )
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
+        sequence = sequence_of(target)
+        return start(self.model(sequence, sequence.num_times), key=key)
+
+    def step(
+        self, target: AbstractTarget, state: Cloud, index: Array, *, key: PRNGKey
+    ) -> tuple[Cloud, Info]:
+        sequence = sequence_of(target)
+        model = self.model(sequence, sequence.num_times)
+        before: Taken = state.control
+        state, did = self.take(model, state, key=key)
+        after: Taken = state.control
+        stats = step_stats(state, did, after.moves, before.log_scale) | {"rows": after.rows}
+        return state, Info(position=None, stats=stats)
+
+    def take(self, model: Nested, state: Cloud, *, key: PRNGKey) -> tuple[Cloud, Any]:
+        """Return the cloud after the next datum, and what the driver did."""
+        resampler = Resampler(self.resampling, self.threshold)
+        state, did = advance(model, state, resampler, key=key)
+        # As for `DataTemperedSMC`: parameters do not move at every step.
+        variance = state.control.variance
+        return eqx.tree_at(lambda cloud: cloud.mixing_variance, state, variance), did
+
+    def done(self, state: Cloud) -> Bool[Array, ""]:
+        return state.control.finished | state.control.nonfinite
+
+    def result(self, state: Cloud) -> RESULTS:
+        return taken_result(state.control, self.max_steps)
+
+    def posterior(
+        self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        cloud = only_cloud(state)
+        positions, lp = _with_paths(target, self.settings, cloud.particles.x, key)
+        return Sample(
+            positions=positions,
+            stats={"lp": lp} if bool(jnp.all(jnp.isfinite(lp))) else {},
+            log_weights=cloud.log_weights[None],
+            log_evidence=float(cloud.log_evidence.value),
+            log_evidence_error=float(jnp.sqrt(cloud.evidence_variance)),
+            method="smc",
+            record=intake_history(trace),
+        )
+
+
+@remembering
+def _with_paths(target: AbstractTarget, settings: Any, x: Array, key: PRNGKey) -> Any:
+    """Return joint positions `(1, particle, ...)` and their log density."""
+    sequence = sequence_of(target)
+    unflatten = flat_view(sequence)[1]
+
+    def one(pair):
+        x, key = pair
+        position = unflatten(x)
+        key_filter, key_path = jr.split(key)
+        _, history = run_filter(
+            settings, sequence, sequence.constrain(position), key=key_filter
+        )
+        joint = sequence.join(position, ancestral_path(history, key=key_path))
+        return joint, target.log_density(joint)
+
+    found = jax.lax.map(one, (x, jr.split(key, len(x))), batch_size=50)
+    return jax.tree.map(lambda v: v[None], found)

@@ -1,0 +1,125 @@
+"""Laws of hidden states given data, as weighted points and moments."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ...core._results import InferenceError
+from ...core._types import AnyArray
+
+
+class States(eqx.Module):
+    """Hidden states given data: moments at each time, and weighted points.
+
+    Axes are `draw` (of the parameters; one if they are known), `time`, and `particle`.
+
+    Attributes:
+        means: `(draw, time, ...)`; of states of a finite set, probabilities
+            `(draw, time, state)`.
+        variances: Of each number in `means`.
+        points: `(draw, time, particle, ...)`, or None. From a smoother that draws paths, those
+            of one particle are one path.
+        log_weights: Of the points, normalised, `(draw, time, particle)`.
+        draw_log_weights: Of the draws, normalised, `(draw,)`.
+        log_evidence: Log density of the data given each draw, in nats, `(draw,)`.
+        log_evidence_error: Its standard error, in nats; 0 where it is exact.
+        log_evidence_increment: Of each datum given those before, `(draw, time)`, or None.
+        ess: Effective sample size of the filter, `(draw, time)`, or None.
+        largest_weight: Of a particle of the filter, `(draw, time)`, or None.
+        unique_ancestors: Particles of time 0 with descendants, `(draw, time)`, or None.
+        ancestors: Genealogy: of each particle of the filter its parent at the time before,
+            `(draw, time, particle)`, or None.
+    """
+
+    means: AnyArray
+    variances: AnyArray
+    points: PyTree
+    log_weights: AnyArray | None
+    draw_log_weights: AnyArray
+    log_evidence: AnyArray
+    log_evidence_error: AnyArray
+    log_evidence_increment: AnyArray | None = None
+    ess: AnyArray | None = None
+    largest_weight: AnyArray | None = None
+    unique_ancestors: AnyArray | None = None
+    ancestors: AnyArray | None = None
+
+    @property
+    def _weights(self) -> np.ndarray:
+        return np.exp(np.asarray(self.draw_log_weights, float))
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean at each time, over draws of parameters too; `(time, ...)`."""
+        return np.tensordot(self._weights, np.asarray(self.means, float), 1)
+
+    @property
+    def sd(self) -> np.ndarray:
+        """Standard deviation at each time, over draws of parameters too; `(time, ...)`."""
+        between = (np.asarray(self.means, float) - self.mean[None]) ** 2
+        total = np.asarray(self.variances, float) + between
+        return np.sqrt(np.maximum(np.tensordot(self._weights, total, 1), 0.0))
+
+    def quantile(self, q: Any) -> np.ndarray:
+        """Return quantiles at each time, by the weights of the points.
+
+        Args:
+            q: A probability, or several.
+
+        Returns:
+            `(time, ...)`, with a leading axis if there are several.
+        """
+        if self.points is None or self.log_weights is None:
+            raise ValueError("There are no points to take quantiles of; `smooth` draws some.")
+        points = np.moveaxis(np.asarray(self.points, float), 1, 0)  # time first
+        weights = np.exp(np.moveaxis(np.asarray(self.log_weights, float), 1, 0))
+        weights = (weights * self._weights[None, :, None]).reshape(len(points), -1)
+        points = points.reshape(*weights.shape, *points.shape[3:])
+        order = np.argsort(points, axis=1)
+        ranked = np.take_along_axis(points, order, 1)
+        spread = weights.reshape(*weights.shape, *[1] * (points.ndim - 2))
+        sums = np.cumsum(np.take_along_axis(np.broadcast_to(spread, points.shape), order, 1), 1)
+        found = [
+            np.take_along_axis(ranked, np.argmax(sums >= p * sums[:, -1:], 1)[:, None], 1)[:, 0]
+            for p in np.atleast_1d(q)
+        ]
+        return np.stack(found) if np.ndim(q) else found[0]
+
+
+def moments(states: Any, log_weights: Any) -> tuple[Any, Any]:
+    """Return weighted mean and variance of states at each time."""
+    weights = jnp.exp(log_weights)
+
+    def one(v):
+        v = v.astype(weights.dtype)
+        w = weights.reshape(*weights.shape, *[1] * (v.ndim - 2))
+        mean = jnp.sum(w * v, axis=1)
+        return mean, jnp.sum(w * (v - mean[:, None]) ** 2, axis=1)
+
+    return one(states)
+
+
+def require_alive(increments: Any, sequence: Any, first: int = 0) -> None:
+    """Raise `InferenceError` if all particles had weight zero at a time.
+
+    Args:
+        increments: Log evidence increments, `(draw, time)`.
+        sequence: For the datum of that time.
+        first: Number of the first of the times.
+    """
+    dead = ~np.isfinite(np.asarray(increments))
+    if dead.any():
+        time = first + int(np.argmax(dead.any(axis=0)))
+        shown = ""
+        if time < sequence.num_times:
+            y = jax.tree.leaves(sequence.datum(np.int32(time)))
+            shown = f" (the datum is {np.asarray(y[0]).tolist()})"
+        raise InferenceError(
+            f"All particles have weight zero or NaN at time {time}{shown}: no state that was "
+            "proposed can have given it. Look at `emission` there (a scale too small, a datum "
+            "outside the support), use `proposal='guided'` or more particles."
+        )

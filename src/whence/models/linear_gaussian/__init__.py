@@ -1,0 +1,1 @@
+"""Linear Gaussian systems: filters and smoothers that several families of models share."""

@@ -1,0 +1,124 @@
+"""Exact inference for states of a finite set: forward, backward, paths. All in logs."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.scipy.special import logsumexp
+from jaxtyping import Array
+
+from ...core._types import PRNGKey, Scalar
+
+
+class Chain(NamedTuple):
+    """A hidden Markov chain and its data; log probabilities in nats.
+
+    Attributes:
+        initial: `(state,)`.
+        transition: To each time but the first, from row to column,
+            `(time - 1, state, state)`.
+        emission: Log density of the data at each time in each state, `(time, state)`.
+    """
+
+    initial: Array
+    transition: Array
+    emission: Array
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Return the logarithm of a product of matrices; leading axes are batched."""
+    return logsumexp(a[..., :, :, None] + b[..., None, :, :], axis=-2)
+
+
+def forward(chain: Chain, parallel: bool = False) -> Array:
+    """Return the log density of the data up to each time with the state there.
+
+    Args:
+        chain: The chain.
+        parallel: By an associative scan, for accelerators.
+
+    Returns:
+        `(time, state)`.
+
+    References:
+        Rabiner (1989), doi:10.1109/5.18626.
+        Särkkä and García-Fernández (2021), doi:10.1109/TAC.2020.2976316.
+    """
+    first = chain.initial + chain.emission[0]
+    if parallel:
+        links = chain.transition + chain.emission[1:, None, :]
+        joined = jax.lax.associative_scan(_product, links)
+        rest = logsumexp(first[None, :, None] + joined, axis=1)
+        return jnp.concatenate([first[None], rest])
+
+    def step(alpha, link):
+        transition, emission = link
+        alpha = logsumexp(alpha[:, None] + transition, axis=0) + emission
+        return alpha, alpha
+
+    _, rest = jax.lax.scan(step, first, (chain.transition, chain.emission[1:]))
+    return jnp.concatenate([first[None], rest])
+
+
+def log_evidence(chain: Chain, parallel: bool = False) -> Scalar:
+    """Return the log density of the data, in nats."""
+    return logsumexp(forward(chain, parallel)[-1])
+
+
+def smooth(chain: Chain, alpha: Array) -> Array:
+    """Return log probabilities of each state given all data, `(time, state)`.
+
+    Args:
+        chain: The chain.
+        alpha: From `forward`.
+    """
+
+    def back(beta, link):
+        transition, emission = link
+        beta = logsumexp(transition + (emission + beta)[None, :], axis=1)
+        return beta, beta
+
+    last = jnp.zeros_like(chain.initial)
+    links = (chain.transition, chain.emission[1:])
+    _, beta = jax.lax.scan(back, last, links, reverse=True)
+    return normalised(alpha + jnp.concatenate([beta, last[None]]))
+
+
+def normalised(alpha: Array) -> Array:
+    """Return log probabilities, from logs of numbers proportional to them."""
+    return alpha - logsumexp(alpha, axis=-1, keepdims=True)
+
+
+def sample_path(chain: Chain, alpha: Array, *, key: PRNGKey) -> Array:
+    """Return one path of states given all data, `(time,)`.
+
+    Args:
+        chain: The chain.
+        alpha: From `forward`.
+        key: A typed key.
+    """
+    keys = jr.split(key, len(alpha))
+    last = jr.categorical(keys[-1], alpha[-1])
+
+    def back(after, link):
+        alpha, transition, key = link
+        state = jr.categorical(key, alpha + transition[:, after])
+        return state, state
+
+    _, before = jax.lax.scan(
+        back, last, (alpha[:-1], chain.transition, keys[:-1]), reverse=True
+    )
+    return jnp.concatenate([before, last[None]])
+
+
+def density_given_rest(chain: Chain, smoothed: Array) -> Array:
+    """Return the log density of each time's data given all others, `(time,)`.
+
+    `1 / p(y_t | rest)` is the mean of `1 / p(y_t | x_t)` over the states given all data.
+
+    Args:
+        chain: The chain.
+        smoothed: From `smooth`.
+    """
+    return -logsumexp(smoothed - chain.emission, axis=1)
