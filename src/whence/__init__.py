@@ -35,7 +35,16 @@ from .frontends import (
 from .inference.hmc import HMC as HMC, MCLMC as MCLMC, NUTS as NUTS, ChEES as ChEES
 from .inference.point import MAP as MAP
 from .inference.sgmcmc import SGLD as SGLD
-from .inference.smc import DataTemperedSMC as DataTemperedSMC, TemperedSMC as TemperedSMC
+from .inference.smc import (
+    SMC2 as SMC2,
+    DataTemperedSMC as DataTemperedSMC,
+    FixedLag as FixedLag,
+    ParticleFilter as ParticleFilter,
+    ParticleMH as ParticleMH,
+    TemperedSMC as TemperedSMC,
+    filter as filter,
+    smooth as smooth,
+)
 from .inference.variational import (
     BBVI as BBVI,
     Blocks as Blocks,
@@ -54,6 +63,7 @@ from .language import (
     graph as graph,
     latent as latent,
 )
+from .models.state_space import StateSpaceModel as StateSpaceModel
 from .posterior import (
     Posterior as Posterior,
     compare as compare,
