@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..core._dtype import relaxed
+from ..core._feynman_kac import AbstractSequenceTarget, SequenceAt, sequence_at
 from ..core._indices import check_indices
 from ..core._names import check_variable_names
 from ..core._results import InferenceWarning
@@ -119,6 +120,19 @@ class ModelTarget(AbstractDescribedTarget):
     def latents(self) -> tuple[LatentShape, ...]:
         """The latents that are not fixed, in the order of the model."""
         return tuple(LatentShape(site.name, tuple(site.shape)) for site in self.free)
+
+    @property
+    def sequence(self) -> AbstractSequenceTarget | None:
+        """What engines with particles see, if the model is one of hidden states."""
+        return self.model.sequence(self)
+
+    def at(self, draws: Any) -> SequenceAt:
+        """Return the sequence of hidden states at parameters that are known.
+
+        Args:
+            draws: A model with values, or a posterior of this target.
+        """
+        return sequence_at(self, draws)
 
     def labelled(self, draws: Model) -> Model:
         """Return draws with the labels of this model's axes."""
@@ -247,6 +261,8 @@ class ModelTarget(AbstractDescribedTarget):
                 f"`predict` must be given the inputs of `{method}` of "
                 f"{type(self.model).__name__} ({known}): {error}."
             ) from None
+        if bound.kwargs:  # given by name, after others that were left out
+            bound.apply_defaults()
         inputs = bound.args if method == "likelihood" else bound.args[1:]
         inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))
         new = dataclasses.replace(self, inputs=inputs)
@@ -388,6 +404,7 @@ def condition(
     inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))
     model = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, model)
     model = give_rows(model, y)
+    model = model.given(y, *inputs)
     found = sites(model)
     names = [site.name for site in found]
     clash = set(names) & (set(y) if isinstance(y, Mapping) else {name})
