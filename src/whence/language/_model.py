@@ -67,6 +67,27 @@ class Model(eqx.Module):
         """
         return y, inputs
 
+    def given[M: "Model"](self: M, y: Any, *inputs: Any) -> M:
+        """Return the model for these data; `condition` asks once they are arrays.
+
+        For a model with latents that the data decide, as the path of hidden states of a time
+        series is as long as they are.
+
+        Args:
+            y: Observed data, after `prepare`.
+            *inputs: Further inputs, after `prepare`.
+        """
+        del y, inputs
+        return self
+
+    def sequence(self, target: Any) -> Any:
+        """Return what engines with particles see; None if this is no model of hidden states.
+
+        Args:
+            target: What `condition` made of this model.
+        """
+        del target
+
     def check_observed(self, y: Any, likelihood: Any) -> None:
         """Raise `ValueError` if `y` cannot be data of this model; `condition` asks.
 
