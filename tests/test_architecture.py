@@ -35,7 +35,12 @@ ALLOWED = {
     "cli": {"calibration", "testing", "studies", *ALL, *GROUND},
 }
 OPTIONAL = {"tensorflow_probability", "flowjax", "diffrax"}
-HOMES_OF_OPTIONAL = ("inference/backends", "frontends", "storage")
+HOMES_OF_OPTIONAL = (
+    "inference/backends",
+    "inference/variational/_flowjax",
+    "frontends",
+    "storage",
+)
 
 
 def _modules():

@@ -34,7 +34,15 @@ from .frontends import (
 )
 from .inference.hmc import HMC as HMC, MCLMC as MCLMC, NUTS as NUTS, ChEES as ChEES
 from .inference.point import MAP as MAP
-from .inference.sgmcmc import SGLD as SGLD
+from .inference.sgmcmc import (
+    SGHMC as SGHMC,
+    SGLD as SGLD,
+    SGMCMC as SGMCMC,
+    SGNHT as SGNHT,
+    CyclicalSGLD as CyclicalSGLD,
+    FederatedSGLD as FederatedSGLD,
+    StructuredSGMCMC as StructuredSGMCMC,
+)
 from .inference.smc import (
     SMC2 as SMC2,
     DataTemperedSMC as DataTemperedSMC,
@@ -47,16 +55,44 @@ from .inference.smc import (
 )
 from .inference.variational import (
     BBVI as BBVI,
+    CIWAE as CIWAE,
+    ELBO as ELBO,
+    IWAE as IWAE,
+    MIWAE as MIWAE,
+    PIWAE as PIWAE,
+    SVGD as SVGD,
+    Amortised as Amortised,
+    Autoregressive as Autoregressive,
     Blocks as Blocks,
+    BuresWasserstein as BuresWasserstein,
+    ClosedFormEntropy as ClosedFormEntropy,
+    Coupling as Coupling,
     Factors as Factors,
+    Flow as Flow,
+    ForwardKL as ForwardKL,
     FullRank as FullRank,
+    Gamma as Gamma,
+    Laplace as Laplace,
+    Local as Local,
+    LogVariance as LogVariance,
+    LowRank as LowRank,
     MeanField as MeanField,
+    PathDerivative as PathDerivative,
+    Pathfinder as Pathfinder,
+    Planar as Planar,
     Point as Point,
+    Proximal as Proximal,
+    Radial as Radial,
+    RejectionSampling as RejectionSampling,
+    Renyi as Renyi,
     ScaleMixtureFamily as ScaleMixtureFamily,
+    ScoreFunction as ScoreFunction,
+    TotalDerivative as TotalDerivative,
 )
 from .language import (
     Model as Model,
     ModelTarget as ModelTarget,
+    categories as categories,
     check as check,
     condition as condition,
     derived as derived,

@@ -23,10 +23,19 @@ SHORT = {
     "ChEES": lambda: wh.ChEES(chains=4, warmup=20, draws=10),
     "DataTemperedSMC": lambda: wh.DataTemperedSMC(particles=32),
     "HMC": lambda: wh.HMC(chains=2, warmup=20, draws=10),
+    "Laplace": lambda: wh.Laplace(draws=100, starts=3),
     "MAP": lambda: wh.MAP(objective="unconstrained"),
     "MCLMC": lambda: wh.MCLMC(chains=2, warmup=30, draws=10),
     "NUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10),
+    "Pathfinder": lambda: wh.Pathfinder(paths=2, draws=50, steps=20),
+    "CyclicalSGLD": lambda: wh.CyclicalSGLD(steps=60, cycles=5),
+    "FederatedSGLD": lambda: wh.FederatedSGLD(steps=60),
+    "SGHMC": lambda: wh.SGHMC(steps=60),
     "SGLD": lambda: wh.SGLD(steps=60),
+    "SGMCMC": lambda: wh.SGMCMC("BAOAB", steps=60),
+    "SGNHT": lambda: wh.SGNHT(steps=60),
+    "StructuredSGMCMC": lambda: wh.StructuredSGMCMC(steps=60),
+    "SVGD": lambda: wh.SVGD(particles=20, steps=30),
     "TemperedSMC": lambda: wh.TemperedSMC(particles=32),
     "BlackjaxNUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10, backend="blackjax"),
     "NumpyroNUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10, backend="numpyro"),
@@ -36,7 +45,7 @@ SHORT = {
 # What NUTS is when whence itself runs it: the entry of NUTS is about this.
 INSIDE = {"TreeSampler"}
 ABSTRACT = ("configuration", "state", "float32")  # nothing is compiled for these
-QUICK = {"BBVI", "MAP", "SGLD"}
+QUICK = {"BBVI", "MAP", "SGLD", "SGMCMC", "CyclicalSGLD"}
 
 
 def _engines():

@@ -12,6 +12,7 @@ EQUAL = 1e-3  # nats: importance ratios within 0.1% of each other
 SIGMAS = 4.0
 BLURRED = 0.25  # nats: with a larger standard error a change by 1 nat is within 4 of them
 OVERLAP = 0.05  # of the draws are effective at a Renyi divergence (order 2) of 3 nats
+DIRECTED = 0.5  # a mean gradient of half its standard deviation is seen in 50 updates
 NUM_BATCHES = 10  # per quarter of the trace, for its standard error
 _SOURCE = "rule of thumb: a rise of 4 standard errors and 0.1 nats"
 
@@ -45,6 +46,40 @@ def check_variational(
         findings += [_khat(khat, size), _overlap(ess, size)]
         measured |= {"khat": khat, "weight_ess_is": ess}
     return findings, measured
+
+
+def check_fit(
+    objective: str, diverged: tuple[int, int] | None, signal: float | None
+) -> tuple[list[Finding], dict[str, float]]:
+    """Check what else is known of how a family was fitted.
+
+    Args:
+        objective: Name of what was maximised.
+        diverged: Updates at which the fit was given up and last good, or None.
+        signal: Signal to noise of the last gradients, or None.
+    """
+    findings = []
+    if diverged is not None:
+        message = (
+            f"The {objective} diverged and the fit was stopped at update {diverged[0]}; the "
+            f"parameters are those of update {diverged[1]}, the best that were seen"
+        )
+        remedy = "Lower the learning rate or `step_size`, or start narrower (`initial_scale`)."
+        findings.append(
+            Finding("diverged", "error", message, float(diverged[0]), remedy=remedy)
+        )
+    if signal is None:
+        return findings, {}
+    message = f"The last gradients have a signal-to-noise ratio of {signal:.2g}"
+    if signal > DIRECTED:
+        message = f"{message}: they still point somewhere, and the fit has a way to go"
+        findings.append(
+            Finding("gradient", "note", message, signal, DIRECTED, remedy="Train longer.")
+        )
+    else:
+        message = f"{message}, that of noise around an optimum"
+        findings.append(Finding("gradient", "ok", message, signal, DIRECTED))
+    return findings, {"gradient_signal": signal}
 
 
 def _unchecked() -> Finding:

@@ -58,6 +58,26 @@ def pareto_khat(log_weights: np.ndarray) -> float:
     return _gpd_shape(tail - cutoff)
 
 
+def smoothed(log_weights: np.ndarray) -> np.ndarray:
+    """Return normalised log weights, the largest replaced by quantiles of a fitted Pareto law.
+
+    Args:
+        log_weights: Log importance ratios in nats, any shape, not necessarily normalised.
+
+    Returns:
+        Of the same shape; as they are, up to the constant, where there are fewer than 25.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry (2024), arXiv:1507.02646, section 2.4.
+    """
+    from arviz_stats.base import array_stats
+
+    flat = numbers("log_weights", log_weights).astype(np.float64).ravel()
+    if flat.size >= 25 and np.ptp(flat) > 0:
+        flat, _ = array_stats.psislw(-flat)  # which takes minus the log weights, as for LOO
+    return (flat - np.logaddexp.reduce(flat)).reshape(np.shape(log_weights))
+
+
 def khat_limit(size: int) -> float:
     """Return the largest k that `size` weights allow, at most 0.7.
 

@@ -11,23 +11,30 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ...core._convert import one_of, part, positive, whole
-from ...core._data import BATCHING, Epoch, Minibatches, log_density_estimate, minibatches
+from ...core._convert import flag, one_of, part, positive, whole
+from ...core._data import BATCHING, Epoch, Minibatches, minibatches
 from ...core._dtype import relaxed
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view
+from ...core._key import as_key
 from ...core._results import RESULTS
 from ...core._rows import check_rows
 from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from ...diagnostics._records import VariationalFit
+from ._batch import Batch, check_parts
 from ._estimator import AbstractEstimator, PathDerivative
 from ._family import AbstractFamily, MeanField
-from ._final import draw, num_checked
-from ._flat import layout_of, on_flat
+from ._final import bound_of, draw, log_weights, num_checked
+from ._flat import layout_of
+from ._local import Local, has_rows, join_tables, map_factors, split_tables, with_rows
+from ._objective import ELBO, AbstractObjective
 from ._optimizer import default_optimizer
 from ._pace import Pace, advance, start_pace
+from ._terms import as_terms, evaluate
+from ._update import AbstractUpdate
+from ._watch import LOOK, GradientNoise, Watch, averaged
 
 MAX_FAILURES = 20  # updates in a row without a finite gradient before it gives up
 # Updates and epochs, the larger, over which steps fall to zero. A regression on 20,000 rows in
@@ -47,6 +54,9 @@ class BBVIState(eqx.Module):
         num_nonfinite: Updates left out because their gradient was not finite.
         failures: How many of these came last, in a row.
         pace: How far the fit has come.
+        gradient: Moments of the gradient.
+        watch: Whether the fit diverges, and its best parameters; of own optimisers and updates.
+        mean: Mean parameters over the second half of the steps, if these are asked for.
     """
 
     params: PyTree
@@ -56,10 +66,16 @@ class BBVIState(eqx.Module):
     num_nonfinite: Int[Array, ""]
     failures: Int[Array, ""]
     pace: Pace
+    gradient: GradientNoise
+    watch: Watch | None
+    mean: PyTree | None
 
 
 class BBVI(AbstractOnlineEngine):
     """Fit a family `q` to the target by maximising the ELBO, `E_q[log p - log q]`.
+
+    Four parts make a method: family, objective, estimator of its gradient, update. Larger is
+    better for all objectives, in nats.
 
     The draws are independent draws from the fitted family, equally weighted; they are draws
     from the target only as far as the family allows. `Posterior.diagnose` judges that by
@@ -70,17 +86,25 @@ class BBVI(AbstractOnlineEngine):
     `elbo_final_error`. `stats` holds `lp` if all draws were.
 
     Attributes:
-        family: `MeanField()`, `FullRank()`, or one that speaks of latents by name:
-            `Factors(...)`, `ScaleMixtureFamily(...)`.
+        family: `MeanField()`, `FullRank()`, `LowRank()`, `Flow()`, `Gamma()`, or one that
+            speaks of latents by name: `Factors(...)`, `ScaleMixtureFamily(...)`; for local
+            latents `Local()` or `Amortised(...)`.
         steps: Updates of the parameters, at most: a fit ends when its family has come to rest
             (see `_pace.py`), unless there are `restarts` or an `optimizer`.
-        samples: Draws of noise per update.
+        samples: Draws of noise per update, of all groups of the objective together.
         learning_rate: Size of the steps until the family rests; then, or for the last half of
             `steps` at the latest, they fall to zero. For a location this is in units of its
             scale; for a scale, of its logarithm; for a `Point`, of the position.
         optimizer: An optax transform instead, of gradients alone; `learning_rate` is then
-            unused.
-        estimator: `PathDerivative()` or `ClosedFormEntropy()`.
+            unused. The fit is then stopped if it diverges, and the best parameters kept.
+        update: Another way to change the parameters, `Proximal(...)` or `BuresWasserstein()`;
+            it has steps and gradients of its own, for the `ELBO`, and falls as steps do.
+        objective: `ELBO()`, `IWAE()`, `MIWAE()`, `PIWAE()`, `CIWAE()`, `Renyi()`,
+            `LogVariance()` or `ForwardKL()`.
+        estimator: `PathDerivative()`, `TotalDerivative()`, `ClosedFormEntropy()`,
+            `ScoreFunction()` or `RejectionSampling()`.
+        average: Whether the fit is the mean of the parameters over the second half of `steps`;
+            for an own `optimizer` with steps that do not fall.
         batch_size: Rows of data per update; None for all.
         batching: `"reshuffle"` (without replacement) or `"iid"`.
         draws: Draws from the fitted family.
@@ -104,6 +128,12 @@ class BBVI(AbstractOnlineEngine):
     samples: int = eqx.field(default=10, converter=whole("samples", least=1))
     learning_rate: float = eqx.field(default=0.1, converter=positive("learning_rate"))
     optimizer: Any = None
+    update: AbstractUpdate | None = eqx.field(
+        default=None, converter=lambda u: u if u is None else part("update", AbstractUpdate)(u)
+    )
+    objective: AbstractObjective = eqx.field(
+        default=ELBO(), converter=part("objective", AbstractObjective)
+    )
     estimator: AbstractEstimator = eqx.field(
         default=PathDerivative(), converter=part("estimator", AbstractEstimator)
     )
@@ -116,6 +146,7 @@ class BBVI(AbstractOnlineEngine):
         default=None, converter=whole("checked", least=0, optional=True)
     )
     restarts: int = eqx.field(default=1, converter=whole("restarts", least=1))
+    average: bool = eqx.field(default=False, converter=flag("average"))
 
     def __check_init__(self):
         if self.optimizer is not None and not (
@@ -124,6 +155,13 @@ class BBVI(AbstractOnlineEngine):
             raise ValueError(
                 "`optimizer` must be an optax transform, with `init` and `update`; got "
                 f"{self.optimizer!r}."
+            )
+        if self.update is None:
+            self.objective.check(self.samples)
+        elif self.optimizer is not None or not isinstance(self.objective, ELBO):
+            raise ValueError(
+                "`update` has steps of its own, along the `ELBO`: leave `optimizer` and "
+                f"`objective` as they are; got {self.update!r}."
             )
 
     @property
@@ -141,7 +179,12 @@ class BBVI(AbstractOnlineEngine):
         return -(-self.steps // DEFAULT_RECORDS)
 
     def validate(self, target: AbstractTarget) -> None:
-        self._family(target)
+        family = self._family(target)
+        check_parts(target, family, self.objective, self.batch_size)
+        if self.update is not None:
+            self.update.check(family)
+        else:
+            self.estimator.check(self.objective, family, self.samples)
         self._batches(target)
         check_rows(target, self.batch_size)
 
@@ -160,13 +203,18 @@ class BBVI(AbstractOnlineEngine):
                 "`optax.adam(0.01)`: by default the learning rate falls to zero within the "
                 f"{self.steps} updates of `steps`. Got None."
             )
+        if self._has_tables:
+            raise ValueError(
+                "`Local` has parameters for each data row, whose number must not change where "
+                "data go on coming: use `Amortised(...)`."
+            )
         self.validate(target)
 
     def draw(self, target: AbstractTarget, state: BBVIState, *, key: PRNGKey) -> Position:
         location, unravel = flat_view(target)
-        family = self._family(target)
+        family, params = Batch.of(target, self.family, state.params, None)[2:]
         noise = jax.tree.map(lambda x: x[0], family.noise(location, 1, key=key))
-        return unravel(family.transform(state.params, noise))
+        return unravel(family.transform(params, noise))
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> BBVIState:
         """Return a placeholder of the right form; step 0 finds the location."""
@@ -174,10 +222,14 @@ class BBVI(AbstractOnlineEngine):
         params = family.init(flat_view(target)[0])
         zero = jnp.zeros((), jnp.int32)
         epoch = self._batches(target).init()
+        rest, tables = split_tables(family, family.no_step(params))
         with relaxed():
-            optimizer = self._optimizer.init(family.no_step(params))
-        pace = start_pace(params, self.steps, self._fall(target))
-        return BBVIState(params, optimizer, epoch, zero, zero, zero, pace)
+            optimizer = self._optimizer.init(rest)
+            if self._has_tables:  # a row's state changes with its own steps only
+                optimizer = optimizer, jax.vmap(self._optimizer.init)(tables)
+        return BBVIState(
+            params, optimizer, epoch, zero, zero, zero, *self._records(target, params)
+        )
 
     def step(
         self, target: AbstractTarget, state: BBVIState, index: Array, *, key: PRNGKey
@@ -211,19 +263,24 @@ class BBVI(AbstractOnlineEngine):
         made = new.num_updates - jnp.where(index == 0, 0, state.num_updates)
         elbo = total / made.astype(total.dtype)
         stats: dict[str, Any] = {"elbo": elbo, "num_nonfinite": new.num_nonfinite}
+        stats["gradient_signal"] = new.gradient.signal
         return new, Info(None, stats)
 
     def done(self, state: BBVIState) -> Bool[Array, ""]:
         """A fit stops when it has come to rest, or when gradients stay non-finite."""
         made = state.num_updates + state.num_nonfinite
         arrived = self._may_end_early & (made >= state.pace.ends_at)
-        return arrived | (state.failures >= MAX_FAILURES)
+        left = False if state.watch is None else state.watch.left_at >= 0
+        return arrived | (state.failures >= MAX_FAILURES) | left
 
     def result(self, state: BBVIState) -> RESULTS:
         failed = RESULTS.where(
             state.num_updates == 0, RESULTS.nonfinite_start, RESULTS.nonfinite_state
         )
-        return RESULTS.where(state.failures >= MAX_FAILURES, failed, RESULTS.successful)
+        is_lost = state.failures >= MAX_FAILURES
+        if state.watch is not None:
+            is_lost &= ~state.watch.has_seen
+        return RESULTS.where(is_lost, failed, RESULTS.successful)
 
     def posterior(
         self, target: AbstractTarget, state: BBVIState, trace: Trace, *, key: PRNGKey
@@ -233,15 +290,21 @@ class BBVI(AbstractOnlineEngine):
         elbo = np.asarray(trace.sampling.stats["elbo"])
         tail = elbo[:, -max(1, elbo.shape[1] // 10) :].mean(1)
         best = int(np.argmax(np.nan_to_num(tail, nan=-np.inf)))
-        params = jax.tree.map(lambda x: jnp.asarray(x[best]), state.params)
+        params, diverged = self._chosen(jax.tree.map(lambda x: jnp.asarray(x[best]), state))
         family = self._family(target)
         sizes = (self.draws, num_checked(target, self.draws, self.checked))
-        drawn = draw(family, params, target, sizes, self.batch_size is not None, key)
+        drawn = draw(self.family, params, target, sizes, self.batch_size is not None, key)
         positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
         fit = VariationalFit(
             elbo=elbo[best],
             parameters=jax.tree.map(np.asarray, family.describe(params)),
             num_nonfinite=int(state.num_nonfinite[best]),
+            objective=type(self.objective).__name__,
+            fitted=jax.tree.map(np.asarray, params),
+            diverged=diverged,
+            gradient_signal=float(
+                np.asarray(trace.sampling.stats["gradient_signal"])[best, -1]
+            ),
         )
         if log_weights.size:
             error = log_weights.std() / np.sqrt(log_weights.size)
@@ -255,6 +318,55 @@ class BBVI(AbstractOnlineEngine):
         stats = {"lp": log_density} if whole else {}
         return Sample(positions, stats, method="variational", record=fit)
 
+    def bound(
+        self,
+        target: AbstractTarget,
+        fit: VariationalFit,
+        *,
+        objective: AbstractObjective | None = None,
+        samples: int = 100,
+        key: PRNGKey | int,
+    ) -> np.ndarray:
+        """Return an objective of a fitted family, on this target or on other data rows.
+
+        Args:
+            target: A target like that of the fit; with `Amortised` it may have other rows.
+            fit: `posterior.record`.
+            objective: By default that of the fit.
+            samples: Draws of the family, of all groups of the objective together.
+            key: A typed key, or a whole number.
+
+        Returns:
+            A number, in nats; where latents are local, one for each data row, of its own
+            terms.
+        """
+        objective = self.objective if objective is None else objective
+        objective.check(samples)
+        params = jax.tree.map(jnp.asarray, fit.fitted)
+        return np.asarray(
+            bound_of(self.family, params, target, objective, samples, as_key(key))
+        )
+
+    def _chosen(self, state: BBVIState) -> tuple[PyTree, tuple[int, int] | None]:
+        """Return the parameters that count, and where the fit diverged and was last good."""
+        watch = state.watch
+        if watch is not None and watch.has_seen:
+            if state.failures >= MAX_FAILURES:
+                return watch.params, (int(state.num_updates), int(watch.good_at))
+            if watch.left_at >= 0:
+                return watch.params, (int(watch.left_at), int(watch.good_at))
+        return (state.params if state.mean is None else state.mean), None
+
+    def _records(self, target: AbstractTarget, params: PyTree) -> tuple:
+        """Return what a state begins with besides parameters, optimiser and counters."""
+        family = self._family(target)
+        watched = params if self._may_end_early else ()
+        pace = start_pace(watched, self.steps, self._fall(target))
+        noise = GradientNoise.start(split_tables(family, family.no_step(params))[0])
+        own = self.optimizer is not None or self.update is not None
+        watch = Watch.start(params, flat_view(target)[0].dtype) if own else None
+        return pace, noise, watch, params if self.average else None
+
     def _fall(self, target: AbstractTarget) -> int:
         """Updates with falling steps; half of a short fit."""
         wanted = max(FALL, FALL_EPOCHS * self._batches(target).per_epoch)
@@ -263,12 +375,21 @@ class BBVI(AbstractOnlineEngine):
     @property
     def _may_end_early(self) -> bool:
         # Traces of several fits are compared, so these have one length.
-        return self.optimizer is None and self.restarts == 1
+        own = self.optimizer is not None or self.update is not None
+        return not own and self.restarts == 1 and not has_rows(self.family)
+
+    @property
+    def _has_tables(self) -> bool:
+        found = []
+        map_factors(lambda f: found.append(isinstance(f, Local)), self.family)
+        return any(found)
 
     def _start(self, target: AbstractTarget, state: BBVIState, key: PRNGKey) -> BBVIState:
         params = self._family(target).init(flat_init(target, key=key))
-        pace = start_pace(params, self.steps, self._fall(target))
-        return eqx.tree_at(lambda s: (s.params, s.pace), state, (params, pace))
+        pace, gradient, watch, mean = self._records(target, params)
+        return dataclasses.replace(
+            state, params=params, pace=pace, gradient=gradient, watch=watch, mean=mean
+        )
 
     def _update(
         self,
@@ -281,31 +402,39 @@ class BBVI(AbstractOnlineEngine):
         """Make one update, unless its gradient is not finite, and add up the ELBO."""
         state, total = now
         key_noise, key_batch = jr.split(key)
-        location, _ = flat_view(target)
-        family = self._family(target)
-        noise = family.noise(location, self.samples, key=key_noise)
         rows, epoch = self._batches(target).next(state.epoch, counter, key=key_batch)
-        density = lambda position: log_density_estimate(target, position, rows)
-        log_weights, gradient = self.estimator.estimate(
-            family,
-            state.params,
-            lambda x: jax.vmap(on_flat(density, family, target, x[0]))(x),
-            noise,
-        )
-        elbo = log_weights.mean()
-        flat, _ = ravel_pytree(gradient)
+        batch = Batch.of(target, self.family, state.params, rows)
+        family, own, like = batch.family, batch.params, batch.view[0]
+        noise = family.noise(like, self.samples, key=key_noise)
+        gradient_noise, optimizer = state.gradient, state.optimizer
+        if self.update is not None:
+            factor = state.pace.factor(counter).astype(like.dtype)
+            weights, moved = self.update.apply(family, own, batch.log_densities, noise, factor)
+            flat, _ = ravel_pytree(moved)
+        else:
+            weights, gradient = self.estimator.estimate(
+                family, own, batch.log_densities, noise, self.objective
+            )
+            flat, _ = ravel_pytree(gradient)
+            gradient_noise = gradient_noise.after(split_tables(family, gradient)[0])
+            steps, optimizer = self._steps(gradient, batch, state, counter)
+            moved = family.move(own, steps)
+        elbo = self._value(weights)
         finite = jnp.isfinite(elbo) & jnp.all(jnp.isfinite(flat))
-        descent = jax.tree.map(jnp.negative, gradient)
-        updates, optimizer = self._steps(descent, state, counter)
-        params = family.move(state.params, updates)
-        params, optimizer = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, optimizer),
-            (state.params, state.optimizer),
-        )
+        either = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        # Kept rows are written, too: where only these can change, tables are not copied.
+        params = with_rows(family, state.params, either(moved, own), batch.rows)
+        optimizer = self._with_rows(batch, state.optimizer, optimizer, either)
         pace = state.pace
         if self._may_end_early:
-            pace = advance(pace, family, params, counter, location)
+            pace = advance(pace, self._family(target), params, counter, like)
+        watch, mean = state.watch, state.mean
+        if watch is not None:
+            old = state.params
+            look = lambda: watch.after(self._look(target, old), old, counter)
+            watch = jax.lax.cond(counter % LOOK == 0, look, lambda: watch)
+        if mean is not None:
+            mean = averaged(mean, params, counter, self.steps // 2)
         new = BBVIState(
             params,
             optimizer,
@@ -314,8 +443,62 @@ class BBVI(AbstractOnlineEngine):
             state.num_nonfinite + (~finite).astype(jnp.int32),
             jnp.where(finite, 0, state.failures + 1),
             pace,
+            either(gradient_noise, state.gradient),
+            watch,
+            mean,
         )
         return new, total + jnp.where(finite, elbo, 0)
+
+    def _value(self, weights: Any) -> Scalar:
+        """Return the objective, or the ELBO where the value of the objective is no bound."""
+        terms = as_terms(weights)
+        return evaluate(ELBO() if self.objective.at_fixed_draws else self.objective, terms)
+
+    def _look(self, target: AbstractTarget, params: PyTree) -> Scalar:
+        """Return the objective by the same noise, and the same rows, at all looks."""
+        rows = None
+        batches = self._batches(target)
+        if self.batch_size is not None:
+            assert batches.num_data is not None
+            spread = np.linspace(0, batches.num_data - 1, self.batch_size)
+            rows = jnp.asarray(spread.astype(np.int32))
+        batch = Batch.of(target, self.family, params, rows)
+        noise = batch.family.noise(batch.view[0], self.samples, key=jr.key(0))
+        return self._value(log_weights(batch, noise))
+
+    def _steps(
+        self, gradient: PyTree, batch: Batch, state: BBVIState, counter: Array
+    ) -> tuple[PyTree, PyTree]:
+        """Return the steps of an update and the new state of the optimiser, of its rows."""
+        descent = jax.tree.map(jnp.negative, gradient)
+        factor, falling = jnp.ones(()), {}
+        if self.optimizer is None:
+            factor = state.pace.factor(counter)
+            falling = {"falling": counter >= state.pace.falls_at}
+        update = lambda d, s: self._optimizer.update(d, s, **falling)
+        with relaxed():
+            if not self._has_tables:
+                steps, new = update(descent, state.optimizer)
+            else:
+                rest, tables = split_tables(batch.family, descent)
+                own = jax.tree.map(lambda x: x[batch.rows], state.optimizer[1])
+                (rest, new), (tables, rows) = (
+                    update(rest, state.optimizer[0]),
+                    jax.vmap(update)(tables, own),
+                )
+                steps, new = join_tables(batch.family, rest, tables), (new, rows)
+        if self.optimizer is not None:
+            return steps, new
+        return jax.tree.map(lambda x: factor.astype(x.dtype) * x, steps), new
+
+    def _with_rows(self, batch: Batch, old: PyTree, new: PyTree, either: Any) -> PyTree:
+        """Return the state of the optimiser, that of a batch's rows put in its place."""
+        if not self._has_tables or self.update is not None:
+            return either(new, old)
+        rows = batch.rows
+        kept = either(new[1], jax.tree.map(lambda x: x[rows], old[1]))
+        table = jax.tree.map(lambda x, n: x.at[rows].set(n), old[1], kept)
+        return either(new[0], old[0]), table
 
     def _family(self, target: AbstractTarget) -> AbstractFamily:
         return self.family.bind(layout_of(target))
@@ -327,14 +510,3 @@ class BBVI(AbstractOnlineEngine):
     def _optimizer(self) -> Any:
         own = self.optimizer
         return default_optimizer(self.learning_rate) if own is None else own
-
-    def _steps(self, descent: PyTree, state: BBVIState, counter) -> tuple[PyTree, PyTree]:
-        """Return the steps of an update and the new state of the optimiser."""
-        if self.optimizer is not None:
-            with relaxed():
-                return self.optimizer.update(descent, state.optimizer)
-        falling = counter >= state.pace.falls_at
-        with relaxed():
-            steps, new = self._optimizer.update(descent, state.optimizer, falling=falling)
-        factor = state.pace.factor(counter)
-        return jax.tree.map(lambda x: factor.astype(x.dtype) * x, steps), new

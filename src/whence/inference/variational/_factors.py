@@ -95,39 +95,48 @@ class Factors(AbstractFamily):
     places: tuple[tuple[tuple[int, int], ...], ...] = ()  # per factor, where its parts are
 
     @property
-    def _families(self) -> tuple[AbstractFamily, ...]:
+    def families(self) -> tuple[AbstractFamily, ...]:
+        """The families of the factors in order, `rest` last."""
         return (*(family for _, family in self.factors), self.rest)
 
     def bind(self, layout: Layout) -> "Factors":
-        owners = [self._owner(name) for name, _ in layout]
+        owners = [self._owner(name) for name, *_ in layout]
         for number, (pattern, _) in enumerate(self.factors):
             if number not in owners:
-                known = ", ".join(name for name, _ in layout)
+                known = ", ".join(name for name, *_ in layout)
                 raise ValueError(
                     f"`factors` must name latents of the target ({known}); got {pattern!r}."
                 )
-        places: list[list] = [[] for _ in self._families]
-        layouts: list[list] = [[] for _ in self._families]
+        places: list[list] = [[] for _ in self.families]
+        layouts: list[list] = [[] for _ in self.families]
         start = 0
-        for owner, (name, size) in zip(owners, layout):
-            places[owner].append((start, start + size))
-            layouts[owner].append((name, size))
-            start += size
+        for owner, named in zip(owners, layout):
+            places[owner].append((start, start + named[1]))
+            layouts[owner].append(named)
+            start += named[1]
         *bound, rest = (
             family.bind(tuple(own)) if own else family
-            for family, own in zip(self._families, layouts)
+            for family, own in zip(self.families, layouts)
         )
         names = (name for name, _ in self.factors)
         return Factors(dict(zip(names, bound)), rest, tuple(map(tuple, places)))
+
+    def owner(self, name: str) -> AbstractFamily:
+        """Return the family of a latent.
+
+        Args:
+            name: Of the latent.
+        """
+        return self.families[self._owner(name)]
 
     def _owner(self, name: str) -> int:
         matches = (fnmatchcase(name, pattern) for pattern, _ in self.factors)
         return next((i for i, match in enumerate(matches) if match), len(self.factors))
 
     def shared(self, layout: Layout) -> tuple[bool, ...]:
-        owners = [self._owner(name) for name, _ in layout]
+        owners = [self._owner(name) for name, *_ in layout]
         found = [False] * len(layout)
-        for number, family in enumerate(self._families):
+        for number, family in enumerate(self.families):
             mine = [i for i, owner in enumerate(owners) if owner == number]
             for i, same in zip(mine, family.shared(tuple(layout[i] for i in mine))):
                 found[i] = same
@@ -140,7 +149,8 @@ class Factors(AbstractFamily):
             for place in self.places
         ]
 
-    def _join(self, vectors: list[Array]) -> Array:
+    def join(self, vectors: list[Array]) -> Array:
+        """Return the flat position of which these are the parts of each factor."""
         parts = {}
         for vector, place in zip(vectors, self.places):
             used = 0
@@ -150,37 +160,37 @@ class Factors(AbstractFamily):
         return jnp.concatenate([parts[start] for start in sorted(parts)])
 
     def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        keys = jr.split(key, len(self._families))
-        parts = zip(self._families, self._split(like), keys)
+        keys = jr.split(key, len(self.families))
+        parts = zip(self.families, self._split(like), keys)
         return tuple(family.noise(part, num, key=k) for family, part, k in parts)
 
     def init(self, location: Vector) -> PyTree:
-        return tuple(f.init(part) for f, part in zip(self._families, self._split(location)))
+        return tuple(f.init(part) for f, part in zip(self.families, self._split(location)))
 
     def no_step(self, params: PyTree) -> PyTree:
-        return tuple(f.no_step(p) for f, p in zip(self._families, params))
+        return tuple(f.no_step(p) for f, p in zip(self.families, params))
 
     def move(self, params: PyTree, step: PyTree) -> PyTree:
-        return tuple(f.move(p, s) for f, p, s in zip(self._families, params, step))
+        return tuple(f.move(p, s) for f, p, s in zip(self.families, params, step))
 
     def transform(self, params: PyTree, noise: Noise) -> Vector:
-        return self._join([f.transform(p, n) for f, p, n in zip(self._families, params, noise)])
+        return self.join([f.transform(p, n) for f, p, n in zip(self.families, params, noise)])
 
     def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
-        parts = zip(self._families, params, noise)
+        parts = zip(self.families, params, noise)
         return jnp.sum(jnp.stack([f.log_prob(p, n) for f, p, n in parts]))
 
     def score(self, params: PyTree, noise: Noise) -> Vector:
-        return self._join([f.score(p, n) for f, p, n in zip(self._families, params, noise)])
+        return self.join([f.score(p, n) for f, p, n in zip(self.families, params, noise)])
 
     def entropy(self, params: PyTree) -> Scalar:
-        return jnp.sum(jnp.stack([f.entropy(p) for f, p in zip(self._families, params)]))
+        return jnp.sum(jnp.stack([f.entropy(p) for f, p in zip(self.families, params)]))
 
     def describe(self, params: PyTree) -> dict[str, Array]:
         names = [name for name, _ in self.factors] + ["rest"]
         return {
             f"{name}: {what}": value
-            for name, family, own in zip(names, self._families, params)
+            for name, family, own in zip(names, self.families, params)
             for what, value in family.describe(own).items()
         }
 
@@ -203,11 +213,11 @@ class Blocks(AbstractGaussian):
 
     def bind(self, layout: Layout) -> "Blocks":
         """Itself, if the blocks are equal."""
-        total = sum(size for _, size in layout)
+        total = sum(part[1] for part in layout)
         if total % self.blocks:
             raise ValueError(
                 f"`blocks` must divide the {total} coordinates of the latents "
-                f"({', '.join(name for name, _ in layout)}); got {self.blocks}."
+                f"({', '.join(name for name, *_ in layout)}); got {self.blocks}."
             )
         return self
 
@@ -215,7 +225,9 @@ class Blocks(AbstractGaussian):
         return (False,) * len(layout)
 
     def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        return jr.normal(key, (num, self.blocks, like.size // self.blocks), like.dtype)
+        block = like[: like.size // self.blocks]
+        one = lambda k: self.family.noise(block, num, key=k)
+        return jax.vmap(one, out_axes=1)(jr.split(key, self.blocks))
 
     def location(self, params: PyTree) -> Vector:
         return jax.vmap(self.family.location)(params).ravel()

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
-from ...core._convert import positive
+from ...core._convert import one_of, positive
 from ...core._types import PRNGKey, Scalar
 
 Vector = Float[Array, " dim"]
 Noise = PyTree  # of one draw; of several with a leading axis
-Layout = tuple[tuple[str, int], ...]  # names and sizes of the parts of a flat position
+# Names and sizes of the parts of a flat position; of local latents also the number of rows.
+Layout = tuple[tuple[str, int] | tuple[str, int, int], ...]
+SCALES = ("exp", "softplus")
 _HALF_LOG_2PI = 0.9189385332046727
 
 
@@ -114,9 +116,12 @@ class MeanField(AbstractJointGaussian):
 
     Attributes:
         initial_scale: Standard deviation at the start.
+        scale: What a step of a scale is one of: `"exp"`, its logarithm, or `"softplus"`, what
+            the scale is the softplus of: relative while it is small, absolute where large.
     """
 
     initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
+    scale: str = eqx.field(default="exp", converter=one_of("scale", SCALES))
 
     def init(self, location: Vector) -> dict[str, Array]:
         return {"loc": location, "log_scale": _log_scale(location, self.initial_scale)}
@@ -128,7 +133,7 @@ class MeanField(AbstractJointGaussian):
         shift = step["loc"] + jnp.exp(params["log_scale"]) * step["whitened"]
         return {
             "loc": params["loc"] + shift,
-            "log_scale": params["log_scale"] + step["log_scale"],
+            "log_scale": _moved(self.scale, params["log_scale"], step["log_scale"]),
         }
 
     def transform(self, params: dict[str, Array], noise: Vector) -> Vector:
@@ -156,9 +161,12 @@ class FullRank(AbstractJointGaussian):
 
     Attributes:
         initial_scale: Standard deviation at the start.
+        scale: What a step of a scale is one of: `"exp"`, its logarithm, or `"softplus"`, what
+            the scale is the softplus of: relative while it is small, absolute where large.
     """
 
     initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
+    scale: str = eqx.field(default="exp", converter=one_of("scale", SCALES))
 
     def init(self, location: Vector) -> dict[str, Array]:
         dim = location.size
@@ -176,7 +184,7 @@ class FullRank(AbstractJointGaussian):
         shift = step["loc"] + jnp.exp(params["log_scale"]) * mixed
         return {
             "loc": params["loc"] + shift,
-            "log_scale": params["log_scale"] + step["log_scale"],
+            "log_scale": _moved(self.scale, params["log_scale"], step["log_scale"]),
             "lower": params["lower"] + step["lower"],
         }
 
@@ -205,6 +213,23 @@ class FullRank(AbstractJointGaussian):
 def _no_step(params: dict[str, Array]) -> dict[str, Array]:
     step = jax.tree.map(jnp.zeros_like, params)
     return step | {"whitened": step["loc"]}
+
+
+def _moved(kind: str, log_scale: Vector, step: Vector) -> Vector:
+    """Return the logarithm of a scale after a step."""
+    if kind == "exp":
+        return log_scale + step
+    scale = jnp.exp(log_scale)
+    raw = scale + jnp.log(-jnp.expm1(-scale)) + step
+    small = raw < -10  # where softplus(x) is exp(x) - exp(2 x) / 2
+    value = jnp.log(jax.nn.softplus(jnp.where(small, 0, raw)))
+    return jnp.where(small, raw - jnp.exp(jnp.where(small, raw, 0)) / 2, value)
+
+
+def key_of(location: Vector) -> PRNGKey:
+    """Return a key that is another for every place where a fit may start."""
+    bits = jax.lax.bitcast_convert_type(location.astype(jnp.float32), jnp.uint32)
+    return jr.key(jnp.sum(bits, dtype=jnp.uint32))
 
 
 def _unit_lower(params: dict[str, Array], vector: Vector) -> Vector:

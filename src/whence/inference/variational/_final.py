@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -17,8 +18,12 @@ from ...core._flat import flat_view
 from ...core._stream import stream_of
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey
+from ._batch import Batch, every_row
 from ._family import AbstractFamily
-from ._flat import on_flat
+from ._flat import layout_of, on_flat
+from ._local import has_rows
+from ._objective import AbstractObjective
+from ._terms import Terms, as_terms, log_prob_terms
 
 # Likelihoods of single rows that are evaluated unless more are asked for: for a logistic
 # regression with 25 covariates about 0.5 s on two free cores, less than the fit takes.
@@ -54,15 +59,16 @@ def num_checked(target: AbstractTarget, draws: int, wanted: int | None) -> int:
 
 @remembering
 def draw(
-    family: AbstractFamily,
+    given: AbstractFamily,
     params: Any,
     target: AbstractTarget,
     sizes: tuple[int, int],
     by_rows: bool,
     key: PRNGKey,
 ) -> Drawn:
-    """Draw from a fitted family."""
+    """Draw from a fitted family, as the user gave it."""
     location, unravel = flat_view(target)
+    family, params = Batch.of(target, given, params, None)[2:]
     num_draws, checked = sizes
     noise = family.noise(location, num_draws, key=key)
     flat = jax.vmap(lambda n: family.transform(params, n))(noise)
@@ -73,6 +79,44 @@ def draw(
     return Drawn(jax.vmap(unravel)(flat), log_density, log_density - log_prob)
 
 
+def log_weights(batch: Batch, noise: Any) -> Terms:
+    """Return log weights of draws made of noise."""
+    positions = jax.vmap(lambda n: batch.family.transform(batch.params, n))(noise)
+    terms = as_terms(batch.log_densities(positions))
+    one = lambda n: log_prob_terms(batch.family, batch.params, n, terms)
+    return jax.tree.map(jnp.subtract, terms, jax.vmap(one)(noise))
+
+
+@remembering
+def bound_of(
+    given: AbstractFamily,
+    params: Any,
+    target: AbstractTarget,
+    objective: AbstractObjective,
+    samples: int,
+    key: PRNGKey,
+) -> Float[Array, "..."]:
+    """Return an objective of a fitted family, of each row if parts of it are by row."""
+    value = lambda w: objective.value(objective.arrange(w))
+
+    def weights(rows):
+        batch = Batch.of(target, given, params, rows)
+        own = key if rows is None else jr.fold_in(key, rows[0])
+        noise = batch.family.noise(batch.view[0], samples, key=own)
+        return log_weights(batch, noise)
+
+    if not has_rows(given):
+        return value(weights(None).shared)
+    each = lambda row: jax.vmap(value, in_axes=1)(weights(row[None]).rows)[0]
+    size = max(BLOCK // (samples * 1_000), 1)
+    return jax.lax.map(each, every_row(target), batch_size=size)
+
+
+def _on_flat(function, family, target, example):
+    shared = family.shared(layout_of(target))
+    return on_flat(function, shared, flat_view(target)[1], example)
+
+
 def _num_rows(target: AbstractTarget) -> int | None:
     return target.num_data if isinstance(target, AbstractDataTarget) else None
 
@@ -80,7 +124,7 @@ def _num_rows(target: AbstractTarget) -> int | None:
 def _by_draws(family, target, flat) -> Float[Array, " checked"]:
     """Log densities, some draws at a time."""
     size = int(np.clip(BLOCK // (_num_rows(target) or 1), 1, 100))
-    one = on_flat(target.log_density, family, target, flat[0])
+    one = _on_flat(target.log_density, family, target, flat[0])
     return jax.lax.map(one, flat, batch_size=size)
 
 
@@ -89,7 +133,7 @@ def _by_rows(family, target, flat) -> Float[Array, " checked"]:
     number = _num_rows(target)
     assert number is not None
     size = int(np.clip(BLOCK // len(flat), 1, number))
-    at = lambda function: jax.vmap(on_flat(function, family, target, flat[0]))
+    at = lambda function: jax.vmap(_on_flat(function, family, target, flat[0]))
 
     # Compensated summation (Kahan 1965, doi:10.1145/363707.363723): in float32 the sum of 1e6
     # rows is rounded by 0.03 nats, and without it by that at every block.

@@ -1,36 +1,49 @@
 """Flat vectors instead of positions, and log densities at several of them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
 
-from ...core._flat import flat_view, position_shapes
-from ...core._target import AbstractTarget
+from ...core._flat import position_shapes
+from ...core._target import AbstractTarget, HasLocals
 from ...core._tree import named_leaves
 from ...core._types import Position
-from ._family import AbstractFamily, Layout
+from ._family import Layout
 
 
-def layout_of(target: AbstractTarget) -> Layout:
-    """Names and sizes of the parts of a flat position."""
-    shapes = named_leaves(position_shapes(target))
-    return tuple((name, leaf.size) for name, leaf in shapes.items())
+def layout_of(target: AbstractTarget, batch: int | None = None) -> Layout:
+    """Names and sizes of the parts of a flat position, or of what a batch sees of it."""
+    local = target.local if isinstance(target, HasLocals) else ()
+    found = []
+    for name, leaf in named_leaves(position_shapes(target)).items():
+        if name in local:
+            rows = batch or leaf.shape[0]
+            found.append((name, leaf.size // leaf.shape[0] * rows, rows))
+        else:
+            found.append((name, leaf.size))
+    return tuple(found)
 
 
 def on_flat(
-    function: Callable[[Position], Array],
-    family: AbstractFamily,
-    target: AbstractTarget,
+    function: Callable[[Position], Any],
+    shared: tuple[bool, ...],
+    unravel: Callable[[Array], Position],
     example: Float[Array, " dim"],
-) -> Callable[[Float[Array, " dim"]], Array]:
-    """Return `function` as one of flat positions; of what draws share there is one copy."""
-    _, unravel = flat_view(target)
-    leaves, treedef = jax.tree.flatten(unravel(example))
-    shared = family.shared(layout_of(target))
+) -> Callable[[Float[Array, " dim"]], Any]:
+    """Return `function` as one of flat positions; of what draws share there is one copy.
+
+    Args:
+        function: Of a position.
+        shared: Which parts of a position are the same in all draws.
+        unravel: Makes a position of a flat one.
+        example: A flat position.
+    """
+    leaves = jax.tree.leaves(unravel(example))
 
     def one(flat):
-        own = jax.tree.leaves(unravel(flat))
+        own, treedef = jax.tree.flatten(unravel(flat))
         parts = [first if same else x for first, x, same in zip(leaves, own, shared)]
         return function(jax.tree.unflatten(treedef, parts))
 

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 # more than small ones and their law may be skewed: on two skewed coordinates, with 2 samples
 # per update and 32 keys, scales were off by up to 2.9% with 0.9 and 0.9% with 0.99 (0.3%).
 SEARCH_MEMORY, FALL_MEMORY = 0.9, 0.99
+NETWORKS = ("layers", "encoder")  # whose steps are smaller, as a network has many weights
 
 
 def default_optimizer(learning_rate: float | int) -> Any:
@@ -33,9 +34,13 @@ def default_optimizer(learning_rate: float | int) -> Any:
     adam = _switched(
         optax.adam(learning_rate, b2=SEARCH_MEMORY), optax.adam(learning_rate, b2=FALL_MEMORY)
     )
+    network = _switched(
+        optax.adam(learning_rate / 10, b2=SEARCH_MEMORY),
+        optax.adam(learning_rate / 10, b2=FALL_MEMORY),
+    )
     # The limits only keep float32 finite: from one to the other takes 500 updates.
     reach = optax.rprop(learning_rate, min_step_size=1e-20, max_step_size=1e20)
-    return optax.partition({"adam": adam, "reach": reach}, _labels)
+    return optax.partition({"adam": adam, "reach": reach, "network": network}, _labels)
 
 
 def _switched(search, fall) -> Any:
@@ -57,10 +62,9 @@ def _labels(step: PyTree) -> PyTree:
     """Whose step is whose: of a location that can also move in units of its own scale."""
     if isinstance(step, dict):
         both = "whitened" in step
-        return {
-            name: "reach" if both and name in ("loc", "location") else _labels(value)
-            for name, value in step.items()
-        }
+        known = {"loc": "reach", "location": "reach"} if both else {}
+        known |= dict.fromkeys(NETWORKS, "network")
+        return {name: known.get(name) or _labels(value) for name, value in step.items()}
     if isinstance(step, tuple):
         return tuple(map(_labels, step))
-    return "adam"
+    return None if step is None else "adam"

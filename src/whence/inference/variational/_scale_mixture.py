@@ -47,7 +47,7 @@ class ScaleMixtureFamily(AbstractFamily):
 
     def bind(self, layout: Layout) -> "ScaleMixtureFamily":
         start = 0
-        for name, size in layout:
+        for name, size, *_ in layout:
             if name == self.scale:
                 if size != 1:
                     raise ValueError(
@@ -59,7 +59,7 @@ class ScaleMixtureFamily(AbstractFamily):
                 base = self.base.bind(others)
                 return dataclasses.replace(self, index=start, base=base)
             start += size
-        known = ", ".join(name for name, _ in layout)
+        known = ", ".join(name for name, *_ in layout)
         raise ValueError(f"`scale` must name a latent ({known}); got {self.scale!r}.")
 
     def shared(self, layout: Layout) -> tuple[bool, ...]:

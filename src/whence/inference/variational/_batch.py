@@ -1,0 +1,139 @@
+"""What one update sees: family, parameters and log densities at the rows of a minibatch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ...core._data import log_density_estimate
+from ...core._flat import flat_view, position_shapes
+from ...core._target import AbstractTarget, HasLocals
+from ._factors import Factors, Point
+from ._family import AbstractFamily, Layout
+from ._flat import layout_of, on_flat
+from ._local import AbstractByRow, Amortised, at_rows, has_rows, map_factors
+from ._objective import ELBO, AbstractObjective, LogVariance
+from ._terms import Terms
+
+
+class Batch(NamedTuple):
+    """A minibatch of a target, as a family sees it.
+
+    Attributes:
+        target: The target.
+        rows: Numbers of the rows; None for all, where no part of the family is by row.
+        family: The family, bound to what these rows see of a position.
+        params: Its parameters there.
+    """
+
+    target: Any
+    rows: Array | None
+    family: AbstractFamily
+    params: PyTree
+
+    @staticmethod
+    def of(
+        target: AbstractTarget, family: AbstractFamily, params: PyTree, rows: Any
+    ) -> "Batch":
+        """Return the batch of some rows (None: all).
+
+        Args:
+            target: The target.
+            family: The family as the user gave it.
+            params: Parameters of all rows.
+            rows: Numbers of the rows.
+        """
+        if not has_rows(family):
+            return Batch(target, rows, family.bind(layout_of(target)), params)
+        assert isinstance(target, HasLocals)
+        rows = every_row(target) if rows is None else rows
+        bound = family.bind(layout_of(target, len(rows)))
+        return Batch(target, rows, bound, at_rows(bound, params, rows, target))
+
+    @property
+    def view(self) -> tuple[Float[Array, " dim"], Any]:
+        """A flat position of zeros, and what gives one its structure back."""
+        if not has_rows(self.family):
+            return flat_view(self.target)
+        whole = position_shapes(self.target)
+        seen = jax.eval_shape(self.target.at_rows, whole, self.rows)
+        return ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), seen))
+
+    def log_densities(self, positions: Float[Array, "sample dim"]) -> Any:
+        """Return log densities at flat positions, as `Terms` where parts are by row."""
+        target, rows = self.target, self.rows
+        layout: Layout = layout_of(target)
+        function = lambda x: log_density_estimate(target, x, rows)
+        if has_rows(self.family):
+            assert rows is not None
+            layout, scale = layout_of(target, len(rows)), target.num_data / len(rows)
+            function = lambda x: Terms(*target.log_joint_rows(x, rows), scale)
+        _, unravel = self.view
+        one = on_flat(function, self.family.shared(layout), unravel, positions[0])
+        return jax.vmap(one)(positions)
+
+
+def every_row(target: Any) -> Array:
+    """Return the numbers of all rows."""
+    return jnp.arange(target.num_data, dtype=jnp.int32)
+
+
+def check_parts(
+    target: AbstractTarget,
+    family: AbstractFamily,
+    objective: AbstractObjective,
+    batch_size: int | None,
+) -> None:
+    """Raise `ValueError` unless local latents, family, objective and batches go together.
+
+    Args:
+        target: The target.
+        family: The family, bound.
+        objective: The objective.
+        batch_size: Rows per update; None for all.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    names = target.local if isinstance(target, HasLocals) else ()
+    alone = [name for name in names if not isinstance(_owner(family, name), AbstractByRow)]
+    if alone and (batch_size is not None or len(alone) < len(names)):
+        raise ValueError(
+            f"Latent `{alone[0]}` has one value per data row, of which a batch sees its own: "
+            f"give it a family by row, as `family=Factors({{{alone[0]!r}: Local()}})` or "
+            f"`Amortised(...)`; got {type(_owner(family, alone[0])).__name__}."
+        )
+    map_factors(lambda f: f.check(target) if isinstance(f, Amortised) else None, family)
+    if isinstance(objective, ELBO | LogVariance):
+        return
+    name, parts = type(objective).__name__, []
+    map_factors(parts.append, family)
+    if not has_rows(family):
+        if batch_size is not None:
+            raise ValueError(
+                f"{name} is not linear in log weights, which a batch knows with noise: use "
+                f"`batch_size=None`, or local latents by row; got {batch_size}."
+            )
+    elif wide := [
+        f for f in parts if not isinstance(f, AbstractByRow | Point) and _size(f, family)
+    ]:
+        raise ValueError(
+            f"{name} is a bound of each data row, which needs all other latents to be points: "
+            f"`Factors(..., rest=Point())`; got {type(wide[0]).__name__}."
+        )
+
+
+def _owner(family: AbstractFamily, name: str) -> AbstractFamily:
+    while isinstance(family, Factors):
+        family = family.owner(name)
+    return family
+
+
+def _size(part: AbstractFamily, family: AbstractFamily) -> int:
+    """Return how many coordinates a factor has."""
+    if not isinstance(family, Factors):
+        return 1
+    sizes = [sum(stop - start for start, stop in place) for place in family.places]
+    return next((n for f, n in zip(family.families, sizes) if f is part), 1)

@@ -1,0 +1,158 @@
+"""Pathfinder: Gaussians along the path of an optimiser, by blackjax, in our loop."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ...core._cache import remembering
+from ...core._convert import whole
+from ...core._dtype import relaxed
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
+from ...core._flat import flat_init, flat_view, position_shapes
+from ...core._require import check_positions
+from ...core._results import RESULTS
+from ...core._start import find_start
+from ...core._target import AbstractTarget
+from ...core._tree import unravel
+from ...core._types import PRNGKey, Scalar
+from ...diagnostics._records import VariationalFit
+from ...diagnostics._weights import smoothed
+from ._laplace import log_mean_weight
+
+
+class PathfinderState(eqx.Module):
+    """The Gaussian of one path.
+
+    Attributes:
+        elbo: Its evidence lower bound, in nats; minus infinity before the first step.
+        fit: Its factors, as blackjax has them.
+    """
+
+    elbo: Scalar
+    fit: PyTree
+
+
+class Pathfinder(AbstractEngine):
+    """The best of the Gaussians that L-BFGS's estimates of curvature make along its path.
+
+    The draws of several paths are pooled and weighted by smoothed importance ratios (PSIS);
+    `resample` makes equally weighted ones. Those of one path have no weights. `diagnose`
+    judges the ratios by k-hat. It costs some hundreds of gradients, and is a start for other
+    engines more than an answer.
+
+    Attributes:
+        paths: Paths, from independent starts.
+        draws: Draws of each path.
+        steps: Most steps of the optimiser on a path.
+        elbo_draws: Draws by which the bound of each Gaussian on a path is estimated.
+
+    References:
+        Zhang, Carpenter, Gelman, Vehtari (2022), Pathfinder: parallel quasi-Newton
+        variational inference, JMLR 23(306).
+    """
+
+    paths: int = eqx.field(default=4, converter=whole("paths", least=1))
+    draws: int = eqx.field(default=1_000, converter=whole("draws", least=1))
+    steps: int = eqx.field(default=100, converter=whole("steps", least=1))
+    elbo_draws: int = eqx.field(default=25, converter=whole("elbo_draws", least=2))
+
+    @property
+    def name(self) -> str:
+        return "Pathfinder"
+
+    @property
+    def schedule(self) -> Schedule:
+        """One replica for each path, of one step."""
+        return Schedule(self.paths, 0, 1)
+
+    def validate(self, target: AbstractTarget) -> None:
+        check_positions(target, "Pathfinder")
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> PathfinderState:
+        like = jax.eval_shape(lambda: self._path(target, flat_view(target)[0], key))
+        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
+        return eqx.tree_at(lambda s: s.elbo, empty, jnp.full_like(empty.elbo, -jnp.inf))
+
+    def step(
+        self, target: AbstractTarget, state: PathfinderState, index: Array, *, key: PRNGKey
+    ) -> tuple[PathfinderState, Info]:
+        key_start, key_path = jr.split(key)
+        _, form = flat_view(target)
+
+        def attempt(key):
+            point = flat_init(target, key=key)
+            value, slope = jax.value_and_grad(lambda x: target.log_density(form(x)))(point)
+            return point, jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+
+        point, _ = find_start(attempt, flat_view(target)[0], key=key_start)
+        new = self._path(target, point, key_path)
+        return new, Info(None, {"elbo": new.elbo})
+
+    def _path(self, target, point: Float[Array, " dim"], key: PRNGKey) -> PathfinderState:
+        # Imported here for the sake of the time that `import whence` takes.
+        from blackjax.vi.pathfinder import approximate
+
+        form = flat_view(target)[1]
+        with relaxed():
+            fit, _ = approximate(
+                key,
+                lambda x: target.log_density(form(x)),
+                point,
+                self.elbo_draws,
+                maxiter=self.steps,
+            )
+        fit = fit._replace(elbo=jnp.asarray(fit.elbo, point.dtype))
+        return PathfinderState(fit.elbo, tuple(fit))
+
+    def done(self, state: PathfinderState) -> Bool[Array, ""]:
+        return never()
+
+    def result(self, state: PathfinderState) -> RESULTS:
+        good = jnp.isfinite(state.elbo)
+        return RESULTS.where(good, RESULTS.successful, RESULTS.nonfinite_start)
+
+    def posterior(
+        self, target: AbstractTarget, state: PathfinderState, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        keys = jr.split(key, len(state.elbo))
+        drawn = _draw(target, jax.tree.map(jnp.asarray, state.fit), self.draws, keys)
+        flat, log_density, log_weights = jax.tree.map(np.asarray, drawn)
+        best = int(np.argmax(np.nan_to_num(np.asarray(state.elbo), nan=-np.inf)))
+        record = VariationalFit(
+            log_weights_is=log_weights,
+            elbo_final=float(log_weights[best].mean()),
+            elbo_final_error=float(log_weights[best].std() / np.sqrt(self.draws)),
+        )
+        evidence, error = log_mean_weight(log_weights)
+        pooled = lambda x: x.reshape(1, -1, *x.shape[2:])
+        return Sample(
+            unravel(pooled(flat), position_shapes(target)),
+            {"lp": pooled(log_density)},
+            method="variational",
+            log_weights=pooled(smoothed(log_weights)) if len(flat) > 1 else None,
+            log_evidence=evidence,
+            log_evidence_error=error,
+            record=record,
+        )
+
+
+@remembering
+def _draw(target, fits, num_draws: int, keys):
+    """Draws of each path's Gaussian, log densities and log importance ratios."""
+    from blackjax.vi.pathfinder import PathfinderState as Fit, sample
+
+    form = flat_view(target)[1]
+
+    def one(pair):
+        fit, key = pair
+        with relaxed():
+            positions, log_prob = sample(key, Fit(*fit), num_draws)
+        log_density = jax.lax.map(
+            lambda x: target.log_density(form(x)), positions, batch_size=min(num_draws, 100)
+        )
+        return positions, log_density, log_density - log_prob
+
+    return jax.lax.map(one, (fits, keys))

@@ -1,0 +1,235 @@
+"""Particles that a kernel moves: Stein variational gradient descent, and coin sampling."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ...core._cache import remembering
+from ...core._convert import one_of, whole
+from ...core._data import BATCHING, Epoch, Minibatches, log_density_estimate, minibatches
+from ...core._dtype import relaxed
+from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._flat import flat_init, flat_view, position_shapes
+from ...core._require import check_positions
+from ...core._results import RESULTS
+from ...core._rows import check_rows
+from ...core._start import find_start
+from ...core._target import AbstractTarget
+from ...core._tree import unravel
+from ...core._types import PRNGKey
+from ...diagnostics._data import Draws
+from ...diagnostics._records import AbstractRecord, Judged
+from ...diagnostics._report import Finding
+
+MAX_FAILURES = 20  # updates in a row that are not finite, before it gives up
+KERNELS = ("rbf", "linear")
+Particles = Float[Array, "particle dim"]
+
+
+class SteinParticles(AbstractRecord):
+    """What moved particles, and how wide they are.
+
+    Attributes:
+        shift: Root mean square of the particles' direction by step, `(step,)`.
+        inflation: `E[(E x - x) d log p / dx]` over particles, by coordinate: 1 for draws from
+            `p`, of a normal `p` their variance over that of `p`.
+    """
+
+    shift: Any
+    inflation: Any
+
+    def judge(self, draws: Draws, method: str) -> Judged:
+        quarter = max(len(self.shift) // 4, 1)
+        before, after = self.shift[-2 * quarter : -quarter], self.shift[-quarter:]
+        fall = float(np.mean(after) / np.mean(before)) if len(before) else 1.0
+        narrow = float(np.min(self.inflation))
+        numbers = {"shift": float(np.mean(after)), "inflation": narrow}
+        moving = f"The particles' direction is {fall:.3g} of what it was a quarter before"
+        settled = Finding("shift", "ok", f"{moving}: they have settled", fall)
+        if fall < 0.5:
+            settled = Finding(
+                "shift",
+                "warning",
+                f"{moving}: they are still settling",
+                fall,
+                remedy="Take more `steps`.",
+            )
+        message = (
+            f"By the gradient at the particles, variances are {narrow:.3g} of the target's"
+        )
+        spread = Finding("spread", "ok", message, narrow)
+        if narrow < 0.8:
+            remedy = "Take more `particles`, or `kernel='linear'` for exact Gaussian moments."
+            spread = Finding("spread", "warning", message, narrow, remedy=remedy)
+        return [settled, spread], numbers
+
+
+class SVGDState(eqx.Module):
+    """What the next step needs.
+
+    Attributes:
+        particles: Flat positions.
+        optimizer: State of the optimiser.
+        epoch: Running epoch of the minibatches.
+        started: Whether all particles had a finite start.
+        failures: Updates that were not finite, in a row.
+    """
+
+    particles: Particles
+    optimizer: PyTree
+    epoch: Epoch
+    started: Bool[Array, ""]
+    failures: Int[Array, ""]
+
+
+class SVGD(AbstractEngine):
+    """Particles that follow the gradient of the log density, and keep apart by a kernel.
+
+    With `update="coin"` each coordinate bets on its own direction: there is no learning rate.
+    Particles are few and dependent: they are no independent draws, and with the `"rbf"` kernel
+    too narrow where there are fewer than some hundreds; `diagnose` measures by how much.
+
+    Attributes:
+        particles: How many.
+        steps: Updates.
+        update: `"coin"`, or an optax transform, such as `optax.adam(0.05)`.
+        kernel: `"rbf"`, whose width is by the median distance, or `"linear"`, `x y + 1`, with
+            which mean and covariance of a Gaussian target are exact.
+        batch_size: Rows of data per update; None for all.
+        batching: `"reshuffle"` (without replacement) or `"iid"`.
+
+    References:
+        Liu, Wang (2016), Stein variational gradient descent, arXiv:1608.04471. Sharrock,
+        Nemeth (2023), Coin sampling: gradient-based Bayesian inference without learning
+        rates, arXiv:2301.11294. Liu, Wang (2018), Stein variational gradient descent as
+        moment matching, arXiv:1810.11693.
+    """
+
+    particles: int = eqx.field(default=100, converter=whole("particles", least=2))
+    steps: int = eqx.field(default=1_000, converter=whole("steps", least=1))
+    update: Any = "coin"
+    kernel: str = eqx.field(default="rbf", converter=one_of("kernel", KERNELS))
+    batch_size: int | None = eqx.field(
+        default=None, converter=whole("batch_size", least=1, optional=True)
+    )
+    batching: str = eqx.field(default="reshuffle", converter=one_of("batching", BATCHING))
+
+    def __check_init__(self):
+        own = hasattr(self.update, "init") and hasattr(self.update, "update")
+        if not own and self.update != "coin":
+            raise ValueError(
+                f"`update` must be 'coin' or an optax transform; got {self.update!r}."
+            )
+
+    @property
+    def name(self) -> str:
+        return "SVGD"
+
+    @property
+    def schedule(self) -> Schedule:
+        """All particles are one replica."""
+        return Schedule(1, 0, self.steps)
+
+    def validate(self, target: AbstractTarget) -> None:
+        check_positions(target, "SVGD")
+        self._batches(target)
+        check_rows(target, self.batch_size)
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> SVGDState:
+        def attempt(key):
+            point = flat_init(target, key=key)
+            value, slope = jax.value_and_grad(self._density(target, None))(point)
+            return point, jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+
+        like = flat_view(target)[0]
+        one = lambda k: find_start(attempt, like, key=k)
+        particles, found = jax.lax.map(one, jr.split(key, self.particles))
+        with relaxed():
+            optimizer = self._optimizer.init(particles)
+        epoch = self._batches(target).init()
+        return SVGDState(particles, optimizer, epoch, jnp.all(found), jnp.zeros((), jnp.int32))
+
+    def step(
+        self, target: AbstractTarget, state: SVGDState, index: Array, *, key: PRNGKey
+    ) -> tuple[SVGDState, Info]:
+        rows, epoch = self._batches(target).next(state.epoch, index, key=key)
+        gradients = jax.vmap(jax.grad(self._density(target, rows)))(state.particles)
+        direction = stein_direction(state.particles, gradients, self.kernel)
+        with relaxed():
+            moves, optimizer = self._optimizer.update(
+                -direction, state.optimizer, state.particles
+            )
+        finite = jnp.all(jnp.isfinite(direction)) & jnp.all(jnp.isfinite(moves))
+        new = (state.particles + moves.astype(state.particles.dtype), optimizer)
+        particles, optimizer = jax.tree.map(
+            lambda a, b: jnp.where(finite, a, b), new, (state.particles, state.optimizer)
+        )
+        failures = jnp.where(finite, 0, state.failures + 1)
+        stats = {"shift": jnp.sqrt(jnp.mean(direction**2))}
+        return SVGDState(particles, optimizer, epoch, state.started, failures), Info(
+            None, stats
+        )
+
+    def done(self, state: SVGDState) -> Bool[Array, ""]:
+        return ~state.started | (state.failures >= MAX_FAILURES)
+
+    def result(self, state: SVGDState) -> RESULTS:
+        lost = state.failures >= MAX_FAILURES
+        result = RESULTS.where(lost, RESULTS.nonfinite_state, RESULTS.successful)
+        return RESULTS.where(state.started, result, RESULTS.nonfinite_start)
+
+    def posterior(
+        self, target: AbstractTarget, state: SVGDState, trace: Trace, *, key: PRNGKey
+    ) -> Sample:
+        if trace.sampling is None:
+            raise ValueError("The run ended before its first step; no particle has moved.")
+        particles = jnp.asarray(state.particles[0])
+        log_density, gradients = map(np.asarray, _at(target, particles))
+        points = np.asarray(particles, np.float64)
+        inflation = np.mean((points.mean(0) - points) * gradients, axis=0)
+        record = SteinParticles(np.asarray(trace.sampling.stats["shift"])[0], inflation)
+        positions = unravel(np.asarray(particles)[None], position_shapes(target))
+        stats = {"lp": log_density[None]}
+        return Sample(positions, stats, method="variational", record=record)
+
+    @property
+    def _optimizer(self) -> Any:
+        if not isinstance(self.update, str):
+            return self.update
+        from optax.contrib import cocob
+
+        return cocob(1.0, alpha=0.0, eps=1e-10)
+
+    def _density(self, target: AbstractTarget, rows: Any) -> Any:
+        form = flat_view(target)[1]
+        return lambda x: log_density_estimate(target, form(x), rows)
+
+    def _batches(self, target: AbstractTarget) -> Minibatches:
+        return minibatches(target, self.batch_size, self.batching)
+
+
+def stein_direction(particles: Particles, gradients: Particles, kernel: str) -> Particles:
+    """Return each particle's direction, the steepest in the kernel's space of functions."""
+    number = len(particles)
+    if kernel == "linear":
+        return (particles @ particles.T + 1) @ gradients / number + particles
+    differences = particles[:, None] - particles[None]
+    squares = jnp.sum(differences**2, axis=-1)
+    pairs = jnp.sqrt(squares[jnp.tril_indices(number, -1)])
+    width = jnp.median(pairs) ** 2 / jnp.log(jnp.asarray(number, particles.dtype))
+    values = jnp.exp(-squares / width)
+    apart = jnp.sum(values, axis=1)[:, None] * particles - values @ particles
+    return (values @ gradients + (2 / width) * apart) / number
+
+
+@remembering
+def _at(target, particles):
+    """Log densities and gradients at particles."""
+    form = flat_view(target)[1]
+    one = jax.value_and_grad(lambda x: target.log_density(form(x)))
+    return jax.lax.map(one, particles, batch_size=min(len(particles), 100))

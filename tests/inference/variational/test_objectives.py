@@ -1,0 +1,224 @@
+"""Objectives and estimators against closed forms: bounds, slopes, signal to noise."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from whence.inference.variational import (
+    BBVI,
+    CIWAE,
+    ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    ClosedFormEntropy,
+    Factors,
+    Flow,
+    ForwardKL,
+    FullRank,
+    LogVariance,
+    MeanField,
+    PathDerivative,
+    Point,
+    Proximal,
+    RejectionSampling,
+    Renyi,
+    ScoreFunction,
+    TotalDerivative,
+)
+from whence.inference.variational._objective import path_slopes, score_slopes, slopes
+
+SPREAD = 1.2  # standard deviation of log weights; with mean -SPREAD**2 / 2 the evidence is 1
+OBJECTIVES = [ELBO(), IWAE(), MIWAE(2), PIWAE(2), CIWAE(0.3), Renyi(0.4), Renyi(-1.0)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Standard: the closed forms here broadcast over samples."""
+
+
+def log_weights(key, number, samples):
+    return SPREAD * jr.normal(key, (number, samples)) - SPREAD**2 / 2
+
+
+def expected_bound(inner):
+    """The importance weighted bound of lognormal weights, by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    weights = weights / weights.sum()
+    grid = np.stack(np.meshgrid(*[SPREAD * nodes - SPREAD**2 / 2] * inner), -1)
+    mass = np.prod(np.stack(np.meshgrid(*[weights] * inner), -1), -1)
+    return np.sum(mass * np.log(np.mean(np.exp(grid), -1)))
+
+
+def test_bounds_are_what_they_are_and_in_order(key):
+    """Expectations by quadrature; M and K swapped would be off by many standard errors."""
+    draws = log_weights(key, 40_000, 6)
+    value = lambda o: jax.vmap(lambda w: o.value(o.arrange(w)))(draws)
+    found = [value(o) for o in (ELBO(), MIWAE(3), MIWAE(2), IWAE())]
+    means = np.array([v.mean() for v in found])
+    errors = np.array([v.std() / np.sqrt(len(v)) for v in found])
+    # Groups: six of one, three of two, two of three, one of six.
+    exact = np.array([-(SPREAD**2) / 2, expected_bound(2), expected_bound(3)])
+    assert_allclose((means[:3] - exact) / errors[:3], 0, atol=4.5)
+    assert abs(means[1] - exact[2]) > 10 * errors[1]
+    assert (np.diff(means) > 10 * errors[1:]).all()
+    assert means[-1] < -10 * errors[-1]  # the evidence
+    both = value(CIWAE(0.3))
+    assert_allclose(both, 0.3 * found[0] + 0.7 * found[3], rtol=1e-12)
+    assert_allclose(value(PIWAE(3)), found[1])
+
+
+def test_renyi_bound(key):
+    """Of lognormal weights it is -alpha SPREAD**2 / 2, given draws enough."""
+    draws = log_weights(key, 1, 1_000_000)[0]
+    for alpha in (0.5, -0.5, 2.0):
+        objective = Renyi(alpha)
+        value = objective.value(objective.arrange(draws))
+        power = np.exp((1 - alpha) * draws)
+        error = power.std() / power.mean() / 1_000 / abs(1 - alpha)
+        assert_allclose((value + alpha * SPREAD**2 / 2) / error, 0, atol=4.5)
+
+
+def test_slopes_in_closed_form(key):
+    draws = log_weights(key, 1, 6)[0]
+    share = jax.nn.softmax(draws)
+    assert_allclose(slopes(IWAE(), draws), 6 * share)
+    assert_allclose(path_slopes(IWAE(), draws), 6 * share**2)
+    assert_allclose(path_slopes(CIWAE(0.3), draws), 0.3 + 0.7 * 6 * share**2)
+    tilted = jax.nn.softmax(0.6 * draws)
+    assert_allclose(path_slopes(Renyi(0.4), draws), 6 * (0.4 * tilted + 0.6 * tilted**2))
+    groups = jax.nn.softmax(draws.reshape(2, 3), axis=1)
+    assert_allclose(path_slopes(MIWAE(2), draws), 3 * groups.ravel() ** 2)
+    # Of the wake phase the scores are weighted by the weights themselves.
+    assert_allclose(score_slopes(ForwardKL(), draws), 6 * share)
+    # The log variance has the gradient of the ELBO with the mean of others for control.
+    others = (draws.sum() - draws) / 5
+    assert_allclose(score_slopes(ELBO(), draws), draws - others)
+    assert_allclose(score_slopes(LogVariance(), draws), draws - others)
+
+
+def log_density(x):
+    """Correlated and skewed."""
+    z = x[:, 0] + 0.5 * x[:, 1] ** 2
+    return -0.5 * z**2 - 0.5 * (x[:, 1] - 1) ** 2
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_estimators_agree(objective, key):
+    """In expectation, and with the derivative of the expected objective."""
+    family, samples, number = FullRank(), 4, 40_000
+    params = family.init(jnp.asarray([-0.3, 0.6]))
+    params |= {
+        "log_scale": jnp.asarray([0.1, -0.4]),
+        "lower": jnp.asarray([[0.0, 0], [-0.4, 0]]),
+    }
+    noise = jr.normal(key, (number, samples, 2))
+    direction = {
+        "loc": jnp.asarray([0.3, 1.0]),
+        "whitened": jnp.zeros(2),
+        "log_scale": jnp.asarray([1.0, -0.5]),
+        "lower": jnp.asarray([[0.0, 0.0], [1.0, 0.0]]),
+    }
+
+    def along(estimator, noise):
+        _, gradient = estimator.estimate(family, params, log_density, noise, objective)
+        return sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient, direction))))
+
+    def value(size, noise):
+        step = jax.tree.map(lambda x: size * x, direction)
+        moved = family.move(params, step)
+        x = jax.vmap(lambda n: family.transform(moved, n))(noise)
+        weights = log_density(x) - jax.vmap(lambda n: family.log_prob(moved, n))(noise)
+        return objective.value(objective.arrange(weights))
+
+    @jax.jit
+    @jax.vmap
+    def evaluate(noise):
+        truth = jax.grad(value)(jnp.zeros(()), noise)
+        others = PathDerivative(), TotalDerivative(), ScoreFunction()
+        return truth, jnp.stack([along(e, noise) for e in others])
+
+    truth, found = evaluate(noise)
+    # The same noise moved along is the total derivative, draw by draw.
+    assert_allclose(found[:, 1], truth, rtol=1e-8, atol=1e-10)
+    for other in (found[:, 0], found[:, 2]):
+        difference = other - truth
+        assert abs(difference.mean()) < 4.5 * difference.std() / np.sqrt(number)
+
+
+def snr(estimator, objective, samples, key, number=15_000):
+    """Signal to noise of the gradients by model and family: Rainforth and others (2018)."""
+    family = Factors({"theta": Point()}, MeanField()).bind((("theta", 5), ("z", 5)))
+    theta, x = 0.1 * jnp.arange(5.0), 1 + 0.2 * jnp.arange(5.0)
+    off = 0.05 * jnp.asarray([1.0, -1.0, 1.0, 1.0, -1.0])
+
+    def target(position):
+        theta, z = position[:, :5], position[:, 5:]
+        return -0.5 * jnp.sum((z - theta) ** 2 + (x - z) ** 2, axis=1)
+
+    params = family.init(jnp.concatenate([theta, (theta + x) / 2 + off]))
+    scale = jnp.full(5, 0.5 * jnp.log(2 / 3))
+    params = (params[0], params[1] | {"log_scale": scale})
+
+    @jax.jit
+    def gradients(key):
+        def one(key):
+            noise = family.noise(jnp.zeros(10), samples, key=key)
+            gradient = estimator.estimate(family, params, target, noise, objective)[1]
+            return gradient[0]["loc"], gradient[1]["loc"]
+
+        return jax.lax.map(one, jr.split(key, number), batch_size=2_000)
+
+    def ratio(g):
+        variance = g.var(0)
+        square = np.maximum(g.mean(0) ** 2 - variance / number, 0)
+        return np.sqrt(square.sum() / variance.sum())
+
+    return np.array([ratio(np.asarray(g)) for g in gradients(key)])
+
+
+def test_signal_to_noise(key):
+    """By the number of inner draws: 1/2 for the model, -1/2 for the family, 1/2 with DReG."""
+    inner = np.array([4, 16, 64])
+    slope = lambda y: np.polyfit(np.log(inner), np.log(y), 1)[0]
+    plain = np.array([snr(TotalDerivative(), IWAE(), int(k), key) for k in inner])
+    double = np.array([snr(PathDerivative(), IWAE(), int(k), key) for k in inner])
+    assert_allclose(slope(plain[:, 0]), 0.5, atol=0.1)
+    assert_allclose(slope(plain[:, 1]), -0.5, atol=0.15)
+    assert_allclose(slope(double[:, 1]), 0.5, atol=0.1)
+    # Four times the groups: twice the signal to noise, of both.
+    grouped = snr(TotalDerivative(), MIWAE(4), 16, key)
+    assert_allclose(grouped / plain[0], 2, rtol=0.2)
+    # Model as `IWAE` of all draws, family as `MIWAE`: each its own.
+    parts = snr(TotalDerivative(), PIWAE(4), 16, key)
+    assert_allclose(parts[0], plain[1, 0], rtol=1e-6)
+    assert_allclose(parts[1], grouped[1], rtol=1e-6)
+
+
+def test_parts_that_do_not_go_together():
+    for objective in (LogVariance(), ForwardKL()):
+        with pytest.raises(ValueError, match=r"use `estimator=ScoreFunction\(\)`"):
+            PathDerivative().check(objective, MeanField(), 4)
+    with pytest.raises(ValueError, match="ClosedFormEntropy is for the `ELBO` alone"):
+        ClosedFormEntropy().check(IWAE(), MeanField(), 4)
+    with pytest.raises(ValueError, match="entropy in closed form, which `Flow`"):
+        ClosedFormEntropy().check(ELBO(), Flow(), 4)
+    with pytest.raises(ValueError, match="needs a family with a rejection sampler"):
+        RejectionSampling().check(ELBO(), MeanField(), 4)
+    with pytest.raises(ValueError, match="at least 2 `samples`"):
+        ScoreFunction().check(ELBO(), MeanField(), 1)
+    with pytest.raises(ValueError, match="`samples` must be a multiple of `outer` of MIWAE, 8"):
+        BBVI(objective=MIWAE(8), samples=10)
+    with pytest.raises(ValueError, match="`outer` must be at least 1; got 0"):
+        MIWAE(0)
+    with pytest.raises(ValueError, match="`samples` must be at least 1; got 0"):
+        BBVI(objective=IWAE(), samples=0)
+    with pytest.raises(ValueError, match="LogVariance needs at least 2 draws"):
+        BBVI(objective=LogVariance(), samples=1)
+    with pytest.raises(ValueError, match="`alpha` must not be 1"):
+        Renyi(1.0)
+    with pytest.raises(ValueError, match="`update` has steps of its own"):
+        BBVI(update=Proximal(0.1), objective=IWAE())

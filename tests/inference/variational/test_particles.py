@@ -1,0 +1,143 @@
+"""SVGD, Laplace, Pathfinder and repaired draws against closed forms and blackjax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from blackjax.vi import svgd
+from numpy.testing import assert_allclose
+from scipy.special import gammaln
+
+import whence as wh
+from whence.inference.variational._svgd import stein_direction
+from whence.testing import Gaussian, LogGamma
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Standard: blackjax and the closed forms here mix ranks."""
+
+
+def test_coin_sampling_has_exact_gaussian_moments(key):
+    """With the linear kernel, and nothing to tune."""
+    target = Gaussian(2, condition_number=4.0, correlated=True)
+    engine = wh.SVGD(particles=50, steps=5_000, kernel="linear")
+    posterior = wh.infer(target, engine, key=key)
+    x = posterior["x"][0]
+    assert_allclose(x.mean(0), target.mean, atol=1e-3)
+    assert_allclose(np.cov(x.T, ddof=0), target.covariance, atol=1e-3)
+    report = posterior.diagnose()
+    assert report["shift"].severity == report["spread"].severity == "ok"
+    assert_allclose(posterior.record.inflation, 1, atol=1e-2)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
+def test_it_is_what_blackjax_does(kernel, key):
+    """Twenty updates of the same particles with optax's coin betting."""
+    target = Gaussian(2, condition_number=4.0, correlated=True)
+    engine = wh.SVGD(particles=15, steps=20, kernel=kernel)
+    coin = optax.contrib.cocob(1.0, alpha=0.0, eps=1e-10)
+    state = engine.init(target, key=key)
+    start = state.particles
+    function = svgd.rbf_kernel if kernel == "rbf" else lambda x, y: x @ y + 1
+    move = svgd.build_kernel(coin)
+
+    def own(state, index):
+        return engine.step(target, state, index, key=key)[0], None
+
+    def theirs(carry, _):
+        particles, optimizer = carry
+        known = svgd.median_heuristic({}, particles) if kernel == "rbf" else {}
+        new = move(
+            svgd.SVGDState(particles, known, optimizer), jax.grad(target.log_density), function
+        )
+        return (new.particles, new.opt_state), None
+
+    found = jax.jit(lambda s: jax.lax.scan(own, s, jnp.arange(20, dtype=jnp.int32))[0])(state)
+    begin = start, coin.init(start)
+    (exact, _), _ = jax.jit(lambda s: jax.lax.scan(theirs, s, None, length=20))(begin)
+    assert_allclose(found.particles, exact, rtol=1e-10, atol=1e-10)
+    assert np.abs(exact - start).max() > 0.1
+
+
+def test_direction_of_two_particles():
+    """By hand: weighted gradients, and apart."""
+    x, g = jnp.asarray([[0.0], [2.0]]), jnp.asarray([[1.0], [-3.0]])
+    width = 4 / np.log(2)
+    k = np.exp(-4 / width)
+    exact = [(1 - 3 * k - 2 / width * 2 * k) / 2, (k - 3 + 2 / width * 2 * k) / 2]
+    assert_allclose(stein_direction(x, g, "rbf")[:, 0], exact)
+    assert_allclose(stein_direction(x, g, "linear")[:, 0], [(1 - 3) / 2, (1 - 15) / 2 + 2])
+
+
+def test_few_particles_are_said_to_be_narrow(key):
+    engine = wh.SVGD(particles=10, steps=1_000, update=optax.adam(0.1))
+    posterior = wh.infer(Gaussian(20), engine, key=key)
+    spread = posterior.diagnose()["spread"]
+    assert spread.severity == "warning"
+    assert_allclose(spread.value, posterior["x"][0].var(0).min(), rtol=0.2)
+
+
+def test_laplace_on_a_gaussian_and_off_one(key):
+    target = Gaussian(3, condition_number=10.0, correlated=True)
+    posterior = wh.infer(target, wh.Laplace(starts=2), key=key)
+    x = posterior["x"][0]
+    assert_allclose(x.mean(0), target.mean, atol=4.5 / np.sqrt(4_000))
+    assert_allclose(np.cov(x.T), target.covariance, atol=0.1)
+    assert_allclose(posterior.log_evidence, 0, atol=1e-8)
+    assert posterior.log_evidence_error < 1e-6
+    assert posterior.diagnose()["khat"].severity == "ok"
+    # Of the logarithm of a gamma variable: mode log a, curvature a, and a heavy left tail.
+    skewed = wh.infer(LogGamma((20.0,)), wh.Laplace(starts=2), key=key)
+    x = skewed["x"][0, :, 0]
+    assert_allclose(x.mean(), np.log(20), atol=4.5 * 20**-0.5 / np.sqrt(4_000))
+    plain = np.log(20) * 20 - 20 - gammaln(20) + 0.5 * np.log(2 * np.pi / 20)
+    assert abs(plain) > 3e-3  # by mode and curvature alone; the ratios know better
+    assert_allclose(skewed.log_evidence, 0, atol=4.5 * skewed.log_evidence_error)
+    assert skewed.log_evidence_error < 0.01
+
+
+def test_pathfinder(key):
+    target = Gaussian(3, condition_number=10.0, correlated=True)
+    posterior = wh.infer(target, wh.Pathfinder(draws=500), key=key)
+    assert posterior.log_weights.shape == (1, 2_000)
+    weights = np.exp(posterior.log_weights[0])
+    x = posterior["x"][0]
+    ess = 1 / (weights**2).sum()
+    assert ess > 500
+    sd = np.sqrt(np.diag(target.covariance))
+    assert_allclose((weights @ x - target.mean) / sd, 0, atol=4.5 / np.sqrt(ess))
+    assert_allclose(posterior.log_evidence, 0, atol=4.5 * posterior.log_evidence_error + 0.01)
+    assert posterior.resample(100, key=key).num_draws == 100
+    alone = wh.infer(target, wh.Pathfinder(paths=1, draws=200), key=key)
+    assert alone.log_weights is None
+    assert alone.num_draws == 200
+
+
+def test_repaired_draws(key):
+    """A mean field that is too narrow by a known factor, mended by its importance ratios."""
+    target = Gaussian(2, condition_number=3.0, correlated=True)
+    posterior = wh.infer(target, wh.BBVI(draws=20_000, checked=15_000), key=key)
+    repaired = posterior.resample(10_000, key=key, importance=True)
+    narrow = posterior["x"][0].std(0)
+    sd = np.sqrt(np.diag(target.covariance))
+    assert (narrow < 0.95 * sd).any()
+    assert_allclose(repaired["x"][0].std(0), sd, rtol=0.05)
+    assert repaired.log_weights is None
+    assert repaired.record is None
+    with pytest.raises(ValueError, match="this posterior has none"):
+        repaired.resample(10, key=key, importance=True)
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="`update` must be 'coin' or an optax transform"):
+        wh.SVGD(update="adam")
+    with pytest.raises(ValueError, match="`particles` must be at least 2; got 1"):
+        wh.SVGD(particles=1)
+    with pytest.raises(ValueError, match="`kernel` must be one of 'rbf', 'linear'"):
+        wh.SVGD(kernel="imq")
+    with pytest.raises(ValueError, match="`paths` must be at least 1"):
+        wh.Pathfinder(paths=0)
+    with pytest.raises(ValueError, match="`draws` must be at least 1; got 0"):
+        wh.Laplace(draws=0)

@@ -1,0 +1,193 @@
+"""Proximal and Bures-Wasserstein updates, divergence, averages: fixed points and rates."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose
+
+import whence as wh
+from whence.inference.variational import (
+    BBVI,
+    BuresWasserstein,
+    ClosedFormEntropy,
+    FullRank,
+    MeanField,
+    Proximal,
+)
+from whence.testing import Gaussian
+
+CURVATURES = np.geomspace(0.05, 1.0, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """Standard: the closed forms here broadcast over samples."""
+
+
+def quadratic(key):
+    """Log density, mean and precision of a Gaussian with these curvatures."""
+    axes = np.linalg.qr(np.asarray(jr.normal(key, (4, 4))))[0]
+    precision = jnp.asarray((axes * CURVATURES) @ axes.T)
+    mean = jnp.arange(4.0)
+
+    def log_densities(x):
+        return -0.5 * jnp.einsum("ni,ij,nj->n", x - mean, precision, x - mean)
+
+    return log_densities, mean, precision
+
+
+def moments(params):
+    described = FullRank().describe(params)
+    root = described["scale_tril"]
+    return described["loc"], root @ root.T
+
+
+def test_forward_backward_contracts_to_the_target(key):
+    """Draws in pairs of opposite sign make the expectations exact: rates and fixed point."""
+    log_densities, mean, precision = quadratic(key)
+    half = jr.normal(key, (4, 4))
+    noise = jnp.concatenate([half, -half])
+    update, family = BuresWasserstein(0.9), FullRank()
+    one = jax.jit(lambda p: update.apply(family, p, log_densities, noise, jnp.ones(()))[1])
+    params = family.init(jnp.zeros(4))
+    sharpest = np.linalg.eigh(precision)[1]
+    for _ in range(3):
+        before, covariance = moments(params)
+        params = one(params)
+        after, new = moments(params)
+        contracted = (1 - 0.9 * CURVATURES) * (sharpest.T @ (before - mean))
+        assert_allclose(sharpest.T @ (after - mean), contracted, atol=1e-12)
+        # The backward step by its definition, in the axes of the target.
+        middle = np.diag(sharpest.T @ covariance @ sharpest) * (1 - 0.9 * CURVATURES) ** 2
+        exact = 0.5 * (middle + 1.8 + np.sqrt(middle * (middle + 3.6)))
+        assert_allclose(np.diag(sharpest.T @ new @ sharpest), exact, rtol=1e-9)
+    params = jax.lax.fori_loop(0, 700, lambda _, p: one(p), params)
+    found, covariance = moments(params)
+    assert_allclose(found, mean, atol=1e-8)
+    assert_allclose(covariance @ precision, np.eye(4), atol=1e-8)
+
+
+def test_backward_step_is_the_proximal_operator(key):
+    """Its result minimises entropy's part plus squared Wasserstein distance over 2 h."""
+    from whence.inference.variational._update import backward
+
+    root = jnp.asarray([[0.8, 0.0], [0.3, 0.5]])
+    size, start = 0.3, np.asarray(root @ root.T)
+
+    def objective(matrix):
+        values, axes = np.linalg.eigh(start)
+        half = (axes * np.sqrt(values)) @ axes.T
+        cross = np.sqrt(np.linalg.eigvalsh(half @ matrix @ half)).sum()
+        distance = np.trace(start) + np.trace(matrix) - 2 * cross
+        return -0.5 * np.linalg.slogdet(matrix)[1] + distance / (2 * size)
+
+    new = backward(root, jnp.asarray(size))
+    best = np.asarray(new @ new.T)
+    for direction in (np.eye(2), np.array([[0, 1], [1, 0]]), np.diag([1, -1])):
+        both = [objective(best + e * direction) for e in (1e-4, -1e-4)]
+        assert_allclose((both[0] - both[1]) / 2e-4, 0, atol=1e-6)
+        assert min(both) > objective(best)
+
+
+def test_stein_estimate_of_the_hessian(key):
+    log_densities, _, precision = quadratic(key)
+    params = FullRank().init(jnp.zeros(4)) | {"lower": jnp.tril(jnp.full((4, 4), 0.3), -1)}
+    root = FullRank().describe(params)["scale_tril"]
+    noise = jr.normal(key, (50_000, 4))
+    positions = params["loc"] + noise @ root.T
+    update = BuresWasserstein(hessian="stein")
+    _, _, found = update._expected(log_densities, positions, noise, root)
+    _, _, exact = BuresWasserstein()._expected(log_densities, positions[:2], noise[:2], root)
+    assert_allclose(exact, precision, atol=1e-12)
+    assert_allclose(found, precision, atol=0.1)
+
+
+def test_proximal_step_is_the_log_barrier(key):
+    """At one draw: the energy's step in the entries of the factor, then c + sqrt(c^2 + 4 h)."""
+    log_densities, mean, precision = quadratic(key)
+    noise = jr.normal(key, (1, 4))
+    size, family = 0.2, FullRank()
+    lower = jnp.tril(0.3 * jr.normal(key, (4, 4)), -1)
+    params = family.init(jnp.ones(4)) | {"lower": lower, "log_scale": jnp.arange(4.0) / 4}
+    root = family.describe(params)["scale_tril"]
+    force = -precision @ (params["loc"] + root @ noise[0] - mean)
+    stepped = np.array(root + size * jnp.tril(jnp.outer(force, noise[0])))
+    diagonal = np.diag(stepped)
+    np.fill_diagonal(stepped, (diagonal + np.sqrt(diagonal**2 + 4 * size)) / 2)
+    one = jnp.ones(())
+    _, new = Proximal(size).apply(family, params, log_densities, noise, one)
+    assert_allclose(family.describe(new)["scale_tril"], stepped, rtol=1e-9)
+    assert_allclose(new["loc"], params["loc"] + size * force)
+    plain = {"loc": params["loc"], "log_scale": params["log_scale"]}
+    _, narrow = Proximal(size).apply(MeanField(), plain, log_densities, noise, one)
+    scale = np.exp(plain["log_scale"])
+    force = -precision @ (params["loc"] + scale * noise[0] - mean)
+    diagonal = scale + size * force * noise[0]
+    exact = (diagonal + np.sqrt(diagonal**2 + 4 * size)) / 2
+    assert_allclose(np.exp(narrow["log_scale"]), exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("update", [BuresWasserstein(), Proximal(0.05)], ids=["fb", "prox"])
+def test_updates_find_a_gaussian(update, key):
+    target = Gaussian(3, condition_number=10.0, correlated=True)
+    engine = BBVI(family=FullRank(), update=update, steps=2_000, draws=1_000)
+    posterior = wh.infer(target, engine, key=key)
+    assert_allclose(posterior.record.elbo_final, 0, atol=0.02)  # the density is normalised
+    assert posterior.diagnose()["khat"].severity == "ok"
+
+
+def test_a_fit_that_diverges_is_stopped(key):
+    """The last good iterate is kept, and said."""
+    target = Gaussian(3, condition_number=100.0)
+    engine = BBVI(optimizer=optax.sgd(0.5), steps=4_000, draws=200, family=MeanField(0.01))
+    posterior = wh.infer(target, engine, key=key)
+    left, good = posterior.record.diverged
+    assert good < left < 4_000
+    report = posterior.diagnose()
+    assert report["diverged"].severity == "error"
+    assert "Lower the learning rate" in report["diverged"].remedy
+    assert np.isfinite(posterior.record.elbo_final)
+    # The same with small steps comes to rest, and nothing is said.
+    calm = wh.infer(target, BBVI(optimizer=optax.adam(0.01), steps=1_000, draws=200), key=key)
+    assert calm.record.diverged is None
+    assert "diverged" not in {finding.code for finding in calm.diagnose()}
+
+
+def test_averaged_iterates(key):
+    """With steps that do not fall the mean over half of the fit is nearer than its end."""
+    target = Gaussian(3)
+    # At the optimum of an exact family the path derivative has no noise to average.
+    own = {"optimizer": optax.sgd(0.1), "steps": 3_000, "samples": 1, "draws": 100}
+    own |= {"estimator": ClosedFormEntropy()}
+    keys = jr.split(key, 4)
+    mean = np.asarray(target.mean)
+    off = {
+        average: np.mean(
+            [
+                np.square(
+                    wh.infer(target, BBVI(**own, average=average), key=k).record.fitted["loc"]
+                    - mean
+                ).mean()
+                for k in keys
+            ]
+        )
+        for average in (True, False)
+    }
+    assert off[True] < 0.2 * off[False]
+
+
+def test_updates_for_other_families():
+    target = Gaussian(3)
+    for update in (BuresWasserstein(), Proximal(0.1)):
+        family = wh.Factors({"x": wh.MeanField()})
+        with pytest.raises(ValueError, match=r"is an update of .*FullRank\(\)`.*got Factors"):
+            BBVI(family=family, update=update).validate(target)
+    with pytest.raises(ValueError, match="got MeanField"):
+        BBVI(update=BuresWasserstein()).validate(target)
+    with pytest.raises(ValueError, match="`hessian` must be one of"):
+        BuresWasserstein(hessian="full")
+    with pytest.raises(ValueError, match="`step_size` must be positive"):
+        Proximal(0.0)
