@@ -1,0 +1,336 @@
+"""The model: weights of a network that vary from task to task, and the law they vary by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import keystr, tree_map_with_path
+from jaxtyping import Array, PyTree
+from scipy import stats
+
+from ...core._convert import one_of, part, positive, whole
+from ...core._key import as_key
+from ...core._types import Scalar
+from ...language._module_leaves import check_module, select
+from ._covariance import AbstractCovariance, Diagonal, Full, LowRank, Weights
+from ._likelihood import AbstractLikelihood
+from ._tasks import AbstractTasks
+
+_COVARIANCES = ("diagonal", "full", "low_rank")
+_NODES, _TAIL = 24, 1e-5  # of the law of the scale of a task
+
+
+class Population(eqx.Module):
+    """Components of the law of a task's weights: means and covariances, stacked.
+
+    Attributes:
+        log_weights: Unnormalised, `(component,)`.
+        mean: `(component, weight)`.
+        covariance: Its arrays have an axis of components before their own.
+    """
+
+    log_weights: Array
+    mean: Array
+    covariance: AbstractCovariance
+
+
+class Scales(eqx.Module):
+    """A law of the factor v on a task's covariance, on a grid.
+
+    Attributes:
+        values: `(node,)`.
+        log_weights: Normalised, `(node,)`.
+    """
+
+    values: Array
+    log_weights: Array
+
+
+class Layout(NamedTuple):
+    """How a vector of weights is laid out in the network.
+
+    Attributes:
+        structure: Of the pytree of adapted arrays.
+        shapes: Theirs, in order.
+        names: Their paths.
+        last: Where the weights of the last layer begin.
+    """
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+    last: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of weights in each array."""
+        return tuple(int(np.prod(shape)) for shape in self.shapes)
+
+
+class NIWMeta(eqx.Module):
+    """Tasks whose networks differ: `theta_i ~ N(mu, Sigma)`, `y | x, theta_i` of a likelihood.
+
+    Selected arrays of a network have values of their own in each task. Their law, and the
+    arrays that all tasks share, are learned from many tasks (`OneTimeIterates`); a new task
+    needs few points then (`adapt`). Of the posterior of `(mu, Sigma)`, a Normal-inverse-
+    Wishart law, endless tasks identify only its mean and `E[Sigma^-1]`, which is what is
+    learned; `df` and `strength` say how sure it is, where that is asked for.
+
+    With `"diagonal"` the law is the product of one-dimensional laws (`ProductNIW`), with
+    `"full"` and `"low_rank"` an inverse Wishart over the matrix (`NIW`), with df > d - 1.
+
+    Args:
+        net: An Equinox module, from one input to outputs; its values are the start.
+        likelihood: For example `Gaussian(scale=0.3)`, `Categorical(5)`, `Prototypes(5)`.
+        random: Which arrays vary by task: a filter of leaves as `equinox.is_inexact_array`,
+            or a function of the module that returns some of its parts
+            (`lambda net: net.layers[-1]`). The other floating-point arrays are shared.
+        covariance: `"diagonal"`, `"full"` or `"low_rank"`.
+        rank: Of the low-rank part.
+        components: Components of a mixture, for tasks of several kinds.
+        precision: Of each weight between tasks, at the start.
+        tails: Degrees of freedom of a scale v of each task, `theta_i ~ N(mu, v Sigma)` with
+            v ~ IG(tails / 2, tails / 2): tasks far from the others cost less, and `adapt`
+            says how unusual a task is. None is v = 1.
+        likelihood_scale: Factor on the log likelihood, a *sum* over points. 1 is Bayes' rule.
+        df: Degrees of freedom of the law of Sigma (about the number of tasks learned from),
+            for `adapt(..., prior="mode")` and `"predictive_t"`.
+        strength: Number of tasks that mu is known from; by default `df`.
+        key: For where the components of a mixture start.
+
+    Raises:
+        ValueError: If an argument is not as said; the message names it.
+
+    References:
+        Kim, Hospedales (2024), A hierarchical Bayesian model for deep few-shot meta learning,
+        ICLR, arXiv:2306.09702.
+    """
+
+    shared: PyTree
+    frozen: PyTree
+    likelihood: AbstractLikelihood
+    population: Population
+    scales: Scales
+    layout: Layout = eqx.field(static=True)
+    df: float | None = eqx.field(static=True)
+    strength: float | None = eqx.field(static=True)
+    likelihood_scale: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        net: Any,
+        likelihood: Any,
+        *,
+        random: Callable = eqx.is_inexact_array,
+        covariance: str = "diagonal",
+        rank: Any = 4,
+        components: Any = 1,
+        precision: Any = 100.0,
+        tails: Any = None,
+        likelihood_scale: Any = 1.0,
+        df: Any = None,
+        strength: Any = None,
+        key: Any = 0,
+    ):
+        check_module(net)
+        self.likelihood = part("likelihood", AbstractLikelihood)(likelihood)
+        net = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, net)
+        own, self.shared, self.frozen, names = _split(net, random)
+        leaves = jax.tree.leaves(own)
+        mean = ravel_pytree(own)[0]
+        sizes = [leaf.size for leaf in leaves]
+        prefix = names[-1].rpartition(".")[0]
+        of_last = sum(s for n, s in zip(names, sizes) if n.rpartition(".")[0] == prefix)
+        self.layout = Layout(
+            jax.tree.structure(own),
+            tuple(leaf.shape for leaf in leaves),
+            names,
+            len(mean) - of_last,
+        )
+        kind = one_of("covariance", _COVARIANCES)(covariance)
+        self.df = positive("df", optional=True)(df)
+        self.strength = positive("strength", optional=True)(strength) or self.df
+        if kind != "diagonal" and self.df is not None and self.df <= len(mean) - 1:
+            raise ValueError(
+                f"`df` must be above d - 1 = {len(mean) - 1} with `covariance={kind!r}`, an "
+                f"inverse Wishart over the {len(mean)} adapted weights; got {self.df:g}. Adapt "
+                "fewer weights, or use 'diagonal', which needs only df > 0."
+            )
+        number = whole("components", least=1)(components)
+        precision = positive("precision")(precision)
+        rank = whole("rank", least=1)(rank)
+        key_mean, key_factor = jr.split(as_key(key))
+        spread = float(precision) ** -0.5
+        start = spread * jr.normal(key_mean, (number, len(mean)), mean.dtype)
+        start = jnp.zeros_like(start) if number == 1 else start
+        self.population = Population(
+            jnp.zeros(number, mean.dtype),
+            mean[None] + start,
+            _covariance(kind, number, len(mean), rank, precision, mean.dtype, key_factor),
+        )
+        self.scales = _scales(positive("tails", optional=True)(tails), mean.dtype)
+        self.likelihood_scale = positive("likelihood_scale")(likelihood_scale)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether weights have one-dimensional laws."""
+        return isinstance(self.population.covariance, Diagonal)
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights that vary by task."""
+        return sum(self.layout.sizes)
+
+    def unravel(self, weights: Weights) -> PyTree:
+        """Return the adapted arrays in the structure of the network."""
+        ends = np.cumsum(self.layout.sizes)[:-1]
+        parts = jnp.split(weights, ends)
+        arrays = [p.reshape(s) for p, s in zip(parts, self.layout.shapes)]
+        return jax.tree.unflatten(self.layout.structure, arrays)
+
+    def network(self, weights: Weights) -> Any:
+        """Return the Equinox module of a task with these weights, `(weight,)`."""
+        return eqx.combine(self.unravel(weights), self.shared, self.frozen)
+
+    def outputs(self, weights: Weights, x: Array) -> Array:
+        """Return outputs `(point, output)` at inputs `(point, ...)`."""
+        net = self.network(weights)
+        x = x.astype(weights.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        return jax.vmap(lambda row: jnp.ravel(net(row)))(x)
+
+    def on(self, tasks: AbstractTasks) -> Problem:
+        """Return what `whence.train` works on: this model and tasks to learn from.
+
+        Args:
+            tasks: `Tasks` or `Episodes`.
+
+        Raises:
+            ValueError: If the tasks do not fit the network or the likelihood.
+        """
+        if not isinstance(tasks, AbstractTasks):
+            raise ValueError(f"`tasks` must be `niw.Tasks` or `niw.Episodes`; got {tasks!r}.")
+        example = tasks.example()
+        check_fit(self, *example)
+        return Problem(self, tasks)
+
+
+class Problem(eqx.Module):
+    """A model and tasks to learn it from; made by the model's `on`.
+
+    Attributes:
+        model: A pytree, of whose floating-point arrays those are learned that its loss
+            depends on.
+        tasks: Where batches come from.
+    """
+
+    model: Any
+    tasks: AbstractTasks
+
+
+class TaskLoss(eqx.Module):
+    """`-log p(data of one task | weights)`, and its curvature by rows of a Jacobian."""
+
+    meta: NIWMeta
+    x: Array
+    y: Array
+    mask: Array
+
+    def _counted(self) -> Array:
+        return self.meta.likelihood.counted(self.y, self.mask)
+
+    def scores(self, weights: Weights) -> Array:
+        """Return scores of the task's own points."""
+        outputs = self.meta.outputs(weights, self.x)
+        return self.meta.likelihood.scores(outputs, self.y, self.mask)
+
+    def __call__(self, weights: Weights) -> Scalar:
+        """Return the loss in nats: a sum over points."""
+        log_prob = self.meta.likelihood.log_prob(self.scores(weights), self.y)
+        kept = jnp.where(self._counted(), log_prob, 0)
+        return -self.meta.likelihood_scale * jnp.sum(kept)
+
+    def jacobian(self, weights: Weights) -> Array:
+        """Return derivatives of the scores, `(point, score, weight)`."""
+        if not self.meta.likelihood.separable:
+            return jax.jacrev(self.scores)(weights)
+        one = lambda w, x: self.meta.outputs(w, x[None])[0]
+        return jax.vmap(jax.jacrev(one), in_axes=(None, 0))(weights, self.x)
+
+    def rows(self, weights: Weights) -> tuple[Array, Array]:
+        """Return B and c with curvature `B'B` (Gauss-Newton) and gradient `B'c`.
+
+        Shapes are `(point * score, weight)` and `(point * score,)`.
+        """
+        root, residual = self.meta.likelihood.whitened(self.scores(weights), self.y)
+        factor = self._counted() * self.meta.likelihood_scale**0.5
+        factor = factor.astype(root.dtype)[:, None]
+        rows = factor[..., None] * jnp.einsum("pst,ptw->psw", root, self.jacobian(weights))
+        return rows.reshape(-1, rows.shape[-1]), (factor * residual).ravel()
+
+
+def check_fit(meta: NIWMeta, x: Any, y: Any, mask: Any) -> None:
+    """Raise `ValueError` unless data of tasks, `(task, point, ...)`, fit the model."""
+    row = jax.ShapeDtypeStruct(x.shape[2:], x.dtype)
+    net = meta.network(meta.population.mean[0])
+    try:
+        out = eqx.filter_eval_shape(net, row)
+    except Exception as error:
+        raise ValueError(
+            f"`x` must hold inputs of the network, which is called for one at a time, here of "
+            f"shape {row.shape}; it failed: {error}"
+        ) from error
+    if not any(isinstance(value, Tracer) for value in (y, mask)):
+        meta.likelihood.check(y, mask, int(np.prod(out.shape)))
+
+
+def _split(net: Any, random: Any) -> tuple[PyTree, PyTree, PyTree, tuple[str, ...]]:
+    """Return the adapted arrays, the shared ones, what stays, and names of the first."""
+    if not callable(random):
+        raise ValueError(
+            "`random` must be a filter of leaves, as `equinox.is_inexact_array`, or a function "
+            f"of the module that returns parts of it; got {random!r}."
+        )
+    where = random
+    try:
+        if isinstance(random(net), bool | np.bool_):
+            where = lambda path, leaf: bool(random(leaf))
+        names = tuple(leaf.path for leaf in select(net, where))
+    except (ValueError, AttributeError, TypeError, IndexError) as error:
+        raise ValueError(f"`random` must select arrays of the network. {error}") from error
+    arrays, frozen = eqx.partition(net, eqx.is_inexact_array)
+    name = lambda path: keystr(path, simple=True, separator=".")
+    own, shared = eqx.partition(
+        arrays, tree_map_with_path(lambda path, _: name(path) in names, arrays)
+    )
+    return own, shared, frozen, names
+
+
+def _covariance(kind, number, size, rank, precision, dtype, key) -> AbstractCovariance:
+    log_precision = jnp.full((number, size), np.log(precision), dtype)
+    if kind == "diagonal":
+        return Diagonal(log_precision)
+    if kind == "full":
+        return Full(jax.vmap(jnp.diag)(-log_precision / 2))
+    # Directions small beside the rest: they grow where tasks differ along them.
+    factor = jr.normal(key, (number, size, rank), dtype) * (0.1 / precision**0.5)
+    return LowRank(log_precision, factor)
+
+
+def _scales(tails: float | None, dtype) -> Scales:
+    if tails is None:
+        return Scales(jnp.ones(1, dtype), jnp.zeros(1, dtype))
+    law = stats.invgamma(tails / 2, scale=tails / 2)
+    ends = np.log(law.ppf([_TAIL, 1 - _TAIL]))
+    values = np.exp(np.linspace(*ends, _NODES))
+    weights = law.pdf(values) * values
+    return Scales(
+        jnp.asarray(values, dtype), jnp.asarray(np.log(weights / weights.sum()), dtype)
+    )

@@ -1,0 +1,142 @@
+"""The bound of one task: its best local posterior, found once and thrown away.
+
+Minus the evidence lower bound per task is `E_q[l] + KL(q || N(mu, Sigma))`, with q in closed
+form from a surrogate. The term of the hierarchy's own law, `KL(q(phi) || p(phi)) / N`,
+vanishes for endless tasks, and with it all but `m0` and `V0 / n0 = E[Sigma^-1]^-1`: that is
+what the population holds. In a mixture (of components, or of scales v) the task also has
+probabilities of where it belongs, from the evidence of its surrogates.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array
+
+from ...core._types import PRNGKey, Scalar
+from ._local import AbstractLocal, AbstractSurrogate, Combined
+from ._meta import NIWMeta, Population, Scales, TaskLoss
+
+stop = jax.lax.stop_gradient
+
+
+class LocalPosterior(NamedTuple):
+    """What is known of one task.
+
+    Attributes:
+        surrogates: By component.
+        combined: By component and scale.
+        log_prior: Of components and scales, `(component, scale)`.
+        log_weights: The same given the data, normalised.
+    """
+
+    surrogates: AbstractSurrogate
+    combined: Combined
+    log_prior: Array
+    log_weights: Array
+
+
+def local_posterior(
+    loss: TaskLoss,
+    population: Population,
+    scales: Scales,
+    local: AbstractLocal,
+    *,
+    key: PRNGKey,
+) -> LocalPosterior:
+    """Fit surrogates from every component, and combine them with every scale.
+
+    Nothing is differentiated through the fit: its arguments are cut off before it.
+    """
+    number = len(population.log_weights)
+    fit = lambda mean, covariance, key: local.fit(stop(loss), mean, covariance, key=key)
+    surrogates = jax.vmap(fit)(
+        stop(population.mean), stop(population.covariance), jr.split(key, number)
+    )
+    surrogates = stop(surrogates)
+    log_prior = log_prior_of(population, scales)
+    combined = combine_all(surrogates, population, scales)
+    log_weights = jax.nn.log_softmax((log_prior - combined.energy).ravel())
+    return LocalPosterior(surrogates, combined, log_prior, log_weights.reshape(log_prior.shape))
+
+
+def log_prior_of(population: Population, scales: Scales) -> Array:
+    """Return log probabilities of components and scales, `(component, scale)`."""
+    own = jax.nn.log_softmax(population.log_weights)
+    return own[:, None] + stop(scales.log_weights)[None]
+
+
+def combine_all(surrogates: Any, population: Population, scales: Scales) -> Combined:
+    """Combine the surrogate of each component with its prior at each scale."""
+
+    def at_scales(surrogate, mean, covariance):
+        at = lambda v: surrogate.combine(mean, covariance.scaled(v))
+        return jax.vmap(at)(stop(scales.values))
+
+    return jax.vmap(at_scales)(surrogates, population.mean, population.covariance)
+
+
+def task_objective(
+    meta: NIWMeta,
+    local: AbstractLocal,
+    x: Array,
+    y: Array,
+    mask: Array,
+    pairs: int,
+    key: PRNGKey,
+) -> tuple[Scalar, dict[str, Array]]:
+    """Return minus the bound of a task, in nats, and what to record.
+
+    The loss is averaged over pairs of draws opposite to each other, which cancels the noise
+    of its odd part.
+
+    Args:
+        meta: The model.
+        local: How surrogates are made.
+        x: Inputs of the task.
+        y: Its data.
+        mask: Which points are there.
+        pairs: Of draws.
+        key: Random key.
+    """
+    key_fit, key_scale, key_noise = jr.split(key, 3)
+    loss = TaskLoss(meta, x, y, mask)
+    found = local_posterior(loss, meta.population, meta.scales, local, key=key_fit)
+    # At their best the probabilities have no gradient; they need not be differentiated.
+    shares = stop(jnp.exp(found.log_weights))
+    log_ratio = stop(found.log_weights) - found.log_prior
+    kl = jnp.sum(shares * (found.combined.kl + log_ratio))
+    number = len(shares)
+    drawn = jr.categorical(key_scale, stop(found.log_weights), axis=1)
+    posterior = jax.tree.map(
+        lambda leaf: leaf[jnp.arange(number), drawn], found.combined.posterior
+    )
+
+    def expected(posterior, key):
+        noise = jr.normal(key, (pairs, posterior.noise_size), posterior.mean.dtype)
+        moves = jax.vmap(posterior.move)(noise)
+        both = jax.vmap(loss)(posterior.mean[None] + jnp.concatenate([moves, -moves]))
+        return jnp.mean(both)
+
+    losses = jax.vmap(expected)(posterior, jr.split(key_noise, number))
+    fit = jnp.sum(jnp.sum(shares, axis=1) * losses)
+    best = jnp.argmax(jnp.sum(shares, axis=1))
+    stats = {
+        "fit": fit,
+        "kl": kl,
+        "clipped": found.surrogates.clipped[best],
+        "ratio": adaptation_ratio(meta, found, best),
+    }
+    return fit + kl, jax.tree.map(stop, stats)
+
+
+def adaptation_ratio(meta: NIWMeta, found: LocalPosterior, component: Array) -> Scalar:
+    """Return `|m - m0| / |centre - m0|`: 0 if the prior rules, 1 if the data do."""
+    start = meta.population.mean[component]
+    scale = jnp.argmax(found.log_weights[component])
+    moved = found.combined.posterior.mean[component, scale] - start
+    wanted = found.surrogates.centre[component] - start
+    return jnp.linalg.norm(moved) / jnp.maximum(jnp.linalg.norm(wanted), 1e-30)
