@@ -130,8 +130,9 @@ class Stream(eqx.Module):
       Parquet file. It is read in its order, again and again, so that its rows should be in
       random order.
 
-    A slab is in memory as long as it takes to see each of its rows once. Then the loop reads
-    the next, between two calls of the compiled program.
+    A slab is used as long as it takes to see each of its rows once; meanwhile the next is
+    read. Three are in memory at most. Chains should not have the time to settle within a slab:
+    take as many rows as fit.
 
     Attributes:
         source: The function, or what reads slabs.

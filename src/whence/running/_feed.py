@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from ..core._engine import AbstractProcedure
 from ..core._stream import Streamed, stream_of
 
 Placing = Callable[[PyTree], PyTree]
-_KEPT = 2  # slabs in memory, for replicas that are not at the same step
+_KEPT = 3  # slabs in memory: replicas need not be at the same step, and the next is read
 
 
 class Feed:
@@ -31,7 +32,8 @@ class Feed:
         self.target, self.engine = target, engine
         # A slab stays until each of its rows has been seen about once.
         self.steps = max(1, stream.slab // rows) if stream and stream.slab and rows else None
-        self._ready: OrderedDict[int, PyTree] = OrderedDict()
+        self._ready: OrderedDict[int, Future] = OrderedDict()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="whence-stream")
         self._lock = threading.Lock()
         self._place = place
         self._plain = place(eqx.filter((target, engine), is_data))
@@ -42,13 +44,21 @@ class Feed:
             return self._plain
         index = step // self.steps
         with self._lock:
-            if index not in self._ready:
-                assert isinstance(self.target, Streamed)
-                slab = self.target.with_slab(index)
-                self._ready[index] = self._place(eqx.filter((slab, self.engine), is_data))
-                if len(self._ready) > _KEPT:
-                    self._ready.popitem(last=False)
-            return self._ready[index]
+            now = self._slab(index)
+            self._slab(index + 1)  # is read while steps are made with this one
+        return now.result()
+
+    def _slab(self, index: int) -> Future:
+        if index not in self._ready:
+            self._ready[index] = self._reader.submit(self._read, index)
+            if len(self._ready) > _KEPT:
+                self._ready.popitem(last=False)
+        self._ready.move_to_end(index)
+        return self._ready[index]
+
+    def _read(self, index: int) -> PyTree:
+        assert isinstance(self.target, Streamed)
+        return self._place(eqx.filter((self.target.with_slab(index), self.engine), is_data))
 
     def end(self, step: int, stop: int) -> int:
         """Return `stop`, or the step before it at which a step after `step` has other data."""
