@@ -231,7 +231,7 @@ class Streamed(Protocol):
         ...
 
 
-def stream_of(target: AbstractTarget) -> Stream | None:
+def stream_of(target: Any) -> Stream | None:
     """Return the stream that a target's rows come from, or None."""
     return target.stream if isinstance(target, Streamed) else None
 
