@@ -125,6 +125,7 @@ def test_a_function_makes_batches_inside_the_program():
 
     target = wh.condition(Line(), wh.Stream(source, num_data=1_000))
     assert target.num_data == 1_000
+    assert wh.check(target).ok
     position = {"slope": jnp.asarray(0.3)}
     numbers = jr.randint(jr.key(0), (4_000, 25), 0, 2**31 - 1, jnp.int32)
     estimates = jax.vmap(lambda n: log_density_estimate(target, position, n))(numbers)

@@ -15,6 +15,7 @@ from ..core._flat import position_shapes
 from ..core._key import seeded
 from ..core._prior import draw_prior
 from ..core._require import require_target
+from ..core._stream import Streamed
 from ..core._target import AbstractDescribedTarget, AbstractTarget, latent_names
 from ..core._types import PRNGKey
 from ..diagnostics._html import block, paragraph, table
@@ -95,7 +96,7 @@ def check(
     quantiles of the prior, in which a scale that was not meant shows.
 
     Args:
-        target: The target.
+        target: The target; of one whose data come from a stream, the rows at hand are checked.
         key: A typed key for the starting points; by default a fixed one.
         points: Number of starting points.
 
@@ -109,6 +110,8 @@ def check(
     if points < 1:
         raise ValueError(f"`points` must be at least 1; got {points}.")
     key = jr.key(0) if key is None else key
+    if isinstance(target, Streamed) and target.stream is not None:
+        target = target.at_hand()
     values = compiled(_evaluate, target, key, points).call(target, key, points)
     density, gradient, terms, pointwise = jax.tree.map(np.asarray, values)
     problems: list[str] = []
