@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from ...core._convert import flag, one_of, part, positive, whole
 from ...core._data import BATCHING, Epoch, Minibatches, minibatches
-from ...core._dtype import relaxed
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view
 from ...core._key import as_key
@@ -28,9 +27,9 @@ from ._estimator import AbstractEstimator, PathDerivative
 from ._family import AbstractFamily, MeanField
 from ._final import bound_of, draw, log_weights, num_checked
 from ._flat import layout_of
-from ._local import Local, has_rows, join_tables, map_factors, split_tables, with_rows
+from ._local import has_rows, has_tables, split_tables, with_rows
 from ._objective import ELBO, AbstractObjective
-from ._optimizer import default_optimizer
+from ._optimizer import default_optimizer, optimizer_steps, start_optimizer, updated
 from ._pace import Pace, advance, start_pace
 from ._terms import as_terms, evaluate
 from ._update import AbstractUpdate
@@ -203,7 +202,7 @@ class BBVI(AbstractOnlineEngine):
                 "`optax.adam(0.01)`: by default the learning rate falls to zero within the "
                 f"{self.steps} updates of `steps`. Got None."
             )
-        if self._has_tables:
+        if has_tables(self.family):
             raise ValueError(
                 "`Local` has parameters for each data row, whose number must not change where "
                 "data go on coming: use `Amortised(...)`."
@@ -222,11 +221,7 @@ class BBVI(AbstractOnlineEngine):
         params = family.init(flat_view(target)[0])
         zero = jnp.zeros((), jnp.int32)
         epoch = self._batches(target).init()
-        rest, tables = split_tables(family, family.no_step(params))
-        with relaxed():
-            optimizer = self._optimizer.init(rest)
-            if self._has_tables:  # a row's state changes with its own steps only
-                optimizer = optimizer, jax.vmap(self._optimizer.init)(tables)
+        optimizer = start_optimizer(self._optimizer, family, params)
         return BBVIState(
             params, optimizer, epoch, zero, zero, zero, *self._records(target, params)
         )
@@ -295,25 +290,21 @@ class BBVI(AbstractOnlineEngine):
         sizes = (self.draws, num_checked(target, self.draws, self.checked))
         drawn = draw(self.family, params, target, sizes, self.batch_size is not None, key)
         positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
+        known = bool(log_weights.size)
         fit = VariationalFit(
             elbo=elbo[best],
+            log_weights_is=log_weights if known else None,
             parameters=jax.tree.map(np.asarray, family.describe(params)),
+            elbo_final=float(log_weights.mean()) if known else None,
+            elbo_final_error=float(log_weights.std() / len(log_weights[0]) ** 0.5)
+            if known
+            else None,
             num_nonfinite=int(state.num_nonfinite[best]),
             objective=type(self.objective).__name__,
             fitted=jax.tree.map(np.asarray, params),
             diverged=diverged,
-            gradient_signal=float(
-                np.asarray(trace.sampling.stats["gradient_signal"])[best, -1]
-            ),
+            gradient_signal=float(trace.sampling.stats["gradient_signal"][best, -1]),
         )
-        if log_weights.size:
-            error = log_weights.std() / np.sqrt(log_weights.size)
-            fit = dataclasses.replace(
-                fit,
-                log_weights_is=log_weights,
-                elbo_final=float(log_weights.mean()),
-                elbo_final_error=float(error),
-            )
         whole = log_weights.size == self.draws
         stats = {"lp": log_density} if whole else {}
         return Sample(positions, stats, method="variational", record=fit)
@@ -378,12 +369,6 @@ class BBVI(AbstractOnlineEngine):
         own = self.optimizer is not None or self.update is not None
         return not own and self.restarts == 1 and not has_rows(self.family)
 
-    @property
-    def _has_tables(self) -> bool:
-        found = []
-        map_factors(lambda f: found.append(isinstance(f, Local)), self.family)
-        return any(found)
-
     def _start(self, target: AbstractTarget, state: BBVIState, key: PRNGKey) -> BBVIState:
         params = self._family(target).init(flat_init(target, key=key))
         pace, gradient, watch, mean = self._records(target, params)
@@ -406,7 +391,7 @@ class BBVI(AbstractOnlineEngine):
         batch = Batch.of(target, self.family, state.params, rows)
         family, own, like = batch.family, batch.params, batch.view[0]
         noise = family.noise(like, self.samples, key=key_noise)
-        gradient_noise, optimizer = state.gradient, state.optimizer
+        gradient_noise, optimizer = state.gradient, None
         if self.update is not None:
             factor = state.pace.factor(counter).astype(like.dtype)
             weights, moved = self.update.apply(family, own, batch.log_densities, noise, factor)
@@ -424,7 +409,7 @@ class BBVI(AbstractOnlineEngine):
         either = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         # Kept rows are written, too: where only these can change, tables are not copied.
         params = with_rows(family, state.params, either(moved, own), batch.rows)
-        optimizer = self._with_rows(batch, state.optimizer, optimizer, either)
+        optimizer = updated(batch.rows, state.optimizer, optimizer, either)
         pace = state.pace
         if self._may_end_early:
             pace = advance(pace, self._family(target), params, counter, like)
@@ -471,34 +456,13 @@ class BBVI(AbstractOnlineEngine):
     ) -> tuple[PyTree, PyTree]:
         """Return the steps of an update and the new state of the optimiser, of its rows."""
         descent = jax.tree.map(jnp.negative, gradient)
-        factor, falling = jnp.ones(()), {}
-        if self.optimizer is None:
-            factor = state.pace.factor(counter)
-            falling = {"falling": counter >= state.pace.falls_at}
-        update = lambda d, s: self._optimizer.update(d, s, **falling)
-        with relaxed():
-            if not self._has_tables:
-                steps, new = update(descent, state.optimizer)
-            else:
-                rest, tables = split_tables(batch.family, descent)
-                own = jax.tree.map(lambda x: x[batch.rows], state.optimizer[1])
-                (rest, new), (tables, rows) = (
-                    update(rest, state.optimizer[0]),
-                    jax.vmap(update)(tables, own),
-                )
-                steps, new = join_tables(batch.family, rest, tables), (new, rows)
         if self.optimizer is not None:
-            return steps, new
+            return optimizer_steps(self.optimizer.update, batch, state.optimizer, descent)
+        falling = counter >= state.pace.falls_at
+        update = lambda d, s: self._optimizer.update(d, s, falling=falling)
+        steps, new = optimizer_steps(update, batch, state.optimizer, descent)
+        factor = state.pace.factor(counter)
         return jax.tree.map(lambda x: factor.astype(x.dtype) * x, steps), new
-
-    def _with_rows(self, batch: Batch, old: PyTree, new: PyTree, either: Any) -> PyTree:
-        """Return the state of the optimiser, that of a batch's rows put in its place."""
-        if not self._has_tables or self.update is not None:
-            return either(new, old)
-        rows = batch.rows
-        kept = either(new[1], jax.tree.map(lambda x: x[rows], old[1]))
-        table = jax.tree.map(lambda x, n: x.at[rows].set(n), old[1], kept)
-        return either(new[0], old[0]), table
 
     def _family(self, target: AbstractTarget) -> AbstractFamily:
         return self.family.bind(layout_of(target))

@@ -288,15 +288,20 @@ def has_rows(family: AbstractFamily) -> bool:
     return any(found)
 
 
+def has_tables(family: AbstractFamily) -> bool:
+    """Whether a part of the family is a table."""
+    found = []
+    map_factors(lambda f: found.append(isinstance(f, Local)), family)
+    return any(found)
+
+
 def at_rows(family: AbstractFamily, params: PyTree, rows: Rows, target: Any) -> PyTree:
     """Return what members of some rows are made of."""
     own = lambda f, p: f.at_rows(p, rows, target) if isinstance(f, AbstractByRow) else p
     return map_factors(own, family, params)
 
 
-def with_rows(
-    family: AbstractFamily, params: PyTree, new: PyTree, rows: Rows | None
-) -> PyTree:
+def with_rows(family: AbstractFamily, params: PyTree, new: PyTree, rows: Rows | None) -> PyTree:
     """Return parameters with those of some rows replaced."""
     own = lambda f, p, n: f.with_rows(p, n, rows) if isinstance(f, AbstractByRow) else n
     return map_factors(own, family, params, new)

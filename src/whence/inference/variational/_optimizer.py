@@ -1,10 +1,16 @@
 """The optimiser that fits a family unless another is given."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
+
+from ...core._dtype import relaxed
+from ._batch import Batch
+from ._family import AbstractFamily
+from ._local import has_tables, join_tables, split_tables
 
 # Memories of Adam for the size of gradients, as decay rates. On the way gradients fall by
 # orders of magnitude (for a scale that is k times too large they are k**2 times what they are
@@ -68,3 +74,60 @@ def _labels(step: PyTree) -> PyTree:
     if isinstance(step, tuple):
         return tuple(map(_labels, step))
     return None if step is None else "adam"
+
+
+# The state of an optimiser is that of all steps but those of tables, and one by row for these:
+# a row's state changes with its own steps only.
+
+
+def start_optimizer(optimizer: Any, family: AbstractFamily, params: PyTree) -> PyTree:
+    """Return the state before the first update.
+
+    Args:
+        optimizer: An optax transform.
+        family: The family.
+        params: Its parameters.
+    """
+    rest, tables = split_tables(family, family.no_step(params))
+    with relaxed():
+        by_row = jax.vmap(optimizer.init)(tables) if has_tables(family) else None
+        return optimizer.init(rest), by_row
+
+
+def optimizer_steps(
+    update: Callable, batch: Batch, state: PyTree, descent: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Return the steps of an update, and the new state, of tables that of the batch's rows.
+
+    Args:
+        update: Takes what is descended along and a state, and returns steps and a new state.
+        batch: The batch.
+        state: Of the optimiser.
+        descent: Minus the gradient.
+    """
+    rest, tables = split_tables(batch.family, descent)
+    with relaxed():
+        rest, new = update(rest, state[0])
+        if state[1] is None:
+            return rest, (new, None)
+        own = jax.tree.map(lambda x: x[batch.rows], state[1])
+        tables, rows = jax.vmap(update)(tables, own)
+    return join_tables(batch.family, rest, tables), (new, rows)
+
+
+def updated(rows: Array | None, old: PyTree, new: PyTree, either: Callable) -> PyTree:
+    """Return the state after an update, that of a batch's rows put in its place.
+
+    Args:
+        rows: Their numbers.
+        old: The state before.
+        new: From `optimizer_steps`; None if there was no update of an optimiser.
+        either: Chooses between new and old.
+    """
+    if new is None:
+        return old
+    rest = either(new[0], old[0])
+    if old[1] is None:
+        return rest, None
+    kept = either(new[1], jax.tree.map(lambda x: x[rows], old[1]))
+    return rest, jax.tree.map(lambda x, n: x.at[rows].set(n), old[1], kept)
