@@ -156,7 +156,7 @@ def test_invalid_input(key):
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, .* got 0"):
         minibatches(target, 0)
     with pytest.raises(
-        ValueError, match="`mode` must be one of 'reshuffle', 'iid'; got 'sorted'"
+        ValueError, match="`mode` must be one of 'reshuffle', 'iid', 'symmetric'; got 'sorted'"
     ):
         minibatches(target, 5, "sorted")
     with pytest.raises(ValueError, match="got 5 with NoData"):

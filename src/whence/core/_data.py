@@ -23,7 +23,7 @@ from ._stream import rows_at_hand, stream_of
 from ._target import AbstractDataTarget, AbstractTarget, HasLocals
 from ._types import Position, PRNGKey, Scalar
 
-BATCHING = ("reshuffle", "iid")
+BATCHING = ("reshuffle", "iid", "symmetric")
 Epoch = Int[Array, " used"]  # the order of the rows in the running epoch
 
 
@@ -43,8 +43,8 @@ class Minibatches(eqx.Module):
     Attributes:
         num_data: Rows of data, `N`.
         batch_size: Rows per batch, `b`; None for all rows, always.
-        mode: `"reshuffle"`, without replacement within an epoch, or `"iid"`, with
-            replacement.
+        mode: `"reshuffle"`, without replacement within an epoch; `"symmetric"`, the same and
+            then the batches of the epoch once more in reverse; or `"iid"`, with replacement.
 
     References:
         Franzese, Milios, Filippone and Michiardi (2022), "Revisiting the effects of
@@ -94,8 +94,11 @@ class Minibatches(eqx.Module):
             return None, epoch
         if self.mode == "iid":
             return jr.randint(key, (self.batch_size,), 0, self.num_data, jnp.int32), epoch
-        place = counter % self.per_epoch
+        sweep = self.per_epoch * (2 if self.mode == "symmetric" else 1)
+        place = counter % sweep
         epoch = jax.lax.cond(place == 0, lambda _: self._shuffle(key), lambda old: old, epoch)
+        if self.mode == "symmetric":
+            place = jnp.minimum(place, sweep - 1 - place)
         start = place * self.batch_size
         return jax.lax.dynamic_slice_in_dim(epoch, start, self.batch_size), epoch
 
@@ -117,7 +120,7 @@ def minibatches(
     Args:
         target: The target; without data rows only `batch_size=None` is possible.
         batch_size: Rows per batch; None for all rows.
-        mode: `"reshuffle"` or `"iid"`.
+        mode: `"reshuffle"`, `"symmetric"` or `"iid"`.
 
     Raises:
         ValueError: If the target has no data rows, or fewer than `batch_size`.

@@ -8,6 +8,8 @@ estimated from rows that are drawn anew: those of an update, if epochs are reshu
 independent of where the chain is.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -17,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from ..core._cache import remembering
 from ..core._data import log_density_estimate
 from ..core._stream import rows_at_hand, stream_of
-from ..core._target import AbstractTarget
+from ..core._target import AbstractDataTarget, AbstractTarget
 from ..core._types import Position, PRNGKey
 from ..diagnostics import UnadjustedChains
 from ..diagnostics._mcse import mcse
@@ -28,6 +30,26 @@ NUMBERS = 20_000_000  # entries of all gradients together
 BLOCK = 2**20  # draws times rows evaluated at once
 
 
+class Looked(NamedTuple):
+    """Some draws, and an estimate of the gradient at each.
+
+    Attributes:
+        draws: Flat positions, `(chain, draw, dim)`.
+        gradients: Of the log density, the same shape.
+        mean: Of all draws, `(dim,)`.
+    """
+
+    draws: np.ndarray
+    gradients: np.ndarray
+    mean: np.ndarray
+
+    def inflation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `UnadjustedChains` holds."""
+        product = (self.mean - self.draws) * self.gradients
+        product = np.concatenate([product, product.mean(axis=2, keepdims=True)], axis=2)
+        return product.mean(axis=(0, 1)), mcse(product).mean
+
+
 def inflation(
     target: AbstractTarget,
     positions: Position,
@@ -36,7 +58,19 @@ def inflation(
     *,
     key: PRNGKey,
 ) -> UnadjustedChains:
-    """Measure how wide draws are.
+    """Measure how wide draws are; see `look_at`."""
+    return UnadjustedChains(*look_at(target, positions, weights, num_rows, key=key).inflation())
+
+
+def look_at(
+    target: AbstractTarget,
+    positions: Position,
+    weights: np.ndarray,
+    num_rows: int | None,
+    *,
+    key: PRNGKey,
+) -> Looked:
+    """Return some draws and the gradients there.
 
     Args:
         target: The target density.
@@ -54,23 +88,20 @@ def inflation(
     chosen = np.stack([np.minimum(np.searchsorted(c, places), draws - 1) for c in share])
     some = jax.tree.map(lambda x: x[np.arange(chains)[:, None], chosen], positions)
     mean = jax.tree.map(lambda x: np.tensordot(weights, x, 2)[None, None], positions)
-    whole, stream = rows_at_hand(target), stream_of(target)
-    rows = None
-    if stream is not None:
-        rows = stream.batch or stream.slab
-    elif num_rows is not None and whole is not None and SHARE * num_rows < whole * chosen.size:
+    whole = target.num_data if isinstance(target, AbstractDataTarget) else None
+    rows, stream = None, stream_of(target)
+    if num_rows is not None and whole is not None and SHARE * num_rows < whole * chosen.size:
         rows = max(int(SHARE * num_rows / chosen.size), 1)
+    if stream is not None:  # of which only some rows are at hand, or batches of one size
+        rows = stream.batch or min(rows or stream.at_hand, stream.at_hand)
     at_once = int(np.clip(BLOCK // (rows or whole or 1), 1, 100))
     gradients = _gradients(target, some, rows, at_once, key)
-    product = np.concatenate(
-        [
-            ((m - x) * np.asarray(g, np.float64)).reshape(chains, each, -1)
-            for m, x, g in zip(*map(jax.tree.leaves, (mean, some, gradients)), strict=True)
-        ],
-        axis=2,
-    )
-    product = np.concatenate([product, product.mean(axis=2, keepdims=True)], axis=2)
-    return UnadjustedChains(product.mean(axis=(0, 1)), mcse(product).mean)
+    return Looked(_flat(some), _flat(gradients), _flat(mean)[0, 0])
+
+
+def _flat(tree) -> np.ndarray:
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+    return np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
 
 
 @remembering

@@ -282,7 +282,7 @@ def test_stops_at_the_first_nonfinite_update(key):
         position, update = engine.init(Cliff(), key=chain_key).position, 0
         replay = jax.jit(
             lambda x, k: langevin(
-                x, jax.grad(Cliff().log_density)(x), None, jnp.asarray(0.02), key=k
+                x, jax.grad(Cliff().log_density)(x), None, jnp.asarray(0.02), jr.normal(k, (3,))
             )
         )
         while jnp.isfinite(position).all():

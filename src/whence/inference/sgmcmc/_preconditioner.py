@@ -3,39 +3,64 @@
 import abc
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ...core._convert import number, positive
-from ...core._types import Position
+from ...core._convert import flag, number, positive
+
+Vector = Float[Array, " dim"]
 
 
 class AbstractPreconditioner(eqx.Module):
-    """A diagonal matrix `G`, learned from the gradients, that multiplies the step size."""
+    """A diagonal matrix `G`, learned from the gradients, that multiplies the step size.
+
+    Attributes:
+        frozen: Whether `G` is learned in warm-up only; then it biases nothing.
+        gamma: Whether the derivative of `G` belongs into the drift; `SGLD` alone can.
+    """
+
+    frozen: eqx.AbstractVar[bool]
+    gamma: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def init(self, position: Position) -> PyTree:
+    def init(self, position: Vector) -> PyTree:
         """Return the state before the first update."""
 
     @abc.abstractmethod
-    def update(self, state: PyTree, gradient: Position) -> tuple[Position | None, PyTree]:
-        """Return the diagonal of `G` in the form of a position (None: all ones), and the state.
+    def update(self, state: PyTree, gradient: Vector) -> PyTree:
+        """Return the state after a gradient of the log density was seen.
 
         Args:
             state: From `init` or the last update.
-            gradient: Gradient of the log density at the present position.
+            gradient: At the present position.
         """
+
+    @abc.abstractmethod
+    def diagonal(self, state: PyTree) -> Vector | None:
+        """Return the diagonal of `G`; None for all ones."""
+
+    @abc.abstractmethod
+    def second_moment(self, state: PyTree) -> Vector | None:
+        """Return the mean square of the gradients, which is mostly their noise, if known."""
 
 
 class Identity(AbstractPreconditioner):
     """The same step size for all coordinates."""
 
-    def init(self, position: Position) -> None:
+    frozen: bool = eqx.field(default=False, init=False)
+    gamma: bool = eqx.field(default=False, init=False)
+
+    def init(self, position: Vector) -> None:
         """Return no state."""
 
-    def update(self, state: None, gradient: Position) -> tuple[None, None]:
-        return None, None
+    def update(self, state: None, gradient: Vector) -> None:
+        pass
+
+    def diagonal(self, state: None) -> None:
+        pass
+
+    def second_moment(self, state: None) -> None:
+        pass
 
 
 class RMSprop(AbstractPreconditioner):
@@ -45,11 +70,14 @@ class RMSprop(AbstractPreconditioner):
     gradients `v` is the precision `a` and `G` is `1 / sqrt(a)`. Like published codes this
     leaves out the derivative of `G` with respect to the position, so the draws are right
     only if `v` does not follow the position: if the noise of the minibatch makes most of
-    the gradient, or if `1 / (1 - memory)` updates are many autocorrelation times.
+    the gradient, or if `1 / (1 - memory)` updates are many autocorrelation times. With
+    `gamma=True` it is added, as the paper has it, for one product with the Hessian of the
+    batch per update; its diagonal is estimated with one random vector of signs.
 
     Attributes:
         memory: Weight of the past in the running mean, in [0, 1).
         floor: Added to the root, in units of the gradient; positive.
+        gamma: Whether the term `Gamma` of the derivative of `G` is added; with `SGLD` only.
 
     References:
         Li, Chen, Carlson and Carin (2016), "Preconditioned stochastic gradient Langevin
@@ -58,17 +86,98 @@ class RMSprop(AbstractPreconditioner):
 
     memory: float = eqx.field(default=0.99, converter=number("memory", least=0, below=1))
     floor: float = eqx.field(default=1e-5, converter=positive("floor"))
+    gamma: bool = eqx.field(default=False, converter=flag("gamma"))
+    frozen: bool = eqx.field(default=False, init=False)
 
-    def init(self, position: Position) -> Position:
+    def init(self, position: Vector) -> Vector:
         """Return negative values, which `update` reads as no gradient seen."""
-        return jax.tree.map(lambda x: jnp.full_like(x, -1.0), position)
+        return jnp.full_like(position, -1.0)
 
-    def update(self, state: Position, gradient: Position) -> tuple[Position, Position]:
-        """Return `1 / (sqrt(v) + floor)` and the new `v`."""
+    def update(self, state: Vector, gradient: Vector) -> Vector:
+        """Return the new `v`."""
         # From zero, as in the paper, the first steps would be ten times too long.
-        state = jax.tree.map(
-            lambda v, g: jnp.where(v < 0, g**2, self.memory * v + (1 - self.memory) * g**2),
-            state,
-            gradient,
-        )
-        return jax.tree.map(lambda v: 1 / (jnp.sqrt(v) + self.floor), state), state
+        v, g = state, gradient
+        return jnp.where(v < 0, g**2, self.memory * v + (1 - self.memory) * g**2)
+
+    def diagonal(self, state: Vector) -> Vector:
+        """Return `1 / (sqrt(v) + floor)`; 0, so that nothing moves, before any gradient."""
+        seen = state >= 0
+        return jnp.where(seen, 1 / (jnp.sqrt(jnp.where(seen, state, 1)) + self.floor), 0)
+
+    def second_moment(self, state: Vector) -> Vector:
+        return jnp.maximum(state, 0)
+
+
+class Fisher(AbstractPreconditioner):
+    """`1 / (v + floor)`, with `v` the mean square of gradients in warm-up; then frozen.
+
+    At the mode that is the diagonal of the Fisher information, times rows per batch row where
+    batches make most of the gradient: `G` is proportional to the variances that the
+    posterior would have without correlations, and the step size takes up the factor.
+
+    Attributes:
+        memory: Weight of the past in the running mean, in [0, 1).
+        floor: Added to the mean square; positive.
+
+    References:
+        Ahn, Korattikara and Welling (2012), "Bayesian posterior sampling via stochastic
+        gradient Fisher scoring", ICML, arXiv:1206.6380.
+    """
+
+    memory: float = eqx.field(default=0.99, converter=number("memory", least=0, below=1))
+    floor: float = eqx.field(default=1e-5, converter=positive("floor"))
+    frozen: bool = eqx.field(default=True, init=False)
+    gamma: bool = eqx.field(default=False, init=False)
+
+    def init(self, position: Vector) -> Vector:
+        """Return negative values, which `update` reads as no gradient seen."""
+        return jnp.full_like(position, -1.0)
+
+    def update(self, state: Vector, gradient: Vector) -> Vector:
+        """Return the new `v`."""
+        mixed = self.memory * state + (1 - self.memory) * gradient**2
+        return jnp.where(state < 0, gradient**2, mixed)
+
+    def diagonal(self, state: Vector) -> Vector:
+        """Return `1 / (v + floor)`; 0 before any gradient."""
+        return jnp.where(state >= 0, 1 / (jnp.maximum(state, 0) + self.floor), 0)
+
+    def second_moment(self, state: Vector) -> Vector:
+        return jnp.maximum(state, 0)
+
+
+class ScaleAdapted(AbstractPreconditioner):
+    """`1 / sqrt(V)`, with a mean square `V` whose memory finds its own length; then frozen.
+
+    With `SGHMC` and `subtract_noise=True` this is the sampler of the reference: `step_size` is
+    its epsilon, `friction * step_size` its alpha. A running mean of the gradient `g` decides
+    the memory `tau` of `V`: long where gradients are mostly noise. After warm-up nothing is
+    learned, or the chain would have no invariant law.
+
+    References:
+        Springenberg, Klein, Falkner and Hutter (2016), "Bayesian optimization with robust
+        Bayesian neural networks", NIPS, section 4.
+    """
+
+    frozen: bool = eqx.field(default=True, init=False)
+    gamma: bool = eqx.field(default=False, init=False)
+
+    def init(self, position: Vector) -> tuple[Vector, Vector, Vector]:
+        """Return `tau`, `g` and `V`, all ones."""
+        return jnp.ones_like(position), jnp.ones_like(position), jnp.ones_like(position)
+
+    def update(
+        self, state: tuple[Vector, Vector, Vector], gradient: Vector
+    ) -> tuple[Vector, Vector, Vector]:
+        """Return `tau`, `g` and `V` after one more gradient."""
+        tau, g, v = state
+        rate = 1 / (tau + 1)
+        tau = tau - tau * g**2 / (v + jnp.finfo(v.dtype).tiny) + 1
+        return tau, g + rate * (gradient - g), v + rate * (gradient**2 - v)
+
+    def diagonal(self, state: tuple[Vector, Vector, Vector]) -> Vector:
+        """Return `1 / sqrt(V)`."""
+        return 1 / (jnp.sqrt(state[2]) + jnp.finfo(state[2].dtype).tiny)
+
+    def second_moment(self, state: tuple[Vector, Vector, Vector]) -> Vector:
+        return state[2]
