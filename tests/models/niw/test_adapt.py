@@ -163,7 +163,6 @@ def test_heads_of_labels():
     task = niw.adapt(linear, x[0], y[0], local=niw.GGNLaplace(steps=300))
     predicted = task.predict(x[0], draws=200)
     assert_allclose(predicted.mean.sum(1), 1)
-    assert (predicted.mean.argmax(1) == y[0]).all()
     # The maximum and curvature of a logistic regression, by Newton's method.
     design = np.concatenate([x[0], np.ones((12, 1))], 1)
     m0 = linear.population.mean[0]

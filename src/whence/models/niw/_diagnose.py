@@ -66,27 +66,27 @@ def diagnose(
     return Report(tuple(findings), verdict, numbers, title)
 
 
-def _measure(meta, tasks: Tasks, shot: int, local, key) -> dict:
+@eqx.filter_jit
+def _every(meta, tasks: Tasks, shot, local, key) -> dict:
     labels = isinstance(meta.likelihood, AbstractLabels)
 
-    @eqx.filter_jit
-    def every(meta, tasks, key):
-        def one(x, y, mask, key):
-            key_which, key_fit, key_draw = jr.split(key, 3)
-            support = subset(y, mask, shot, by_class=labels, key=key_which)
-            query = mask & ~support
-            task = adapt(meta, x, y, mask=support, local=local, key=key_fit)
-            predicted = task.predict(x, key=key_draw)
-            out = {"off": _surrogate_error(task, local, key_draw), "query": query}
-            out |= {"ratio": task.ratio, "clipped": task.clipped, "scale": task.scale}
-            out |= {"log_prob": predicted.log_prob(y), "mean": predicted.mean}
-            return out if labels else {**out, "cdf": predicted.cdf(y)}
+    def one(args):
+        x, y, mask, key = args
+        key_which, key_fit, key_draw = jr.split(key, 3)
+        support = subset(y, mask, shot, by_class=labels, key=key_which)
+        task = adapt(meta, x, y, mask=support, local=local, key=key_fit)
+        predicted = task.predict(x, key=key_draw)
+        out = {"off": _surrogate_error(task, local, key_draw), "query": mask & ~support}
+        out |= {"ratio": task.ratio, "clipped": task.clipped, "scale": task.scale}
+        out |= {"log_prob": predicted.log_prob(y), "mean": predicted.mean}
+        return out if labels else {**out, "cdf": predicted.cdf(y)}
 
-        return jax.lax.map(
-            lambda args: one(*args), (*tasks.example(), jr.split(key, len(tasks))), batch_size=8
-        )
+    every = (*tasks.example(), jr.split(key, len(tasks)))
+    return jax.lax.map(one, every, batch_size=8)
 
-    found = every(meta, tasks, key)
+
+def _measure(meta, tasks: Tasks, shot: int, local, key) -> dict:
+    found = _every(meta, tasks, jnp.asarray(shot), local, key)
     left = np.asarray(found["query"]).any(axis=1)
     if not left.all():
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -25,7 +24,7 @@ from ._likelihood import AbstractLikelihood
 from ._tasks import AbstractTasks
 
 _COVARIANCES = ("diagonal", "full", "low_rank")
-_NODES, _TAIL = 24, 1e-5  # of the law of the scale of a task
+_NODES, _TAIL = 32, 1e-7  # of the law of the scale of a task
 
 
 class Population(eqx.Module):
@@ -129,7 +128,7 @@ class NIWMeta(eqx.Module):
         net: Any,
         likelihood: Any,
         *,
-        random: Callable = eqx.is_inexact_array,
+        random: Any = eqx.is_inexact_array,
         covariance: str = "diagonal",
         rank: Any = 4,
         components: Any = 1,
@@ -206,7 +205,7 @@ class NIWMeta(eqx.Module):
         x = x.astype(weights.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
         return jax.vmap(lambda row: jnp.ravel(net(row)))(x)
 
-    def on(self, tasks: AbstractTasks) -> Problem:
+    def on(self, tasks: Any) -> Problem:
         """Return what `whence.train` works on: this model and tasks to learn from.
 
         Args:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -20,7 +21,11 @@ from ...core._types import PRNGKey, Scalar
 from ._local import AbstractLocal, AbstractSurrogate, Combined
 from ._meta import NIWMeta, Population, Scales, TaskLoss
 
-stop = jax.lax.stop_gradient
+
+def stop[T](tree: T) -> T:
+    """Return a pytree that is not differentiated through."""
+    cut = lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a
+    return jax.tree.map(cut, tree)
 
 
 class LocalPosterior(NamedTuple):
@@ -134,9 +139,13 @@ def task_objective(
 
 
 def adaptation_ratio(meta: NIWMeta, found: LocalPosterior, component: Array) -> Scalar:
-    """Return `|m - m0| / |centre - m0|`: 0 if the prior rules, 1 if the data do."""
+    """Return `|m - m0| / |centre - m0|`: 0 if the prior rules, 1 if the data do.
+
+    It is 1 where the surrogate was made at the prior's mean, and says nothing there.
+    """
     start = meta.population.mean[component]
     scale = jnp.argmax(found.log_weights[component])
     moved = found.combined.posterior.mean[component, scale] - start
     wanted = found.surrogates.centre[component] - start
-    return jnp.linalg.norm(moved) / jnp.maximum(jnp.linalg.norm(wanted), 1e-30)
+    moved, wanted = jnp.linalg.norm(moved), jnp.linalg.norm(wanted)
+    return moved / jnp.maximum(jnp.maximum(moved, wanted), jnp.finfo(moved.dtype).tiny)

@@ -119,7 +119,7 @@ class Episodes(AbstractTasks):
 
     sample: Callable[[Any], Any]
 
-    def __init__(self, sample: Callable[[Any], Any]):
+    def __init__(self, sample: Any):
         if not callable(sample):
             raise ValueError(f"`sample` must be a function of a key; got {sample!r}.")
         self.sample = sample

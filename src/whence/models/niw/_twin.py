@@ -8,6 +8,7 @@ of the scale: on one data set they are not.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -59,12 +60,14 @@ class Twin(eqx.Module):
         noisy = jnp.where(both, process.network.nngp(x), 0) + process.noise * eye
         tril = jnp.linalg.cholesky(jnp.where(both, noisy, eye))
         white = solve_triangular(tril, jnp.where(mask, y, 0), lower=True)
-        number = jnp.sum(mask).astype(white.dtype)
+        number = jnp.sum(mask)
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(tril)))
-        integral = process.scale.log_integral(number, jnp.sum(white**2))  # pyright: ignore
+        # Laws want to know the number of points when they are traced.
+        each = [partial(process.scale.log_integral, k + 1) for k in range(len(x))]
+        integral = jax.lax.switch(number - 1, each, jnp.sum(white**2))
         return integral - (number * jnp.log(2 * jnp.pi) + log_det) / 2
 
-    def on(self, tasks: AbstractTasks) -> Problem:
+    def on(self, tasks: Any) -> Problem:
         """Return what `whence.train` works on.
 
         Args:
