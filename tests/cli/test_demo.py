@@ -26,6 +26,15 @@ def test_demo(whence, folder):
     assert saved["theta"].dtype == np.float64
 
 
+def test_an_edited_model_is_not_written_over(whence, folder):
+    edited = folder / "there/eight_schools.py"
+    edited.parent.mkdir()
+    edited.write_text("# mine\n")
+    result = whence("demo", "--engine", "sgld", "--out", "there", code=2)
+    assert "it would be written over" in " ".join(result.stderr.split())
+    assert edited.read_text() == "# mine\n"
+
+
 def test_findings_are_computed_from_the_draws():
     from whence.core import Sample
     from whence.posterior import Posterior

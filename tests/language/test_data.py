@@ -111,9 +111,9 @@ TABLE = pd.DataFrame({"x": Y, "c": pd.Categorical(["u", "v", "u"])})
 @pytest.mark.parametrize(
     ("y", "inputs", "message"),
     [
-        (Y, (TABLE.c,), r"`inputs\[0\]`.*category.*\.cat\.codes"),
-        (Y, (TABLE,), r"Column 'c' of `inputs\[0\]`.*\.cat\.codes"),
-        (Y, (pd.Series(["u", "v", "w"]),), r"`inputs\[0\]`.*pandas\.Categorical"),
+        (Y, (TABLE,), r"`likelihood` of Line failed.*A table is a dict.*`table\.to_numpy\(\)`"),
+        (Y, (pd.Series([1, "v", None]),), r"`inputs\[0\]`.*object.*whence\.categories"),
+        (pd.Series(["u", "v", "w"]), (Y,), "`y` .'y'. must be numbers.*Normal is continuous"),
         (pd.Series([1, 2, 3], dtype=object), (Y,), r"`y`.*object.*astype\(float\)"),
         (Y, (pd.to_datetime(["2020", "2021", "2022"]),), r"`inputs\[0\]`.*timedelta64"),
         (

@@ -67,7 +67,7 @@ def test_empty_data():
 
 
 def test_text_as_data():
-    _raises(["`y`", "numbers"], lambda: wh.condition(Line(), np.array(["a", "b"]), X))
+    _raises(["`y`", "numbers"], lambda: wh.condition(Line(), np.array(["a", "b"] * 10), X))
 
 
 @pytest.mark.parametrize(

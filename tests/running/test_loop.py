@@ -183,7 +183,7 @@ def test_interrupt_keeps_draws(monkeypatch):
     engine = Counting(chains=2, warmup=0, draws=10**6)
     calls = []
 
-    def on_progress(made, total):
+    def on_progress(made, total, chains):
         calls.append(made)
         if made > 0 and len(calls) == 1 + calls.count(0):
             raise KeyboardInterrupt
@@ -318,7 +318,7 @@ def _blas_threads():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_blas_has_one_thread_while_chains_have_several(threads, key):
     seen, before = [], _blas_threads()
-    watch = lambda made, total: seen.append(_blas_threads())
+    watch = lambda *told: seen.append(_blas_threads())
     run(Plane(), Counting(chains=2), key=key, threads=threads, on_progress=watch)
     assert before
     assert seen[0] == ([1] * len(before) if threads > 1 else before)

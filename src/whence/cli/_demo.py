@@ -1,6 +1,7 @@
 """`whence demo`: the whole path, from a model and data to a verdict and a plot."""
 
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,11 +48,13 @@ def run_demo(out: Path, engine: str, seed: int, *, import_seconds: float) -> boo
     # Where tau is close to 0 the posterior is a narrow funnel: smaller steps than usual.
     configured = build_engine(chosen, ["target_accept=0.95"] * (chosen is NUTS))
     out.mkdir(parents=True, exist_ok=True)
+    model = out / "eight_schools.py"
+    _ask_before_replacing(model, Path(schools.__file__))
     heading("whence demo: eight schools")
     typer.echo(_STORY)
     typer.echo(f"Fitting it with {configured.name}. The first time includes compilation.")
     # The model that is handed out is the one that is fitted.
-    model = Path(shutil.copyfile(schools.__file__, out / "eight_schools.py"))
+    shutil.copyfile(schools.__file__, model)
     posterior = run_fit(load_target(f"{model}:target"), configured, seed)
     files = _write(posterior, schools, out, model)
     print_posterior(posterior)
@@ -66,6 +69,18 @@ def run_demo(out: Path, engine: str, seed: int, *, import_seconds: float) -> boo
     if not posterior.complete:
         _errors.say("these are the draws made so far.", lead="interrupted")
     return not posterior.complete
+
+
+def _ask_before_replacing(model: Path, original: Path) -> None:
+    """Ask before an edited model is written over; without a terminal, refuse."""
+    if not model.exists() or model.read_bytes() == original.read_bytes():
+        return
+    if sys.stdin.isatty() and typer.confirm(f"{model} has been edited. Replace it?"):
+        return
+    raise _errors.UsageProblem(
+        f"{model} exists and is not the demo's model: it would be written over. Move it, or "
+        "name another folder with `--out`."
+    )
 
 
 def _write(

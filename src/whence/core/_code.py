@@ -80,6 +80,8 @@ def code_parts(tree: Any) -> dict[str, str]:
         elif isinstance(value, dict):
             for key, item in value.items():
                 visit(f"{name}{key}.", item, depth - 1)
+        elif isinstance(value, Held):
+            parts[name.rstrip(".")] = value.content
         elif isinstance(value, bool | int | float | str | FunctionType | MethodType):
             add(name.rstrip("."), lambda r: r.inner(value))
 
@@ -131,6 +133,34 @@ def _read_by(function: FunctionType) -> list[tuple[str, Any]]:
     names = _Reader().code(code, None)
     found += [(n, function.__globals__[n]) for n in names & function.__globals__.keys()]
     return found + list((function.__kwdefaults__ or {}).items())
+
+
+@jax.tree_util.register_static
+class Held:
+    """A value that is part of a program although it is not hashable, or an array.
+
+    Two are equal if they hold the same, as far as a hash of the content can tell.
+
+    Attributes:
+        value: What is held.
+    """
+
+    def __init__(self, value: Any):
+        """Hold a value."""
+        self.value = value
+
+    @property
+    def content(self) -> str:
+        """A hash of type and content."""
+        reader = _Reader()
+        reader.inner(self.value)
+        return f"{type(self.value).__qualname__} {reader.digest.hexdigest()}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Held) and self.content == other.content
+
+    def __hash__(self) -> int:
+        return hash(self.content)
 
 
 class _Reader:

@@ -19,6 +19,7 @@ What a target can do besides, it says by having the methods of a protocol below.
 | `LabelsDraws` | `labelled` | `Posterior.draws` |
 | `NamesInputs` | `name_inputs` | the group `predictions_constant_data` |
 | `TakesInputs` | `new_inputs` | `Posterior.predict` at new inputs |
+| `TakesNewGroups` | `new_groups` | `Posterior.predict` with `new_groups="prior"` |
 | `NamesArrays` | `leaf_name` | messages about data |
 | `DependentData` | `predict_given`, `pointwise_given_rest` | `Posterior`, leave-one-out |
 """
@@ -259,6 +260,20 @@ class TakesInputs(Protocol):
 
         Raises:
             ValueError: Naming the input, the rule and what was given.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesNewGroups(Protocol):
+    """A target that can draw the effects of groups that a fit never saw from their prior."""
+
+    def new_groups(self, inputs: tuple, named: Mapping[str, Any]) -> Any:
+        """As `new_inputs`, in which groups may be new.
+
+        Args:
+            inputs: As the user gave them.
+            named: Those given by name.
         """
         ...
 

@@ -83,7 +83,7 @@ def not_finite(where: str, array: np.ndarray) -> str:
         return (
             f"{where} must not contain NaN; got {int(bad.sum())}{at}. Leave these rows out, "
             'hide them by a mask, or declare the missing values as latents ("Missing data" in '
-            "docs/models.md)."
+            "docs/models.md; of observed data, `missing=` of `whence.condition` does)."
         )
     return (
         f"{where} must be finite; got {int(bad.sum())} infinite numbers{at}. Leave these rows "

@@ -12,12 +12,13 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
+from ..core._code import Held
 from ..language._check_data import as_array, is_numbers
-from ._trace import Conditioned
+from ._trace import Conditioned, Holding, WholePlates
 
 
 def as_data(tree: Any, argument: str) -> Any:
-    """Put arrays on the device, and make NumPy's integers and bools plain ones."""
+    """Put arrays on the device, make NumPy's integers and bools plain, hold what is no key."""
 
     def convert(path, leaf):
         where = f"`{argument}` at {keystr(path, simple=True, separator='.')!r}"
@@ -25,7 +26,7 @@ def as_data(tree: Any, argument: str) -> Any:
             return leaf.item()  # a length or a switch
         is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array)
         if isinstance(leaf, Tracer) or not (is_array or joined(leaf) or _is_table(leaf)):
-            return leaf
+            return leaf if _is_hashable(leaf) else Held(leaf)
         if is_array and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
             return leaf
         return as_array(leaf, where, "biufc")
@@ -40,11 +41,52 @@ def _is_table(leaf) -> bool:
     return hasattr(leaf, "to_numpy")
 
 
+def _is_hashable(leaf) -> bool:
+    try:
+        hash(leaf)
+    except TypeError:
+        return False
+    return True
+
+
+def held(fn: Callable, args: tuple, kwargs: dict[str, Any], names: set[str]):
+    """Return arguments in which the arrays of some parameters are part of the program.
+
+    Args:
+        fn: The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        names: Names of the parameters.
+    """
+
+    def hold(leaf):
+        return Held(np.asarray(leaf)) if isinstance(leaf, jax.Array) else leaf
+
+    positional = [*_named(fn, args, {}), *(f"args[{i}]" for i in range(len(args)))]
+    new = [jax.tree.map(hold, a) if n in names else a for n, a in zip(positional, args)]
+    return tuple(new), {
+        n: jax.tree.map(hold, a) if n in names else a for n, a in kwargs.items()
+    }
+
+
+def parameters(fn: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments by the name of the parameter, as `held` takes them."""
+    positional = [*_named(fn, args, {}), *(f"args[{i}]" for i in range(len(args)))]
+    return {**dict(zip(positional, args)), **kwargs}
+
+
 class Call(NamedTuple):
-    """Arguments of a model at new inputs."""
+    """Arguments of a model at new inputs.
+
+    Attributes:
+        args: Positional ones.
+        kwargs: Keyword arguments.
+        grow: Whether plates may have more entries than in the fit: new groups.
+    """
 
     args: tuple
     kwargs: dict[str, Any]
+    grow: bool = False
 
 
 def renewed(fn: Callable, old: Call, args: tuple, kwargs: Mapping[str, Any]) -> Call:
@@ -63,7 +105,8 @@ def renewed(fn: Callable, old: Call, args: tuple, kwargs: Mapping[str, Any]) -> 
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         kinds = {k: p.kind for k, p in signature.parameters.items()}
         kept = {k: v for k, v in kept.items() if kinds.get(k, by_name[0]) in by_name}
-    return Call(new.args, {**kept, **new.kwargs})
+    holding = {n for n, v in parameters(fn, old.args, old.kwargs).items() if _holds(v)}
+    return Call(*held(fn, new.args, {**kept, **new.kwargs}, holding))
 
 
 def argument_name(fn: Callable, call: Call, path: str) -> str:
@@ -82,7 +125,16 @@ def argument_name(fn: Callable, call: Call, path: str) -> str:
 
 def has_arrays(tree: Any) -> bool:
     """Whether a leaf is an array."""
-    return any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(tree)
+    return _holds(tree) or any(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+
+
+def _is_held(leaf) -> bool:
+    return isinstance(leaf, Held) and isinstance(leaf.value, np.ndarray)
+
+
+def _holds(tree) -> bool:
+    return any(_is_held(leaf) for leaf in jax.tree.leaves(tree, is_leaf=_is_held))
 
 
 def constant_data(
@@ -92,7 +144,8 @@ def constant_data(
     data = [np.asarray(value) for value in observed]
     found = {}
     for name, argument in _named(fn, args, kwargs).items():
-        for path, leaf in tree_leaves_with_path(argument):
+        for path, leaf in tree_leaves_with_path(argument, is_leaf=_is_held):
+            leaf = jax.numpy.asarray(leaf.value) if _is_held(leaf) else leaf
             if not isinstance(leaf, jax.Array) or leaf.dtype.kind not in "biufc":
                 continue
             if not any(np.array_equal(leaf, value) for value in data):
@@ -120,4 +173,7 @@ def _innermost(fn):
     """Return the function inside handlers, whose own signature is `(*args, **kwargs)`."""
     if isinstance(fn, functools.partial):
         return functools.partial(_innermost(fn.func), *fn.args, **fn.keywords)
-    return _innermost(fn.fn) if isinstance(fn, Messenger | Conditioned) else fn
+    return _innermost(fn.fn) if isinstance(fn, _WRAPPERS) else fn
+
+
+_WRAPPERS = Messenger | Conditioned | Holding | WholePlates

@@ -1,7 +1,7 @@
 """`bayesian()`: an Equinox module with random arrays, a Bayesian neural network in a line."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -50,6 +50,7 @@ class BayesianModule(Model):
         values: The latents by path; those of the likelihood by name.
     """
 
+    __whence_columns__: ClassVar[bool] = False  # a module takes matrices
     priors: tuple[Any, ...]
     initial: tuple[Any, ...]
     arrays: Any

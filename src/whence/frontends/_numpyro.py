@@ -1,5 +1,6 @@
 """`from_numpyro()`: a numpyro model and its data become a `Target`."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 from jax.core import Tracer
 
 from ..core import compiled
-from ._arguments import as_data
+from ..core._code import Held
+from ._arguments import as_data, has_arrays, held, parameters
 from ._enumerate import depending, enumerated, library
 from ._numpyro_target import NumpyroTarget, constant_position, observed_values
 from ._sites_target import checked
-from ._trace import Structure, inspect_model, log_prob
+from ._trace import Holding, NeedsNumbers, Structure, WholePlates, inspect_model, log_prob
 
 
 def from_numpyro(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> NumpyroTarget:
@@ -29,23 +31,55 @@ def from_numpyro(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> NumpyroTa
         *args: Its positional arguments.
         **kwargs: Its keyword arguments. Arrays in arguments are data: others of the same
             shape reuse what is compiled. Python numbers and other values are part of the
-            program.
+            program, and so are arrays whose numbers the model needs to run.
+
+    The rows of a plate with `subsample_size` are the data rows: minibatches of any size are
+    taken of them (the size given in the model does not count), and latents inside are local.
 
     Raises:
-        ValueError: If the model has subsampled plates, `param` sites, discrete latents with
-            endless values or no continuous ones, or needs the numbers in its array arguments
-            to run.
+        ValueError: If the model has `param` sites that are no module's, discrete latents with
+            endless values or no continuous ones.
         ImportError: If the model has discrete latents and funsor is not installed.
     """
     if not callable(fn):
         raise ValueError(f"`fn` must be a numpyro model, a function; got {fn!r}.")
     args, kwargs = as_data(args, "args"), as_data(kwargs, "kwargs")
-    structure = inspect_model(fn, args, kwargs)
+    fn, args, kwargs, structure = _inspected(fn, args, kwargs)
     target = NumpyroTarget(fn=fn, args=args, kwargs=kwargs, structure=structure)
     if target.structure.discrete:
         library()
         target = dataclasses.replace(target, structure=_summed_out(target))
     return checked(dataclasses.replace(target, structure=_without_made_up_data(target)))
+
+
+def _inspected(fn, args, kwargs):
+    """Return model and arguments, those held that must be part of the program, and what it is.
+
+    Arguments whose numbers the model must see are found by trial: it is run on shapes with
+    all of them held, then with one after another free again.
+    """
+    free = {n: v for n, v in parameters(fn, args, kwargs).items() if has_arrays(v)}
+    is_held = any(isinstance(x, Held) for x in jax.tree.leaves((args, kwargs), is_leaf=_held))
+    whole = WholePlates(Holding(fn) if is_held else fn)
+    try:
+        structure = inspect_model(whole, args, kwargs)
+    except (NeedsNumbers, AttributeError, TypeError) as error:
+        whole, names = WholePlates(Holding(fn)), set(free)
+        try:
+            inspect_model(whole, *held(fn, args, kwargs, names))
+        except (NeedsNumbers, AttributeError, TypeError):
+            raise error from None
+        for name in free:
+            with contextlib.suppress(NeedsNumbers, AttributeError, TypeError):
+                inspect_model(whole, *held(fn, args, kwargs, names - {name}))
+                names.remove(name)
+        args, kwargs = held(fn, args, kwargs, names)
+        structure = inspect_model(whole, args, kwargs)
+    return whole if structure.plates else whole.fn, args, kwargs, structure
+
+
+def _held(leaf) -> bool:
+    return isinstance(leaf, Held)
 
 
 def _without_made_up_data(target: NumpyroTarget) -> Structure:

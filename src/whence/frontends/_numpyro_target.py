@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import biject_to
 
@@ -22,7 +23,17 @@ from ._arguments import Call, argument_name, constant_data, renewed
 from ._bijection import log_det
 from ._enumerate import Summed, first_value, marginal, marginal_pointwise, sample_discrete
 from ._sites_target import AbstractSitesTarget
-from ._trace import Conditioned, Structure, at_step, log_prob, run, site_key, site_shape
+from ._trace import (
+    Conditioned,
+    Structure,
+    at_rows,
+    at_step,
+    log_prob,
+    row_axis,
+    run,
+    site_key,
+    site_shape,
+)
 
 
 class NumpyroTarget(AbstractSitesTarget):
@@ -56,6 +67,70 @@ class NumpyroTarget(AbstractSitesTarget):
         return self._log_prior(trace, position) + self._log_likelihood(trace)
 
     @property
+    def num_data(self) -> int | None:
+        """Rows of the subsampled plate; None if there is none, or data outside of it."""
+        return self.structure.num_rows
+
+    @property
+    def local(self) -> tuple[str, ...]:
+        """Latents inside the subsampled plate, with one value for each row."""
+        return self.structure.local
+
+    def log_likelihood(self, position, rows=None):
+        if self.num_data is None and rows is not None:
+            raise ValueError(
+                "Data rows are those of a `numpyro.plate` with `subsample_size`, of which this "
+                "model must have one, with all observed sites inside and no discrete latents; "
+                "it has none to choose from."
+            )
+        if self.num_data is None:
+            return self._log_likelihood(self._at(position))
+        if rows is None:
+            rows = jnp.arange(self.num_data)
+        return self._by_row(self.at_rows(position, rows), rows)[2]
+
+    def at_rows(self, position, rows):
+        """Return what some data rows see of a position."""
+        return {n: x[rows] if n in self.local else x for n, x in position.items()}
+
+    def log_joint_rows(self, position, rows):
+        """Return the log prior of global latents, and the log density of each row given them.
+
+        Args:
+            position: From `at_rows`.
+            rows: Numbers of the data rows.
+        """
+        shared, prior, likelihood = self._by_row(position, rows)
+        return shared, prior + likelihood
+
+    @relaxed()
+    def _by_row(self, position, rows) -> tuple[Array, Array, Array]:
+        """Return log priors of global latents, and of local ones by row, and the likelihood."""
+        (plate,) = self.structure.plates
+        with at_rows(plate, rows):
+            trace = self._at(position)
+        own = rows.size / self.structure.num_rows  # the plate scales up what is inside of it
+        zero = jnp.zeros((), jnp.result_type(float))
+        shared, prior, likelihood = zero, jnp.zeros(rows.shape), jnp.zeros(rows.shape)
+        for name, site in trace.items():
+            axis = row_axis(site, plate) if site["type"] == "sample" else None
+            if site["type"] != "sample":
+                continue
+            term = log_prob(site)
+            if name in position:
+                bijector = biject_to(site["fn"].support)
+                jacobian = bijector.log_abs_det_jacobian(position[name], site["value"])
+            if axis is None:
+                shared += jnp.sum(term) + jnp.sum(jacobian)
+                continue
+            moved = jnp.moveaxis(own * term, axis, 0).reshape(rows.size, -1).sum(axis=1)
+            if name in position:
+                prior += moved + jacobian.reshape(rows.size, -1).sum(axis=1)
+            else:
+                likelihood += moved
+        return shared, prior, likelihood
+
+    @property
     def observed_data(self):
         zeros = constant_position(self, 0.0)
         return compiled(observed_values, self, zeros).call(self, zeros)
@@ -73,7 +148,7 @@ class NumpyroTarget(AbstractSitesTarget):
     def name_inputs(self, inputs: tuple) -> dict[str, Array]:
         """Return arrays among arguments of the model, by name of the parameter."""
         call = inputs if isinstance(inputs, Call) else Call(inputs, {})
-        return constant_data(self.fn, *call, ())
+        return constant_data(self.fn, call.args, call.kwargs, ())
 
     def leaf_name(self, path: str) -> str:
         """Return the name of an array of this target for messages, given its path."""
@@ -89,11 +164,23 @@ class NumpyroTarget(AbstractSitesTarget):
         Raises:
             ValueError: Naming the argument, the rule and what was given.
         """
-        call = renewed(self.fn, Call(self.args, self.kwargs), inputs, named)
+        return self._renewed(inputs, named, False)
+
+    def new_groups(self, inputs: tuple, named: Mapping[str, Any]) -> Call:
+        """As `new_inputs`, where plates may be longer: what is new is drawn from the prior.
+
+        Args:
+            inputs: New positional arguments of the model.
+            named: New keyword arguments.
+        """
+        return self._renewed(inputs, named, True)
+
+    def _renewed(self, inputs, named, grow) -> Call:
+        call = renewed(self.fn, Call(self.args, self.kwargs), inputs, named)._replace(grow=grow)
         new = dataclasses.replace(self, args=call.args, kwargs=call.kwargs)
         require_finite(new, self)
         try:
-            check_indices(new, _distributions_at)
+            check_indices(new, _distributions_grown if grow else _distributions_at)
         except TypeError as error:
             raise ValueError(
                 f"The model does not run with the inputs of `predict`: {error}. Give None for "
@@ -137,16 +224,15 @@ class NumpyroTarget(AbstractSitesTarget):
                 since those belong to the old data; numbers and switches stay.
             key: A typed key.
         """
-        args, kwargs = self.args, self.kwargs
+        call = old = Call(self.args, self.kwargs)
         if inputs is not None:
-            old = Call(args, kwargs)
-            args, kwargs = (
-                inputs if isinstance(inputs, Call) else renewed(self.fn, old, inputs, {})
-            )
+            call = inputs if isinstance(inputs, Call) else renewed(self.fn, old, inputs, {})
 
         def choose(site):
+            if site["name"] in self.local and inputs is not None:
+                return _sample(site, key)  # new rows
             if site["name"] in latents:
-                return _fitting(site, draw[site["name"]])
+                return _fitting(site, draw[site["name"]], key if call.grow else None)
             if site["name"] in summed:
                 return _sample(site, key)
             if site["is_observed"] and site["name"] in self.structure.observed:
@@ -154,8 +240,18 @@ class NumpyroTarget(AbstractSitesTarget):
             return None
 
         latents, summed = {site.name for site in self.sites}, self._summed.discrete
-        trace = run(self.fn, args, kwargs, choose, key=key)
-        return {name: trace[name]["value"] for name in self.structure.observed}
+        trace = run(self.fn, call.args, call.kwargs, choose, key=key)
+        observed = [n for n in self.structure.observed if n in trace]
+        new = [] if inputs is None else self._only_there(trace)
+        return {name: jnp.asarray(trace[name]["value"]) for name in (*observed, *new)}
+
+    def _only_there(self, trace) -> list[str]:
+        """Return the sites of a run that the model does not have with its data."""
+        known = self._at(constant_position(self, 0.0))
+        kinds = ("sample", "deterministic")
+        is_new = lambda site: site["type"] in kinds and site["name"] not in known
+        hidden = lambda site: site.get("infer", {}).get("is_auxiliary", False)
+        return [name for name, site in trace.items() if is_new(site) and not hidden(site)]
 
     def with_data(self, data: Mapping[str, Any]) -> "NumpyroTarget":
         """Return this target with other observed values of the same shapes, by site.
@@ -168,7 +264,9 @@ class NumpyroTarget(AbstractSitesTarget):
                 f"Site {self.structure.factors[0]!r} is a term of the likelihood that is no "
                 "observed value at its own scale, so no other data can take its place."
             )
-        fn = self.fn.fn if isinstance(self.fn, Conditioned) else self.fn
+        fn = (
+            self.fn.fn if isinstance(self.fn, Conditioned) else self.fn
+        )  # around other wrappers
         data = {name: data[name] for name in self.structure.observed}
         return dataclasses.replace(self, fn=Conditioned(fn, data))
 
@@ -181,7 +279,7 @@ class NumpyroTarget(AbstractSitesTarget):
         value = lambda x: x["value"] if isinstance(x, dict) else x
         return {site.name: value(draw[site.name]) for site in self.sites}
 
-    def _at(self, position, discrete=None, key=None):
+    def _at(self, position, discrete=None, key=None, grow=False):
         def choose(site):
             if site["name"] in summed:
                 return _discrete_value(site, discrete)
@@ -190,7 +288,11 @@ class NumpyroTarget(AbstractSitesTarget):
                 return None
             bijector = biject_to(site["fn"].support)
             value = at_step(site, point, _unconstrained_ndim(site, bijector))
-            return bijector(value) if key is None else _fitting(site, bijector(value))
+            if key is None:
+                return bijector(value)
+            if site["name"] in self.local:
+                return _sample(site, key)
+            return _fitting(site, bijector(value), key if grow else None)
 
         summed = self._summed.discrete
         return run(self.fn, self.args, self.kwargs, choose, key=key)
@@ -270,7 +372,17 @@ class NumpyroTarget(AbstractSitesTarget):
 def _distributions_at(target: NumpyroTarget, position: dict[str, Array]) -> Any:
     """Return the numbers in the distributions of the observed sites."""
     trace = target._at(position, key=jr.key(0))
-    return [jax.tree.leaves(trace[name]["fn"]) for name in target.structure.observed]
+    return [
+        jax.tree.leaves(s["fn"]) for n, s in trace.items() if n in target.structure.observed
+    ]
+
+
+def _distributions_grown(target: NumpyroTarget, position: dict[str, Array]) -> Any:
+    """As `_distributions_at`, where plates may be longer."""
+    trace = target._at(position, key=jr.key(0), grow=True)
+    return [
+        jax.tree.leaves(s["fn"]) for n, s in trace.items() if n in target.structure.observed
+    ]
 
 
 def observed_values(target: NumpyroTarget, position: dict[str, Array]) -> dict[str, Array]:
@@ -298,16 +410,36 @@ def _sample(site, key):
     return site["fn"].sample(site_key(key, site), site["kwargs"].get("sample_shape", ()))
 
 
-def _fitting(site, value):
-    """Return `value` of a latent if the site still has that shape."""
-    shape = site_shape(site)
+def _fitting(site, value, key=None):
+    """Return `value` of a latent if the site still has that shape.
+
+    With a key, a plate that has become longer has its further entries from the prior.
+    """
+    shape, old = site_shape(site), jnp.shape(value)
     scanned = site["infer"].get("_scan_current_index") is not None
-    if not scanned and jnp.shape(value) != shape:
+    if scanned or old == shape:
+        return value
+    if key is None or not _is_longer(site, old, shape):
+        hint = "" if key is not None else ' (`new_groups="prior"` draws those of new groups)'
         raise ValueError(
-            f"Latent {site['name']!r} has shape {jnp.shape(value)} in the posterior, but the "
-            f"model at the new inputs asks for {shape}: it belongs to the old rows."
+            f"Latent {site['name']!r} has shape {old} in the posterior, but the model at the "
+            f"new inputs asks for {shape}: it belongs to the old rows{hint}."
         )
-    return value
+    return _sample(site, key).at[tuple(slice(n) for n in old)].set(value)
+
+
+def _is_longer(site, old, shape) -> bool:
+    """Whether a latent has more entries along axes of independent ones, and no fewer."""
+    d, event = site["fn"], site["fn"].event_dim
+    while isinstance(d, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):
+        event -= d.reinterpreted_batch_ndims if isinstance(d, dist.Independent) else 0
+        d = d.base_dist
+    fixed = len(shape) - event
+    return (
+        len(old) == len(shape)
+        and old[fixed:] == shape[fixed:]
+        and all(a <= b for a, b in zip(old, shape))
+    )
 
 
 @relaxed()

@@ -93,11 +93,6 @@ class AbstractSitesTarget(AbstractDescribedTarget):
     def unconstrain(self, draw: dict[str, Array]) -> dict[str, Array]:
         return self._inverse(self._given(draw))
 
-    @property
-    def num_data(self) -> int | None:
-        """None: rows of data cannot be told apart inside such a model."""
-        return None
-
     def log_prior(self, position):
         return self._log_prior(self._at(position), position)
 
@@ -107,11 +102,6 @@ class AbstractSitesTarget(AbstractDescribedTarget):
 
     def log_prior_terms(self, draw: dict[str, Array]) -> dict[str, Array]:
         return self._prior_terms(self._given(draw))
-
-    def log_likelihood(self, position, rows=None):
-        if rows is not None:
-            raise ValueError(f"{type(self).__name__} has no rows of data to choose from.")
-        return self._log_likelihood(self._at(position))
 
     def _repr_html_(self) -> str:
         return target_html(self, type(self).__name__)

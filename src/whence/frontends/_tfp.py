@@ -62,6 +62,16 @@ class TFPTarget(AbstractSitesTarget):
         parts = self._at(position)
         return self._log_prior(parts, position) + self._log_likelihood(parts)
 
+    @property
+    def num_data(self) -> None:
+        """None: rows of data cannot be told apart inside a joint distribution."""
+        return
+
+    def log_likelihood(self, position, rows=None):
+        if rows is not None:
+            raise ValueError(f"{type(self).__name__} has no rows of data to choose from.")
+        return self._log_likelihood(self._at(position))
+
     def with_data(self, data: Mapping[str, Any]) -> "TFPTarget":
         """Return this target with other observed values of the same shapes, by component."""
         return dataclasses.replace(self, observed={name: data[name] for name in self.observed})

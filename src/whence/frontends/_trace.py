@@ -1,7 +1,9 @@
 """A numpyro model run once with chosen values, and what can be known of it beforehand."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpyro.distributions as dist
+from jax.tree_util import keystr, tree_leaves_with_path
 from numpyro import handlers
 from numpyro.infer import init_to_uniform
+from numpyro.primitives import Messenger
 
+from ..core._code import Held
 from ..core._dtype import relaxed
 from ._bijection import bijection
 
@@ -46,6 +51,9 @@ class Structure(NamedTuple):
         varying: Names of deterministic sites that depend on those: they have no one value.
         scanned: Whether some of those are inside `scan`.
         enum_dim: The first batch axis from the right that all sites leave free.
+        plates: Names of the plates that take some of their rows at random.
+        num_rows: Number of rows of the one such plate, if it has all data.
+        local: Latents inside it, with one value for each row.
     """
 
     sites: tuple[Latent, ...]
@@ -57,6 +65,13 @@ class Structure(NamedTuple):
     varying: tuple[str, ...] = ()
     scanned: bool = False
     enum_dim: int = -1
+    plates: tuple[str, ...] = ()
+    num_rows: int | None = None
+    local: tuple[str, ...] = ()
+
+
+class NeedsNumbers(ValueError):
+    """A model that does not run without the numbers in its array arguments."""
 
 
 class Conditioned(eqx.Module):
@@ -67,6 +82,65 @@ class Conditioned(eqx.Module):
 
     def __call__(self, *args, **kwargs):
         return handlers.condition(self.fn, data=self.data)(*args, **kwargs)
+
+
+class Holding(eqx.Module):
+    """A model some of whose arguments are part of the program."""
+
+    fn: Any
+
+    def __call__(self, *args, **kwargs):
+        is_held = lambda leaf: isinstance(leaf, Held)
+        release = lambda leaf: leaf.value if is_held(leaf) else leaf
+        args, kwargs = jax.tree.map(release, (args, kwargs), is_leaf=is_held)
+        return self.fn(*args, **kwargs)
+
+
+_ROWS: ContextVar[tuple[str, Any] | None] = ContextVar("rows", default=None)
+
+
+@contextmanager
+def at_rows(plate: str, rows: Any) -> Iterator[None]:
+    """Run models in `WholePlates` with some rows of a plate.
+
+    Args:
+        plate: Name of the plate.
+        rows: Row numbers.
+    """
+    token = _ROWS.set((plate, rows))
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+
+
+class WholePlates(eqx.Module):
+    """A model whose subsampled plates are whole, but for the rows that `at_rows` chooses."""
+
+    fn: Any
+
+    def __call__(self, *args, **kwargs):
+        return _Whole(self.fn)(*args, **kwargs)
+
+
+_SUBSAMPLED = "whence_subsampled"  # marks plates that would take rows at random
+
+
+class _Whole(Messenger):
+    def process_message(self, msg):
+        if msg["type"] != "plate" or not is_subsampled(msg):
+            return
+        name, (size, _) = msg["name"], msg["args"]
+        chosen = _ROWS.get()
+        plate, rows = (None, None) if chosen is None else chosen
+        msg["value"] = rows if plate == name else jnp.arange(size)
+        msg["args"] = (size, None)
+        msg["infer"] = {_SUBSAMPLED: True}
+
+
+def is_subsampled(site: dict[str, Any]) -> bool:
+    """Whether a plate may take some of its rows at random: it has a `subsample_size`."""
+    return site["args"][1] is not None
 
 
 @relaxed()
@@ -136,11 +210,10 @@ def inspect_model(fn: Callable, args: tuple, kwargs: dict) -> Structure:
         jax.errors.TracerIntegerConversionError,
         jax.errors.NonConcreteBooleanIndexError,
     ) as error:
-        raise ValueError(
-            "`fn` must not need the numbers in its array arguments to run, only their shapes "
-            "(as `len(np.unique(group))` or `if x.max() > 0` does). Compute such things "
-            "outside and pass them as Python numbers, or make the array a constant of the "
-            f"model: `functools.partial(model, group=group)`. {error}"
+        raise NeedsNumbers(
+            "`fn` must not need numbers of latents to run (`if mu > 0`; `jnp.where` does "
+            "not), nor numbers that `jax.numpy` makes of its arguments (`int(jnp.max(group))`; "
+            f"NumPy's are fine). {error}"
         ) from error
     return found[0]
 
@@ -163,7 +236,7 @@ def _structure(trace: Trace) -> Structure:
     sites, observed, weighted, factors, discrete = [], [], [], [], []
     dim = -1
     for name, site in trace.items():
-        _refuse(name, site)
+        _refuse(name, site, trace)
         if site["type"] != "sample":
             continue
         dim = min(dim, -1 - len(site["fn"].batch_shape))
@@ -186,6 +259,7 @@ def _structure(trace: Trace) -> Structure:
         raise ValueError(
             "`fn` must have at least one continuous latent (unobserved) sample site; got none."
         )
+    plates, num_rows, local = _rows_of(trace, bool(discrete))
     return Structure(
         tuple(sites),
         tuple(observed),
@@ -195,7 +269,41 @@ def _structure(trace: Trace) -> Structure:
         discrete=tuple(discrete),
         scanned=any("_scan_current_index" in trace[x.name]["infer"] for x in discrete),
         enum_dim=dim,
+        plates=plates,
+        num_rows=num_rows,
+        local=local,
     )
+
+
+def row_axis(site: dict[str, Any], plate: str) -> int | None:
+    """Return the axis of a plate's rows among the batch axes of a site, from the right."""
+    return next((f.dim for f in site["cond_indep_stack"] if f.name == plate), None)
+
+
+def _rows_of(
+    trace: Trace, discrete: bool
+) -> tuple[tuple[str, ...], int | None, tuple[str, ...]]:
+    """Return the subsampled plates, and rows and local latents of the one that is for data."""
+    plates = [
+        n
+        for n, s in trace.items()
+        if s["type"] == "plate" and _SUBSAMPLED in s.get("infer", {})
+    ]
+    if len(plates) != 1 or discrete:
+        return tuple(plates), None, ()
+    local = []
+    for name, site in trace.items():
+        if site["type"] != "sample":
+            continue
+        axis = row_axis(site, plates[0])
+        if site["is_observed"]:
+            if axis is None:
+                return tuple(plates), None, ()  # data outside: no rows of the plate
+        elif axis is not None:
+            if axis != -len(site["fn"].batch_shape):
+                return tuple(plates), None, ()  # rows must be the first axis
+            local.append(name)
+    return tuple(plates), int(trace[plates[0]]["args"][0]), tuple(local)
 
 
 def _check_shape(name, site) -> None:
@@ -214,25 +322,37 @@ def _check_shape(name, site) -> None:
         )
 
 
-def _refuse(name, site) -> None:
-    if site["type"] in ("param", "mutable"):
+def _refuse(name, site, trace) -> None:
+    if site["type"] in ("param", "mutable") and not _is_random_module(name, site, trace):
         raise ValueError(
             f"Site {name!r} of the model is a `numpyro.{site['type']}`, a point estimate with "
             "no prior. Give it a prior with `numpyro.sample`, or write its value in the model."
         )
-    if site["type"] == "plate":
-        size, subsample = site["args"]
-        # Inside `scan` both are traced, and a whole plate is `(size, None)`.
-        whole = subsample is None or (isinstance(size, int) and subsample == size)
-        if not whole:
-            raise ValueError(
-                f"Plate {name!r} takes {subsample} of {size} rows at random, so the density "
-                "would differ at each evaluation. Leave `subsample_size` out; for minibatches "
-                "write the model as a `whence.Model` and use an engine with `batch_size`."
-            )
     latent = site["type"] == "sample" and not site["is_observed"]
     if latent and site["fn"].support.is_discrete:
         _refuse_infinite(name, site)
+
+
+def _is_random_module(name, site, trace) -> bool:
+    """Whether a site holds the parameters of a module, each of which is a latent of its own.
+
+    `random_eqx_module` and its like make a `param` of a module first, and then draw it.
+    """
+    if site["value"] is None:
+        return True
+    module = name.removesuffix("$params")
+    if site["type"] != "param" or module == name:
+        return False
+    inside = [n for n, s in trace.items() if s["type"] == "sample" and n.startswith(module)]
+    drawn = [n.removeprefix(module) for n in inside]
+    leaves = [keystr(path) for path, _ in tree_leaves_with_path(site["value"])]
+    for leaf in leaves:
+        if not any(n.endswith(leaf[1:]) and len(n) > len(leaf) - 1 for n in drawn):
+            raise ValueError(
+                f"Parameter `{leaf[1:]}` of module {module!r} has no prior: give it one in "
+                "`prior`, or make it no array of the module."
+            )
+    return True
 
 
 def _refuse_infinite(name, site) -> None:

@@ -12,6 +12,7 @@ from jax.tree_util import keystr, tree_map_with_path
 from numpyro.distributions import MaskedDistribution
 
 from ..core._dtype import check_resolution
+from ._frames import OBSERVED
 from ._model import Model, constrain, constrain_with_terms
 
 
@@ -74,7 +75,7 @@ def as_array(leaf: Any, where: str, kinds: str = "biuf") -> jax.Array:
     if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
         raise ValueError(
             f"{where} has {int(np.ma.count_masked(leaf))} masked values. Leave these rows "
-            "out, or declare the missing values as latents."
+            "out, or declare the missing values as latents (`missing=` of `condition` does)."
         )
     try:
         array = _from_table(leaf, where) if hasattr(leaf, "to_numpy") else np.asarray(leaf)
@@ -111,9 +112,9 @@ def _from_table(leaf, where) -> np.ndarray:
     return array
 
 
-_TEXT = "Make codes of text (`pandas.Categorical(x).codes`), and `.astype(float)` of numbers"
+_TEXT = "Make codes of text (`whence.categories(x)`), and `.astype(float)` of numbers"
 _REMEDIES = {
-    "category": "Write `.cat.codes`, in which -1 is a missing category",
+    "category": "Write `whence.categories(x)`",
     "object": _TEXT,
     "str": _TEXT,
     "string": _TEXT,
@@ -165,6 +166,7 @@ def check_likelihood(target: Any) -> int | None:
             named = likelihood if isinstance(likelihood, Mapping) else {target.name: likelihood}
             for name, d in named.items():
                 _check_shapes(target, name, d)
+                _check_words(target, name, d)
                 _check_support(target, name, d)
         return draw.log_likelihood(target.y, *target.inputs)
 
@@ -223,8 +225,8 @@ def _likelihood(draw, target):
         raise ValueError(
             f"`likelihood` of {type(target.model).__name__} failed on inputs of shapes "
             f"{shapes}: {error}"
-            + ". A DataFrame becomes one array: pass `dict(table)` to have its columns by name."
-            * ("string indexing" in str(error))
+            + ". A table is a dict of its columns: pass `table.to_numpy()` to have a matrix."
+            * any(isinstance(value, dict) for value in target.inputs)
         ) from error
 
 
@@ -236,6 +238,15 @@ def _check_names(target, likelihood):
         raise ValueError(
             f"`y` must have what `likelihood` of {type(target.model).__name__} describes "
             f"({want}); got {got}."
+        )
+
+
+def _check_words(target, name, d):
+    """Refuse text and categories where the likelihood is of numbers along a line."""
+    if any(p.path == (OBSERVED, name) for p in target.places) and not d.support.is_discrete:
+        raise ValueError(
+            f"`y` ({name!r}) must be numbers, since its likelihood {type(d).__name__} is "
+            "continuous; got text or categories."
         )
 
 

@@ -1,7 +1,6 @@
 """`condition()`: a model and data become a `Target`."""
 
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any, overload
@@ -13,6 +12,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from ..core._convert import one_of
 from ..core._dtype import relaxed
 from ..core._feynman_kac import AbstractSequenceTarget, SequenceAt, sequence_at
 from ..core._indices import check_indices
@@ -24,8 +24,11 @@ from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
 from ..core._values import check_values, require_finite
 from ._check_data import check_data, check_likelihood, fixed_by_others
-from ._latent import as_dims
+from ._frames import Place
+from ._inputs import bound, parameters
+from ._latent import Coords
 from ._local import give_rows, redraw_rows, with_rows
+from ._missing import drop_missing, impute, in_numbers
 from ._model import (
     Model,
     adopt_coords,
@@ -43,6 +46,8 @@ from ._model import (
     unconstrain,
     unconstrain_values,
 )
+from ._new_groups import NewGroups, extend, widened
+from ._reading import check_dims, read, reread
 from ._show import priors_in_words
 from ._sites import Site
 from ._streamed import StreamTarget, first_rows, streamed
@@ -61,6 +66,8 @@ class ModelTarget(AbstractDescribedTarget):
         data_dims: Names of the axes of observed variables, by name.
         tied: Fixed latents whose prior depends on latents that are not fixed. Their density
             is part of the prior, which then has no draws.
+        labels: Labels of axes of data that are no axes of the model.
+        places: Where categories are among the inputs, and the axes that they index.
 
     References:
         Phan, Pradhan and Jankowiak (2019), NumPyro's distributions, arXiv:1912.11554.
@@ -74,6 +81,8 @@ class ModelTarget(AbstractDescribedTarget):
     rows: int | None = eqx.field(static=True)
     data_dims: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
     tied: tuple[str, ...] = eqx.field(static=True, default=())
+    labels: Coords = eqx.field(static=True, default=Coords())
+    places: tuple[Place, ...] = eqx.field(static=True, default=())
 
     @property
     def free(self) -> tuple[Site, ...]:
@@ -219,7 +228,7 @@ class ModelTarget(AbstractDescribedTarget):
 
     @property
     def coords(self):
-        return all_coords(self.model)
+        return {**self.labels, **all_coords(self.model)}
 
     @property
     def observed_data(self):
@@ -237,7 +246,7 @@ class ModelTarget(AbstractDescribedTarget):
                 f"`{rest}` of {type(self.model).__name__}" if first == "model" else f"`{path}`"
             )
         number, _, inside = rest.partition(".")
-        names = _parameters(self.model)
+        names = parameters(self.model)
         known = f" (`{names[int(number)]}`)" if int(number) < len(names) else ""
         return f"`inputs[{number}]`{known}" + (f" at {inside!r}" if inside else "")
 
@@ -251,29 +260,40 @@ class ModelTarget(AbstractDescribedTarget):
         Raises:
             ValueError: Naming the input, the rule and what was given.
         """
-        method = _described_method(self.model)
-        given = tuple(inputs) if method == "likelihood" else (None, *inputs)
-        try:
-            bound = inspect.signature(getattr(self.model, method)).bind(*given, **named)
-        except TypeError as error:
-            known = ", ".join(_parameters(self.model)) or "none"
-            raise ValueError(
-                f"`predict` must be given the inputs of `{method}` of "
-                f"{type(self.model).__name__} ({known}): {error}."
-            ) from None
-        if bound.kwargs:  # given by name, after others that were left out
-            bound.apply_defaults()
-        inputs = bound.args if method == "likelihood" else bound.args[1:]
+        return self._converted(
+            self._read_again(bound(self.model, inputs, named), False)[0], {}
+        )[0]
+
+    def new_groups(self, inputs: tuple, named: Mapping[str, Any]) -> NewGroups | tuple:
+        """As `new_inputs`, where groups may be new: their effects are drawn from the prior.
+
+        Args:
+            inputs: As `likelihood` takes.
+            named: Those given by name.
+        """
+        inputs, more = self._read_again(bound(self.model, inputs, named), True)
+        labels = {a: [*map(str, self.coords[a]), *map(str, new)] for a, new in more.items()}
+        inputs, new = self._converted(inputs, labels)
+        return NewGroups(inputs, new.model) if more else inputs
+
+    def _read_again(self, inputs, grow):
+        names = parameters(self.model)
+        return reread(self.model, inputs, names, self.places, self.coords, grow)
+
+    def _converted(self, inputs, labels) -> tuple[tuple, "ModelTarget"]:
         inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))
-        new = dataclasses.replace(self, inputs=inputs)
+        model = widened(self.model, labels) if labels else self.model
+        found = sites(model) if labels else self.sites
+        new = dataclasses.replace(self, model=model, inputs=inputs, sites=found)
         require_finite(new, self)
         check_indices(new, _likelihood_at)
         self.model.check_inputs(self.inputs, inputs)
-        return inputs
+        return inputs, new
 
-    def name_inputs(self, inputs: tuple) -> dict[str, Array]:
+    def name_inputs(self, inputs: tuple | NewGroups) -> dict[str, Array]:
         """Return arrays among the inputs of `likelihood`, by name of its parameter."""
-        names = _parameters(self.model)
+        inputs = inputs.inputs if isinstance(inputs, NewGroups) else inputs
+        names = parameters(self.model)
         names += [f"input_{i}" for i in range(len(names), len(inputs))]
         named = {}
         for name, value in zip(names, inputs):
@@ -294,6 +314,7 @@ class ModelTarget(AbstractDescribedTarget):
         return dict(value) if isinstance(value, Mapping) else {self.name: value}
 
     def predict(self, draw, inputs, *, key):
+        draw, inputs, key = _with_groups(draw, inputs, key)
         if inputs is not None and any(site.local for site in self.sites):
             key, key_rows = jr.split(key)
             draw = redraw_rows(draw, self._num_rows(inputs), key=key_rows)
@@ -308,6 +329,7 @@ class ModelTarget(AbstractDescribedTarget):
 
     def predict_given(self, draw, inputs, *, key):
         """Return new data drawn given `draw` and the observed data."""
+        draw, inputs, key = _with_groups(draw, inputs, key)
         if type(draw).predict_given is Model.predict_given:
             return self.predict(draw, inputs, key=key)
         new = self.inputs if inputs is None else inputs
@@ -339,21 +361,18 @@ class ModelTarget(AbstractDescribedTarget):
         return drawn
 
 
+def _with_groups(draw, inputs, key):
+    """Return a draw with the groups that new inputs ask for, and these inputs."""
+    if not isinstance(inputs, NewGroups):
+        return draw, inputs, key
+    key, key_groups = jr.split(key)
+    return extend(draw, inputs.model, key=key_groups), inputs.inputs, key
+
+
 def _by_row(terms: list[Array]) -> Array:
     """Return sums of the terms of each row."""
     by_row = [jnp.sum(term, axis=tuple(range(1, jnp.ndim(term)))) for term in terms]
     return sum(by_row[1:], start=by_row[0])
-
-
-def _described_method(model: Model) -> str:
-    own = type(model).likelihood is not Model.likelihood
-    return "likelihood" if own else "log_likelihood"
-
-
-def _parameters(model: Model) -> list[str]:
-    """Return the names of the inputs of `likelihood`, or of `log_likelihood` after `y`."""
-    method = _described_method(model)
-    return list(inspect.signature(getattr(model, method)).parameters)[method != "likelihood" :]
 
 
 def _likelihood_at(target: ModelTarget, position: Mapping[str, Array]) -> Any:
@@ -365,25 +384,48 @@ def _likelihood_at(target: ModelTarget, position: Mapping[str, Array]) -> Any:
 
 
 @overload
-def condition(model: Model, y: Stream, **options: Any) -> StreamTarget: ...
+def condition(
+    model: Model,
+    y: Stream,
+    *,
+    name: str | None = None,
+    dims: Any = (),
+    missing: str | None = None,
+) -> StreamTarget: ...
 @overload
-def condition(model: Model, y: Any, *inputs: Any, **options: Any) -> ModelTarget: ...
 def condition(
     model: Model,
     y: Any,
     *inputs: Any,
-    name: str = "y",
+    name: str | None = None,
+    dims: Any = (),
+    missing: str | None = None,
+) -> ModelTarget: ...
+def condition(
+    model: Model,
+    y: Any,
+    *inputs: Any,
+    name: str | None = None,
     dims: str | tuple[str, ...] | Mapping[str, Any] = (),
+    missing: str | None = None,
 ) -> ModelTarget | StreamTarget:
     """Condition `model` on data: the posterior, as a `Target` for any engine.
 
     Args:
         model: The model; latents with values are fixed to them.
-        y: Observed data: an array, or a dict of arrays for several observed variables; or a
+        y: Observed data: an array, or a dict of arrays for several observed variables. Columns
+            of pandas, polars and xarray keep their name and the labels of their rows. Or a
             `Stream` of rows `(y, *inputs)`.
-        *inputs: What `likelihood` takes besides the draw: arrays or pytrees of them.
-        name: Name of the observed variable if `y` is a single array.
+        *inputs: What `likelihood` takes besides the draw: arrays or pytrees of them. A
+            table is a dict of its columns; text and categories become whole numbers, and the
+            axis that they index gets their labels (see `categories`).
+        name: Name of the observed variable if `y` is a single array; by default that of its
+            column, or "y".
         dims: Names of the axes of `y`; a dict of them for several observed variables.
+        missing: What to do with missing values: `"drop"` leaves out rows in which a value of
+            `y` or of an input with one entry per row is missing; `"impute"` makes latents
+            `y_missing` of missing values of `y`, which need a continuous likelihood. By
+            default they are refused unless the model itself hides them.
 
     Returns:
         The target. Data are its leaves: other data of the same shape reuse what is compiled.
@@ -398,13 +440,23 @@ def condition(
         raise ValueError(f"`model` must be an instance of a `whence.Model`; got {model!r}.")
     if isinstance(y, Stream):
         rows = first_rows(model, y, inputs)
-        return streamed(condition(model, *rows, name=name, dims=dims), y)
+        return streamed(condition(model, *rows, name=name, dims=dims, missing=missing), y)
+    if missing is not None:
+        missing = one_of("missing", ("drop", "impute"))(missing)
     y, inputs = model.prepare(y, *inputs)
-    y = check_data(y, "y", what=name)
+    given = read(model, y, inputs, parameters(model), name, dims, missing == "drop")
+    model, y, inputs, name, dims = given.model, given.y, given.inputs, given.name, given.dims
+    y = check_data(in_numbers(y) if missing else y, "y", what=name)
     inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))
+    labels = given.labels
+    if missing == "drop":
+        model, y, inputs, labels = drop_missing(given, y, inputs)
     model = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, model)
     model = give_rows(model, y)
     model = model.given(y, *inputs)
+    plain = model
+    if missing == "impute":
+        model = impute(model, y, inputs, name, {**labels, **all_coords(model)}, dims)
     found = sites(model)
     names = [site.name for site in found]
     clash = set(names) & (set(y) if isinstance(y, Mapping) else {name})
@@ -412,7 +464,9 @@ def condition(
         raise ValueError(
             f"Observed variable and latent must not share a name; got {sorted(clash)[0]!r}."
         )
-    target = ModelTarget(model, y, inputs, found, name, None, _data_dims(model, y, name, dims))
+    target = ModelTarget(model, y, inputs, found, name, None, (), (), labels, given.places)
+    data_dims = check_dims(dims, target.observed_data, target.coords)
+    target = dataclasses.replace(target, data_dims=data_dims)
     rows, tied = check_likelihood(target), fixed_by_others(target)
     locals_ = [site.name for site in found if site.local]
     if locals_ and rows is None:
@@ -420,13 +474,15 @@ def condition(
             f"Latent `{locals_[0]}` is local, with one value per data row, so the log "
             "likelihood must have one entry per row (a leading axis of its length); it has not."
         )
+    # Imputed values belong to rows of their own.
+    rows = rows if model is plain else None
     target = dataclasses.replace(target, rows=rows, tied=tied)
     named = {*names, *derived_names(model), *target.observed_data}
-    for given in target.constant_data:
-        if given in named:
+    for argument in target.constant_data:
+        if argument in named:
             raise ValueError(
                 f"An input of `likelihood` must not have the name of a latent, a derived value "
-                f"or observed data; got {given!r}. Rename the argument."
+                f"or observed data; got {argument!r}. Rename the argument."
             )
     groups = ([*names, *derived_names(model)], target.observed_data, target.constant_data)
     check_variable_names(groups, target.dims)
@@ -435,30 +491,3 @@ def condition(
     for remark in model.review(y, *inputs):
         warnings.warn(remark, InferenceWarning, stacklevel=2)
     return target
-
-
-def _data_dims(model, y, name, dims):
-    """Return the names of the axes of observed variables, checked against shapes."""
-    observed = dict(y) if isinstance(y, Mapping) else {name: y}
-    dims = dict(dims) if isinstance(dims, Mapping) else ({name: dims} if dims else {})
-    coords, found = all_coords(model), {}
-    for variable, names in dims.items():
-        if variable not in observed:
-            raise ValueError(
-                f"`dims` must name observed variables ({', '.join(observed)}); got "
-                f"{variable!r}."
-            )
-        found[variable] = as_dims(names, f"`y` ({variable})")
-        shape = jnp.shape(observed[variable])
-        if len(shape) != len(found[variable]):
-            raise ValueError(
-                f"`dims` of {variable!r} must name each of its {len(shape)} axes; got "
-                f"{found[variable]}."
-            )
-        for axis, length in zip(found[variable], shape):
-            if axis in coords and len(coords[axis]) != length:
-                raise ValueError(
-                    f"Axis {axis!r} of {variable!r} has {length} entries, but `coords` has "
-                    f"{len(coords[axis])} labels for it."
-                )
-    return tuple(found.items())

@@ -36,6 +36,7 @@ class Model(eqx.Module):
     """
 
     __whence_model__: ClassVar[bool] = True
+    __whence_columns__: ClassVar[bool] = True  # tables are dicts of columns, not matrices
     coords: Mapping[str, Any] = eqx.field(
         default=Coords(), converter=Coords, static=True, kw_only=True
     )

@@ -241,7 +241,7 @@ def _local_shape(spec, shape, prior, name, coords):
     return (number, *map(int, shape)), (axis, *(spec.dims[1:] or unnamed))
 
 
-_LOCATION_SCALE = {
+LOCATION_SCALE = {  # with parameters that standardising keeps
     dist.Normal: (),
     dist.Cauchy: (),
     dist.Laplace: (),
@@ -269,13 +269,13 @@ def _standardise(prior, batch, name):
         base = dist.Normal(0.0, 1.0).expand(batch)
         loc, scale = prior.loc, prior.scale
         return base, lambda z: jnp.exp(loc + scale * z), lambda x: (jnp.log(x) - loc) / scale
-    for cls, names in _LOCATION_SCALE.items():
+    for cls, names in LOCATION_SCALE.items():
         if type(prior) is cls:
             shape_parameters = {n: getattr(prior, n) for n in names}
             base = cls(**shape_parameters, loc=0.0, scale=1.0).expand(batch)
             loc, scale = prior.loc, prior.scale
             return base, lambda z: loc + scale * z, lambda x: (x - loc) / scale
-    known = [c.__name__ for c in (*_LOCATION_SCALE, dist.MultivariateNormal, dist.LogNormal)]
+    known = [c.__name__ for c in (*LOCATION_SCALE, dist.MultivariateNormal, dist.LogNormal)]
     raise ValueError(
         f"`noncentered=True` of latent `{name}` needs a location-scale prior "
         f"({', '.join(known)}); got {type(prior).__name__}."

@@ -110,13 +110,15 @@ class Wish(NamedTuple):
         key: For predictive draws.
         prior_draws: Number of draws in the prior groups.
         automatic: Whether the group was not asked for by name.
-        inputs: Inputs of predictions; None for no predictions.
+        inputs: Inputs of predictions, a tuple or by name; None for no predictions.
+        new_groups: "prior" if groups in them may be new.
     """
 
     key: PRNGKey | None = None
     prior_draws: int = 0
     automatic: bool = True
-    inputs: tuple | None = None
+    inputs: tuple | Mapping[str, Any] | None = None
+    new_groups: str | None = None
 
 
 def contents_of(posterior: Any) -> Contents:
@@ -285,11 +287,13 @@ def _predictions_constant_data(contents, wish):
     return _numpy(target.name_inputs(inputs)) if isinstance(target, NamesInputs) else {}
 
 
-def _new_inputs(contents, wish) -> tuple:
+def _new_inputs(contents, wish) -> Any:
     _described(contents)
     if wish.inputs is None:
         raise _NotApplicable("it is of new inputs; give them: `to_datatree(inputs=(x,))`.")
-    return new_inputs(contents.target, tuple(wish.inputs), {})
+    by_name = isinstance(wish.inputs, Mapping)
+    given = ((), wish.inputs) if by_name else (tuple(wish.inputs), {})
+    return new_inputs(contents.target, *given, wish.new_groups)
 
 
 def _prior(contents, wish):

@@ -9,8 +9,15 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..core._cache import compiled
+from ..core._convert import one_of
 from ..core._engine import Sample
-from ..core._target import AbstractDescribedTarget, DependentData, SplitsPrior, TakesInputs
+from ..core._target import (
+    AbstractDescribedTarget,
+    DependentData,
+    SplitsPrior,
+    TakesInputs,
+    TakesNewGroups,
+)
 from ..core._tree import named_leaves
 from ..core._types import PRNGKey
 
@@ -38,17 +45,28 @@ def over_draws(target: Any, function: Callable[..., PyTree], batched: PyTree, *r
     return jax.tree.map(np.asarray, out)
 
 
-def new_inputs(target: Any, inputs: tuple, named: Mapping[str, Any]) -> Any:
+def new_inputs(
+    target: Any, inputs: tuple, named: Mapping[str, Any], new_groups: str | None = None
+) -> Any:
     """Return new inputs in the form that `predict` of the target takes.
 
     Args:
         target: A described target.
         inputs: As the user gave them.
         named: Those given by name.
+        new_groups: "prior" if groups may be new; else None.
 
     Raises:
         ValueError: If they cannot be inputs.
     """
+    if new_groups is not None:
+        one_of("new_groups", ("prior",))(new_groups)
+        if not isinstance(target, TakesNewGroups):
+            raise ValueError(
+                f"`new_groups` needs a target that knows its groups; {type(target).__name__} "
+                "does not."
+            )
+        return target.new_groups(inputs, named)
     if isinstance(target, TakesInputs):
         return target.new_inputs(inputs, named)
     if named:
@@ -70,8 +88,9 @@ def predictions(
         drawn = over_draws(target, predict, (sample.positions, keys), inputs)
     except (ValueError, TypeError) as error:
         raise ValueError(no_sampler(error)) from error
-    # In the order of the data; of a stream, whose data are not kept, as they come.
-    return {name: drawn[name] for name in target.observed_data or drawn}
+    # The observed variables first; a model may have others at new inputs, as forecasts are.
+    names = [name for name in target.observed_data if name in drawn]
+    return {name: drawn[name] for name in dict.fromkeys((*names, *drawn))}
 
 
 def no_sampler(error: Exception) -> str:

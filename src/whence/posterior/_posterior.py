@@ -216,26 +216,29 @@ class Posterior:
         return self._over_draws(apply, self.sample.positions, function)
 
     @seeded
-    def predict(self, *inputs: Any, key: PRNGKey, **named: Any) -> Any:
+    def predict(
+        self, *inputs: Any, key: PRNGKey, new_groups: str | None = None, **named: Any
+    ) -> Any:
         """Draw from the posterior predictive distribution, one data set per draw.
 
         Args:
             *inputs: New inputs of `likelihood` (arguments of a numpyro model); by default
                 those of the fit. Python numbers are part of the program.
             key: A typed key.
+            new_groups: `"prior"` draws effects of groups that the fit never saw from their
+                prior, given each draw; by default such groups are refused.
             **named: New inputs by name.
 
         Returns:
             An array with leading axes `(chain, draw)`; a dict of them if there are several
-            observed variables.
+            observed variables, or further ones of a numpyro model at new inputs.
 
         Raises:
-            ValueError: If inputs are not those of the model, are not finite, or hold an index
-                beyond the axis that it is used on; or if the distribution of the data has no
-                sampler.
+            ValueError: If inputs are not the model's or not finite, hold unknown categories or
+                an index beyond its axis; or if the data's distribution has no sampler.
         """
         target = self._described_target("predict")
-        new = new_inputs(target, inputs, named) if inputs or named else None
+        new = new_inputs(target, inputs, named, new_groups) if inputs or named else None
         drawn = predictions(target, self.sample, new, key)
         return next(iter(drawn.values())) if len(drawn) == 1 else drawn
 
@@ -248,24 +251,25 @@ class Posterior:
         return self._over_draws(pointwise, self.sample.positions)
 
     @seeded
-    def resample(self, num_draws: int, *, key: PRNGKey) -> "Posterior":
+    def resample(
+        self, num_draws: int, *, key: PRNGKey, importance: bool = False
+    ) -> "Posterior":
         """Return equally weighted draws: systematic resampling of weighted ones.
 
-        They stay in the order of chains and draws, copies of one draw beside each other.
-        So the copies of a heavy particle, or the neighbours in a chain that moves slowly,
-        are still correlated as a chain's draws are, and `summary` and `diagnose` count what
-        they are worth, not how many they are. A part of them is no sample of the whole:
-        ask for fewer draws instead, or permute them.
+        They stay in order, copies of one draw beside each other: copies and neighbours are
+        correlated as a chain's draws are, and `summary` and `diagnose` count what they are
+        worth. A part of them is no sample of the whole: ask for fewer draws, or permute them.
 
         Args:
             num_draws: How many, in one chain; in as many as there are Markov chains, if it
                 is a multiple of their number.
             key: A typed key.
+            importance: Repair an approximation: weights are its smoothed importance ratios.
 
         Raises:
-            ValueError: If `num_draws` is not positive.
+            ValueError: If `num_draws` is not positive, or there are no ratios.
         """
-        sample, take = resampled(self.sample, num_draws, key)
+        sample, take = resampled(self.sample, num_draws, key, importance)
         known = self._variables
         return self._like(sample, None if known is None else take(known))
 
@@ -279,7 +283,7 @@ class Posterior:
             self.variables,
             self.stats,
             engine=self.engine,
-            unconstrained=self._positions_by_name(),
+            unconstrained=named_leaves(self.sample.positions),
             dims=self._described["dims"],
             coords=self._described["coords"],
             log_weights=self.log_weights,
@@ -378,9 +382,10 @@ class Posterior:
         self,
         *,
         groups: tuple[str, ...] | None = None,
-        inputs: tuple | None = None,
+        inputs: tuple | Mapping[str, Any] | None = None,
         key: PRNGKey | None = None,
         prior_draws: int = 500,
+        new_groups: str | None = None,
     ) -> Any:
         """Return an `xarray.DataTree` with ArviZ's groups, dims and coords.
 
@@ -393,19 +398,17 @@ class Posterior:
                 `observed_data`, `constant_data`, `unconstrained_posterior`, the warm-up
                 groups if warm-up was kept, and, with `inputs`, `predictions` and
                 `predictions_constant_data`.
-            inputs: New inputs of `likelihood`, as a tuple, for predictions.
+            inputs: New inputs of `likelihood`, a tuple or a dict by name, for predictions.
             key: A typed key for predictive draws; by default made from the run's key.
             prior_draws: Number of draws in the prior groups.
-
-        Raises:
-            ValueError: If a group is unknown.
+            new_groups: As for `predict`.
         """
         key = self._default_key() if key is None else key
         equal = self
         if self.log_weights is not None:
             total = self.num_chains * self.num_draws
             equal = self.resample(total, key=jr.fold_in(key, 0))
-        wish = Wish(jr.fold_in(key, 1), prior_draws, groups is None, inputs)
+        wish = Wish(jr.fold_in(key, 1), prior_draws, groups is None, inputs, new_groups)
         return export(contents_of(equal), groups, wish)
 
     def to_netcdf(self, path: str | Path, **kwargs: Any) -> None:
@@ -483,9 +486,6 @@ class Posterior:
         if self.target is None:
             self._over_draws(variables, None)  # raises with what to do
         return self.target  # pyright: ignore[reportReturnType]
-
-    def _positions_by_name(self) -> dict[str, np.ndarray]:
-        return named_leaves(self.sample.positions)
 
     def _like(self, sample: Sample, variables=None) -> "Posterior":
         new = copy.copy(self)

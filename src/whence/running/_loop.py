@@ -34,6 +34,7 @@ from ._distributed import first, most
 from ._feed import Feed
 from ._mesh import Layout
 from ._program import Plan, build_plan, to_host
+from ._progress import ChainProgress
 from ._recompiled import note_compilation
 from ._sharding import place_data
 from ._worker import Worker
@@ -84,7 +85,7 @@ def run(
     steps: int | None = None,
     go_on: Callable[[Outcome], int | None] | None = None,
     deadline: float | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int, list[ChainProgress]], None] | None = None,
     chunk_steps: int | None = None,
     vectorised: bool | None = None,
     threads: int | None = None,
@@ -100,7 +101,8 @@ def run(
         steps: Steps in all, by default those of the schedule.
         go_on: Asked when these are made: returns a larger number to go on to, or None.
         deadline: Moment, by `time.perf_counter`, at which to stop.
-        on_progress: Called from the main thread with steps made and steps in all.
+        on_progress: Called from the main thread with steps made, steps in all (of all chains
+            together) and how each chain fares.
         chunk_steps: Steps per call of the compiled program; by default about a quarter of
             a second's worth.
         vectorised: Map replicas in one program (accelerators) or run each by itself (CPU).
@@ -177,7 +179,9 @@ def _drive(workers, total, on_progress, threads, deadline) -> Ending:
                 for future in finished:
                     future.result()  # raises here what a worker raised
                 if on_progress:
-                    on_progress(sum(w.at for w in workers), total * len(workers))
+                    chains = [chain for w in workers for chain in w.tally.chains(w.stops)]
+                    made = sum(chain.steps for chain in chains)
+                    on_progress(made, total * len(chains), chains)
                 if pending and deadline is not None and time.perf_counter() >= deadline:
                     ending, deadline = "time over", None
                     halt.set()

@@ -16,6 +16,7 @@ from ..storage._encoding import check_size
 from ._distributed import agree
 from ._feed import Feed
 from ._program import Plan, Status, bytes_of, to_host, to_state
+from ._progress import Tally
 
 CHUNK_SECONDS = 0.25  # how often, about, a run looks up
 
@@ -41,6 +42,7 @@ class Worker:
         self.store: RunStore | None = store
         self.joint = joint
         self.number = 0 if replica.ndim else int(replica)
+        self.tally = Tally(np.asarray(replica), self.warmup)
         self.error = ""  # what the model said when it broke off
         self.restore()
 
@@ -93,6 +95,7 @@ class Worker:
         if self.at in self.pauses:
             self.state = self.paused()
         start, piece = self.at, self.call(stop)
+        self.tally.add(start, piece)
         if self.store is None:
             self.pieces.append((start, piece))
         else:

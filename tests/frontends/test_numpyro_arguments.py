@@ -1,0 +1,115 @@
+"""Arguments that numpyro models see the numbers of, modules with random weights, forecasts."""
+
+import argparse
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from numpyro import handlers
+from numpyro.contrib.module import random_eqx_module
+from numpyro.infer import util
+
+import whence as wh
+from whence.core import _cache
+
+X = np.linspace(-1.0, 1.0, 6)
+G = np.array([3, 1, 3, 7, 1, 7])
+Y = np.array([0.1, -0.4, 1.0, 0.3, 2.0, -1.0])
+
+
+def grouped(x, group, y=None):
+    names, codes = np.unique(group, return_inverse=True)
+    with numpyro.plate("group", len(names)):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    if x.shape[0] > 100:
+        raise AssertionError
+    numpyro.sample("y", dist.Normal(a[codes] + x, 0.5), obs=y)
+
+
+def parity(target, fn, *args, **kwargs):
+    position = target.init(key=jax.random.key(1))
+    expected = -util.potential_energy(fn, args, kwargs, position)
+    assert_allclose(target.log_density(position), expected, rtol=1e-9)
+
+
+def test_arrays_whose_numbers_a_model_needs_are_held(key):
+    target = wh.from_numpyro(grouped, X, G, y=Y)
+    parity(target, grouped, X, G, y=Y)
+    # Only what is needed is held: the others are data still.
+    assert [leaf.shape for leaf in jax.tree.leaves(target) if eqx.is_array(leaf)] == [(6,)] * 2
+    assert_array_equal(target.constant_data["group"], G)
+    posterior = wh.Posterior.from_draws(target, {"a": np.tile([10.0, 20.0, 30.0], (1, 900, 1))})
+    before = _cache.traces
+    posterior.log_likelihood()
+    traced = _cache.traces - before
+    again = wh.from_numpyro(grouped, X, G.copy(), y=Y + 1.0)
+    wh.Posterior.from_draws(again, {"a": np.zeros((1, 900, 3))}).log_likelihood()
+    other = wh.from_numpyro(grouped, X, G[::-1].copy(), y=Y)  # other numbers: another program
+    parity(other, grouped, X, G[::-1], y=Y)
+    assert _cache.traces - before < 3 * traced + 6
+    drawn = posterior.predict(np.zeros(4), np.array([7, 1, 3, 7]), key=key)
+    assert_allclose(drawn.mean((0, 1)), [30.0, 10.0, 20.0, 30.0], atol=4.5 * 0.5 / 30)
+
+
+def configured(args, x, y=None):
+    w = numpyro.sample("w", dist.Normal(0.0, args.scale).expand([args.degree]))
+    mean = sum(w[i] * x**i for i in range(args.degree))
+    numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def test_a_namespace_is_part_of_the_program(key):
+    args = argparse.Namespace(scale=2.0, degree=3)
+    target = wh.from_numpyro(configured, args, X, y=Y)
+    parity(target, configured, args, X, y=Y)
+    wider = wh.from_numpyro(configured, argparse.Namespace(scale=4.0, degree=3), X, y=Y)
+    parity(wider, configured, argparse.Namespace(scale=4.0, degree=3), X, y=Y)
+    posterior = wh.Posterior.from_draws(target, {"w": np.zeros((1, 4, 3))})
+    assert posterior.predict(args, X[:2], key=key).shape == (1, 4, 2)
+    assert posterior.predict(x=X[:2], key=key).shape == (1, 4, 2)
+
+
+NET = eqx.nn.MLP(1, 1, 3, 1, activation=jnp.tanh, key=jax.random.key(0))
+
+
+def network(x, y=None, prior=None):
+    net = random_eqx_module("net", NET, prior=prior or dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(jax.vmap(net)(x[:, None])[:, 0], 0.5), obs=y)
+
+
+def test_random_equinox_modules(key):
+    target = wh.from_numpyro(network, X, y=Y)
+    parity(target, network, X, y=Y)
+    names = [site.name for site in target.sites]
+    assert names[:2] == ["net/layers[0].weight", "net/layers[0].bias"]
+    prior = wh.prior_predictive(target, 20)
+    assert prior["prior_predictive"]["y"].shape == (1, 20, 6)
+    scoped = handlers.scope(network, prefix="outer")
+    parity(wh.from_numpyro(scoped, X, y=Y), scoped, X, y=Y)
+    some = {name.removeprefix("net/"): dist.Normal(0.0, 1.0) for name in names[:-1]}
+    with pytest.raises(ValueError, match=r"`layers\[1\]\.bias` of module 'net' has no prior"):
+        wh.from_numpyro(partial(network, prior=some), X, y=Y)
+
+
+def series(y, future=0):
+    drift = numpyro.sample("drift", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(drift, 1.0), obs=y)
+    if future:
+        numpyro.deterministic("level", drift * jnp.arange(1.0, future + 1))
+        numpyro.sample("ahead", dist.Normal(drift * jnp.arange(1.0, future + 1), 0.1))
+
+
+def test_sites_that_exist_only_in_predictions(key):
+    target = wh.from_numpyro(series, Y)
+    posterior = wh.Posterior.from_draws(target, {"drift": np.full((1, 500), 2.0)})
+    drawn = posterior.predict(Y, 3, key=key)
+    assert list(drawn) == ["y", "ahead", "level"]
+    assert_allclose(drawn["level"], np.broadcast_to([2.0, 4.0, 6.0], (1, 500, 3)))
+    assert_allclose(drawn["ahead"].mean((0, 1)), [2.0, 4.0, 6.0], atol=4.5 * 0.1 / np.sqrt(500))
+    tree = posterior.to_datatree(groups=("predictions",), inputs={"y": Y, "future": 3})
+    assert tree["predictions"]["ahead"].shape == (1, 500, 3)

@@ -1,0 +1,243 @@
+"""Columns of pandas, polars and xarray: names, labels of rows, categories.
+
+Numbers of labels are compared with those of pandas; densities are written out.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pandas as pd
+import pytest
+import xarray
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
+
+import whence as wh
+
+RNG = np.random.default_rng(0)
+TEXT = RNG.choice(["oak", "ash", "yew", "elm"], size=40)
+LEVELS = ["yew", "fir", "oak", "elm", "ash"]  # in an order of their own; no fir in the data
+TABLE = pd.DataFrame(
+    {"height": RNG.normal(size=40), "wet": RNG.normal(size=40), "tree": TEXT},
+    index=pd.Index([f"p{i}" for i in range(40)], name="plot"),
+)
+
+
+class Trees(wh.Model):
+    effect: Any = wh.latent(dist.Normal(0.0, 1.0), dims="tree")
+
+    def likelihood(self, wet, tree):
+        return dist.Normal(wet + self.effect[tree], 0.5)
+
+
+class Forest(wh.Model):
+    trees: Trees
+
+    def likelihood(self, table):
+        return self.trees.likelihood(table["wet"], table["tree"])
+
+
+def density(codes, effect, y=TABLE.height, wet=TABLE.wet):
+    prior = stats.norm.logpdf(effect).sum()
+    return prior + stats.norm.logpdf(y, wet + effect[codes], 0.5).sum()
+
+
+def polars(column):
+    return pytest.importorskip("polars").Series("tree", column)
+
+
+@pytest.mark.parametrize(
+    ("make", "levels"),
+    [
+        (np.array, None),
+        (list, None),
+        (pd.Series, None),
+        (lambda x: pd.Series(x, dtype="string"), None),
+        (lambda x: pd.Series(x).astype(object), None),
+        (lambda x: pd.Series(pd.Categorical(x, LEVELS)), LEVELS),
+        (lambda x: pd.Categorical(x, LEVELS, ordered=True), LEVELS),
+        (lambda x: xarray.DataArray(x, dims="plot"), None),
+        (polars, None),
+        (lambda x: polars(x).cast(pytest.importorskip("polars").Enum(LEVELS)), LEVELS),
+        (lambda x: polars(x).cast(pytest.importorskip("polars").Categorical), None),
+    ],
+)
+def test_numbers_of_labels_are_those_of_pandas(make, levels):
+    expected = pd.Categorical(TEXT, levels)
+    found = wh.categories(make(TEXT))
+    assert_array_equal(found.codes, expected.codes)
+    assert_array_equal(found.labels, np.asarray(expected.categories))
+    if not isinstance(make(TEXT), list):
+        target = wh.condition(
+            Trees(), TABLE.height.to_numpy(), TABLE.wet.to_numpy(), make(TEXT)
+        )
+        assert_array_equal(target.inputs[1], expected.codes)
+        assert_array_equal(target.coords["tree"], np.asarray(expected.categories))
+
+
+def test_numbers_as_labels_and_labels_in_common():
+    years = pd.Series([2003, 2001, 2003, 2010])
+    found = wh.categories(years)
+    assert_array_equal(found.codes, pd.Categorical(years).codes)
+    assert_array_equal(found.labels, [2001, 2003, 2010])
+    bins = pd.cut(pd.Series([0.5, 2.5, 1.5]), [0, 1, 2, 3])
+    assert_array_equal(wh.categories(bins).codes, bins.cat.codes)
+    home, away = (wh.categories(x, ["b", "a", "c"], name="team") for x in (["a"], ["c"]))
+    assert (home.codes[0], away.codes[0], home.name) == (1, 2, "team")
+
+
+def test_a_table_gives_names_labels_and_numbers():
+    target = wh.condition(Forest(Trees()), TABLE.height, TABLE[["wet", "tree"]])
+    assert target.observed_data.keys() == {"height"}
+    assert target.dims["height"] == ("plot",)
+    assert_array_equal(target.coords["plot"], TABLE.index)
+    expected = pd.Categorical(TABLE.tree)
+    assert_array_equal(target.coords["tree"], np.asarray(expected.categories))
+    effect = np.array([0.3, -0.2, 0.1, 0.6])
+    position = {"trees.effect": jnp.asarray(effect)}
+    assert_allclose(target.log_density(position), density(expected.codes, effect), rtol=1e-5)
+    posterior = wh.Posterior.from_draws(target, {"trees.effect": effect[None, None]})
+    tree = posterior.to_datatree()
+    assert tree["log_likelihood"]["height"].sel(plot="p7").shape == (1, 1)
+    assert tree["constant_data"]["table.wet"].dims == ("plot",)
+    assert list(posterior.draws_df()["tree"]) == list(expected.categories)
+
+
+def test_labels_of_the_model_decide():
+    model = Trees(coords={"tree": LEVELS})
+    target = wh.condition(model, TABLE.height, TABLE.wet, TABLE.tree)
+    assert_array_equal(target.inputs[1], pd.Categorical(TEXT, LEVELS).codes)
+    # A length takes the labels of the data.
+    target = wh.condition(Trees(coords={"tree": 4}), TABLE.height, TABLE.wet, TABLE.tree)
+    assert_array_equal(target.coords["tree"], sorted(set(TEXT)))
+
+
+def test_predictions_know_labels_in_any_form_and_order(key):
+    target = wh.condition(Trees(), TABLE.height, TABLE.wet, TABLE.tree)
+    effect = np.array([10.0, 20.0, 30.0, 40.0])  # ash, elm, oak, yew
+    posterior = wh.Posterior.from_draws(target, {"effect": np.tile(effect, (1, 400, 1))})
+    new, wet = ["yew", "elm", "yew"], np.zeros(3)
+    forms = [
+        new,
+        np.array(new),
+        pd.Series(new, name="other"),
+        pd.Categorical(new, ["yew", "elm"]),
+        np.array([3, 1, 3]),
+    ]
+    drawn = [posterior.predict(wet, form, key=key) for form in forms]
+    for one in drawn[1:]:
+        assert_array_equal(one, drawn[0])
+    assert_allclose(drawn[0].mean((0, 1)), [40.0, 20.0, 40.0], atol=4.5 * 0.5 / 20)
+    by_name = posterior.predict(tree=new, wet=wet, key=key)
+    assert_array_equal(by_name, drawn[0])
+
+
+def test_other_labels_compile_nothing(key):
+    from whence.core import _cache
+
+    def fit(names):
+        renamed = TABLE.assign(tree=TABLE.tree.map(dict(zip(sorted(set(TEXT)), names))))
+        target = wh.condition(Trees(), renamed.height, renamed.wet, renamed.tree)
+        posterior = wh.Posterior.from_draws(target, {"effect": np.zeros((1, 5, 4))})
+        return posterior.predict([0.0], [names[0]], key=key), target.coords["tree"]
+
+    fit(["a", "b", "c", "d"])
+    before = _cache.traces
+    _, labels = fit(["e", "f", "g", "h"])
+    assert _cache.traces == before
+    assert list(labels) == ["e", "f", "g", "h"]
+
+
+def test_answers_in_words():
+    class Answers(wh.Model):
+        share: Any = wh.latent(dist.Dirichlet(jnp.ones(3)), dims="answer")
+
+        def likelihood(self):
+            return dist.Categorical(self.share)
+
+    answers = pd.Series(["no", "yes", None, "no", "perhaps"], name="answer")
+    target = wh.condition(Answers(), answers, missing="drop")
+    assert_array_equal(target.y, [0, 2, 0, 1])
+    assert list(target.coords["answer"]) == ["no", "perhaps", "yes"]
+    with pytest.raises(ValueError, match=r"`y` .y. must have a category.*none in row 2"):
+        wh.condition(Answers(), answers.rename("y"))
+
+
+class Schools(wh.Model):
+    theta: Any = wh.latent(dist.Normal(0.0, 1.0), dims="school")
+
+    def likelihood(self, sigma):
+        return dist.Normal(self.theta, sigma)
+
+
+def test_rows_that_are_groups():
+    names = pd.Index(["B", "C", "A"], name="school")
+    y, sigma = pd.Series([1.0, 2.0, 3.0], names), pd.Series([1.0, 1.0, 2.0], names)
+    target = wh.condition(Schools(), y, sigma)
+    assert list(target.coords["school"]) == ["B", "C", "A"]
+    assert target.dims["y"] == ("school",)
+    wh.condition(Schools(coords={"school": list("BCA")}), y, sigma)
+    array = xarray.DataArray(y.to_numpy(), dims="school", coords={"school": names}, name="gain")
+    target = wh.condition(Schools(), array, np.ones(3))
+    assert target.dims["gain"] == ("school",)
+    assert list(target.coords["school"]) == ["B", "C", "A"]
+
+
+def make(**columns):
+    table = TABLE.assign(**columns)
+    return wh.condition(Trees(), table.height, table.wet, table.tree)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: make(tree=TABLE.tree.where(TABLE.index != "p5")),
+            r"`inputs\[1\]` \(`tree`\) must have a category in every row; got none in row 5",
+        ),
+        (
+            lambda: wh.condition(
+                Trees(coords={"tree": ["oak", "ash"]}), TABLE.height, TABLE.wet, TABLE.tree
+            ),
+            r"`tree`\) must have labels of axis 'tree' \(oak, ash\); got 'elm', 'yew', the",
+        ),
+        (
+            lambda: wh.condition(Trees(), TABLE.height, TABLE.wet[::-1], TABLE.tree),
+            r"`inputs\[0\]` \(`wet`\) must have the row labels of `y`.*got 'p39' in row 0",
+        ),
+        (
+            lambda: wh.condition(
+                Schools(coords={"school": ["A", "B"]}),
+                pd.Series([1.0, 2.0], pd.Index(["B", "A"], name="school")),
+                np.ones(2),
+            ),
+            r"Rows of `y` must be in the order of `coords\['school'\]`; got 'B' in row 0",
+        ),
+        (lambda: wh.categories(["a", "b"], ["a"]), "labels of `labels` .a.; got 'b'"),
+        (lambda: wh.categories(np.zeros((2, 2))), r"`values` must be a column.*\(2, 2\)"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_unknown_and_missing_categories_of_predictions_are_refused(key):
+    posterior = wh.Posterior.from_draws(make(), {"effect": np.zeros((1, 2, 4))})
+    with pytest.raises(ValueError, match=r"`tree`.*got 'fir', the first in row 1.*new_groups"):
+        posterior.predict(np.zeros(2), ["oak", "fir"], key=key)
+    with pytest.raises(ValueError, match=r"`tree`.*got none in row 0"):
+        posterior.predict(np.zeros(2), pd.Series([None, "oak"]), key=key)
+
+
+def test_a_module_takes_a_table_as_a_matrix():
+    import equinox as eqx
+    import jax
+
+    linear = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+    bnn = wh.bayesian(linear, dist.Normal(0.0, 1.0), likelihood=wh.regression(0.5))
+    table = TABLE[["height", "wet"]]
+    target = wh.condition(bnn, TABLE.wet, table)
+    assert_array_equal(target.inputs[0], table.to_numpy().astype(target.inputs[0].dtype))
