@@ -102,6 +102,7 @@ from .language import (
 from .models.state_space import StateSpaceModel as StateSpaceModel
 from .posterior import (
     Posterior as Posterior,
+    bridge_sampling as bridge_sampling,
     compare as compare,
     prior_predictive as prior_predictive,
 )
