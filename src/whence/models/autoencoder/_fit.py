@@ -163,7 +163,9 @@ def run(
     key_begin, key_run = jax.random.split(key)
     state = _begin(problem, procedure, key_begin)
     total = procedure.schedule.steps
-    length = -(-total // CHUNKS)
+    # Chunks of one length are one program; a rest would be another.
+    even = [n for n in range(CHUNKS, 2 * CHUNKS) if total % n == 0]
+    length = -(-total // min(even, default=CHUNKS))
     noted: list[dict[str, Any]] = []
     good: Any = True
     for begin in range(0, total, length):

@@ -111,7 +111,7 @@ class ContinuousBernoulli(AbstractLikelihood):
         return parameter
 
     def read(self, x):
-        return x
+        return jnp.asarray(x, jnp.result_type(float))
 
     def check(self, x):
         _between_0_and_1(x, "ContinuousBernoulli")
@@ -212,7 +212,7 @@ class Gaussian(AbstractLikelihood):
         return parameter
 
     def read(self, x):
-        return x
+        return jnp.asarray(x, jnp.result_type(float))
 
     def check(self, x):
         """Accept all real numbers."""

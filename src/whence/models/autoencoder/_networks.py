@@ -7,7 +7,7 @@ uniform on `1 / sqrt(fan_in)` to either side.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,12 +38,12 @@ class Networks(eqx.Module):
         decoder: From a code to what the likelihood reads.
     """
 
-    encoder: eqx.Module
-    decoder: eqx.Module
+    encoder: Any
+    decoder: Any
 
     def __call__(self, x: Array) -> Array:
         """Return the decoder's output for one datum."""
-        return self.decoder(self.encoder(x))  # pyright: ignore[reportCallIssue]
+        return self.decoder(self.encoder(x))
 
     def __iter__(self):
         """Give the encoder, then the decoder."""

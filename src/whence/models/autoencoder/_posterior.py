@@ -66,7 +66,7 @@ def _noise(target, position):
     return target.constrain(position).noise
 
 
-def encode(posterior: Posterior, x: Any, *, pairing: str = "per_sample") -> np.ndarray:
+def encode(posterior: Any, x: Any, *, pairing: str = "per_sample") -> np.ndarray:
     """Return the codes of data.
 
     Two draws of the weights from different modes (another chain, a long run) give codes that
@@ -94,7 +94,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return values.mean(axis=(0, 1))
 
 
-def reconstruct(posterior: Posterior, x: Any) -> np.ndarray:
+def reconstruct(posterior: Any, x: Any) -> np.ndarray:
     """Return images of data: the likelihood's parameter, averaged over draws.
 
     For `ContinuousBernoulli` the parameter is the rate, as published, not the mean of the law.
@@ -111,7 +111,7 @@ def reconstruct(posterior: Posterior, x: Any) -> np.ndarray:
     return np.asarray(model.observation.image(jnp.asarray(averaged)))
 
 
-def log_likelihood(posterior: Posterior, x: Any, *, mode: str = "mixture") -> np.ndarray:
+def log_likelihood(posterior: Any, x: Any, *, mode: str = "mixture") -> np.ndarray:
     """Return the log likelihood of data given themselves as read, in nats.
 
     It rewards copying: it is the likelihood of reconstructions, not of a generative model.
@@ -149,9 +149,7 @@ def _decode(target, batched):
 
 
 @seeded
-def generate(
-    posterior: Posterior, mixture: FittedMixture, num: int, *, key: PRNGKey
-) -> np.ndarray:
+def generate(posterior: Any, mixture: FittedMixture, num: int, *, key: PRNGKey) -> np.ndarray:
     """Make new images from a density of codes.
 
     With one mixture for each draw of the weights (fitted to `encode(posterior, x)`), each
@@ -210,7 +208,7 @@ class Oddness(NamedTuple):
     far: np.ndarray | None
 
 
-def oddness(posterior: Posterior, x: Any, mixture: FittedMixture | None = None) -> Oddness:
+def oddness(posterior: Any, x: Any, mixture: FittedMixture | None = None) -> Oddness:
     """Score how odd data are to a posterior, to find those unlike the data of the fit.
 
     Scores are to be compared with those of data that are known to be ordinary.
@@ -307,7 +305,7 @@ def importance(
 
 @seeded
 def importance_log_prob(
-    posterior: Posterior,
+    posterior: Any,
     mixture: FittedMixture,
     x: Any,
     *,

@@ -282,7 +282,7 @@ def variational(
     else:
         # What the decoder reads are the means, half of what the encoder gives.
         half = lambda row: jnp.split(encoder(row), 2)[0]
-        check_shapes(Networks(half, decoder), observation, x)  # pyright: ignore
+        check_shapes(Networks(half, decoder), observation, x)
     return Variational(
         networks,
         observation,

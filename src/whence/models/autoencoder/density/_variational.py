@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import betaln, digamma, gammaln
+from jax.scipy.special import digamma, gammaln
 from jaxtyping import Array, Float
 
 from ....core._types import PRNGKey, Scalar
@@ -141,7 +141,8 @@ def lower_bound(log_resp: Array, factors: Factors, prior: Prior) -> Scalar:
     entropy = -jnp.sum(jnp.exp(log_resp) * log_resp)
     own = wishart_term(factors.dofs, factors.scatters)
     start = wishart_term(prior.dof[None], prior.covariance[None])
-    beta = betaln(factors.a, factors.b) - betaln(1.0, prior.concentration)
+    log_beta = lambda a, b: gammaln(a) + gammaln(b) - gammaln(a + b)
+    beta = log_beta(factors.a, factors.b) + jnp.log(prior.concentration)  # B(1, c) = 1 / c
     mean = -0.5 * dim * jnp.log(factors.precisions / prior.precision)
     constant = -0.5 * num * dim * jnp.log(2 * jnp.pi)
     return entropy + jnp.sum(own - start + beta + mean) + constant

@@ -49,7 +49,9 @@ class Slicer(eqx.Module):
 
     def __call__(self, along: Directions) -> Directions:
         """Return the images of directions."""
-        return unit(jax.vmap(self.network)(along))
+        moved = jax.vmap(self.network)(along)
+        # With a hidden layer it starts near the identity: directions all over the sphere.
+        return unit(moved if isinstance(self.network, eqx.nn.Linear) else along + moved)
 
 
 class Objective(NamedTuple):

@@ -97,7 +97,7 @@ class LatentGP(Model):
         Raises:
             ValueError: If an argument is not of this form.
         """
-        x = np.asarray(x, np.result_type(float))
+        x = np.asarray(x, jnp.result_type(float))
         if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():
             raise ValueError(f"`x` must be finite, of shape (row, feature); got {x.shape}.")
         if not (x.std(axis=0) > 0).all():
@@ -150,7 +150,7 @@ class LatentGP(Model):
         law: Any = self.observation.distribution(self.decoder(codes), self.noise)
         return law.base_dist if isinstance(law, dist.Independent) else law
 
-    def log_likelihood(self, y: Any, x: Any, observed: Any) -> Array:
+    def log_likelihood(self, y: Any, x: Any, observed: Any = True) -> Array:
         """Return the log likelihood of each row, in nats, of what was observed of it."""
         each = self.law(self.codes(x, self.standard)).log_prob(y)
         return jnp.where(observed, each, 0).reshape(len(y), -1).sum(axis=1)
@@ -160,7 +160,9 @@ class LatentGP(Model):
 
         `posterior.predict(x)` draws values for new rows given all else.
         """
-        return self.law(self.codes(x, self.standard)).sample(key)
+        # Whether inputs will do is asked before there are values for their rows.
+        known = len(x) == len(self.standard)
+        return self.law(self.codes(x, self.standard if known else None)).sample(key)
 
     # -- data --------------------------------------------------------------------
 
@@ -178,7 +180,7 @@ class LatentGP(Model):
             )
         if isinstance(y, Tracer):
             return y, (inputs[0], jnp.isfinite(y))
-        y, x = np.asarray(y), np.asarray(inputs[0], np.result_type(float))
+        y, x = np.asarray(y), np.asarray(inputs[0], jnp.result_type(float))
         features = len(self.layers[0].centre)
         if x.shape != (len(y), features):
             raise ValueError(
@@ -188,7 +190,7 @@ class LatentGP(Model):
         observed = np.isfinite(y) if np.issubdtype(y.dtype, np.floating) else y == y
         y = np.where(observed, y, y.dtype.type(0))
         self.observation.check(y)
-        code = jax.ShapeDtypeStruct((self.layers[-1].size[1],), np.result_type(float))
+        code = jax.ShapeDtypeStruct((self.layers[-1].size[1],), jnp.result_type(float))
         output = jax.eval_shape(lambda z: self.decoder.template()(z), code)
         want = self.observation.output_shape(y.shape[1:])
         if output.shape != tuple(want):

@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
+from ....core._types import AnyArray
 from ....language import Model, latent
 
 
@@ -56,9 +57,9 @@ class SparseLayer(Model):
     lengthscale: Array = latent(lambda m: dist.LogNormal(jnp.log(m.spread), 1.0), start="prior")
     amplitude: Array = latent(dist.LogNormal(0.0, 0.5), start="prior")
 
-    def moments(self, x: Array) -> tuple[Array, Array]:
+    def moments(self, x: AnyArray) -> tuple[Array, Array]:
         """Return mean `(row, output)` and variance `(row,)` of values given s and v."""
-        near = self.inducing / self.lengthscale
+        x, near = jnp.asarray(x), self.inducing / self.lengthscale
         scaled = x / self.lengthscale
         matrix = self.correlation(near, near)
         jitter = 10 * jnp.finfo(matrix.dtype).eps ** 0.75
@@ -71,7 +72,7 @@ class SparseLayer(Model):
             mean = mean + x[:, : mean.shape[1]]
         return mean, self.amplitude**2 * left
 
-    def values(self, x: Array, standard: Array) -> Array:
+    def values(self, x: AnyArray, standard: Array) -> Array:
         """Return values at rows, given standard normal numbers `(row, output)`."""
         mean, variance = self.moments(x)
         # The square root has no slope at 0, where a row is an inducing input.

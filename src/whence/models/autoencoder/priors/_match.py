@@ -207,7 +207,7 @@ def match_prior(
     metric: str = "sliced",
     draws: int = 256,
     fit: Adam | None = None,
-    jitter: float = 1e-6,
+    jitter: float = 1e-4,
     critic_steps: int = 200,
 ) -> MatchedPrior:
     """Match the functions of a network with random weights to a Gaussian process.
@@ -284,14 +284,13 @@ def _judge(problem, params, rows, key):
 
 
 def _check_kernel(problem: FunctionalFit) -> None:
-    matrix = np.asarray(problem.covariance(problem.x), np.float64)
+    matrix = np.asarray(covariance(problem.kernel, problem.x), np.float64)
     if matrix.shape != (len(problem.x),) * 2:
         raise ValueError(
             f"`kernel` must give a matrix of shape {(len(problem.x),) * 2}; got {matrix.shape}."
         )
-    least = np.linalg.eigvalsh(matrix)[0] if np.isfinite(matrix).all() else np.nan
-    size = np.finfo(problem.x.dtype).eps * np.trace(matrix)
-    if not least > size:
+    if not np.isfinite(np.asarray(jnp.linalg.cholesky(problem.covariance(problem.x)))).all():
+        least = np.linalg.eigvalsh(matrix)[0] if np.isfinite(matrix).all() else np.nan
         raise ValueError(
             f"The kernel matrix of `x` must be positive definite; its smallest eigenvalue is "
             f"{least:.3g} with a trace of {np.trace(matrix):.3g}. Inputs may be alike: leave "

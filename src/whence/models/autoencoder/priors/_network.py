@@ -24,7 +24,9 @@ def _scales(network: "RandomNetwork") -> dict[str, Latent]:
 
 
 def _weights(network: "RandomNetwork") -> dict[str, Latent]:
-    specs = network.prior.weights(network.scales)
+    # Names and shapes are asked for before there are values, too.
+    drawn = not any(value is UNDRAWN for value in network.scales.values())
+    specs = network.prior.weights(network.scales if drawn else _some_scales(network.prior))
     begins = network.begins or {}
     return {
         name: Latent(
@@ -91,7 +93,7 @@ class RandomNetwork(Model):
         random, others = eqx.partition(module, eqx.is_inexact_array)
         self.arrays, self.rest = eqx.partition(others, eqx.is_array)
         self.structure = jax.tree.structure(random)
-        own = self.prior.weights(jax.eval_shape(_some_scales, self.prior))
+        own = self.prior.weights(_some_scales(self.prior))
         begins = {leaf.path: leaf.value for leaf in floating_leaves(module)}
         begins = {name: value for name, value in begins.items() if name in own}
         self.begins = begins if start == "module" else None
