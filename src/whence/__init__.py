@@ -46,6 +46,7 @@ from .inference.sgmcmc import (
 from .inference.smc import (
     SMC2 as SMC2,
     DataTemperedSMC as DataTemperedSMC,
+    FeynmanKacSMC as FeynmanKacSMC,
     FixedLag as FixedLag,
     ParticleFilter as ParticleFilter,
     ParticleMH as ParticleMH,

@@ -42,6 +42,7 @@ from ._flat import (
 )
 from ._growing import GrowingTarget as GrowingTarget, rows_so_far as rows_so_far
 from ._key import as_key as as_key
+from ._particle_target import AbstractParticleTarget as AbstractParticleTarget
 from ._results import (
     RESULTS as RESULTS,
     InferenceError as InferenceError,

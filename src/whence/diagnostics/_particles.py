@@ -114,6 +114,18 @@ def check_smc(
     return findings, numbers
 
 
+def check_clipped(clipped: Any) -> list[Finding]:
+    """Say so if increments of weights were clipped: the law is another then."""
+    share = _flat(clipped)
+    if not share.size or not share.any():
+        return []
+    message = f"{share.mean():.2%} of the increments of log weights were clipped"
+    remedy = (
+        "Weights and evidence are biased. Leave `clip` out, and use more steps or particles."
+    )
+    return [Finding("clipped", "warning", message, float(share.mean()), 0.0, remedy=remedy)]
+
+
 def _flat(values: Any) -> np.ndarray:
     return np.zeros(0) if values is None else np.ravel(np.asarray(values, np.float64))
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._data import Draws
-from ._particles import check_smc
+from ._particles import check_clipped, check_smc
 from ._point import check_point
 from ._report import Finding
 from ._spread import check_spread
@@ -135,6 +135,7 @@ class ParticleHistory(AbstractRecord):
         scale: Step size of the moves.
         num_nonfinite: Particles with a likelihood of zero.
         num_nonfinite_start: As `num_nonfinite`, of the initial particles.
+        clipped: Share of weight increments that were clipped.
     """
 
     temperature: Values = None
@@ -150,9 +151,11 @@ class ParticleHistory(AbstractRecord):
     scale: Values = None
     num_nonfinite: Values = None
     num_nonfinite_start: int = 0
+    clipped: Values = None
 
     def judge(self, draws: Draws, method: str) -> Judged:
-        return check_smc(self.temperature, self.ess, self.acceptance_rate, draws)
+        found, numbers = check_smc(self.temperature, self.ess, self.acceptance_rate, draws)
+        return [*found, *check_clipped(self.clipped)], numbers
 
 
 class ForeignRecord(AbstractRecord):

@@ -9,6 +9,7 @@ from ._driver import (
     start as start,
     weigh as weigh,
 )
+from ._feynman_kac import FeynmanKacSMC as FeynmanKacSMC
 from ._filter import AbstractFilter as AbstractFilter
 from ._follow import FixedLag as FixedLag, filter as filter, smooth as smooth
 from ._kernels import (
