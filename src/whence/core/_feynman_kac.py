@@ -79,6 +79,10 @@ class AbstractSequenceTarget(AbstractTarget):
         """Return a new datum in the form of `datum`; refuse, in words, what cannot be one."""
 
     @abc.abstractmethod
+    def with_data(self, data: PyTree) -> "AbstractSequenceTarget":
+        """Return this sequence with other data: data of each time, with a leading axis."""
+
+    @abc.abstractmethod
     def initial(self, draw: Draw, *, key: PRNGKey) -> PyTree:
         """Return a state at time 0."""
 

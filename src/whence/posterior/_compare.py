@@ -118,8 +118,8 @@ def _by_evidence(posteriors: Mapping[str, Posterior], key: Any) -> Any:
                     f"Two estimates of the log evidence of {name!r} disagree: "
                     f"{found[0].log_evidence:.2f} by {posterior.engine}, "
                     f"{found[1].log_evidence:.2f} by bridge sampling, {gap / error:.0f} "
-                    "standard errors apart. Trust neither: run both with more draws, and look whether "
-                    "the posterior has more modes than one of them has found.",
+                    "standard errors apart. Trust neither: run both with more draws, and look "
+                    "whether the posterior has more modes than one of them has found.",
                     InferenceWarning,
                     stacklevel=3,
                 )

@@ -35,13 +35,13 @@ class Walkers(eqx.Module):
 
     Attributes:
         state: A pytree whose leaves have a leading axis `particle`.
-        ahead: Log of what was guessed of the datum to come, in nats.
-        gain: Log weight increment, in nats.
+        ahead: Log of what was guessed of the datum to come, in nats, `(particle,)`.
+        gain: Log weight increment, in nats, `(particle,)`.
     """
 
     state: PyTree
-    ahead: Float[Array, " particle"]
-    gain: Float[Array, " particle"]
+    ahead: Float[Array, "..."]
+    gain: Float[Array, "..."]
 
 
 class AbstractFilter(eqx.Module):

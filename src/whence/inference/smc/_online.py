@@ -49,7 +49,7 @@ class OnlineState(eqx.Module):
             jax.tree.map(lambda v: v[:, None], points),
             logs[:, None],
             self.at.log_weights,
-            self.clouds.log_evidence.value,
+            jax.vmap(lambda cloud: cloud.log_evidence.value)(self.clouds),
             error,
         )
 

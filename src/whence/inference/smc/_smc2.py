@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int
 
-from ...core._cache import remembering
+from ...core._cache import compiled, remembering
 from ...core._convert import number, part, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._feynman_kac import AbstractFeynmanKac, AbstractSequenceTarget, sequence_of
 from ...core._flat import flat_view
+from ...core._key import seeded
 from ...core._require import check_positions
-from ...core._results import RESULTS
+from ...core._results import RESULTS, InferenceError
 from ...core._target import AbstractTarget, SamplesPrior
 from ...core._types import PRNGKey, Scalar
 from ._data_tempered import Taken, intake_history, nothing_taken, take_in, taken_result
@@ -66,7 +67,7 @@ class Nested(AbstractFeynmanKac):
         key_draw, key_filter = jr.split(key)
         x, _ = draw_initial(self.sequence, "prior", self.num, key=key_draw)
         clouds = self._each(self._begin, x, key_filter)
-        gain = _finite(clouds.log_evidence.value)
+        gain = _finite(_totals(clouds))
         control = nothing_taken(2.38 / x.shape[1] ** 0.5)
         return Filters(x, jax.vmap(self._log_prior)(x), clouds, gain), control
 
@@ -90,7 +91,7 @@ class Nested(AbstractFeynmanKac):
                 key_filter,
                 particles.clouds,
             )
-            gain = clouds.log_evidence.value - particles.clouds.log_evidence.value
+            gain = _totals(clouds) - _totals(particles.clouds)
             return Filters(particles.x, particles.log_prior, clouds, _finite(gain))
 
         # The first datum is in already; after the last there is none.
@@ -160,7 +161,12 @@ class Nested(AbstractFeynmanKac):
 
 
 def _log_density(particles: Filters) -> Array:
-    return particles.log_prior + particles.clouds.log_evidence.value
+    return particles.log_prior + _totals(particles.clouds)
+
+
+def _totals(clouds: Cloud) -> Array:
+    """Return the log evidence of each of many clouds."""
+    return jax.vmap(lambda cloud: cloud.log_evidence.value)(clouds)
 
 
 def _finite(gain: Array) -> Array:
@@ -263,6 +269,47 @@ class SMC2(AbstractEngine):
         variance = state.control.variance
         return eqx.tree_at(lambda cloud: cloud.mixing_variance, state, variance), did
 
+    @seeded
+    def start(self, target: AbstractTarget, *, key: PRNGKey) -> "Learning":
+        """Return the state of an online run that has taken in the data of a target.
+
+        Args:
+            target: A state-space target.
+            key: A typed key.
+        """
+        self.validate(target)
+        sequence = sequence_of(target)
+        times = jnp.arange(sequence.num_times, dtype=jnp.int32)
+        sequence = sequence.with_data(jax.vmap(sequence.datum)(times))
+        have = jnp.asarray(len(times), jnp.int32)
+        arguments = self, sequence, have, key
+        cloud = compiled(_first_cloud, *arguments).call(*arguments)
+        return _caught_up(Learning(self, sequence, have, cloud, key))
+
+    def update(self, state: "Learning", y: Any, inputs: Any = None) -> "Learning":
+        """Return the state of an online run after one datum more.
+
+        Its time may be long when parameters move, since they see all data again.
+
+        Args:
+            state: From `start` or the last `update`.
+            y: The datum; NaN where nothing was observed.
+            inputs: Its inputs, if the model takes them.
+        """
+        if not isinstance(state, Learning):
+            raise ValueError(f"`state` must come from `start`; got {type(state).__name__}.")
+        sequence, have = state.sequence, int(state.have)
+        datum = sequence.as_datum(y, inputs)
+        times = jnp.arange(sequence.num_times, dtype=jnp.int32)
+        data = jax.vmap(sequence.datum)(times)
+        if have == sequence.num_times:  # room for as many again: programs are of few lengths
+            data = jax.tree.map(lambda v: jnp.concatenate([v, v]), data)
+        data = jax.tree.map(lambda v, new: v.at[have].set(new), data, datum)
+        grown = state.sequence.with_data(data)
+        return _caught_up(
+            Learning(self, grown, jnp.asarray(have + 1, jnp.int32), state.cloud, state.key)
+        )
+
     def done(self, state: Cloud) -> Bool[Array, ""]:
         return state.control.finished | state.control.nonfinite
 
@@ -283,6 +330,69 @@ class SMC2(AbstractEngine):
             method="smc",
             record=intake_history(trace),
         )
+
+
+class Learning(eqx.Module):
+    """Where an online run stands.
+
+    Attributes:
+        engine: The engine.
+        sequence: The data so far, and room for more.
+        have: Number of data so far.
+        cloud: Parameters with their filters.
+        key: Of the whole run.
+    """
+
+    engine: SMC2
+    sequence: AbstractSequenceTarget
+    have: Int[Array, ""]
+    cloud: Cloud
+    key: PRNGKey
+
+    @property
+    def draws(self) -> Any:
+        """Parameters, as a model whose leaves have a leading axis `particle`."""
+        unflatten = flat_view(self.sequence)[1]
+        one = lambda x: self.sequence.constrain(unflatten(x))
+        return jax.vmap(one)(self.cloud.particles.x)
+
+    @property
+    def log_weights(self) -> Float[Array, " particle"]:
+        """Of the draws, normalised."""
+        return self.cloud.log_weights
+
+    @property
+    def log_evidence(self) -> float:
+        """Log density of the data so far, in nats."""
+        return float(self.cloud.log_evidence.value)
+
+
+def _first_cloud(engine: SMC2, sequence: Any, have: Array, key: PRNGKey) -> Cloud:
+    return start(engine.model(sequence, have), key=key)
+
+
+def _caught_up(state: Learning) -> Learning:
+    """Return the state with all data taken in that there are."""
+    cloud = compiled(_catch_up, state).call(state)
+    if bool(cloud.control.nonfinite):
+        raise InferenceError(
+            f"No parameters gave the datum at time {int(cloud.control.rows) - 1} a density: "
+            "all weights are zero or NaN. Use more particles, or `proposal='guided'`."
+        )
+    return eqx.tree_at(lambda s: s.cloud, state, cloud)
+
+
+def _catch_up(state: Learning) -> Cloud:
+    model = state.engine.model(state.sequence, state.have)
+
+    def behind(cloud):
+        return (cloud.control.rows < state.have) & ~cloud.control.nonfinite
+
+    def take(cloud):
+        key = jr.fold_in(state.key, cloud.control.rows)
+        return state.engine.take(model, cloud, key=key)[0]
+
+    return jax.lax.while_loop(behind, take, state.cloud)
 
 
 @remembering

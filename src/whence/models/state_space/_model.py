@@ -187,6 +187,8 @@ class StateSpaceModel(Model):
         plain = dataclasses.replace(self, hidden={})
         parameters = dataclasses.replace(target, model=plain, sites=sites(plain))
         y, (inputs, observed) = target.y, (*target.inputs, None, None)[:2]
+        if observed is None:
+            observed = jax.tree.map(lambda v: jnp.ones(jnp.shape(v), bool), y)
         return StateSpaceSequence(parameters, y, inputs, observed)
 
     # -- densities -------------------------------------------------------------------

@@ -27,7 +27,7 @@ class StateSpaceSequence(AbstractSequenceTarget):
         parameters: The target without its path of states.
         y: Data by time: an array, or a dict of them.
         inputs: By time, or None.
-        observed: Which numbers of `y` count, or None.
+        observed: Which numbers of `y` count, of the same form.
     """
 
     parameters: ModelTarget
@@ -87,6 +87,10 @@ class StateSpaceSequence(AbstractSequenceTarget):
 
     def datum(self, time):
         return jax.tree.map(lambda v: v[time], (self.y, self.inputs, self.observed))
+
+    def with_data(self, data):
+        y, inputs, observed = data
+        return StateSpaceSequence(self.parameters, y, inputs, observed)
 
     def as_datum(self, y, inputs=None):
         like = jax.eval_shape(self.datum, jax.ShapeDtypeStruct((), jnp.int32))
