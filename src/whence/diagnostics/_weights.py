@@ -74,7 +74,10 @@ def smoothed(log_weights: np.ndarray) -> np.ndarray:
 
     flat = numbers("log_weights", log_weights).astype(np.float64).ravel()
     if flat.size >= 25 and np.ptp(flat) > 0:
-        flat, _ = array_stats.psislw(-flat)  # which takes minus the log weights, as for LOO
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # Of minus the log weights, as for leave-one-out. It has no law for equal ones.
+            fitted, _ = array_stats.psislw(-flat)
+        flat = fitted if np.isfinite(fitted).all() else flat
     return (flat - np.logaddexp.reduce(flat)).reshape(np.shape(log_weights))
 
 

@@ -69,7 +69,11 @@ class Batch(NamedTuple):
         if has_rows(self.family):
             assert rows is not None
             layout, scale = layout_of(target, len(rows)), target.num_data / len(rows)
-            function = lambda x: Terms(*target.log_joint_rows(x, rows), scale)
+
+            def function(x):
+                shared, each = target.log_joint_rows(x, rows)
+                return Terms(shared, each, scale)
+
         _, unravel = self.view
         one = on_flat(function, self.family.shared(layout), unravel, positions[0])
         return jax.vmap(one)(positions)

@@ -303,7 +303,9 @@ class BBVI(AbstractOnlineEngine):
             objective=type(self.objective).__name__,
             fitted=jax.tree.map(np.asarray, params),
             diverged=diverged,
-            gradient_signal=float(trace.sampling.stats["gradient_signal"][best, -1]),
+            gradient_signal=None
+            if self.update is not None
+            else float(trace.sampling.stats["gradient_signal"][best, -1]),
         )
         whole = log_weights.size == self.draws
         stats = {"lp": log_density} if whole else {}
@@ -415,9 +417,8 @@ class BBVI(AbstractOnlineEngine):
             pace = advance(pace, self._family(target), params, counter, like)
         watch, mean = state.watch, state.mean
         if watch is not None:
-            old = state.params
-            look = lambda: watch.after(self._look(target, old), old, counter)
-            watch = jax.lax.cond(counter % LOOK == 0, look, lambda: watch)
+            look = lambda w: w.after(self._look(target, state.params), state.params, counter)
+            watch = jax.lax.cond(counter % LOOK == 0, look, lambda w: w, watch)
         if mean is not None:
             mean = averaged(mean, params, counter, self.steps // 2)
         new = BBVIState(

@@ -186,7 +186,7 @@ class Factors(AbstractFamily):
     def entropy(self, params: PyTree) -> Scalar:
         return jnp.sum(jnp.stack([f.entropy(p) for f, p in zip(self.families, params)]))
 
-    def describe(self, params: PyTree) -> dict[str, Array]:
+    def describe(self, params: PyTree) -> dict[str, Any]:
         names = [name for name, _ in self.factors] + ["rest"]
         return {
             f"{name}: {what}": value

@@ -303,8 +303,13 @@ def at_rows(family: AbstractFamily, params: PyTree, rows: Rows, target: Any) -> 
 
 def with_rows(family: AbstractFamily, params: PyTree, new: PyTree, rows: Rows | None) -> PyTree:
     """Return parameters with those of some rows replaced."""
-    own = lambda f, p, n: f.with_rows(p, n, rows) if isinstance(f, AbstractByRow) else n
-    return map_factors(own, family, params, new)
+
+    def one(part, old, moved):
+        if rows is None or not isinstance(part, AbstractByRow):
+            return moved
+        return part.with_rows(old, moved, rows)
+
+    return map_factors(one, family, params, new)
 
 
 def split_tables(family: AbstractFamily, tree: PyTree) -> tuple[PyTree, PyTree]:

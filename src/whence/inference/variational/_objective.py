@@ -43,7 +43,7 @@ class AbstractObjective(eqx.Module):
     outer: eqx.AbstractVar[int]
     least: ClassVar[int] = 1
     at_fixed_draws: ClassVar[bool] = False
-    model: ClassVar[type["AbstractObjective"] | None] = None
+    model: ClassVar["AbstractObjective | None"] = None
 
     @abc.abstractmethod
     def value(self, log_weights: Arranged) -> Scalar:
@@ -52,7 +52,7 @@ class AbstractObjective(eqx.Module):
     @property
     def of_model(self) -> "AbstractObjective":
         """The objective that the parameters of a model follow."""
-        return self if self.model is None else self.model()
+        return self if self.model is None else self.model
 
     def arrange(self, log_weights: Weights) -> Arranged:
         """Return the log weights of all draws by group."""
@@ -130,7 +130,7 @@ class PIWAE(AbstractObjective):
     """
 
     outer: int = _outer(8)
-    model: ClassVar[type[AbstractObjective] | None] = IWAE
+    model: ClassVar[AbstractObjective | None] = IWAE()
 
     def value(self, log_weights: Arranged) -> Scalar:
         return _log_mean(log_weights)
@@ -192,7 +192,7 @@ class LogVariance(AbstractObjective):
     outer: int = _outer(1)
     least: ClassVar[int] = 2
     at_fixed_draws: ClassVar[bool] = True
-    model: ClassVar[type[AbstractObjective] | None] = ELBO
+    model: ClassVar[AbstractObjective | None] = ELBO()
 
     def value(self, log_weights: Arranged) -> Scalar:
         return -0.5 * jnp.mean(jnp.var(log_weights, axis=1, ddof=1))
@@ -212,7 +212,7 @@ class ForwardKL(AbstractObjective):
     outer: int = _outer(1)
     least: ClassVar[int] = 2
     at_fixed_draws: ClassVar[bool] = True
-    model: ClassVar[type[AbstractObjective] | None] = IWAE
+    model: ClassVar[AbstractObjective | None] = IWAE()
 
     def value(self, log_weights: Arranged) -> Scalar:
         return -_log_mean(log_weights)

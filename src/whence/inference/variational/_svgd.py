@@ -170,7 +170,7 @@ class SVGD(AbstractEngine):
             lambda a, b: jnp.where(finite, a, b), new, (state.particles, state.optimizer)
         )
         failures = jnp.where(finite, 0, state.failures + 1)
-        stats = {"shift": jnp.sqrt(jnp.mean(direction**2))}
+        stats: dict[str, Any] = {"shift": jnp.sqrt(jnp.mean(direction**2))}
         return SVGDState(particles, optimizer, epoch, state.started, failures), Info(
             None, stats
         )
@@ -194,7 +194,7 @@ class SVGD(AbstractEngine):
         inflation = np.mean((points.mean(0) - points) * gradients, axis=0)
         record = SteinParticles(np.asarray(trace.sampling.stats["shift"])[0], inflation)
         positions = unravel(np.asarray(particles)[None], position_shapes(target))
-        stats = {"lp": log_density[None]}
+        stats: dict[str, Any] = {"lp": log_density[None]}
         return Sample(positions, stats, method="variational", record=record)
 
     @property

@@ -39,7 +39,8 @@ class GradientNoise(eqx.Module):
         spread = jnp.sqrt(jnp.maximum(self.square - self.mean**2, 0))
         moves = spread > 0
         ratio = jnp.abs(self.mean) / jnp.where(moves, spread, 1)
-        return jnp.sum(jnp.where(moves, ratio, 0)) / jnp.maximum(jnp.sum(moves), 1)
+        count = jnp.maximum(jnp.sum(moves, dtype=ratio.dtype), 1)
+        return jnp.sum(jnp.where(moves, ratio, 0)) / count
 
 
 class Watch(eqx.Module):
