@@ -13,7 +13,7 @@ from ._study import (
     carry_out as carry_out,
 )
 
-_MODULES: dict[str, str] = {"varts": "_varts", "smnngp": "_smnngp"}
+_MODULES: dict[str, str] = {"varts": "_varts", "smnngp": "_smnngp", "niw": "_niw"}
 
 
 def names() -> tuple[str, ...]:

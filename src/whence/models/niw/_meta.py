@@ -277,8 +277,10 @@ class TaskLoss(eqx.Module):
 
 def check_fit(meta: NIWMeta, x: Any, y: Any, mask: Any) -> None:
     """Raise `ValueError` unless data of tasks, `(task, point, ...)`, fit the model."""
-    row = jax.ShapeDtypeStruct(x.shape[2:], x.dtype)
-    net = meta.network(meta.population.mean[0])
+    weights = meta.population.mean[0]
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    row = jax.ShapeDtypeStruct(x.shape[2:], weights.dtype if floating else x.dtype)
+    net = meta.network(weights)
     try:
         out = eqx.filter_eval_shape(net, row)
     except Exception as error:
