@@ -13,7 +13,12 @@ from ._study import (
     carry_out as carry_out,
 )
 
-_MODULES: dict[str, str] = {"varts": "_varts", "smnngp": "_smnngp", "niw": "_niw"}
+_MODULES: dict[str, str] = {
+    "varts": "_varts",
+    "smnngp": "_smnngp",
+    "niw": "_niw",
+    "bae": "_bae",
+}
 
 
 def names() -> tuple[str, ...]:

@@ -145,7 +145,9 @@ def test_importance_sampling_against_a_grid(x):
     position = jax.tree.map(lambda v: 4 * v[None, None], target.init(key=jr.key(0)))
     posterior = wh.Posterior.from_draws(target, position, unconstrained=True)
     mixture = autoencoder.DirichletMixture(2).fit(autoencoder.encode(posterior, x))
-    found = autoencoder.importance_log_prob(posterior, mixture, x, key=jr.key(0), samples=2_000)
+    found = autoencoder.importance_log_prob(
+        posterior, mixture, x, key=jr.key(0), samples=20_000
+    )
     grid = np.linspace(-60, 60, 40_001)[:, None]
     draw = target.constrain(jax.tree.map(lambda v: v[0, 0], position))
     images = np.asarray(draw.decode(jnp.asarray(grid)))

@@ -160,7 +160,8 @@ def check_shapes(networks: Networks, observation: AbstractLikelihood, x: Any) ->
         x: Data, rows first.
     """
     encoder, decoder = networks
-    row = jax.eval_shape(observation.read, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    one = jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype))
+    row = jax.eval_shape(observation.read, one)
     try:
         code = jax.eval_shape(lambda r: encoder(r), row)
     except (TypeError, ValueError) as error:

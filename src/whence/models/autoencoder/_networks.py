@@ -171,7 +171,7 @@ def convolutional(
     for i, (a, b) in enumerate(zip((plan.start[0], *plan.decoder), plan.decoder)):
         kernel, stride, padding = plan.decoding[i]
         decoder += [_leaky()] * (i > 0)
-        conv = eqx.nn.ConvTranspose2d(a, b, kernel, stride, padding, key=next(keys))
+        conv = eqx.nn.ConvTranspose2d(a, b, kernel, stride, padding=padding, key=next(keys))
         decoder.append(conv)
     decoder += [Reshape(plan.shape[1:])] if grey else []
     return Networks(eqx.nn.Sequential(encoder), eqx.nn.Sequential(decoder))

@@ -16,7 +16,7 @@ from ...core._types import PRNGKey
 from ...posterior import Posterior
 from ...posterior._map_draws import over_draws
 from ._model import BayesianAutoencoder
-from .density._mixture import FittedMixture, log_prob, sample
+from .density._mixture import FittedMixture, log_prob, sample, spread
 
 MODES = ("mixture", "plugin")
 PAIRINGS = ("per_sample", "average")
@@ -281,7 +281,7 @@ def importance(
         spreads: The fractions.
         key: A typed key.
     """
-    scale = jnp.std(centres, axis=0)
+    scale = spread(factors)
     dim, parts = centres.shape[1], len(spreads) + 1
     widths = jnp.asarray(spreads, centres.dtype)[:, None] * scale
 

@@ -236,6 +236,14 @@ def weights(factors: Factors) -> Array:
     return raw / raw.sum(-1, keepdims=True)
 
 
+def spread(factors: Factors) -> Array:
+    """Return standard deviations of codes, at the expected means and covariances."""
+    each = weights(factors)[:, None]
+    own = jnp.diagonal(factors.scatters, axis1=-2, axis2=-1) / factors.dofs[:, None]
+    mean = jnp.sum(each * factors.means, axis=0)
+    return jnp.sqrt(jnp.sum(each * (own + (factors.means - mean) ** 2), axis=0))
+
+
 def log_prob(points: Array, factors: Factors) -> Array:
     """Return the log density of the predictive mixture of Student-t laws."""
     each = student_t(points, factors) + jnp.log(weights(factors))

@@ -34,6 +34,7 @@ from ._problem import PriorProblem
 
 METRICS = ("distributional", "sliced", "max")
 MONITORED = 256  # rows of data, and directions, of what is monitored
+NETWORKS = 8  # of which images are made then, each of a quarter of these rows
 
 
 class SelectionState(eqx.Module):
@@ -197,10 +198,9 @@ class DSWD(AbstractProcedure):
 
     def _look(self, target: PriorProblem, prior: AbstractPrior) -> Array:
         """Return SW2 and max-SW2 of the prior, with random numbers that are always the same."""
-        rows = slice(0, MONITORED)
         key_draws, key_along = jr.split(jr.key(0))
-        data = target.flat[rows]
-        drawn = target.images(prior, target.x[rows], 2, key=key_draws)
+        data, x = target.flat[:MONITORED], target.x[: MONITORED // 4]
+        drawn = target.images(prior, x, NETWORKS, key=key_draws)
         made = drawn.reshape(-1, data.shape[1]).astype(data.dtype)
         along = directions(MONITORED, data.shape[1], data.dtype, key=key_along)
         each = powers(made, data, along)
