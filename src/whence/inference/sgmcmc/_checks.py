@@ -17,10 +17,10 @@ from ...core._types import PRNGKey
 from ...diagnostics._mcse import mcse
 from .._inflation import NUMBERS, Looked, look_at
 from ._decay import ConstantStep
-from ._gradient import Space, rows_of
+from ._gradient import Space, batches_per_epoch, rows_of
 from ._record import StochasticGradientChains
 from ._stein import stein_discrepancy
-from ._tuning import FIRST, Tuning, largest_stable, look
+from ._tuning import FIRST, Tuning, inflation_by_noise, largest_stable, look
 
 LEAST_DRAWS = (
     40  # of the run with half the step, per chain, of which the first half is left out
@@ -79,8 +79,7 @@ def checked(
             found |= _halved(engine, target, state, made, weights, number, start, second)
         if parts.gradient.is_local and looked.draws.shape[1] >= 4:
             found |= _stein(looked, engine.temperature)
-    batching = "none" if work is None else parts.gradient.batching
-    return StochasticGradientChains(inflation, error, batching, parts.overdamped, **found)
+    return StochasticGradientChains(inflation, error, parts.overdamped, **found)
 
 
 def describe_stability(engine: Any, target: AbstractTarget, state: Any) -> str:
@@ -104,7 +103,9 @@ def _forces(engine, target, state, found, key) -> tuple[dict[str, Any], np.ndarr
     curvature, along, noise, roots = map(np.asarray, _look(engine, target, state, key))
     limit = largest_stable(np.maximum(curvature, 1e-30), overdamped=parts.overdamped)
     variance = np.maximum(along, noise.mean(axis=1))
-    ratio = found["step_size"] * variance / (2 * found.get("friction", 1.0))
+    epoch = batches_per_epoch(parts.gradient, target)
+    pace = found["step_size"], found.get("friction", 1.0)
+    ratio = inflation_by_noise(*pace, variance, curvature, parts.word, epoch)
     return {"largest_stable": limit, "noise_ratio": float(ratio.mean())}, roots
 
 
@@ -201,7 +202,10 @@ def _halved(engine, target, state, made: Info, weights, number, start, key) -> d
     index = jnp.asarray(start, jnp.int32)
     after = np.asarray(_second_run(engine, target, state, about, index, number, key))
     after = after[:, number // 2 :].astype(np.float64)
-    error = np.hypot(mcse(after).mean, mcse(before).mean)
+    # A short run that forgets slowly looks better than it is: by the long one it is no better
+    # than this, with twice the updates for each independent draw.
+    known, longer = float(mcse(before).mean), before.size / after.size
+    error = np.hypot(max(float(mcse(after).mean), known * (2 * longer) ** 0.5), known)
     return {"halving": float(after.mean() / before.mean()), "halving_error": float(error)}
 
 

@@ -26,7 +26,14 @@ from ...core._target import AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from ._checks import checked, describe_stability
 from ._decay import ConstantStep, Cyclical, as_decay
-from ._gradient import MinibatchGradient, Space, Vector, rows_of
+from ._gradient import (
+    Centre,
+    MinibatchGradient,
+    Space,
+    Vector,
+    batches_per_epoch,
+    rows_of,
+)
 from ._integrator import Force, Motion, Terms, integrate, is_cached
 from ._parts import APART, Learned, Parts, SGMCMCState
 from ._preconditioner import AbstractPreconditioner, Identity
@@ -113,11 +120,6 @@ class AbstractSGMCMC(AbstractOnlineEngine):
     @abc.abstractmethod
     def parts(self) -> Parts:
         """What an update is made of."""
-
-    @property
-    @abc.abstractmethod
-    def searches(self) -> bool:
-        """Whether `step_size=None` is found in warm-up, and not a rule of thumb."""
 
     def __check_init__(self):
         parts = self.parts
@@ -208,7 +210,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         Raises:
             ValueError: If it is neither given nor found, and there is no rule for it.
         """
-        if self.step_size is not None or self.searches:
+        if self.step_size is not None or not self.parts.by_rule:
             return self.step_size
         num_data = rows_of(target)
         if not num_data or not isinstance(self.preconditioner, Identity):
@@ -237,6 +239,8 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         space = Space(target, form)
         key_epoch, key_force, key_tuning = jr.split(jr.fold_in(key, APART), 3)
         epoch = parts.gradient.init(space, flat, key=key_epoch)
+        if isinstance(epoch, Centre):
+            flat, position = epoch.point, form(epoch.point)
         force, scale = None, parts.preconditioner.init(flat)
         searches, cached = self.step_size_on(target) is None, is_cached(parts.word)
         if cached or (searches and not isinstance(parts.preconditioner, Identity)):
@@ -389,7 +393,9 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         parts, step_size = self.parts, self.step_size_on(target)
         if step_size is None:
             assert tuning is not None
-            return chosen(tuning, parts.friction, parts.word)
+            return chosen(
+                tuning, parts.friction, parts.word, batches_per_epoch(parts.gradient, target)
+            )
         friction = DEFAULT_DAMPING / step_size if parts.friction is None else parts.friction
         return jnp.asarray(step_size, dtype), jnp.asarray(friction, dtype)
 

@@ -139,6 +139,14 @@ class MinibatchGradient(AbstractGradient):
         return *jax.value_and_grad(space.log_density)(flat, rows), epoch
 
 
+def batches_per_epoch(gradient: AbstractGradient, target: AbstractTarget) -> int:
+    """Return over how many evaluations the noise of batches cancels; 0 if it does not."""
+    plain = isinstance(gradient, MinibatchGradient | ControlVariate)
+    if not plain or gradient.batch_size is None or gradient.batching == "iid":
+        return 0
+    return batches_of(gradient, target).per_epoch
+
+
 class Centre(eqx.Module):
     """What gradients are compared with.
 
@@ -158,9 +166,9 @@ class ControlVariate(AbstractGradient):
 
     `grad U(c) + (N / b) sum over the batch of [grad u_i(x) - grad u_i(c)]`: unbiased, and its
     noise vanishes at the centre and for equal curvatures of all rows. The centre is a mode,
-    found by L-BFGS on all data before the first update; with `refresh` it is instead the
-    position itself, taken anew after that many evaluations (SVRG), and needs no mode. Far from
-    the centre the noise is larger than that of the plain estimate.
+    found by L-BFGS on all data before the first update, and chains start there; with `refresh`
+    it is instead the position itself, taken anew after that many evaluations (SVRG), and needs
+    no mode. Far from the centre the noise is larger than that of the plain estimate.
 
     Attributes:
         batch_size: Rows per batch.

@@ -59,10 +59,6 @@ class SGMCMC(AbstractSGMCMC):
     subtract_noise: bool = eqx.field(default=False, converter=flag("subtract_noise"))
 
     @property
-    def searches(self) -> bool:
-        return True
-
-    @property
     def parts(self) -> Parts:
         word, rest = word_of(self.integrator), (self.friction, self.subtract_noise)
         return Parts(word, self.gradient, self.preconditioner, self.decay, *rest)
@@ -93,10 +89,6 @@ class SGHMC(AbstractSGMCMC):
     decay: AbstractDecay = decay_field()
     friction: float | None = optional_positive("friction")
     subtract_noise: bool = eqx.field(default=False, converter=flag("subtract_noise"))
-
-    @property
-    def searches(self) -> bool:
-        return True
 
     @property
     def parts(self) -> Parts:
@@ -137,10 +129,6 @@ class SGNHT(AbstractSGMCMC):
     decay: AbstractDecay = decay_field()
     friction: float | None = optional_positive("friction")
     integrator: str = integrator_field("BADODAB")
-
-    @property
-    def searches(self) -> bool:
-        return True
 
     @property
     def parts(self) -> Parts:
@@ -185,10 +173,6 @@ class CyclicalSGLD(AbstractSGMCMC):
             )
 
     @property
-    def searches(self) -> bool:
-        return True
-
-    @property
     def parts(self) -> Parts:
         gradient = MinibatchGradient(self.batch_size, self.batching)
         cycle = Cyclical(max(self.steps // self.cycles, 2), self.exploration)
@@ -224,10 +208,6 @@ class FederatedSGLD(AbstractSGMCMC):
     surrogate: str = eqx.field(default="laplace", converter=one_of("surrogate", SURROGATES))
     decay: AbstractDecay = decay_field()
     integrator: str = integrator_field("SGLD")
-
-    @property
-    def searches(self) -> bool:
-        return True
 
     @property
     def parts(self) -> Parts:
@@ -270,10 +250,6 @@ class StructuredSGMCMC(AbstractSGMCMC):
     decay: AbstractDecay = decay_field()
     integrator: str = integrator_field("SGLD")
     friction: float | None = optional_positive("friction")
-
-    @property
-    def searches(self) -> bool:
-        return True
 
     @property
     def parts(self) -> Parts:

@@ -44,6 +44,7 @@ class Parts(eqx.Module):
         decay: How the step size changes.
         friction: None if it follows from the step size.
         subtract_noise: Whether the noise of the gradient is taken off that of friction.
+        by_rule: Whether `step_size=None` is a rule of thumb, and not found in warm-up.
     """
 
     word: str
@@ -52,6 +53,7 @@ class Parts(eqx.Module):
     decay: AbstractDecay
     friction: float | None = None
     subtract_noise: bool = False
+    by_rule: bool = False
 
     @property
     def overdamped(self) -> bool:

@@ -40,10 +40,6 @@ class SGLD(AbstractSGMCMC):
     decay: AbstractDecay = decay_field()
 
     @property
-    def searches(self) -> bool:
-        return False
-
-    @property
     def parts(self) -> Parts:
         gradient = MinibatchGradient(self.batch_size, self.batching)
-        return Parts("E", gradient, self.preconditioner, self.decay)
+        return Parts("E", gradient, self.preconditioner, self.decay, by_rule=True)

@@ -3,9 +3,10 @@
 In coordinates scaled by the preconditioner let `L` be the largest curvature and `V` the
 largest variance of the gradient estimate. In a direction of precision `a`, overdamped
 dynamics have the stationary variance `(1 + h V / 2) / (1 - h a / 2) / a`; underdamped ones with
-friction `f` are wrong by about `h V / (2 f) + O(h^2 a)`. So with `h = 0.1 / (L + V)`, or
-with `h^2 L <= 0.09` and `h V <= 0.1 f`, the variance is right to about 5%, were batches
-independent; reshuffled ones do better.
+friction `f` are wrong by about `h V / (2 f) + O(h^2 a)`, if batches are independent. Reshuffled
+batches add up to nothing over the `m` updates of an epoch: their sum is a bridge, of variance
+`m h^2 V / 6` in the mean over an epoch, which is what positions (overdamped; as a share of the
+variance, times `a`) or momenta get of it. The step size found keeps what it can of these at 5%.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ...core._types import PRNGKey, Scalar
@@ -23,7 +25,8 @@ Vector = Float[Array, " dim"]
 BIAS = 0.05  # of a variance, in units of itself
 FIRST, LATER = 20, 3  # power iterations at the first block of warm-up, and at each after it
 FORGET = 0.95  # of the largest curvature per block: what was met on the way in need not last
-SHARE = 0.02  # smallest weight of the newest noise
+SHARE = 0.1  # smallest weight of the newest noise
+MOST_OF = 0.9  # of the coordinates count: the largest of many estimates is large by chance
 REACH, DAMPING = 0.3, 0.2  # `h sqrt(L)` and `f / sqrt(L)` of underdamped dynamics
 MOST, HEATED = 0.5, 0.1  # `h f`, and of it what a thermostat may add
 
@@ -57,8 +60,9 @@ class Tuning(eqx.Module):
 
     @property
     def variance(self) -> Scalar:
-        """The largest variance of the gradient that is known of."""
-        return jnp.maximum(self.along, jnp.max(self.noise))
+        """The variance of the gradient that counts."""
+        place = round(MOST_OF * (self.noise.size - 1))
+        return jnp.maximum(self.along, jnp.sort(self.noise)[place])
 
 
 def look(
@@ -101,31 +105,57 @@ def look(
     )
 
 
-def chosen(tuning: Tuning, friction: float | None, word: str) -> tuple[Scalar, Scalar]:
+def chosen(
+    tuning: Tuning, friction: float | None, word: str, epoch: int
+) -> tuple[Scalar, Scalar]:
     """Return step size and friction.
 
     Args:
         tuning: What is known.
         friction: If it is given.
         word: Of the integrator.
+        epoch: Batches whose noise adds up to nothing; 0 if they are independent.
     """
     tiny = jnp.finfo(tuning.curvature.dtype).tiny
     curvature = jnp.maximum(tuning.curvature, tiny)
-    variance = jnp.maximum(tuning.variance, tiny)
+    variance, larger = jnp.maximum(tuning.variance, tiny), jnp.maximum
+    bridge = jnp.sqrt(6 * BIAS / (epoch * variance)) if epoch else jnp.zeros_like(variance)
     if word == "E":
-        return 2 * BIAS / (curvature + variance), jnp.ones_like(curvature)
+        independent = 2 * BIAS / (curvature + variance)
+        reshuffled = jnp.minimum(2 * BIAS / curvature, bridge / jnp.sqrt(curvature))
+        return larger(independent, reshuffled), jnp.ones_like(curvature)
     step_size, least = REACH / jnp.sqrt(curvature), DAMPING * jnp.sqrt(curvature)
+    reshuffled = jnp.minimum(step_size, bridge)
+    given = least if friction is None else jnp.full_like(curvature, friction)
     if "D" in word:
         # The thermostat adds the friction that the noise asks for, `h V / 2`.
         step_size = jnp.minimum(step_size, jnp.sqrt(2 * HEATED / variance))
-    elif friction is None:
-        step_size = jnp.minimum(step_size, jnp.sqrt(2 * BIAS * MOST / variance))
-        least = jnp.maximum(least, step_size * variance / (2 * BIAS))
+    elif friction is not None:
+        step_size = larger(jnp.minimum(step_size, 2 * BIAS * given / variance), reshuffled)
     else:
-        step_size = jnp.minimum(step_size, 2 * BIAS * friction / variance)
-    if friction is None:
-        return step_size, least
-    return jnp.minimum(step_size, MOST / friction), jnp.full_like(curvature, friction)
+        step_size = jnp.minimum(step_size, jnp.sqrt(2 * BIAS * MOST / variance))
+        damped = larger(least, step_size * variance / (2 * BIAS))
+        # Time passes as `h / f` where friction rules: the faster of the two is taken.
+        faster = reshuffled / least > step_size / damped
+        step_size = jnp.where(faster, reshuffled, step_size)
+        given = jnp.where(faster, least, damped)
+    return jnp.minimum(step_size, MOST / given), given
+
+
+def inflation_by_noise(step_size, friction, variance, curvature, word: str, epoch: int):
+    """Return by how much of itself the noise of batches makes a variance larger.
+
+    Args:
+        step_size: `h`.
+        friction: `f`; 1 without momentum.
+        variance: `V`.
+        curvature: `L`.
+        word: Of the integrator.
+        epoch: As in `chosen`.
+    """
+    independent = step_size * variance / (2 * friction)
+    share = step_size**2 * variance * epoch / 6 * (curvature if word == "E" else 1.0)
+    return np.minimum(independent, share) if epoch else independent
 
 
 def largest_stable(curvature, *, overdamped: bool):
