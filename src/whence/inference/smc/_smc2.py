@@ -160,7 +160,7 @@ class Nested(AbstractFeynmanKac):
         return particles, log_scale, MoveStats(total / self.moves, count, count)
 
 
-def _log_density(particles: Filters) -> Array:
+def _log_density(particles: Filters) -> Any:
     return particles.log_prior + _totals(particles.clouds)
 
 

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from ...core._convert import flag, whole
+from ...core._key import seeded
 from ...core._types import PRNGKey
 from ...language._latent import UNDRAWN, Latent
 from ...language._model import Model, constrain, sites
@@ -288,6 +289,7 @@ class StateSpaceModel(Model):
             raise ValueError(f"{type(self).__name__} has no path to go on from. {DISCRETE}")
         return self.states
 
+    @seeded
     def predict(
         self,
         inputs: Any = None,
@@ -347,7 +349,7 @@ class StateSpaceModel(Model):
                 f"inputs, and `steps` alone if not; got inputs {covariates!r}."
             )
 
-    def _horizon(self, inputs: Any, steps: Any, default: int) -> int:
+    def _horizon(self, inputs: Any, steps: Any, default: int) -> Any:
         rows = [np.shape(leaf)[0] for leaf in jax.tree.leaves(inputs)]
         found = rows[0] if rows else (default if steps is None else steps)
         if rows and steps is not None and steps != rows[0]:

@@ -41,7 +41,7 @@ class PathLaw(dist.Distribution):
         assert sample_shape == ()
         return simulate(self.model, self.length, self.inputs, key=key)
 
-    def log_prob(self, value, intermediates=None):
+    def log_prob(self, value: Any, intermediates: Any = None):
         """Return the log density of a path, in nats.
 
         Args:
