@@ -175,8 +175,9 @@ def play(images: Images, plan: StudySize, key: Any) -> tuple[dict[str, Scores], 
     learned = autoencoder.select_prior(
         model, images.prior, key=keys[1], fit=fit, procedure=procedure
     )
+    quick = autoencoder.DSWD(steps=plan.selection, learning_rate=0.02)
     layers = autoencoder.select_prior(
-        model, images.prior, key=keys[1], family="layer", procedure=procedure
+        model, images.prior, key=keys[1], family="layer", procedure=quick
     )
     priors = {
         "BAE, N(0, 1)": dist.Normal(0.0, 1.0),

@@ -200,7 +200,8 @@ def select_prior(
     elif start is None:
         start = GaussianPrior.fan_in(model.networks(), per=family)
     problem = prior_problem(model, x, start=start)
-    procedure = DSWD() if procedure is None else procedure
+    if procedure is None:  # a few scales may move faster than all weights
+        procedure = DSWD() if family == "weight" else DSWD(learning_rate=0.02)
     state, trace = run(problem, procedure, key=key_run)
     return selected(problem, state, key=key_report, trace=trace, pretrained=pretrained)
 
