@@ -74,7 +74,7 @@ def test_law_and_normaliser(case):
     weights = np.exp(posterior.log_weights.ravel())
     x = posterior["x"].reshape(-1)
     error = posterior.log_evidence_error
-    # Steps of time leave errors of about 0.02: that of 600 steps is half that of 300.
+    # Euler steps leave an error that falls with their number: 0.07 with 400, guided.
     assert abs(posterior.log_evidence - log_z) < 4 * error + 0.03
     assert 0.0 < error < 0.2
     got = (weights * x).sum()
@@ -92,15 +92,6 @@ def _unweighted(target, num):
     keys = jr.split(jr.key(1), target.num_steps)
     (moved, _), _ = jax.jit(lambda s: jax.lax.scan(step, s, keys))(state)
     return moved.x
-
-
-def test_the_simulation_alone_has_another_law():
-    law = _mixture([0.7, 0.3], [-1.0, 1.0], 0.1)
-    _, mean, _ = _truth(2.0 * _log_density(law))
-    x = _unweighted(diffusion.annealed(NOISE, law, 2.0, 1, steps=300), 4_000)
-    # Squared weights of 0.7 and 0.3 are 0.845 and 0.155: a mean of -0.69.
-    assert mean == pytest.approx(-0.69, abs=0.01)
-    assert abs(float(x.mean()) - mean) > 0.1
 
 
 def test_guidance_in_closed_form():
@@ -121,7 +112,7 @@ def test_guidance_in_closed_form():
 def test_any_eta_gives_the_same_law():
     log_z, *_ = _truth(CASES["hot"][1]())
     for eta in (0.5, 1.5):
-        found = wh.infer(CASES["hot"][0](steps=600, eta=eta), ENGINE, key=2)
+        found = wh.infer(CASES["hot"][0](steps=300, eta=eta), ENGINE, key=2)
         assert abs(found.log_evidence - log_z) < 4 * found.log_evidence_error + 0.03
 
 

@@ -1,5 +1,6 @@
 """Denoising score matching recovers the score of a normal law."""
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -26,7 +27,7 @@ def test_the_loss_is_smallest_at_the_true_score():
     assert losses[1] < min(losses[0], losses[2])
     # At the optimum the loss is E[1 - V(t) / (M^2 0.36 + V)], the variance of z given x_t.
     t = jnp.linspace(1e-3, 1.0, 2_001)
-    v, m = noise.covariance(t), noise.mean(t)
+    v, m = jax.vmap(noise.covariance)(t), jax.vmap(noise.mean)(t)
     want = float((1 - v / (0.36 * m**2 + v)).mean())
     assert losses[1] == pytest.approx(want, rel=0.05)
 
