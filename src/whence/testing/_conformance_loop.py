@@ -35,7 +35,7 @@ def check_resume(
     with _without_warnings(), tempfile.TemporaryDirectory() as scratch:
         more = {"vectorised": False, "until": None}
         store = create_store(Path(scratch) / "run", target, engine, key, more)
-        half = (schedule.warmup + schedule.steps) // 2
+        half = max((schedule.warmup + schedule.steps) // 2, 1)
         run(target, engine, steps=half, vectorised=False, store=store, **how)
         store.release()
         chunk = how["chunk_steps"]
