@@ -11,7 +11,7 @@ from ...core._data import log_density_estimate
 from ...core._flat import flat_view, position_shapes
 from ...core._target import AbstractTarget, HasLocals
 from ._factors import Factors, Point
-from ._family import AbstractFamily, Layout
+from ._family import AbstractFamily
 from ._flat import layout_of, on_flat
 from ._local import AbstractByRow, Amortised, at_rows, has_rows, map_factors
 from ._objective import ELBO, AbstractObjective, LogVariance
@@ -64,18 +64,17 @@ class Batch(NamedTuple):
     def log_densities(self, positions: Float[Array, "sample dim"]) -> Any:
         """Return log densities at flat positions, as `Terms` where parts are by row."""
         target, rows = self.target, self.rows
-        layout: Layout = layout_of(target)
-        function = lambda x: log_density_estimate(target, x, rows)
-        if has_rows(self.family):
-            assert rows is not None
-            layout, scale = layout_of(target, len(rows)), target.num_data / len(rows)
+        by_row = has_rows(self.family)
 
-            def function(x):
-                shared, each = target.log_joint_rows(x, rows)
-                return Terms(shared, each, scale)
+        def density(x) -> Any:
+            if not by_row:
+                return log_density_estimate(target, x, rows)
+            shared, each = target.log_joint_rows(x, rows)
+            return Terms(shared, each, target.num_data / rows.size)
 
+        layout = layout_of(target, len(rows) if by_row and rows is not None else None)
         _, unravel = self.view
-        one = on_flat(function, self.family.shared(layout), unravel, positions[0])
+        one = on_flat(density, self.family.shared(layout), unravel, positions[0])
         return jax.vmap(one)(positions)
 
 
