@@ -34,6 +34,8 @@ from ._engine import (
 from ._feynman_kac import (
     AbstractFeynmanKac as AbstractFeynmanKac,
     AbstractSequenceTarget as AbstractSequenceTarget,
+    ExactSequence as ExactSequence,
+    GuidedSequence as GuidedSequence,
 )
 from ._flat import (
     flat_init as flat_init,
