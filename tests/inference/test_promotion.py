@@ -31,7 +31,7 @@ ENGINES = {
     "ChEES": lambda: wh.ChEES(chains=4, warmup=20, draws=5),
     "MCLMC": lambda: wh.MCLMC(**SHORT),
     "SGLD": lambda: wh.SGLD(steps=40, step_size=1e-6, batch_size=8),
-    "SGHMC": lambda: wh.SGHMC(steps=2_000, warmup=40, batch_size=8),
+    "SGHMC": lambda: wh.SGHMC(steps=40, batch_size=8),
     "FederatedSGLD": lambda: wh.FederatedSGLD(steps=40, shards=3),
     "StructuredSGMCMC": lambda: wh.StructuredSGMCMC(steps=40, batch_size=8),
     "BBVI": lambda: wh.BBVI(steps=100, draws=20, batch_size=8),
