@@ -93,6 +93,17 @@ def test_a_mixture_knows_which_kind_a_task_is_of():
         assert_allclose(task.components, shares, rtol=1e-6, atol=1e-12)
         means = [_regression(x, y)[0], _regression(x, y, other, 0.1 * S)[0]]
         assert_allclose(task.mean, shares @ means, rtol=1e-6)
+        v = [_regression(x, y)[1], _regression(x, y, other, 0.1 * S)[1]]
+        variance = [np.einsum("pi,ij,pj->p", NEW, one, NEW) + NOISE**2 for one in v]
+        laws = [stats.norm(NEW @ m, np.sqrt(s)) for m, s in zip(means, variance)]
+        predicted, at = task.predict(NEW), NEW @ M0
+        density = sum(p * law.pdf(at) for p, law in zip(shares, laws))
+        assert_allclose(predicted.log_prob(at), np.log(density), rtol=1e-6)
+        below = sum(p * law.cdf(at) for p, law in zip(shares, laws))
+        assert_allclose(predicted.cdf(at)[:, 0], below, atol=1e-7)
+        centre = shares @ [law.mean() for law in laws]
+        second = shares @ [law.var() + law.mean() ** 2 for law in laws]
+        assert_allclose(predicted.variance[:, 0], second - centre**2, rtol=1e-6)
 
 
 def test_tails_say_how_unusual_a_task_is():

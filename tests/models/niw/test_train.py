@@ -16,6 +16,7 @@ from whence.models import niw
 from whence.models.niw._covariance import full
 from whence.models.niw._meta import TaskLoss
 from whence.models.niw._objective import local_posterior, task_objective
+from whence.models.niw._tasks import subset
 
 X, Y, _ = tasks(40)
 B, A = quadratics(X, Y)
@@ -40,15 +41,18 @@ def test_the_bound_of_a_linear_task_is_its_evidence():
     covariance = X[0] @ np.array([[0.5, 0.1], [0.1, 0.4]]) @ X[0].T + NOISE**2 * np.eye(5)
     want = stats.multivariate_normal(X[0] @ [0.3, 0.1], covariance).logpdf(Y[0])
     assert_allclose(_evidence(meta, X[0], Y[0]), want, rtol=1e-8)
-    # The reparameterised objective has it for its mean.
-    each = jax.jit(
-        jax.vmap(
-            lambda k: task_objective(
-                meta, ONCE, jnp.asarray(X[0]), jnp.asarray(Y[0]), jnp.ones(5, bool), 2, k
-            )[0]
-        )
-    )(jr.split(jr.key(1), 2_000))
-    assert abs(each.mean() + want) < 4.5 * each.std() / 2_000**0.5
+    # The reparameterised objective has it for its mean, in a mixture with tails, too.
+    mixed = model(components=2, tails=4.0)
+    covariance = jax.tree.map(lambda a: a + 0.2, mixed.population.covariance)
+    population = niw.Population(
+        jnp.array([0.0, 1.0]), jnp.array([[0.3, 0.1], [1.0, -1.0]]), covariance
+    )
+    mixed = eqx.tree_at(lambda m: m.population, mixed, population)
+    args = ONCE, jnp.asarray(X[0]), jnp.asarray(Y[0]), jnp.ones(5, bool), 2
+    for one in (meta, mixed):
+        objective = jax.vmap(lambda k: task_objective(one, *args, k)[0])
+        each = jax.jit(objective)(jr.split(jr.key(1), 2_000))
+        assert abs(each.mean() + _evidence(one, X[0], Y[0])) < 4.5 * each.std() / 2_000**0.5
 
 
 def test_type_two_maximum_likelihood_is_where_the_gradient_vanishes():
@@ -79,7 +83,8 @@ def test_stochastic_optimum_is_type_two_maximum_likelihood():
     assert_allclose(tril @ tril.T, sigma, atol=0.015)
 
 
-PRIOR = niw.NIW(np.zeros(2), 0.1, 0.5 * np.eye(2), 4.0)
+# A prior that counts: another mean, worth five tasks.
+PRIOR = niw.NIW([2.0, 0.5], 5.0, 0.5 * np.eye(2), 4.0)
 
 
 def test_coordinate_ascent_against_gibbs():
@@ -118,8 +123,8 @@ def test_coordinate_ascent_of_many_tasks_is_type_two_maximum_likelihood():
     b, a = quadratics(*tasks(4_000, seed=3)[:2])
     mu, sigma = type_two(b, a, 200)
     law = niw.coordinate_ascent(b, a, PRIOR, rounds=200).law
-    assert_allclose(law.mean, mu, atol=1e-3)
-    assert_allclose(jnp.linalg.inv(law.expected_precision), sigma, rtol=0.01, atol=1e-3)
+    assert_allclose(law.mean, mu, atol=3e-3)
+    assert_allclose(jnp.linalg.inv(law.expected_precision), sigma, rtol=0.01, atol=4e-3)
     # The product, on curvatures without correlations, is the same for each weight.
     variance = np.stack([np.diag(m) for m in a])
     prior = niw.ProductNIW(np.zeros(2), 0.1, np.full(2, 0.5), 4.0)
@@ -270,6 +275,22 @@ def test_masked_points_do_not_count():
     ragged = niw.Tasks.ragged([X[0], X[1][:2]], [Y[0], Y[1][:2]])
     assert_array_equal(ragged.mask.sum(1), [5, 2])
     assert_array_equal(ragged.x[1, :2], X[1][:2])
+
+
+def test_some_points_at_random():
+    mask = jnp.arange(9) < 7
+    y = jnp.array([0, 0, 0, 1, 1, 2, 2, 2, 1])
+    pick = lambda size, by_class: jax.vmap(
+        lambda k: subset(y, mask, size, by_class=by_class, key=k)
+    )(jr.split(jr.key(0), 300))
+    for size in (2, 5, 9):
+        assert_array_equal(pick(size, False).sum(1), min(size, 7))
+    chosen = pick(2, True)
+    counts = jnp.stack([(chosen & (y == c)).sum(1) for c in range(3)], 1)
+    assert_array_equal(counts, np.tile([2, 2, 2], (300, 1)))
+    assert not chosen[:, 7:].any()
+    share = chosen[:, :3].mean(0)  # each of the three, two times of three
+    assert np.all(np.abs(share - 2 / 3) < 4.5 * np.sqrt(2 / 9 / 300))
 
 
 def test_likelihood_scale_tempers():
