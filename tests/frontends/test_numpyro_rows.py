@@ -70,6 +70,18 @@ def test_rows_of_a_subsampled_plate(fn, key):
         assert_allclose(shared, dist.HalfNormal(1.0).log_prob(scale) + jnp.log(scale))
 
 
+def test_which_arrays_belong_to_rows_is_worked_out_and_said():
+    def centred(x, y, weights):  # of `weights` all entries count for each row
+        slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", N, subsample_size=3) as rows:
+            mean = slope * (x[rows] - weights.mean())
+            numpyro.sample("y", dist.Normal(mean, 0.5), obs=y[rows])
+
+    target = wh.from_numpyro(centred, X, y=Y, weights=X**2)
+    assert target.row_arrays == ("x", "y")
+    assert "data: 12 rows, of which a batch takes: x, y" in wh.check(target).latents
+
+
 def test_minibatches_of_a_numpyro_model(key):
     """The posterior of the slope is Gaussian."""
     target = wh.from_numpyro(line, X, Y, size=3)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import arviz_stats
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,10 +86,9 @@ def test_imputed_values_of_independent_data():
     assert list(target.coords["y_missing_row"]) == ["r1", "r4"]
     draw = target.constrain(target.init(key=jax.random.key(1)))
     assert isinstance(draw, Mean)
-    assert_allclose(
-        target.pointwise(draw)["y"],
-        np.where(GONE, 0.0, stats.norm.logpdf(Y, draw.mu, NOISE)),
-    )
+    pointwise = stats.norm.logpdf(Y, draw.mu, NOISE)
+    assert_allclose(target.pointwise(draw)["y"], np.where(GONE, 0.0, pointwise))
+    assert_allclose(target.pointwise_given_rest(draw)["y"], pointwise[~GONE])
     # The density of engines does not tie imputed values to other latents.
     zero = {"mu": jnp.zeros(()), "y_missing": jnp.ones(2)}
     assert_allclose(
@@ -137,7 +137,9 @@ def test_imputed_values_by_nuts(key):
     draws = {"mu": posterior["mu"], "missing": posterior["y_missing"]}
     expected = {"mu": (mean[0], sd[0]), "missing": (mean[1:], sd[1:])}
     compare_moments(draws, expected).check()
-    tree = posterior.to_datatree(groups=("observed_data", "posterior_predictive"))
+    tree = posterior.to_datatree()
+    assert list(tree["log_likelihood"]["y"]["y_known_row"]) == [0, 2, 3]
+    assert np.isfinite(arviz_stats.loo(tree, pointwise=False).elpd)
     assert_array_equal(np.isnan(tree["observed_data"]["y"]), GONE)
     assert tree["posterior_predictive"]["y"].shape == (2, 800, 5)
 

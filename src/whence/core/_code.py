@@ -278,7 +278,9 @@ class _Reader:
             self.say(name)
             value = function.__globals__[name]
             self.inner(value, depth - 1)
-            if isinstance(value, ModuleType) and not _is_installed(value.__file__ or ""):
+            if not isinstance(value, ModuleType) or not hasattr(value, "__file__"):
+                continue  # what is built in, as `sys`, has no file
+            if not _is_installed(value.__file__ or ""):
                 for inside in sorted(names & vars(value).keys()):
                     self.inner(vars(value)[inside], depth - 1)
 

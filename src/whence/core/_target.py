@@ -20,6 +20,7 @@ What a target can do besides, it says by having the methods of a protocol below.
 | `NamesInputs` | `name_inputs` | the group `predictions_constant_data` |
 | `TakesInputs` | `new_inputs` | `Posterior.predict` at new inputs |
 | `TakesNewGroups` | `new_groups` | `Posterior.predict` with `new_groups="prior"` |
+| `KnowsRows` | `row_arrays` | `check`: which arrays belong to data rows |
 | `NamesArrays` | `leaf_name` | messages about data |
 | `DependentData` | `predict_given`, `pointwise_given_rest` | `Posterior`, leave-one-out |
 """
@@ -275,6 +276,21 @@ class TakesNewGroups(Protocol):
             inputs: As the user gave them.
             named: Those given by name.
         """
+        ...
+
+
+@runtime_checkable
+class KnowsRows(Protocol):
+    """A target that can say which arrays belong to data rows."""
+
+    @property
+    def num_data(self) -> int | None:
+        """Number of data rows."""
+        ...
+
+    @property
+    def row_arrays(self) -> tuple[str, ...]:
+        """Names of the arrays of which a batch takes its rows."""
         ...
 
 

@@ -8,7 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import numpyro.distributions as dist
+from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array
 from numpyro.distributions import biject_to
 
@@ -129,6 +131,31 @@ class NumpyroTarget(AbstractSitesTarget):
             else:
                 likelihood += moved
         return shared, prior, likelihood
+
+    @property
+    def row_arrays(self) -> tuple[str, ...]:
+        """Names of array arguments of which a batch sees its own rows only.
+
+        Found by trial: what stands in other rows of such an array does not matter to a batch.
+        """
+        number = self.num_data
+        if number is None:
+            return ()
+        position, batch = constant_position(self, 0.1), jnp.arange(number - 1)
+        leaves, treedef = jax.tree.flatten(self)
+        found = []
+        for i, (path, leaf) in enumerate(tree_flatten_with_path(self)[0]):
+            if not isinstance(leaf, jax.Array) or jnp.shape(leaf)[:1] != (number,):
+                continue
+            others = np.flatnonzero((leaf != leaf[-1]).reshape(number, -1).any(axis=1))
+            other = leaf.at[-1].set(leaf[others[0]]) if len(others) else leaf
+            values = [
+                compiled(_at_batch, target, position, batch).call(target, position, batch)
+                for target in (self, treedef.unflatten([*leaves[:i], other, *leaves[i + 1 :]]))
+            ]
+            if np.array_equal(*map(np.asarray, values), equal_nan=True):
+                found.append(self.leaf_name(keystr(path, simple=True, separator=".")))
+        return tuple(name.strip("`") for name in found)
 
     @property
     def observed_data(self):
@@ -367,6 +394,11 @@ class NumpyroTarget(AbstractSitesTarget):
             if site["type"] == "sample" and site["is_observed"]:
                 total += jnp.sum(log_prob(site))
         return total
+
+
+def _at_batch(target: NumpyroTarget, position: dict[str, Array], rows: Array) -> Array:
+    """Return the log likelihood of some rows."""
+    return target.log_likelihood(position, rows)
 
 
 def _distributions_at(target: NumpyroTarget, position: dict[str, Array]) -> Any:

@@ -345,7 +345,9 @@ def _is_random_module(name, site, trace) -> bool:
         return False
     inside = [n for n, s in trace.items() if s["type"] == "sample" and n.startswith(module)]
     drawn = [n.removeprefix(module) for n in inside]
-    leaves = [keystr(path) for path, _ in tree_leaves_with_path(site["value"])]
+    paths = [path for path, _ in tree_leaves_with_path(site["value"])]
+    simple = lambda path: "." + keystr(path, simple=True, separator=".")
+    leaves = [keystr(p) if keystr(p).startswith(".") else simple(p) for p in paths]
     for leaf in leaves:
         if not any(n.endswith(leaf[1:]) and len(n) > len(leaf) - 1 for n in drawn):
             raise ValueError(

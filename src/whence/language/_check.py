@@ -16,7 +16,7 @@ from ..core._key import seeded
 from ..core._prior import draw_prior
 from ..core._require import require_target
 from ..core._stream import Streamed
-from ..core._target import AbstractDescribedTarget, AbstractTarget, latent_names
+from ..core._target import AbstractDescribedTarget, AbstractTarget, KnowsRows, latent_names
 from ..core._types import PRNGKey
 from ..diagnostics._html import block, paragraph, table
 from ._condition import ModelTarget
@@ -272,10 +272,14 @@ def _slopes(target, key):
 def _describe(target) -> tuple[str, ...]:
     if not isinstance(target, ModelTarget):
         shapes = tree_leaves_with_path(position_shapes(target))
-        return tuple(
+        lines = [
             f"{keystr(path, simple=True, separator='.') or 'position'}: shape {leaf.shape}"
             for path, leaf in shapes
-        )
+        ]
+        if isinstance(target, KnowsRows) and target.num_data is not None:
+            arrays = ", ".join(target.row_arrays) or "no array"
+            lines.append(f"data: {target.num_data} rows, of which a batch takes: {arrays}")
+        return tuple(lines)
     lines = []
     for site in target.sites:
         dims = f", dims {site.dims}" if site.dims else ""

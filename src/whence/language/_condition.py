@@ -28,7 +28,7 @@ from ._frames import Place
 from ._inputs import bound, parameters
 from ._latent import Coords
 from ._local import give_rows, redraw_rows, with_rows
-from ._missing import drop_missing, impute, in_numbers
+from ._missing import drop_missing, impute, in_numbers, known_dims
 from ._model import (
     Model,
     adopt_coords,
@@ -224,7 +224,8 @@ class ModelTarget(AbstractDescribedTarget):
     @property
     def dims(self):
         dims = {site.name: site.dims for site in self.sites if site.dims}
-        return dims | derived_dims(self.model) | dict(self.data_dims)
+        data = dict(self.data_dims) | known_dims(self.model)
+        return dims | derived_dims(self.model) | data
 
     @property
     def coords(self):

@@ -113,6 +113,7 @@ class Holes(eqx.Module):
         y: Observed variables with missing values, by name.
         inputs: Inputs of the likelihood.
         where: Indices of the missing values, by variable.
+        known: Indices of the others.
         axes: Name of the axis of the imputed values, by variable.
         single: Name of the variable if `y` of the model is no dict.
         joint: Variables whose elements are dependent.
@@ -122,6 +123,7 @@ class Holes(eqx.Module):
     y: dict[str, Array]
     inputs: tuple
     where: dict[str, tuple[Array, ...]]
+    known: dict[str, tuple[Array, ...]]
     axes: tuple[tuple[str, str], ...] = eqx.field(static=True)
     single: str | None = eqx.field(static=True)
     joint: tuple[str, ...] = eqx.field(static=True)
@@ -190,7 +192,11 @@ def impute(
         )
     joint, standardised = _kinds(model, inputs, single, holes)
     axes = {n: f"{n}_missing_row" for n in holes}
-    labels = {axes[n]: _row_names(where, coords, dims.get(n, ())) for n, where in holes.items()}
+    known = {n: np.nonzero(~np.isnan(np.asarray(observed[n]))) for n in holes}
+    labels = {}
+    for n, where in holes.items():
+        labels[axes[n]] = _row_names(where, coords, dims.get(n, ()))
+        labels[known_row(n)] = _row_names(known[n], coords, dims.get(n, ()))
     model = with_coords(model, labels)
     new: Any = object.__new__(imputing(type(model)))
     for field, value in vars(model).items():
@@ -198,7 +204,8 @@ def impute(
     data = Holes(
         {n: observed[n] for n in holes},
         inputs,
-        {n: tuple(jnp.asarray(i, jnp.int32) for i in where) for n, where in holes.items()},
+        _indices(holes),
+        _indices(known),
         tuple(axes.items()),
         single,
         joint,
@@ -207,6 +214,22 @@ def impute(
     object.__setattr__(new, "whence_holes", data)
     object.__setattr__(new, "imputed", {f"{n}_missing": UNDRAWN for n in holes})
     return new
+
+
+def _indices(where):
+    return {n: tuple(jnp.asarray(i, jnp.int32) for i in index) for n, index in where.items()}
+
+
+def known_row(name: str) -> str:
+    """Return the name of the axis of the values of a variable that are not missing."""
+    return f"{name}_known_row"
+
+
+def known_dims(model: Model) -> dict[str, tuple[str, ...]]:
+    """Return the axes of pointwise log likelihoods, by `log_likelihood/variable`."""
+    holes = getattr(model, "whence_holes", None)
+    independent = [n for n in holes.where if n not in holes.joint] if holes else []
+    return {f"log_likelihood/{n}": (known_row(n),) for n in independent}
 
 
 @cache
@@ -219,16 +242,27 @@ def imputing(cls: type[Model]) -> type[Model]:
 
         def log_likelihood(self, y, *inputs):
             """Return the log likelihood of `y`, zero where a value is a latent with a prior."""
+            terms, holes = self._terms(cls.log_likelihood, y, inputs), self.whence_holes
+            for name, where in holes.where.items():
+                if name not in holes.joint:
+                    terms[name] = terms[name].at[where].set(0.0)
+            return terms if holes.single is None else terms[holes.single]
+
+        def log_density_given_rest(self, y, *inputs):
+            """Return the log density of each value that is not missing."""
+            terms, holes = self._terms(cls.log_likelihood, y, inputs), self.whence_holes
+            for name, known in holes.known.items():
+                if name not in holes.joint:
+                    terms[name] = terms[name][known]
+            return terms if holes.single is None else terms[holes.single]
+
+        def _terms(self, function, y, inputs) -> dict[str, Any]:
             holes = self.whence_holes
             named = dict(_named(y, holes.single))
             for name, where in holes.where.items():
                 named[name] = named[name].at[where].set(self.imputed[f"{name}_missing"])
             whole = named if holes.single is None else named[holes.single]
-            terms = dict(_named(cls.log_likelihood(self, whole, *inputs), holes.single))
-            for name, where in holes.where.items():
-                if name not in holes.joint:
-                    terms[name] = terms[name].at[where].set(0.0)
-            return terms if holes.single is None else terms[holes.single]
+            return dict(_named(function(self, whole, *inputs), holes.single))
 
     Imputing.__name__, Imputing.__qualname__ = cls.__name__, cls.__qualname__
     return Imputing

@@ -55,6 +55,7 @@ GROUPS = (
 LARGEST_GROUP = 2**28  # bytes; larger computed groups are made only when asked for by name
 
 
+_LOG = "log_likelihood/"  # before the name of a variable: axes in that group alone
 _NUMBERS = ("log_evidence", "log_evidence_error")
 _OWN = ("engine", "manifest", "seconds", "complete", "stopped", *_NUMBERS)
 
@@ -93,8 +94,14 @@ class Contents(NamedTuple):
         row = row and exported(row)
         groups = {g: {exported(n): v for n, v in vs.items()} for g, vs in groups.items()}
         new = {n: values for n, values in groups.items() if n.startswith("predictions")}
-        old = {n: values for n, values in groups.items() if n not in new}
+        # Where values are missing, pointwise log likelihoods have axes of their own.
+        own = {exported(n): axes for n, axes in self.dims.items() if n.startswith(_LOG)}
+        log = {n: v for n, v in groups.items() if own and n == "log_likelihood"}
+        old = {n: values for n, values in groups.items() if n not in new | log}
         made = to_datatree(cast(Any, old), dims=dims, coords=labels, attrs=self.attrs)
+        if log:
+            named = dims | {n.removeprefix(exported(_LOG)): axes for n, axes in own.items()}
+            made.update(to_datatree(cast(Any, log), dims=named, coords=labels).children)
         if new:
             # New rows are not the old ones, unless latents have an entry for each of them.
             keep = any(row in dims.get(exported(n), ()) for n in self.variables)
