@@ -113,7 +113,7 @@ def _gradients(target, positions, rows: int | None, at_once: int, key):
         flat, form = ravel_pytree(position)
         some = None
         if rows is not None:
-            some = jr.randint(key, (rows,), 0, rows_at_hand(target), jnp.int32)
+            some = jr.randint(key, (rows,), 0, rows_at_hand(target) or 0, jnp.int32)
         return form(jax.grad(lambda x: log_density_estimate(target, form(x), some))(flat))
 
     lead = jax.tree.leaves(positions)[0].shape[:2]

@@ -334,7 +334,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
             tuning,
             failed_at,
         )
-        stats = {
+        stats: dict[str, Any] = {
             "step_size": h * parts.decay.factor(first + count - 1, flat.dtype),
             "nonfinite_at": failed_at,
         }

@@ -211,8 +211,8 @@ class FederatedSGLD(AbstractSGMCMC):
 
     @property
     def parts(self) -> Parts:
-        own = (self.shards, self.batch_size, self.local_steps)
-        gradient = FederatedGradient(*own, self.probabilities, self.surrogate)
+        rest = (self.probabilities, self.surrogate)
+        gradient = FederatedGradient(self.shards, self.batch_size, self.local_steps, *rest)
         return Parts(word_of(self.integrator), gradient, self.preconditioner, self.decay)
 
 
