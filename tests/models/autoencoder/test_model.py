@@ -136,6 +136,27 @@ def test_new_images_pair_codes_with_their_decoder(posterior, x):
         )
 
 
+@pytest.mark.slow
+def test_a_table_of_models(posterior, x):
+    """Each entry is what the function of its name gives."""
+    pair = _networks(codes=2)
+    fitted = autoencoder.fit_variational(
+        autoencoder.variational(*pair, x), key=jr.key(0), fit=autoencoder.Adam(5)
+    )
+    table = autoencoder.compare_autoencoders(
+        {"bae": posterior, "vae": fitted}, x, x[:5], key=jr.key(0), components=2, samples=5
+    )
+    own, other = table.scores["bae"], table.scores["vae"]
+    assert_allclose(own["held_out"], autoencoder.log_likelihood(posterior, x[:5]).mean())
+    image = autoencoder.reconstruct(posterior, x[:5])
+    assert_allclose(own["mse"], np.mean((image - x[:5]) ** 2))
+    assert own["prior_sw2"] > 0
+    assert np.isnan(other["prior_dsw"])
+    assert_allclose(other["plugin"], fitted.log_likelihood(x[:5]).mean())
+    assert table.errors["vae"]["generative"] > 0
+    assert "held-out data given themselves" in str(table)
+
+
 def test_importance_sampling_against_a_grid(x):
     encoder, decoder = autoencoder.dense(SHAPE, 1, (4,), key=jr.key(5))
     model = autoencoder.BayesianAutoencoder(

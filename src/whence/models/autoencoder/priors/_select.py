@@ -77,7 +77,8 @@ class SelectedPrior:
         best = min(rivals, key=lambda name: rivals[name])
         if rivals[best] <= after:
             said.append(f"{best} is as near to the data and needs no selection: compare both.")
-        if after <= 1.1 * self.floor[0]:
+        # Halves differ by chance as samples of n / 2 do: twice the square of samples of n.
+        if after <= self.floor[0] / 2**0.5:
             said.append("Its images cannot be told from data by SW2.")
         return tuple(said)
 
