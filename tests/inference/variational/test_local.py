@@ -21,6 +21,7 @@ from whence.inference.variational import (
     TotalDerivative,
 )
 from whence.inference.variational._batch import Batch
+from whence.testing import GaussianMean
 
 # Columns that are orthogonal make posterior latents independent: a mean field is exact.
 W = np.array([[1.0, 0.5], [1.0, -0.5], [-1.0, 0.5], [1.0, 0.5]])
@@ -233,9 +234,13 @@ def test_rows_of_several_latents_stay_together(key):
 
 def test_parts_that_do_not_fit():
     y = data()
-    bad = lambda family, model=None, **kwargs: wh.BBVI(family=family, **kwargs).validate(
-        wh.condition(model or PPCA(w=W), y)
-    )
+
+    def bad(family, model=None, **kwargs):
+        target = model
+        if not isinstance(model, GaussianMean):
+            target = wh.condition(model or PPCA(w=W), y)
+        wh.BBVI(family=family, **kwargs).validate(target)
+
     with pytest.raises(ValueError, match="must return the 4 parameters of MeanField.*got .3,"):
         bad(wh.Amortised(lambda key: eqx.nn.Linear(4, 3, key=key)))
     with pytest.raises(ValueError, match="must take the data of one row"):
@@ -248,6 +253,10 @@ def test_parts_that_do_not_fit():
         bad(wh.Local(), PPCA())
     with pytest.raises(ValueError, match="IWAE is a bound of each data row.*got MeanField"):
         bad(wh.Factors({"z": wh.Local()}), PPCA(), objective=IWAE())
+    with pytest.raises(ValueError, match="IWAE is not linear.*use `batch_size=None`"):
+        bad(
+            wh.MeanField(), GaussianMean.simulate(key=jr.key(0)), objective=IWAE(), batch_size=5
+        )
     wh.BBVI(family=wh.Factors({"z": wh.Local()}, rest=Point()), objective=IWAE()).validate(
         wh.condition(PPCA(), y)
     )

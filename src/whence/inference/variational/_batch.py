@@ -67,10 +67,10 @@ class Batch(NamedTuple):
         by_row = has_rows(self.family)
 
         def density(x) -> Any:
-            if not by_row:
+            if not by_row or rows is None:
                 return log_density_estimate(target, x, rows)
             shared, each = target.log_joint_rows(x, rows)
-            return Terms(shared, each, target.num_data / rows.size)
+            return Terms(shared, each, target.num_data / len(rows))
 
         layout = layout_of(target, len(rows) if by_row and rows is not None else None)
         _, unravel = self.view

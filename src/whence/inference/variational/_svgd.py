@@ -104,10 +104,11 @@ class SVGD(AbstractEngine):
         batching: `"reshuffle"` (without replacement) or `"iid"`.
 
     References:
-        Liu, Wang (2016), Stein variational gradient descent, arXiv:1608.04471. Sharrock,
-        Nemeth (2023), Coin sampling: gradient-based Bayesian inference without learning
-        rates, arXiv:2301.11294. Liu, Wang (2018), Stein variational gradient descent as
-        moment matching, arXiv:1810.11693.
+        Liu, Wang (2016), Stein variational gradient descent, arXiv:1608.04471.
+        Sharrock, Nemeth (2023), Coin sampling: gradient-based Bayesian inference without
+        learning rates, arXiv:2301.11294 [update: coin].
+        Liu, Wang (2018), Stein variational gradient descent as moment matching,
+        arXiv:1810.11693 [kernel: linear].
     """
 
     particles: int = eqx.field(default=100, converter=whole("particles", least=2))
