@@ -65,7 +65,8 @@ def test_too_few_particles_are_told(key):
 
 def test_smc2_has_the_evidence_and_the_posterior(key):
     evidence, means = _truth()
-    engine = wh.SMC2(parameters=800, particles=40, threshold=0.6)
+    # So many moves that parameters would go where a wrong acceptance sends them.
+    engine = wh.SMC2(parameters=800, particles=40, moves=8, threshold=0.9)
     posterior = wh.infer(_target(), engine, key=key)
     assert abs(posterior.log_evidence - evidence) < 4 * posterior.log_evidence_error
     assert 0.01 < posterior.log_evidence_error < 0.2
@@ -75,9 +76,8 @@ def test_smc2_has_the_evidence_and_the_posterior(key):
         mean = weights @ values
         ess = 1 / (weights**2).sum()
         sd = np.sqrt(weights @ (values - mean) ** 2)
-        # Copies that few moves left beside each other: three times the independent error.
-        assert abs(mean - truth) < 4 * 3 * sd / np.sqrt(ess)
-        assert abs(mean - truth) < 0.25 * sd
+        # Parameters share filters that were lucky: twice the independent error, and more.
+        assert abs(mean - truth) < 4 * 2 * sd / np.sqrt(ess)
     path = weights @ posterior["states"][0]
     assert np.all(np.abs(path - _mean_path()) < 0.15)
     record = posterior.record

@@ -39,10 +39,11 @@ def test_expected_number_of_children_is_n_times_weight(scheme, key):
     assert np.all(counts[:, np.asarray(weights) == 0.0] == 0)
 
 
-def test_systematic_gives_floor_or_ceiling(key):
+@pytest.mark.parametrize("scheme", ["systematic", "ssp"])
+def test_systematic_and_ssp_give_floor_or_ceiling(scheme, key):
     key_weights, key_resample = jr.split(key)
     weights = _weights(key_weights)
-    counts = _counts("systematic", weights, key_resample)
+    counts = _counts(scheme, weights, key_resample)
     expected = NUM * np.asarray(weights)
     assert np.all((counts >= np.floor(expected)) & (counts <= np.ceil(expected)))
 
@@ -64,7 +65,7 @@ def test_variance_falls_from_multinomial_to_stratified(key):
         assert spread[better] < 0.8 * spread["multinomial"]
 
 
-@pytest.mark.parametrize("scheme", ["systematic", "stratified", "residual"])
+@pytest.mark.parametrize("scheme", ["systematic", "stratified", "residual", "ssp", "killing"])
 def test_equal_weights_leave_every_particle_one_child(scheme, key):
     weights = jnp.full((64,), 1 / 64)
     assert_array_equal(SCHEMES[scheme](weights, key=key), np.arange(64))
