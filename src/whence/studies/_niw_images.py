@@ -53,15 +53,15 @@ def read(data: Path, name: str, *, turned: bool) -> np.ndarray:
 
 def episodes(images: np.ndarray, tasks: int, each: int):
     """Return a function of a key that makes tasks of 5 characters, `each` drawings of each."""
-    images = jnp.asarray(images)
+    pictures = jnp.asarray(images)
 
     def one(key):
         key_class, key_drawing = jr.split(key)
-        chosen = jr.choice(key_class, len(images), (WAYS,), replace=False)
+        chosen = jr.choice(key_class, len(pictures), (WAYS,), replace=False)
         which = jax.vmap(lambda k: jr.permutation(k, DRAWINGS)[:each])(
             jr.split(key_drawing, WAYS)
         )
-        x = images[chosen[:, None], which].reshape(WAYS * each, 14, 14)
+        x = pictures[chosen[:, None], which].reshape(WAYS * each, 14, 14)
         return x, jnp.repeat(jnp.arange(WAYS), each)
 
     return niw.Episodes(lambda key: jax.vmap(one)(jr.split(key, tasks)))
@@ -102,7 +102,7 @@ def rules(shots: int, steps: int):
     prototypes, linear = niw.Prototypes(WAYS), niw.Categorical(WAYS)
     last = lambda net: net.head
     laplace = niw.GGNLaplace(steps=10)
-    meta = {"steps": steps, "batch": 4}
+    meta: dict[str, Any] = {"steps": steps, "batch": 4}
     return {
         "prototype network": (
             niw.NIWMeta(embed, prototypes, random=last),

@@ -328,9 +328,9 @@ def _covariance(kind, number, size, rank, precision, dtype, key) -> AbstractCova
 def _scales(tails: float | None, dtype) -> Scales:
     if tails is None:
         return Scales(jnp.ones(1, dtype), jnp.zeros(1, dtype))
-    law = stats.invgamma(tails / 2, scale=tails / 2)
-    ends = np.log(law.ppf([_TAIL, 1 - _TAIL]))
-    values = np.exp(np.linspace(*ends, _NODES))
+    law: Any = stats.invgamma(tails / 2, scale=tails / 2)
+    low, high = np.log(law.ppf([_TAIL, 1 - _TAIL]))
+    values = np.exp(np.linspace(low, high, _NODES))
     weights = law.pdf(values) * values
     return Scales(
         jnp.asarray(values, dtype), jnp.asarray(np.log(weights / weights.sum()), dtype)

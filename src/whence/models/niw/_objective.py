@@ -61,7 +61,6 @@ def local_posterior(
     surrogates = jax.vmap(fit)(
         stop(population.mean), stop(population.covariance), jr.split(key, number)
     )
-    surrogates = stop(surrogates)
     log_prior = log_prior_of(population, scales)
     combined = combine_all(surrogates, population, scales)
     log_weights = jax.nn.log_softmax((log_prior - combined.energy).ravel())

@@ -46,20 +46,20 @@ def plates(meta: NIWMeta, law: NIW | ProductNIW, x: Any, y: Any, mask: Any = Non
         unit = dist.Normal(0.0, 1.0)
         if isinstance(law, NIW):
             inverse = jnp.linalg.cholesky(jnp.linalg.inv(law.scale))
-            tril = numpyro.sample("root", dist.WishartCholesky(law.df, scale_tril=inverse))
+            tril: Any = numpyro.sample("root", dist.WishartCholesky(law.df, scale_tril=inverse))
             precision = tril @ tril.T
             # Sigma = tril^-T tril^-1
             spread = lambda z: solve_triangular(tril, z.T, trans=1, lower=True).T
         else:
             gamma = dist.Gamma(law.df / 2, law.scale / 2).to_event(1)
-            precision = numpyro.sample("variance_inverse", gamma)
+            precision: Any = numpyro.sample("variance_inverse", gamma)
             spread = lambda z: z / jnp.sqrt(precision)
         numpyro.deterministic("precision", precision)
-        white_mu = numpyro.sample("white_mu", unit.expand([d]).to_event(1))
+        white_mu: Any = numpyro.sample("white_mu", unit.expand([d]).to_event(1))
         mu = law.mean + spread(white_mu[None])[0] / jnp.sqrt(law.strength)
-        mu = numpyro.deterministic("mu", mu)
+        mu: Any = numpyro.deterministic("mu", mu)
         with numpyro.plate("task", len(x)):
-            white = numpyro.sample("white", unit.expand([d]).to_event(1))
+            white: Any = numpyro.sample("white", unit.expand([d]).to_event(1))
         theta = numpyro.deterministic("theta", mu + spread(white))
         losses = jax.vmap(lambda w, *data: TaskLoss(meta, *data)(w))(theta, x, y, mask)
         numpyro.factor("data", -jnp.sum(losses))
