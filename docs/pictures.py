@@ -1,4 +1,4 @@
-"""Run the code of pages, for their pictures: `python docs/pictures.py diffusion variational`."""
+"""Run the code of pages, for their pictures: `python docs/pictures.py diffusion`."""
 
 import os
 import re

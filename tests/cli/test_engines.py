@@ -88,7 +88,7 @@ def test_a_setting_that_converts_takes_what_it_converts():
         ("steps=many", "`steps` must be a whole number; got 'many'"),
         ("steps=True", "`steps` must be a whole number; got True"),
         ("steps=0", "`steps` must be at least 1; got 0"),
-        ("batching=odd", "`batching` must be one of 'reshuffle', 'iid', 'symmetric'; got 'odd'"),
+        ("batching=odd", "`batching` must be one of 'reshuffle', 'iid', 'symmetric'"),
         ("decay=3", "`decay` must be an instance of AbstractDecay; got 3"),
         ("decay=Nothing()", "no part of an engine called `Nothing`"),
         ("decay=eval('1')", "no part of an engine called `eval`"),
