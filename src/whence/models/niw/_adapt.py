@@ -123,7 +123,7 @@ def adapt(
         method: `"closed_form"`: the best Gaussian under a surrogate, as in training.
             `"vi"`: the Gaussian (independent weights, or all of their covariance if the
             model's is full) with the best bound under the loss itself, from there on.
-        prior: What of the law of (mu, Sigma) the new task gets, see `prior_for`:
+        prior: What of the law of (mu, Sigma) the new task gets:
             `"expected_precision"` as in training, the `"mode"`, which is narrower, or
             `"predictive_t"`, in which it is integrated out.
         local: How the surrogate is made; by default `GGNLaplace()`.
