@@ -169,7 +169,7 @@ def play(images: Images, plan: StudySize, key: Any) -> tuple[dict[str, Scores], 
     shape = images.train.shape[1:]
     keys = jr.split(key, 6)
     networks = autoencoder.dense(shape, 16, (128,), key=keys[0])
-    model = autoencoder.BayesianAutoencoder(*networks)
+    model = autoencoder.BayesianAutoencoder(networks.encoder, networks.decoder)
     fit = autoencoder.Adam(plan.pretraining)
     procedure = autoencoder.DSWD(steps=plan.selection)
     learned = autoencoder.select_prior(
@@ -191,7 +191,7 @@ def play(images: Images, plan: StudySize, key: Any) -> tuple[dict[str, Scores], 
         posterior = sample(model.with_prior(prior), images.train, plan, keys[2])
         scores[name] = score(posterior, images, keys[3])
     pair = autoencoder.dense(shape, 16, (128,), key=keys[4], codes=2)
-    problem = autoencoder.variational(*pair, images.train)
+    problem = autoencoder.variational(pair.encoder, pair.decoder, images.train)
     for steps in plan.variational:
         fitted = autoencoder.fit_variational(problem, key=keys[5], fit=autoencoder.Adam(steps))
         scores[f"VAE, {steps} steps"] = score_variational(fitted, images, keys[3])

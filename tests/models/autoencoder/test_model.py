@@ -169,13 +169,13 @@ def test_importance_sampling_against_a_grid(x):
     found = autoencoder.importance_log_prob(
         posterior, mixture, x, key=jr.key(0), samples=20_000
     )
-    grid = np.linspace(-60, 60, 40_001)[:, None]
+    grid = np.sinh(np.linspace(-10, 10, 100_001))[:, None]
     draw = target.constrain(jax.tree.map(lambda v: v[0, 0], position))
     images = np.asarray(draw.decode(jnp.asarray(grid)))
     density = np.asarray(mixture.log_prob(grid))[0, 0]
     for row, value in zip(x, found, strict=True):
         given = norm(images, 0.4).logpdf(row).reshape(len(grid), -1).sum(axis=1)
-        exact = logsumexp(given + density) + np.log(grid[1, 0] - grid[0, 0])
+        exact = logsumexp(given + density, b=np.gradient(grid[:, 0]))
         assert abs(value - exact) < 0.05
 
 
@@ -187,7 +187,7 @@ def test_layouts_of_papers_fit_their_images():
         code = eqx.filter_eval_shape(lambda n, v: n.encoder(v), networks, image)
         assert code.shape == (50,)
         assert eqx.filter_eval_shape(lambda n, v: n(v), networks, image).shape == shape
-    count = sum(v.size for v in jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array)))
+    count = sum(v.size for v in jax.tree.leaves(networks) if hasattr(v, "shape"))
     assert count > 5_000_000
 
 

@@ -6,13 +6,14 @@ With the logit l, `log p(x) = l x - A(l)` and `A(l) = log((exp(l) - 1) / l)`
 `log(sinh(y) / y)` is used.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
-from numpyro.distributions.util import promote_shapes
 
 # Of log(sinh(y) / y) in y**2, and of its derivative coth(y) - 1 / y divided by y; the next
 # terms are below 1e-14 for y < 1/4.
@@ -59,19 +60,19 @@ class ContinuousBernoulliDistribution(dist.Distribution):
     """The continuous Bernoulli law of numbers between 0 and 1, by its logit."""
 
     arg_constraints = {"logits": constraints.real}
-    support = constraints.unit_interval
+    support = constraints.unit_interval  # pyright: ignore[reportAssignmentType]
     reparametrized_params = ["logits"]
 
     def __init__(self, logits, *, validate_args=None):
         """Keep the logits, of any shape."""
-        (self.logits,) = promote_shapes(jnp.asarray(logits))
+        self.logits: Array = jnp.asarray(logits)
         super().__init__(jnp.shape(self.logits), validate_args=validate_args)
 
     def log_prob(self, value):
         """Return the log density, in nats."""
         return self.logits * value - log_partition(self.logits)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()):
         """Draw by the inverse of the distribution function."""
         u = jr.uniform(key, (*sample_shape, *self.batch_shape), self.logits.dtype)
         size = jnp.abs(self.logits)

@@ -75,9 +75,9 @@ def _between_0_and_1(x: np.ndarray, name: str) -> None:
 
 
 def _logit(rate: Array) -> Array:
-    # The largest rate below 1 in this precision: averages of rates may round to 1.
-    tiny = jnp.finfo(rate.dtype).eps / 2
-    rate = jnp.clip(rate, tiny, 1 - tiny)
+    # Rates may be as small as numbers are, but round to 1 where they are near it.
+    info = jnp.finfo(rate.dtype)
+    rate = jnp.clip(rate, info.tiny, 1 - info.eps / 2)
     return jnp.log(rate) - jnp.log1p(-rate)
 
 

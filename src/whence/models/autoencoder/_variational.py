@@ -134,7 +134,8 @@ def discrepancy(a: Array, b: Array) -> Array:
 
     def kernel(u, v):
         square = jnp.sum((u[:, None] - v[None]) ** 2, axis=-1)
-        return sum(2 * dim * s / (2 * dim * s + square) for s in SCALES)
+        widths = 2 * dim * jnp.asarray(SCALES, square.dtype)
+        return jnp.sum(widths / (widths + square[..., None]), axis=-1)
 
     within = lambda k: (k.sum() - jnp.trace(k)) / (n * (n - 1))
     return within(kernel(a, a)) + within(kernel(b, b)) - 2 * kernel(a, b).mean()

@@ -203,8 +203,8 @@ def sliced_wasserstein(
     """
     x, y = check_samples(x, y)
     num, p = whole("projections", least=2)(projections), number("p", least=1)(p)
-    control = one_of("control", CONTROLS)(control) == "gaussian" and p == 2
-    power, error = map(float, _sliced(x, y, key, num, p, control))
+    controlled = one_of("control", CONTROLS)(control) == "gaussian" and p == 2
+    power, error = map(float, _sliced(x, y, key, num, p, controlled))
     return Sliced(max(power, 0.0) ** (1 / p), power, error)
 
 
@@ -236,7 +236,7 @@ def ascend(
     def step(carry, _):
         t, state, top, where = carry
         update, state = rule.update(gradient(t), state)
-        t = unit(optax.apply_updates(t, update))
+        t = unit(t + update)
         value = objective(t)
         where = jnp.where((value > top)[:, None], t, where)
         return (t, state, jnp.maximum(value, top), where), None
