@@ -311,7 +311,7 @@ class SMC2(AbstractEngine):
         )
 
     def done(self, state: Cloud) -> Bool[Array, ""]:
-        return state.control.finished | state.control.nonfinite
+        return jnp.logical_or(state.control.finished, state.control.nonfinite)
 
     def result(self, state: Cloud) -> RESULTS:
         return taken_result(state.control, self.max_steps)
