@@ -30,17 +30,25 @@ LAYERS = [Planar(), Radial(), Coupling(), Coupling("spline"), Autoregressive()]
 FLOWS = [Flow(layer, depth=2) for layer in LAYERS]
 
 
+def moved(params, key):
+    """Parameters with noise of its own on each leaf."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jr.split(key, len(leaves))
+    noisy = [p + 0.4 * jr.normal(k, p.shape) for p, k in zip(leaves, keys)]
+    return jax.tree.unflatten(treedef, noisy)
+
+
 def somewhere(family, key, dim=3):
     """A bound family with parameters away from where they begin, and noise."""
     family = family.bind((("x", dim),))
     params = family.init(jr.normal(key, (dim,)))
-    params = jax.tree.map(lambda p: p + 0.3 * jr.normal(key, p.shape), params)
+    params = moved(params, key)
     return family, params, family.noise(jnp.zeros(dim), 2, key=jr.fold_in(key, 1))[0]
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_log_determinants_of_layers(layer, key):
-    params = jax.tree.map(lambda p: p + 0.5, layer.init(jnp.zeros(3), key=key))
+    params = moved(layer.init(jnp.zeros(3), key=key), key)
     x = jr.normal(key, (3,))
 
     @jax.jit
@@ -49,6 +57,7 @@ def test_log_determinants_of_layers(layer, key):
 
     log_det, jacobian = evaluate(x)
     assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], rtol=1e-9)
+    assert abs(log_det) > 0.01
 
 
 @pytest.mark.parametrize("family", FLOWS, ids=lambda f: str(f.layer))
@@ -81,6 +90,10 @@ def test_planar_layers_can_be_inverted(key):
     u = np.array([-8.0, 3.0]) + shift * np.array([2.0, 1.0]) / 5
     origin = layer.apply(params, jnp.zeros(2))[1]
     assert_allclose(origin, np.log1p(u @ np.array([2.0, 1.0])), rtol=1e-6)
+    # With u w = 1.3 it becomes log(1 + e^1.3) - 1, and the determinant log(1 + e^1.3).
+    params["u"] = jnp.asarray([0.5, 0.3])
+    origin = layer.apply(params, jnp.zeros(2))[1]
+    assert_allclose(origin, np.log(np.log1p(np.exp(1.3))), rtol=1e-9)
 
 
 def test_radial_layer_by_hand():
