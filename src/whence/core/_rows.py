@@ -1,5 +1,7 @@
 """A check, before minibatches are used, that the likelihood is a product over rows."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -30,7 +32,8 @@ def check_rows(target: AbstractTarget, batch_size: int | None) -> None:
         return
     if isinstance(target, Streamed) and target.stream is not None:
         target = target.at_hand()
-        batch_size = min(batch_size, target.num_data or 0) - 1  # not all of what is at hand
+        # Not all of what is at hand, if that is more than one.
+        batch_size = max(min(batch_size, target.num_data or 0) - 1, 1)
     number = target.num_data
     if number is None or batch_size > number:
         return  # refused elsewhere, in other words
@@ -62,9 +65,13 @@ def _agree(whole: np.ndarray, part: np.ndarray) -> bool:
     return bool(np.all(np.abs(whole - part)[finite] <= tolerance * (1 + np.abs(whole[finite]))))
 
 
-def _both(target, key, rows) -> tuple[Array, Array]:
+def _has_locals(target: AbstractDataTarget) -> bool:
+    return isinstance(target, HasLocals) and bool(target.local)
+
+
+def _both(target: Any, key, rows) -> tuple[Array, Array]:
     position = jax.tree.map(lambda x: 0.1 * x, target.init(key=key))
-    if isinstance(target, HasLocals) and target.local:
+    if _has_locals(target):
         every = jnp.arange(target.num_data, dtype=jnp.int32)
         at = lambda some: target.log_joint_rows(target.at_rows(position, some), some)[1]
         return at(every), at(rows)

@@ -211,8 +211,13 @@ class FederatedSGLD(AbstractSGMCMC):
 
     @property
     def parts(self) -> Parts:
-        rest = (self.probabilities, self.surrogate)
-        gradient = FederatedGradient(self.shards, self.batch_size, self.local_steps, *rest)
+        gradient = FederatedGradient(
+            shards=self.shards,
+            batch_size=self.batch_size,
+            local_steps=self.local_steps,
+            probabilities=self.probabilities,
+            surrogate=self.surrogate,
+        )
         return Parts(word_of(self.integrator), gradient, self.preconditioner, self.decay)
 
 

@@ -11,7 +11,7 @@ from ...core._convert import number, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._particle_target import AbstractParticleTarget
 from ...core._results import RESULTS
-from ...core._types import PRNGKey
+from ...core._types import AnyArray, PRNGKey
 from ...diagnostics._records import ParticleHistory
 from ._driver import Cloud, Resampler, advance, start
 from ._record import only_cloud, resampling_field
@@ -95,7 +95,7 @@ class FeynmanKacSMC(AbstractEngine):
         resampler = Resampler(self.resampling, self.threshold)
         cloud, did = advance(model, state.cloud, resampler, key=key)
         alive = state.alive & jnp.isfinite(did.log_evidence_increment)
-        stats = {
+        stats: dict[str, AnyArray] = {
             "ess": did.ess,
             "largest_weight": did.largest_weight,
             "log_evidence_increment": did.log_evidence_increment,

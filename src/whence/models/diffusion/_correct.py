@@ -199,7 +199,7 @@ class Corrected(AbstractParticleTarget):
         normal = lambda s: jax.scipy.stats.multivariate_normal.logpdf(x, jnp.zeros_like(x), s)
         noise = normal(covariance * sum(self.exponents))
         laws = [s.log_prob(end, x) if isinstance(s, HasLogProb) else noise for s in self.scores]
-        mixed = sum(g * law for g, law in zip(self.exponents, laws))
+        mixed = jnp.asarray(sum(g * law for g, law in zip(self.exponents, laws)))
         return mixed - normal(covariance)
 
     def rates(self, t: Scalar, x: Vector) -> tuple[Vector, Scalar]:
