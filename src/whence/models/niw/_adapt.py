@@ -142,7 +142,8 @@ def adapt(
     meta = model_of(fit)
     one_of("method", _METHODS)(method)
     one_of("prior", PRIORS)(prior)
-    local = GGNLaplace() if local is None else part("local", AbstractLocal)(local)
+    local = part("local", AbstractLocal)(GGNLaplace() if local is None else local)
+    assert local is not None
     local.check(meta.population.covariance)
     x, y, mask = check_support(meta, x, y, mask)
     settings = (
@@ -254,7 +255,7 @@ def _variational(loss, density, start, population, component, settings, key) -> 
         updates, state = adam.update(jax.grad(bound)(params, key), state)
         return (optax.apply_updates(params, updates), state), None
 
-    params = (jnp.zeros_like(unit), shape)
+    params: Any = (jnp.zeros_like(unit), shape)
     (params, _), _ = jax.lax.scan(step, (params, adam.init(params)), jr.split(key, steps))
     mean, root = law(params)
     if root.ndim == 2:
@@ -305,7 +306,7 @@ def _predict(task: AdaptedTask, x, draws: int, linearised: bool, key: PRNGKey) -
         return Prediction(likelihood, task.log_weights, loc, spread)
     which, moves = _moves(task, draws, key)
     if linearised:
-        one = lambda mean, move: sum(jax.jvp(scores, (mean,), (move,)))
+        one = lambda mean, move: jnp.add(*jax.jvp(scores, (mean,), (move,)))
     else:
         one = lambda mean, move: scores(mean + move)
     drawn = jax.vmap(one)(task.posterior.mean[which], moves)

@@ -71,7 +71,7 @@ class WeightGaussian(eqx.Module):
 
     def move(self, noise: Array) -> Weights:
         """Map standard normal numbers to a draw of `N(0, V)`; minus them to minus it."""
-        if self.tril is None or self.rows is None:
+        if self.tril is None or self.rows is None or self.gain is None:
             return self.base.root(noise)
         # Matheron's rule: correct a draw of T by how far it is from noisy zeros.
         size = self.base.noise_size
@@ -136,9 +136,9 @@ class Quadratic(AbstractSurrogate):
 
     def at(self, weights):
         e, total = weights - self.centre, self.value
-        if self.diagonal is not None:
+        if self.diagonal is not None and self.slope is not None:
             total = total + self.slope @ e + jnp.sum(self.diagonal * e**2) / 2
-        if self.rows is not None:
+        if self.rows is not None and self.residual is not None:
             along = self.rows @ e
             total = total + self.residual @ along + jnp.sum(along**2) / 2
         return total
@@ -146,10 +146,10 @@ class Quadratic(AbstractSurrogate):
     def combine(self, mean, covariance):
         base, gap, move = covariance, self.centre - mean, jnp.zeros_like(mean)
         trace = jnp.zeros((), mean.dtype)
-        if self.diagonal is not None:
+        if self.diagonal is not None and self.slope is not None:
             base = covariance.with_precision(self.diagonal)
             move = base.times(self.diagonal * gap - self.slope)
-        if self.rows is None:
+        if self.rows is None or self.residual is None:
             posterior = WeightGaussian(mean + move, base)
         else:
             gain = base.times(self.rows.T)
