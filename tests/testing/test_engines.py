@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 import whence as wh
 from whence.cli._engines import other_engines, own_engines
 from whence.core import AbstractEngine
+from whence.models import diffusion
 from whence.testing import Gaussian, GaussianMean, LogGamma, check_engine
 from whence.testing._conformance_engine import CHECKS
 
@@ -23,6 +24,7 @@ SHORT = {
     "BBVI": lambda: wh.BBVI(steps=300, draws=50),
     "ChEES": lambda: wh.ChEES(chains=4, warmup=20, draws=10),
     "DataTemperedSMC": lambda: wh.DataTemperedSMC(particles=32),
+    "FeynmanKacSMC": lambda: wh.FeynmanKacSMC(particles=16),
     "HMC": lambda: wh.HMC(chains=2, warmup=20, draws=10),
     "Laplace": lambda: wh.Laplace(draws=100, starts=3),
     "MAP": lambda: wh.MAP(objective="unconstrained"),
@@ -76,6 +78,10 @@ def test_no_engine_is_left_out():
 
 def _target(name, key):
     """Return what an engine is run on: hidden states for those with particle filters."""
+    if name == "FeynmanKacSMC":
+        noise = diffusion.VariancePreserving()
+        score = diffusion.GaussianMixture(noise, [1.0], [[0.5, 0.0]], 1.0)
+        return diffusion.annealed(noise, score, 2.0, dim=2, steps=10)
     if name in ("ParticleMH", "SMC2"):
         return wh.condition(Level(exact=False), LEVEL_Y[:4])
     return GaussianMean.simulate(key=key)

@@ -245,8 +245,10 @@ def check_single_precision(
 
     target = jax.tree.map(narrow, target)
     position = eqx.filter_eval_shape(target.init, key=key)
-    value = eqx.filter_eval_shape(target.log_density, position)
-    if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves((position, value))):
+    narrow_only = lambda tree: all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(tree))
+    if not narrow_only(position) or not narrow_only(
+        eqx.filter_eval_shape(target.log_density, position)
+    ):
         return  # this target does not follow the dtype of its data
     _, info = _abstractly(engine, target, key)
     for leaf in jax.tree.leaves(info.position):

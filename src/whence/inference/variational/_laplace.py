@@ -1,6 +1,7 @@
 """The Laplace approximation: a Gaussian with the curvature of the highest mode."""
 
 import dataclasses
+from functools import cache
 
 import equinox as eqx
 import numpy as np
@@ -41,11 +42,12 @@ class Laplace(AbstractEngine):
     def name(self) -> str:
         return "Laplace"
 
+    def __check_init__(self):
+        assert self._search.steps  # is built here, once
+
     @property
     def _search(self) -> MAP:
-        return MAP(
-            starts=self.starts, steps=self.steps, objective="unconstrained", draws=self.draws
-        )
+        return _search(self.starts, self.steps, self.draws)
 
     @property
     def schedule(self) -> Schedule:
@@ -79,6 +81,11 @@ class Laplace(AbstractEngine):
         sample = self._search.posterior(target, state, trace, key=key)
         evidence, error = log_mean_weight(sample.record.log_weights_is)  # pyright: ignore
         return dataclasses.replace(sample, log_evidence=evidence, log_evidence_error=error)
+
+
+@cache
+def _search(starts: int, steps: int, draws: int) -> MAP:
+    return MAP(starts=starts, steps=steps, objective="unconstrained", draws=draws)
 
 
 def log_mean_weight(log_weights: np.ndarray) -> tuple[float | None, float | None]:

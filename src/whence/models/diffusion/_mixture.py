@@ -70,9 +70,10 @@ class GaussianMixture(eqx.Module):
         """Return the log density at time `t`, in nats."""
         dim = self.means.shape[1]
         move = as_matrix(self.noise.mean(t), dim)
-        spread = move @ self.covariances @ move.T + as_matrix(self.noise.covariance(t), dim)
+        spread = move @ self.covariances @ move.T
+        spread += as_matrix(self.noise.covariance(t), dim)[None]
         lower = jnp.linalg.cholesky(spread)
-        apart = x - self.means @ move.T
+        apart = x[None] - self.means @ move.T
         white = jax.vmap(lambda a, b: solve_triangular(a, b, lower=True))(lower, apart)
         scale = jnp.log(jnp.diagonal(lower, axis1=1, axis2=2)).sum(1)
         each = jnp.log(self.weights) - 0.5 * (white**2).sum(1) - scale
