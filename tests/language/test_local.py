@@ -168,6 +168,15 @@ def test_new_rows_get_values_from_their_prior():
     assert abs(drawn.mean() - 3.0) < 4 * np.sqrt((0.25 + 3.0 / 2) / 4_000)
 
 
+def test_a_posterior_predicts_any_number_of_new_rows():
+    target = wh.condition(Effects(), *_data())
+    posterior = wh.infer(target, wh.NUTS(chains=2, warmup=100, draws=50), key=0)
+    for rows in (1, 3, 5, 8):
+        drawn = posterior.predict(jnp.zeros((rows, 2)), key=1)
+        assert drawn.shape == (2, 50, rows, 2)
+        assert np.isfinite(drawn).all()
+
+
 def test_stochastic_gradients_and_nuts_agree_on_conjugate_rows():
     class Rows(wh.Model):
         """Exact: mean given y is N(n ybar / (n + 2), 2 / (n + 2)), as y_i ~ N(mean, 2)."""

@@ -287,7 +287,8 @@ class ModelTarget(AbstractDescribedTarget):
         found = sites(model) if labels else self.sites
         new = dataclasses.replace(self, model=model, inputs=inputs, sites=found)
         require_finite(new, self)
-        check_indices(new, _likelihood_at)
+        model = with_rows(model, self._num_rows(inputs))
+        check_indices(dataclasses.replace(new, model=model, sites=sites(model)), _likelihood_at)
         self.model.check_inputs(self.inputs, inputs)
         return inputs, new
 
