@@ -287,8 +287,11 @@ class ModelTarget(AbstractDescribedTarget):
         found = sites(model) if labels else self.sites
         new = dataclasses.replace(self, model=model, inputs=inputs, sites=found)
         require_finite(new, self)
-        model = with_rows(model, self._num_rows(inputs))
-        check_indices(dataclasses.replace(new, model=model, sites=sites(model)), _likelihood_at)
+        checked = new
+        if any(site.local for site in self.sites):
+            model = with_rows(model, self._num_rows(inputs))
+            checked = dataclasses.replace(new, model=model, sites=sites(model))
+        check_indices(checked, _likelihood_at)
         self.model.check_inputs(self.inputs, inputs)
         return inputs, new
 
@@ -455,7 +458,7 @@ def condition(
         model, y, inputs, labels = drop_missing(given, y, inputs)
     model = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, model)
     model = give_rows(model, y)
-    model = model.given(y, *inputs)
+    model = model.for_data(y, *inputs)
     plain = model
     if missing == "impute":
         model = impute(model, y, inputs, name, {**labels, **all_coords(model)}, dims)

@@ -68,7 +68,7 @@ class Model(eqx.Module):
         """
         return y, inputs
 
-    def given[M: "Model"](self: M, y: Any, *inputs: Any) -> M:
+    def for_data[M: "Model"](self: M, y: Any, *inputs: Any) -> M:
         """Return the model for these data; `condition` asks once they are arrays.
 
         For a model with latents that the data decide, as the path of hidden states of a time

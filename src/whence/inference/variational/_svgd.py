@@ -122,7 +122,7 @@ class SVGD(AbstractEngine):
 
     def __check_init__(self):
         own = hasattr(self.update, "init") and hasattr(self.update, "update")
-        if not own and self.update != "coin":
+        if not own and not (isinstance(self.update, str) and self.update == "coin"):
             raise ValueError(
                 f"`update` must be 'coin' or an optax transform; got {self.update!r}."
             )

@@ -137,7 +137,7 @@ class StateSpaceModel(Model):
         """
         return split_missing(type(self).__name__, y, inputs)
 
-    def given(self, y: Any, inputs: Any = None, observed: Any = None) -> "StateSpaceModel":
+    def for_data(self, y: Any, inputs: Any = None, observed: Any = None) -> "StateSpaceModel":
         """Return the model with the path of states as long as the data are.
 
         Args:
