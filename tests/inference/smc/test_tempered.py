@@ -94,7 +94,7 @@ def test_without_adaptation_the_evidence_is_exactly_unbiased(monkeypatch):
     deviation = jnp.full((3,), 0.2)
     monkeypatch.setattr(_tempered, "next_temperature", climb)
     monkeypatch.setattr(_moves, "covariance_factor", lambda x, w, dense: Factor(deviation))
-    monkeypatch.setattr(_moves, "_GAIN", 0.0)
+    monkeypatch.setattr(_moves, "GAIN", 0.0)
     target = Conjugate.simulate(3)
     engine = TemperedSMC(particles=300, moves=2, threshold=0.9)
     runs = repeat(engine, target, jr.key(20261120), 150, lambda x: x)
