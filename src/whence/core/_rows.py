@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from ._cache import compiled
 from ._stream import Streamed
-from ._target import AbstractDataTarget, AbstractTarget, HasLocals
+from ._target import AbstractDataTarget, AbstractTarget, local_names
 
 
 def check_rows(target: AbstractTarget, batch_size: int | None) -> None:
@@ -30,7 +30,7 @@ def check_rows(target: AbstractTarget, batch_size: int | None) -> None:
     """
     if batch_size is None or not isinstance(target, AbstractDataTarget):
         return
-    if isinstance(target, Streamed) and target.stream is not None:
+    if isinstance(target, Streamed):
         target = target.at_hand()
         # Not all of what is at hand, if that is more than one.
         batch_size = max(min(batch_size, target.num_data or 0) - 1, 1)
@@ -65,13 +65,9 @@ def _agree(whole: np.ndarray, part: np.ndarray) -> bool:
     return bool(np.all(np.abs(whole - part)[finite] <= tolerance * (1 + np.abs(whole[finite]))))
 
 
-def _has_locals(target: AbstractDataTarget) -> bool:
-    return isinstance(target, HasLocals) and bool(target.local)
-
-
 def _both(target: Any, key, rows) -> tuple[Array, Array]:
     position = jax.tree.map(lambda x: 0.1 * x, target.init(key=key))
-    if _has_locals(target):
+    if local_names(target):
         every = jnp.arange(target.num_data, dtype=jnp.int32)
         at = lambda some: target.log_joint_rows(target.at_rows(position, some), some)[1]
         return at(every), at(rows)

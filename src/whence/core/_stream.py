@@ -215,11 +215,11 @@ class Stream(eqx.Module):
 
 @runtime_checkable
 class Streamed(Protocol):
-    """A data target whose rows may come from a stream."""
+    """A data target whose rows come from a stream."""
 
     @property
-    def stream(self) -> Stream | None:
-        """The stream; None if the target holds all rows itself."""
+    def stream(self) -> Stream:
+        """The stream."""
         ...
 
     def with_slab(self, index: int) -> AbstractDataTarget:

@@ -303,6 +303,11 @@ class NamesArrays(Protocol):
         ...
 
 
+def local_names(target: AbstractTarget | None) -> tuple[str, ...]:
+    """Return the names of a target's parts with one value per data row; most have none."""
+    return target.local if isinstance(target, HasLocals) else ()
+
+
 def latent_names(target: AbstractTarget | None) -> tuple[str, ...]:
     """Return the names of a target's latents in order; none if it does not know them."""
     known = target.latents if isinstance(target, NamesLatents) else ()

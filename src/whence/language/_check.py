@@ -110,7 +110,7 @@ def check(
     if points < 1:
         raise ValueError(f"`points` must be at least 1; got {points}.")
     key = jr.key(0) if key is None else key
-    if isinstance(target, Streamed) and target.stream is not None:
+    if isinstance(target, Streamed):
         target = target.at_hand()
     values = compiled(_evaluate, target, key, points).call(target, key, points)
     density, gradient, terms, pointwise = jax.tree.map(np.asarray, values)

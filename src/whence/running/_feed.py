@@ -32,11 +32,13 @@ class Feed:
         self.target, self.engine = target, engine
         # A slab stays until each of its rows has been seen about once.
         self.steps = max(1, stream.slab // rows) if stream and stream.slab and rows else None
+        self._place = place
+        if self.steps is None:
+            self._plain = place(eqx.filter((target, engine), is_data))
+            return
         self._ready: OrderedDict[int, Future] = OrderedDict()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="whence-stream")
         self._lock = threading.Lock()
-        self._place = place
-        self._plain = place(eqx.filter((target, engine), is_data))
 
     def data(self, step: int) -> PyTree:
         """Return the leaves with which a step is made."""

@@ -11,7 +11,7 @@ from scipy.stats import norm
 import whence as wh
 from whence.core import check_rows, log_density_estimate
 from whence.models import autoencoder
-from whence.models.autoencoder._fit import Adam, run
+from whence.models._fit import Adam, run
 from whence.models.autoencoder.gp._latent_gp import Amortised
 
 X = np.linspace(0.0, 1.0, 9)[:, None]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from ...core._convert import number, one_of, whole
 from ...core._rows import check_rows
-from ...core._target import AbstractDataTarget, AbstractTarget, HasLocals
+from ...core._target import AbstractDataTarget, AbstractTarget, local_names
 from ...core._types import PRNGKey
 from ._gradient import AbstractGradient, Count, Estimate, Space, Vector, batch_field, rows_of
 from ._surrogate import SURROGATES, Surrogates, fit_surrogates
@@ -116,8 +116,7 @@ class FederatedGradient(AbstractGradient):
                 "`batch_size` must be at most the number of data rows of the smallest shard, "
                 f"{min(sizes)}; got {self.batch_size}."
             )
-        local = isinstance(target, HasLocals) and bool(target.local)
-        if local and (self.surrogate != "none" or self.probabilities is not None):
+        if local_names(target) and (self.surrogate != "none" or self.probabilities is not None):
             raise ValueError(
                 "With local latents `surrogate` must be 'none' and `probabilities` None: each "
                 f"shard has latents of its own; got {self.surrogate!r}, {self.probabilities!r}."

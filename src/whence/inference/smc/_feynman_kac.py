@@ -11,10 +11,10 @@ from ...core._convert import number, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._particle_target import AbstractParticleTarget
 from ...core._results import RESULTS
-from ...core._types import AnyArray, PRNGKey
+from ...core._types import PRNGKey
 from ...diagnostics._records import ParticleHistory
 from ._driver import Cloud, Resampler, advance, start
-from ._record import only_cloud, resampling_field
+from ._record import cloud_stats, only_cloud, resampling_field
 from ._resampling import AbstractResampling
 
 
@@ -95,14 +95,7 @@ class FeynmanKacSMC(AbstractEngine):
         resampler = Resampler(self.resampling, self.threshold)
         cloud, did = advance(model, state.cloud, resampler, key=key)
         alive = state.alive & jnp.isfinite(did.log_evidence_increment)
-        stats: dict[str, AnyArray] = {
-            "ess": did.ess,
-            "largest_weight": did.largest_weight,
-            "log_evidence_increment": did.log_evidence_increment,
-            "resampled": did.resampled,
-            "unique_ancestors": cloud.num_founders,
-        }
-        stats |= target.stats(cloud.control)
+        stats = cloud_stats(cloud, did) | target.stats(cloud.control)
         return FeynmanKacState(cloud, state.left - 1, alive), Info(None, stats)
 
     def done(self, state: FeynmanKacState) -> Bool[Array, ""]:

@@ -30,16 +30,22 @@ def resampling_field() -> Any:
     return eqx.field(default="systematic", converter=convert)
 
 
-def step_stats(
-    cloud: Cloud, did: Advance, moves: MoveStats, log_scale: Scalar
-) -> dict[str, Any]:
-    """Return the statistics of a step that left `cloud`, moved with `log_scale`."""
+def cloud_stats(cloud: Cloud, did: Advance) -> dict[str, Any]:
+    """Return the statistics of weights after a step that left `cloud`."""
     return {
         "ess": did.ess,
         "largest_weight": did.largest_weight,
         "log_evidence_increment": did.log_evidence_increment,
         "resampled": did.resampled,
         "unique_ancestors": cloud.num_founders,
+    }
+
+
+def step_stats(
+    cloud: Cloud, did: Advance, moves: MoveStats, log_scale: Scalar
+) -> dict[str, Any]:
+    """Return the statistics of a step that left `cloud`, moved with `log_scale`."""
+    return cloud_stats(cloud, did) | {
         "acceptance_rate": moves.acceptance_rate,
         "num_moves": moves.num_moves,
         "num_evaluations": moves.num_evaluations,

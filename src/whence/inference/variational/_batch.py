@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ...core._data import log_density_estimate
 from ...core._flat import flat_view, position_shapes
-from ...core._target import AbstractTarget, HasLocals
+from ...core._target import AbstractTarget, HasLocals, local_names
 from ._factors import Factors, Point
 from ._family import AbstractFamily
 from ._flat import layout_of, on_flat
@@ -100,7 +100,7 @@ def check_parts(
     Raises:
         ValueError: If they do not.
     """
-    names = target.local if isinstance(target, HasLocals) else ()
+    names = local_names(target)
     alone = [name for name in names if not isinstance(_owner(family, name), AbstractByRow)]
     if alone and (batch_size is not None or len(alone) < len(names)):
         raise ValueError(

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from ...core._flat import position_shapes
-from ...core._target import AbstractTarget, HasLocals
+from ...core._target import AbstractTarget, local_names
 from ...core._tree import named_leaves
 from ...core._types import Position
 from ._family import Layout
@@ -15,7 +15,7 @@ from ._family import Layout
 
 def layout_of(target: AbstractTarget, batch: int | None = None) -> Layout:
     """Names and sizes of the parts of a flat position, or of what a batch sees of it."""
-    local = target.local if isinstance(target, HasLocals) else ()
+    local = local_names(target)
     found = []
     for name, leaf in named_leaves(position_shapes(target)).items():
         if name in local:

@@ -1,11 +1,11 @@
 """Autoencoders with uncertainty: priors selected by data, posteriors of both networks."""
 
+from .._fit import AbstractFit as AbstractFit, Adam as Adam
 from ._compare import (
     Comparison as Comparison,
     compare_autoencoders as compare_autoencoders,
 )
 from ._evidence import linear_log_evidence as linear_log_evidence
-from ._fit import AbstractFit as AbstractFit, Adam as Adam
 from ._likelihoods import (
     AbstractLikelihood as AbstractLikelihood,
     Bernoulli as Bernoulli,

@@ -81,7 +81,30 @@ def _logit(rate: Array) -> Array:
     return jnp.log(rate) - jnp.log1p(-rate)
 
 
-class ContinuousBernoulli(AbstractLikelihood):
+class AbstractLogitLikelihood(AbstractLikelihood):
+    """Pixels of which a decoder gives the logit of a rate, without latents of its own."""
+
+    @property
+    def priors(self):
+        return {}
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def parameter(self, output):
+        return jax.nn.sigmoid(output)
+
+    def law(self, parameter, noise):
+        return self.distribution(_logit(parameter), noise)
+
+    def image(self, parameter):
+        return parameter
+
+    def read(self, x):
+        return jnp.asarray(x, jnp.result_type(float))
+
+
+class ContinuousBernoulli(AbstractLogitLikelihood):
     """Pixels anywhere between 0 and 1; a decoder gives the logit of each.
 
     Its parameter is the rate `sigmoid(logit)`, which is what is usually shown, not the mean.
@@ -91,56 +114,18 @@ class ContinuousBernoulli(AbstractLikelihood):
         in variational autoencoders, arXiv:1907.06845.
     """
 
-    @property
-    def priors(self):
-        return {}
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return shape
-
     def distribution(self, output, noise):
         return _rows(ContinuousBernoulliDistribution(output))
-
-    def parameter(self, output):
-        return jax.nn.sigmoid(output)
-
-    def law(self, parameter, noise):
-        return self.distribution(_logit(parameter), noise)
-
-    def image(self, parameter):
-        return parameter
-
-    def read(self, x):
-        return jnp.asarray(x, jnp.result_type(float))
 
     def check(self, x):
         _between_0_and_1(x, "ContinuousBernoulli")
 
 
-class Bernoulli(AbstractLikelihood):
+class Bernoulli(AbstractLogitLikelihood):
     """Pixels of 0 or 1; a decoder gives the logit of each."""
-
-    @property
-    def priors(self):
-        return {}
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return shape
 
     def distribution(self, output, noise):
         return _rows(dist.Bernoulli(logits=output))
-
-    def parameter(self, output):
-        return jax.nn.sigmoid(output)
-
-    def law(self, parameter, noise):
-        return self.distribution(_logit(parameter), noise)
-
-    def image(self, parameter):
-        return parameter
-
-    def read(self, x):
-        return jnp.asarray(x, jnp.result_type(float))
 
     def check(self, x):
         _between_0_and_1(x, "Bernoulli")

@@ -19,7 +19,7 @@ from ...core._cache import remembering
 from ...core._convert import number, one_of, part, whole
 from ...core._key import seeded
 from ...core._types import PRNGKey
-from ._fit import AbstractFit, Adam, run
+from .._fit import AbstractFit, Adam, run
 from ._likelihoods import AbstractLikelihood, ContinuousBernoulli
 from ._model import check_shapes
 from ._networks import Networks

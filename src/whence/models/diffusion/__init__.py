@@ -1,6 +1,6 @@
 """Diffusion models, and Feynman-Kac correctors that make steering them exact."""
 
-from ..autoencoder._fit import Adam as Adam
+from .._fit import Adam as Adam
 from ._correct import (
     Corrected as Corrected,
     annealed as annealed,

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ...core._convert import positive, whole
 from ...core._types import PRNGKey, Scalar
-from ..autoencoder._fit import AbstractFit
+from .._fit import AbstractFit
 from ._noise import AbstractNoise, Vector, times
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ...core._convert import part, whole
 from ...core._key import as_key
 from ...diagnostics import Finding, Report, coverage, reliability
+from ...diagnostics._report import held
 from ._adapt import AdaptedTask, adapt, model_of
 from ._likelihood import AbstractLabels
 from ._local import AbstractLocal, GGNLaplace
@@ -166,15 +167,19 @@ def _surrogate(value: float, at: str) -> Finding:
 
 def _clipping(value: float, at: str) -> Finding:
     message = f"{value:.0%} of the local curvatures are clipped {at}"
-    if value <= _CLIPPED:
-        return Finding("clipped", "ok", message, value, _CLIPPED)
     remedy = "The clip decides then, not the data: a longer chain, or `GGNLaplace`."
-    return Finding("clipped", "warning", message, value, _CLIPPED, "rule of thumb", remedy)
+    return held(
+        "clipped",
+        value,
+        _CLIPPED,
+        fine=message,
+        wrong=message,
+        remedy=remedy,
+        passed=value <= _CLIPPED,
+    )
 
 
 def _adaptation(value: float, at: str) -> Finding:
     message = f"Weights go {value:.0%} of the way to where the surrogate was made {at}"
-    if value >= 0.01:
-        return Finding("adaptation", "ok", message, value, 0.01)
     remedy = "Tasks hardly move the weights: a lower `precision`, or train longer."
-    return Finding("adaptation", "warning", message, value, 0.01, "rule of thumb", remedy)
+    return held("adaptation", value, 0.01, fine=message, wrong=message, remedy=remedy)

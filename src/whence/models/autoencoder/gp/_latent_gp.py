@@ -17,7 +17,7 @@ from ....core._types import PRNGKey
 from ....language import Model, latent
 from ....language._latent import UNDRAWN, Coords, Latent, latents
 from ....language._module_priors import FanIn
-from .._fit import AbstractFit, Adam, run
+from ..._fit import AbstractFit, Adam, run
 from .._likelihoods import AbstractLikelihood, Gaussian
 from ..priors._network import RandomNetwork
 from ._sparse import SparseLayer, squared_exponential

@@ -16,7 +16,7 @@ from ....core._cache import remembering
 from ....core._convert import one_of, positive, whole
 from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey
-from .._fit import AbstractFit, Adam, run
+from ..._fit import AbstractFit, Adam, run
 from ..distance._sliced import directions
 from ._abstract_prior import AbstractPrior
 from ._network import RandomNetwork

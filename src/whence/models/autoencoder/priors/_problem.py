@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from ....core._cache import remembering
 from ....core._types import PRNGKey
-from .._fit import AbstractFit
+from ..._fit import AbstractFit
 from .._model import BayesianAutoencoder
 from ._abstract_prior import AbstractPrior
 from ._layout import Arrays

@@ -15,7 +15,7 @@ from ....core._convert import one_of
 from ....core._key import seeded
 from ....core._types import PRNGKey
 from ....language._module_priors import FanIn
-from .._fit import Adam, run
+from ..._fit import Adam, run
 from .._model import BayesianAutoencoder
 from ..distance._sliced import max_sliced_wasserstein, sliced_wasserstein
 from ._abstract_prior import AbstractPrior

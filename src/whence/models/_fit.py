@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from ...core import (
+from ..core import (
     RESULTS,
     AbstractProcedure,
     Info,
@@ -23,8 +23,8 @@ from ...core import (
     positive,
     whole,
 )
-from ...core._cache import remembering
-from ...core._results import InferenceError
+from ..core._cache import remembering
+from ..core._results import InferenceError
 
 CHUNKS = 50  # in which a short run is made, each with an entry in what it records
 
