@@ -3,7 +3,7 @@
 The target is a normal with a diagonal metric and a fixed step size, so that nearly all the
 time goes into the tree. CPU microseconds a leaf, gradient included, the least of three runs.
 
-    uv run python benchmarks/tree.py --out benchmarks/results
+    uv run python benchmarks/leaf.py --out benchmarks/results
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main():
             "unit": "CPU microseconds a leaf",
             "rows": rows,
         }
-        (arguments.out / "tree.json").write_text(json.dumps(content, indent=1) + "\n")
+        (arguments.out / "leaf.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
