@@ -48,6 +48,7 @@ _STEP = {"posteriordb": "needs a step size of its own for every posterior"}
 _GAUSSIAN = {"posteriordb": "a Gaussian approximation; the exact targets say by how much"}
 _NEEDS_ROWS = "goes along rows of data, and there are none"
 _TOO_NARROW = "a mean field knows no correlations and is too narrow"
+_FEW_PARTICLES = "a few hundred particles that repel each other are too narrow"
 
 
 def _nuts(**options: Any) -> dict[str, Any]:
@@ -58,6 +59,32 @@ def _nuts(**options: Any) -> dict[str, Any]:
         "fixed": wh.NUTS(warmup=0, step_size=0.3, **options),
         "skip": _NO_EVIDENCE,
     }
+
+
+def _sgmcmc(make: Any, name: str) -> Row:
+    """A sampler with momenta, in full batches, with the step size that it finds itself."""
+    return Row(
+        name=name,
+        engine=make(steps=300_000, warmup=20_000, thin=100),
+        short=make(chains=2, steps=40_000, warmup=4_000, thin=40),
+        fixed=_ADAPTS,
+        bias={"": 0.05},
+        known={"sbc": "biased by its step size"},
+        skip=_NO_EVIDENCE | _STEP,
+    )
+
+
+def _gaussian(engine: Any, short: Any, name: str) -> Row:
+    """An approximation by one Gaussian or several."""
+    return Row(
+        name=name,
+        engine=engine,
+        short=short,
+        fixed=_NO_CHAIN,
+        bias={"gaussian": 0.05, "regression": 0.1, "skewed": 1.25},
+        known={"sbc": "the posterior is no Gaussian"},
+        skip=_NO_EVIDENCE | _GAUSSIAN | {"funnel": "no Gaussian fits a funnel"},
+    )
 
 
 def _bbvi(family: Any, **rest: Any) -> Row:
@@ -143,6 +170,9 @@ ROWS = [
         },
         skip=_NO_EVIDENCE | _STEP,
     ),
+    _sgmcmc(wh.SGHMC, "SGHMC"),
+    _sgmcmc(functools.partial(wh.SGMCMC, "BAOA"), "SGMCMC, BAOA"),
+    _sgmcmc(wh.SGNHT, "SGNHT"),
     _bbvi(
         wh.MeanField(),
         name="BBVI, mean field",
@@ -168,6 +198,16 @@ ROWS = [
             "its mean is b / (a - 1). That is what the Laplace approximation is off by."
         },
         skip=_NO_EVIDENCE | _GAUSSIAN | {"funnel": "no Gaussian fits a funnel"},
+    ),
+    _gaussian(wh.Pathfinder(), wh.Pathfinder(draws=500), "Pathfinder"),
+    Row(
+        name="SVGD",
+        engine=wh.SVGD(particles=200),
+        short=wh.SVGD(particles=100),
+        fixed=_NO_CHAIN,
+        bias={"": 0.1},
+        known=dict.fromkeys(("gaussian", "regression", "skewed", "funnel", "sbc"), _FEW_PARTICLES),
+        skip=_NO_EVIDENCE | _STEP,
     ),
     Row(
         name="TemperedSMC",
