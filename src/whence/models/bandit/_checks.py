@@ -64,6 +64,26 @@ def require_arm(arm: Any, arms: int) -> None:
     require_all("arm", arm, rule, lambda v: (v >= 0) & (v < arms))
 
 
+def pulled(
+    arm: Any, reward: Any, arms: int, batch: tuple[int, ...], dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Return an arm and its reward as arrays of the shape of a batch, or raise."""
+    require_arm(arm, arms)
+    arm, reward = jnp.asarray(arm), jnp.asarray(reward, dtype)
+    if arm.shape != batch or reward.shape != batch:
+        raise ValueError(
+            f"`arm` and `reward` must have the shape of the batch, {batch}; got {arm.shape} "
+            f"and {reward.shape}."
+        )
+    return arm, reward
+
+
+def real(value: Any) -> jax.Array:
+    """Return an array of floating-point numbers, in its own precision if it has one."""
+    array = jnp.asarray(value)
+    return array.astype(jnp.result_type(array, 0.0))
+
+
 def per_arm(arms: int | None, **values: Any) -> tuple[Float[Array, "arm *batch"], ...]:
     """Broadcast parameters to one shape `(arm, *batch)` and one floating-point type.
 

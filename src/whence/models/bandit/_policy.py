@@ -36,33 +36,19 @@ class _Method:
         return self.function if instance is None else Partial(self.function, instance)
 
 
-def bind_hashable(cls: type, *names: str) -> None:
-    """Make methods of an Equinox module hashable where they are bound.
+class AbstractLearner(eqx.Module):
+    """A configuration that never changes; what is learned is in a state, a pytree of arrays.
 
-    Equinox hashes a bound method by the leaves of its module, and arrays have no hash.
-    """
-    for name in names:
-        if name in cls.__dict__ and not isinstance(cls.__dict__[name], _Method):
-            setattr(cls, name, _Method(getattr(cls, name)))
-
-
-class AbstractPolicy(eqx.Module):
-    """A rule that chooses an arm given the rewards so far: pure functions on a state.
-
-    A policy is a configuration and never changes; what it has learned is in the state,
-    a pytree of arrays with axis 0 for the arms and the axes of a batch of problems after it.
     `act` and `update` can be compiled (`jax.jit(policy.update)`), vectorised and used in
-    `jax.lax.scan`. Values are
-    checked where they are known, that is, outside of these.
+    `jax.lax.scan`. Values are checked where they are known, that is, outside of these.
     """
-
-    arms: eqx.AbstractVar[int]
-    # Whether `update` runs compiled code of its own and raises by what comes out of it.
-    raises_late: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        bind_hashable(cls, "init", "act", "update")
+        # Equinox hashes a bound method by the leaves of its module, and arrays have no hash.
+        for name in ("init", "act", "update"):
+            if name in cls.__dict__ and not isinstance(cls.__dict__[name], _Method):
+                setattr(cls, name, _Method(getattr(cls, name)))
 
     @abc.abstractmethod
     def init(self, batch: tuple[int, ...] = ()) -> Any:
@@ -71,6 +57,17 @@ class AbstractPolicy(eqx.Module):
         Args:
             batch: Shape of a batch of independent problems.
         """
+
+
+class AbstractPolicy(AbstractLearner):
+    """A rule that chooses an arm given the rewards so far: pure functions on a state.
+
+    Arrays of the state have axis 0 for the arms, the axes of a batch of problems after it.
+    """
+
+    arms: eqx.AbstractVar[int]
+    # Whether `update` runs compiled code of its own and raises by what comes out of it.
+    raises_late: ClassVar[bool] = False
 
     @abc.abstractmethod
     def act(self, state: Any, *, key: PRNGKey) -> Arm:
@@ -164,10 +161,6 @@ def _update_many(policy: AbstractPolicy, state: Any, arms: Array, rewards: Array
 
 def save_state(state: Any, path: str | Path) -> None:
     """Write a policy's state, or a belief, to an npz file, without pickle, whole or not at all.
-
-    Args:
-        state: A pytree of arrays.
-        path: The file; what was there is replaced.
 
     Raises:
         OSError: If it cannot be written.

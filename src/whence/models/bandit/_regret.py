@@ -64,9 +64,6 @@ class PolicyRun:
 
         The mean alone hides the few instances on which an over-confident policy fails.
 
-        Args:
-            q: Probabilities.
-
         Raises:
             ValueError: If one is not between 0 and 1.
         """
@@ -78,11 +75,7 @@ class Simulation(Mapping[str, PolicyRun]):
     """What several policies did on the same instances; a mapping from names to runs."""
 
     def __init__(self, runs: dict[str, PolicyRun]):
-        """Collect runs.
-
-        Args:
-            runs: By name of the policy.
-        """
+        """Collect runs."""
         self._runs = runs
 
     def __getitem__(self, name: str) -> PolicyRun:

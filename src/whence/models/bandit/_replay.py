@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from ...core._convert import whole
 from ...core._key import seeded
 from ...core._types import PRNGKey
-from ._checks import Numbers, require_all, require_arm, require_finite
+from ._checks import Numbers, real, require_all, require_arm, require_finite
 from ._policy import AbstractPolicy
 from .contextual._policies import AbstractContextualPolicy
 
@@ -24,13 +24,17 @@ Policy = AbstractPolicy | AbstractContextualPolicy
 class LoggedData(eqx.Module):
     """Rounds that were played: which arm was pulled, and what it gave.
 
-    Attributes:
-        pulled: Index of the arm pulled in each round, shape `(row,)`.
-        rewards: What it gave, shape `(row,)`.
+    Args:
+        pulled: Index of the arm pulled in each round.
+        rewards: What it gave.
         arms: Number of arms that could have been pulled.
-        features: Features of every arm in each round, shape `(row, arm, feature)`, or None.
-        propensities: Probability with which the arm pulled was chosen, shape `(row,)`, or
-            None if every arm had the same.
+        features: Features of every arm in each round, shape `(row, arm, feature)`.
+        propensities: Probability with which the arm pulled was chosen, above 0 and at
+            most 1; may be left out if the arms were drawn uniformly.
+
+    Raises:
+        ValueError: If the log is empty, shapes do not match, an arm does not exist, or
+            a value is not possible.
     """
 
     pulled: Int[Array, " row"]
@@ -48,20 +52,6 @@ class LoggedData(eqx.Module):
         features: Numbers | None = None,
         propensities: Numbers | None = None,
     ):
-        """Collect a log.
-
-        Args:
-            pulled: Index of the arm pulled in each round.
-            rewards: What it gave.
-            arms: Number of arms that could have been pulled.
-            features: Features of every arm in each round, shape `(row, arm, feature)`.
-            propensities: Probability with which the arm pulled was chosen, above 0 and at
-                most 1; may be left out if the arms were drawn uniformly.
-
-        Raises:
-            ValueError: If the log is empty, shapes do not match, an arm does not exist, or
-                a value is not possible.
-        """
         arms = whole("arms", least=1)(arms)
         require_finite("rewards", rewards)
         rows = jnp.asarray(rewards).shape
@@ -75,7 +65,7 @@ class LoggedData(eqx.Module):
                     f"`{name}` must have one entry per reward, {rows}; got "
                     f"{jnp.asarray(value).shape}."
                 )
-        self.pulled, self.rewards, self.arms = jnp.asarray(pulled), _real(rewards), arms
+        self.pulled, self.rewards, self.arms = jnp.asarray(pulled), real(rewards), arms
         self.features = None if features is None else _checked_features(features, rows[0], arms)
         self.propensities = None if propensities is None else _checked_chances(propensities)
 
@@ -303,14 +293,9 @@ def _check_rewards(policy, state, log) -> None:
         policy.update(state, log.pulled[0], odd[0])
 
 
-def _real(value) -> Array:
-    array = jnp.asarray(value)
-    return array.astype(jnp.result_type(array, 0.0))
-
-
 def _checked_features(features, rows, arms) -> Float[Array, "row arm feature"]:
     require_finite("features", features)
-    x = _real(features)
+    x = real(features)
     if x.ndim != 3 or x.shape[:2] != (rows, arms) or not x.shape[2]:
         raise ValueError(
             f"`features` must have shape ({rows}, {arms}, feature); got {x.shape}."
@@ -321,4 +306,4 @@ def _checked_features(features, rows, arms) -> Float[Array, "row arm feature"]:
 def _checked_chances(propensities) -> Float[Array, " row"]:
     inside = lambda v: (v > 0) & (v <= 1)
     require_all("propensities", propensities, "above 0 and at most 1", inside)
-    return _real(propensities)
+    return real(propensities)

@@ -75,25 +75,28 @@ def checkpoints(horizon: int) -> np.ndarray:
     return np.unique(np.linspace(0, horizon, _CHECKPOINTS + 1).round().astype(int))
 
 
-def play_to_checkpoints(
-    one_round: Callable[[Any, Any], Any], start: tuple, edges: Array
-) -> tuple[tuple, Array]:
-    """Play rounds, keeping the last entry of what they carry at the checkpoints.
+def play(policy: Any, turn: Callable, arms: int, instances: int, dtype: Any, edges: Array):
+    """Play rounds; return regret at checkpoints, `(checkpoint, instance)`, and pulls of arms.
 
-    Args:
-        one_round: Function of the number of the round, from 0, and the carry.
-        start: The carry before the first round.
-        edges: From `checkpoints`.
-
-    Returns:
-        The carry after the last round, and its last entry at each checkpoint.
+    `turn` takes the number of the round, the state and the pulls so far; it returns the new
+    state, which arms are pulled, and the regret.
     """
+
+    def one_round(t, carry):
+        state, pulls, regret = carry
+        state, hit, gap = turn(t, state, pulls)
+        return state, pulls + hit, regret + gap
 
     def until_checkpoint(carry, edge):
         carry = jax.lax.fori_loop(edge[0], edge[1], one_round, carry)
         return carry, carry[-1]
 
-    return jax.lax.scan(until_checkpoint, start, jnp.stack([edges[:-1], edges[1:]], 1))
+    none = jnp.zeros((arms, instances), jnp.int32), jnp.zeros(instances, dtype)
+    stretches = jnp.stack([edges[:-1], edges[1:]], 1)
+    (_, pulls, _), regret = jax.lax.scan(
+        until_checkpoint, (policy.init((instances,)), *none), stretches
+    )
+    return regret, pulls
 
 
 def _keys(environment: AbstractEnvironment, key: PRNGKey) -> Key[Array, "arm instance"]:
@@ -114,8 +117,7 @@ def _play(policy, environment, keys, edges, key) -> tuple[Array, Array]:
     arms, instances = means.shape
     gaps = jnp.max(means, 0) - means
 
-    def one_round(t, carry):
-        state, pulls, regret = carry
+    def turn(t, state, pulls):
         key_act, key_reward = jr.split(jr.fold_in(key, t))
         arm = policy.act(state, key=key_act)
         at = arm, jnp.arange(instances)
@@ -124,13 +126,6 @@ def _play(policy, environment, keys, edges, key) -> tuple[Array, Array]:
         else:
             now = jax.vmap(jr.fold_in)(keys[at], pulls[at])
             reward = environment.pull_keyed(arm, keys=now)
-        pulls = pulls + one_hot(arm, arms)
-        return policy.update(state, arm, reward), pulls, regret + gaps[at]
+        return policy.update(state, arm, reward), one_hot(arm, arms), gaps[at]
 
-    start = (
-        policy.init((instances,)),
-        jnp.zeros((arms, instances), jnp.int32),
-        jnp.zeros(instances, means.dtype),
-    )
-    (_, pulls, _), regret = play_to_checkpoints(one_round, start, edges)
-    return regret, pulls
+    return play(policy, turn, arms, instances, means.dtype, edges)

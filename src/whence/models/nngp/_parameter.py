@@ -40,17 +40,7 @@ else:
 
 
 def parameter(name: str, value: Number, *, zero: bool = False, real: bool = False) -> Any:
-    """Return a parameter as an array, or as unknown if it is a prior.
-
-    Args:
-        name: Of the parameter.
-        value: A number, or a numpyro distribution of one.
-        zero: Whether zero is allowed.
-        real: Whether negative numbers are allowed.
-
-    Raises:
-        ValueError: If it is known not to be a number as asked for, or a prior of others.
-    """
+    """Return a number as an array, or a prior of one as unknown; raise if it is neither."""
     if isinstance(value, dist.Distribution):
         return Unknown(check_prior(name, value, real))
     return scalar(name, value, 0 if not (real or zero) else None, 0 if zero else None)
@@ -59,17 +49,7 @@ def parameter(name: str, value: Number, *, zero: bool = False, real: bool = Fals
 def scalar(
     name: str, value: Any, above: int | None = None, least: int | None = None
 ) -> Float[Array, ""]:
-    """Return a number as an array; in compiled code NaN where it is not as asked for.
-
-    Args:
-        name: Of the number.
-        value: The number; an array must be of shape ().
-        above: What it must be larger than.
-        least: The smallest allowed.
-
-    Raises:
-        ValueError: If it is known not to be a finite number within these bounds.
-    """
+    """Return a number as an array; raise if it is out of bounds, or in compiled code be NaN."""
     dtype = getattr(value, "dtype", None) if isinstance(value, jax.Array) else None
     if not isinstance(value, Tracer):
         known = number(name, above=above, least=least)(value)

@@ -33,10 +33,6 @@ def is_single(dtype: Any) -> bool:
 def check_rounding(name: str, value: AnyArray) -> None:
     """Refuse float64 numbers that float32 would not tell apart, where it is in use.
 
-    Args:
-        name: Of the numbers.
-        value: Rows, and columns with a unit of their own.
-
     Raises:
         ValueError: If a column's spread is within 1000 roundings of its largest number.
     """

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from ....core._types import PRNGKey
-from .._checks import Numbers, one_hot, require_arm
+from .._checks import Numbers, one_hot, pulled, require_arm
 
 PerArm = Float[Array, "arm *batch"]
 
@@ -66,10 +66,6 @@ class AbstractBelief(eqx.Module):
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
         """Draw mean rewards from the belief.
 
-        Args:
-            shape: Shape of independent draws.
-            key: For the draws.
-
         Returns:
             Draws of shape `(*shape, arm, *batch)`.
         """
@@ -117,14 +113,7 @@ def chosen(
     belief: AbstractBelief, arm: Numbers, reward: Numbers
 ) -> tuple[Bool[Array, "arm *batch"], Float[Array, "..."]]:
     """Check an arm and its reward; return its mask, and the reward in the belief's type."""
-    require_arm(arm, belief.arms)
-    arm, reward = jnp.asarray(arm), jnp.asarray(reward, belief.mean.dtype)
-    for name, value in {"arm": arm, "reward": reward}.items():
-        if value.shape != belief.batch_shape:
-            raise ValueError(
-                f"`{name}` must have the shape of the batch, {belief.batch_shape}; "
-                f"got {value.shape}."
-            )
+    arm, reward = pulled(arm, reward, belief.arms, belief.batch_shape, belief.mean.dtype)
     return one_hot(arm, belief.arms), reward
 
 

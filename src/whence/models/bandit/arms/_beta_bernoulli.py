@@ -15,9 +15,15 @@ from ._belief import AbstractBelief, PerArm, chosen, chosen_many
 class BetaBernoulli(AbstractBelief):
     """Rewards of 0 or 1 with an unknown probability of 1, `Beta(alpha, beta)`.
 
-    Attributes:
-        alpha: Successes that the belief is worth, shape `(arm, *batch)`.
-        beta: Failures that the belief is worth, shape `(arm, *batch)`.
+    By default every probability is as likely as any other.
+
+    Args:
+        alpha: Successes that the belief is worth; a scalar, or shape `(arm, *batch)`.
+        beta: Failures that it is worth; a scalar, or shape `(arm, *batch)`.
+        arms: Number of arms, if both are scalars.
+
+    Raises:
+        ValueError: If shapes do not match, or a parameter is not positive.
 
     References:
         Thompson (1933), doi:10.1093/biomet/25.3-4.285.
@@ -27,16 +33,6 @@ class BetaBernoulli(AbstractBelief):
     beta: PerArm
 
     def __init__(self, alpha: Numbers = 1.0, beta: Numbers = 1.0, *, arms: int | None = None):
-        """State a belief; by default every probability is as likely as any other.
-
-        Args:
-            alpha: Successes that it is worth; a scalar or per arm.
-            beta: Failures that it is worth; a scalar or per arm.
-            arms: Number of arms, if both are scalars.
-
-        Raises:
-            ValueError: If shapes do not match, or a parameter is not positive.
-        """
         require_positive("alpha", alpha)
         require_positive("beta", beta)
         self.alpha, self.beta = per_arm(arms, alpha=alpha, beta=beta)

@@ -29,12 +29,7 @@ class AbstractEnvironment(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, lead: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
-        """Draw rewards, of shape `lead` followed by the shape of the parameters.
-
-        Args:
-            lead: Shape of independent draws.
-            key: For the draws.
-        """
+        """Draw rewards, of shape `lead` followed by the shape of the parameters."""
 
     @property
     def arms(self) -> int:
@@ -48,21 +43,11 @@ class AbstractEnvironment(eqx.Module):
 
     @seeded
     def pull(self, arm: Array, *, key: PRNGKey) -> Float[Array, " instance"]:
-        """Draw a reward of one arm per instance.
-
-        Args:
-            arm: Indices of arms, shape `(instance,)`.
-            key: For the draws.
-        """
+        """Draw a reward of one arm per instance."""
         return self._only(arm).sample(key=key)
 
     def pull_keyed(self, arm: Array, *, keys: Keys) -> Float[Array, " instance"]:
-        """Draw a reward of one arm per instance, each with a key of its own.
-
-        Args:
-            arm: Indices of arms, shape `(instance,)`.
-            keys: For the draws, shape `(instance,)`.
-        """
+        """Draw a reward of one arm per instance, each with a key of its own."""
         return jax.vmap(lambda one, key: one.sample(key=key))(self._only(arm), keys)
 
     def _only(self, arm: Array) -> Any:

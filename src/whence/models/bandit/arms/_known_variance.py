@@ -16,12 +16,15 @@ class KnownVariance(AbstractBelief):
 
     Rewards of an arm are `Normal(m, noise)`, the belief is `m ~ Normal(mu, variance)`.
 
-    Attributes:
-        mu: Expected mean reward, in units of the reward, shape `(arm, *batch)`.
-        variance: Variance of the belief in the mean reward, in squared units of the reward,
-            shape `(arm, *batch)`.
-        noise: Variance of the rewards about their mean, in squared units of the reward,
-            shape `(arm, *batch)`.
+    Args:
+        mu: Expected mean reward, in units of the reward; a scalar, or shape `(arm, *batch)`,
+            like the others.
+        variance: Variance of the belief in the mean reward, in squared units of the reward.
+        noise: Variance of the rewards about their mean, in squared units of the reward.
+        arms: Number of arms, if all others are scalars.
+
+    Raises:
+        ValueError: If shapes do not match, or a variance is not positive.
 
     References:
         DeGroot (1970), "Optimal Statistical Decisions", section 9.5.
@@ -34,17 +37,6 @@ class KnownVariance(AbstractBelief):
     def __init__(
         self, mu: Numbers, variance: Numbers, noise: Numbers, *, arms: int | None = None
     ):
-        """State a belief.
-
-        Args:
-            mu: Expected mean reward; a scalar or per arm, like the others.
-            variance: Variance of the belief in it.
-            noise: Variance of the rewards.
-            arms: Number of arms, if all others are scalars.
-
-        Raises:
-            ValueError: If shapes do not match, or a variance is not positive.
-        """
         require_finite("mu", mu)
         require_positive("variance", variance)
         require_positive("noise", noise)
@@ -83,16 +75,7 @@ class KnownVariance(AbstractBelief):
 
     @seeded
     def sample(self, shape: tuple[int, ...] = (), *, key: PRNGKey) -> Float[Array, "..."]:
-        """Draw mean rewards from the belief.
-
-        Args:
-            shape: Shape of independent draws.
-            key: For the draws. `NormalGamma` uses it in the same way: with very large
-                `alpha` it gives the same draws.
-
-        Returns:
-            Draws of shape `(*shape, arm, *batch)`.
-        """
+        # `NormalGamma` uses the key in the same way: with very large `alpha`, the same draws.
         noise = standard_normal(key, (*shape, *self.mu.shape), self.mu.dtype)
         return self.mu + jnp.sqrt(self.variance) * noise
 

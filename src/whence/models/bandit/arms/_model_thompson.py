@@ -20,7 +20,7 @@ from ....core._results import RESULTS, InferenceError
 from ....core._types import PRNGKey
 from ....language._condition import ModelTarget, condition
 from ....language._model import Model
-from .._checks import Numbers, known, require_arm, require_finite
+from .._checks import Numbers, known, pulled, require_finite
 from .._policy import AbstractPolicy, Arm
 
 Batched = Int[Array, "*batch"]
@@ -70,12 +70,21 @@ class ModelTS(AbstractPolicy):
 
     Attributes:
         target: The posterior with room for `capacity` rewards.
-        engine: What follows it.
-        mean_rewards: Maps a draw to the mean rewards of the arms.
+
+    Args:
+        model: Its `likelihood(self, arm)` gives the distribution of rewards.
+        engine: `whence.DataTemperedSMC`, `whence.SGLD` or `whence.BBVI`.
+        mean_rewards: Given a draw (a model with values), the mean rewards, shape `(arm,)`.
         arms: Number of arms.
+        capacity: Most rewards.
         steps_per_reward: Steps of the engine after each reward.
-        warmup: Steps of the engine before the first.
-        seed: For the engine's steps.
+        warmup: Steps of the engine on the prior, before the first reward.
+        placeholder: A reward that the likelihood accepts, to fill the room with.
+        seed: Of the engine's random numbers.
+
+    Raises:
+        ValueError: If the engine cannot be asked for draws at any time, the likelihood
+            is no product over rewards, or a shape or number is wrong.
 
     References:
         Thompson (1933), doi:10.1093/biomet/25.3-4.285.
@@ -107,23 +116,6 @@ class ModelTS(AbstractPolicy):
         placeholder: float | int = 0.0,
         seed: int = 0,
     ):
-        """State a model, an engine and what the arms are worth.
-
-        Args:
-            model: Its `likelihood(self, arm)` gives the distribution of rewards.
-            engine: `whence.DataTemperedSMC`, `whence.SGLD` or `whence.BBVI`.
-            mean_rewards: Given a draw (a model with values), the mean rewards, shape `(arm,)`.
-            arms: Number of arms.
-            capacity: Most rewards.
-            steps_per_reward: Steps of the engine after each reward.
-            warmup: Steps of the engine on the prior, before the first reward.
-            placeholder: A reward that the likelihood accepts, to fill the room with.
-            seed: Of the engine's random numbers.
-
-        Raises:
-            ValueError: If the engine cannot be asked for draws at any time, the likelihood
-                is no product over rewards, or a shape or number is wrong.
-        """
         arms, capacity = whole("arms", least=1)(arms), whole("capacity", least=1)(capacity)
         steps_per_reward = whole("steps_per_reward", least=1)(steps_per_reward)
         warmup, seed = whole("warmup", least=0)(warmup), whole("seed", least=0)(seed)
@@ -162,22 +154,12 @@ class ModelTS(AbstractPolicy):
 
     @seeded
     def act(self, state: ModelState, *, key: PRNGKey) -> Arm:
-        """Return the arm with the highest mean reward in one posterior draw.
-
-        Args:
-            state: From `init` or `update`.
-            key: For the draw.
-        """
+        """Return the arm with the highest mean reward in one posterior draw."""
         return jnp.argmax(self.sample(state, key=key), axis=-1)
 
     @seeded
     def sample(self, state: ModelState, *, key: PRNGKey) -> Float[Array, "*batch arm"]:
-        """Draw the mean rewards of all arms.
-
-        Args:
-            state: From `init` or `update`.
-            key: For the draw.
-        """
+        """Draw the mean rewards of all arms."""
         return _sample(self, state, key)
 
     def update(self, state: ModelState, arm: Numbers, reward: Numbers) -> ModelState:
@@ -189,19 +171,13 @@ class ModelTS(AbstractPolicy):
             reward: What it gave, shape `(*batch,)`.
 
         Raises:
-            ValueError: If the arm does not exist, the reward is not finite, or there are as
-                many rewards as the policy has room for.
+            ValueError: As of any policy, or if there is no room for another reward.
             InferenceError: If the engine failed.
         """
-        require_arm(arm, self.arms)
         require_finite("reward", reward)
-        arm, reward = jnp.asarray(arm, jnp.int32), jnp.asarray(reward, state.rewards.dtype)
-        batch = state.filled.shape
-        if arm.shape != batch or reward.shape != batch:
-            raise ValueError(
-                f"`arm` and `reward` must have the shape of the batch, {batch}; got "
-                f"{arm.shape} and {reward.shape}."
-            )
+        dtype = state.rewards.dtype
+        arm, reward = pulled(arm, reward, self.arms, state.filled.shape, dtype)
+        arm = arm.astype(jnp.int32)
         filled = known(state.filled)
         if filled is not None and (filled >= self.capacity).any():
             raise ValueError(
@@ -213,11 +189,7 @@ class ModelTS(AbstractPolicy):
         return state
 
     def growing(self, state: ModelState) -> GrowingTarget:
-        """Return the posterior of the rewards so far, for one problem.
-
-        Args:
-            state: From `init` or `update`, without axes of a batch.
-        """
+        """Return the posterior of the rewards so far, for one problem."""
         target = eqx.tree_at(
             lambda t: (t.y, t.inputs), self.target, (state.rewards, (state.arms,))
         )

@@ -24,13 +24,16 @@ class NormalGamma(AbstractBelief):
     has a t distribution with `2 alpha` degrees of freedom, location `mu` and squared scale
     `beta / (alpha kappa)`.
 
-    Attributes:
-        mu: Expected mean reward, in units of the reward, shape `(arm, *batch)`.
-        kappa: What the belief in `mu` is worth, in numbers of rewards, shape `(arm, *batch)`.
-        alpha: Half the number of rewards that the belief in the precision is worth, shape
-            `(arm, *batch)`.
-        beta: Half the sum of squares that goes with it, in squared units of the reward,
-            shape `(arm, *batch)`.
+    Args:
+        mu: Expected mean reward, in units of the reward; a scalar, or shape `(arm, *batch)`,
+            like the others.
+        kappa: What the belief in `mu` is worth, in numbers of rewards.
+        alpha: Half the number of rewards that the belief in the precision is worth.
+        beta: Half the sum of squares that goes with it, in squared units of the reward.
+        arms: Number of arms, if all others are scalars.
+
+    Raises:
+        ValueError: If shapes do not match, or a parameter but `mu` is not positive.
 
     References:
         DeGroot (1970), "Optimal Statistical Decisions", section 9.6.
@@ -51,18 +54,6 @@ class NormalGamma(AbstractBelief):
         *,
         arms: int | None = None,
     ):
-        """State a belief.
-
-        Args:
-            mu: Expected mean reward; a scalar or per arm, like the others.
-            kappa: What that is worth in rewards.
-            alpha: Shape of the gamma distribution of the precision.
-            beta: Its rate, in squared units of the reward.
-            arms: Number of arms, if all others are scalars.
-
-        Raises:
-            ValueError: If shapes do not match, or a parameter but `mu` is not positive.
-        """
         require_finite("mu", mu)
         for name, value in {"kappa": kappa, "alpha": alpha, "beta": beta}.items():
             require_positive(name, value)

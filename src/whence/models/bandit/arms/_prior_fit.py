@@ -15,15 +15,7 @@ _BOUNDS = (-12.0, 12.0)
 
 
 def match_normal_gamma(means: Numbers, variances: Numbers) -> tuple[float, ...]:
-    """Return mu, kappa, alpha and beta with the moments of past arms.
-
-    Args:
-        means: Mean reward of each past arm, shape `(past,)`.
-        variances: Variance of each past arm's rewards, shape `(past,)`.
-
-    Raises:
-        ValueError: If there are fewer than two past arms, or all are alike.
-    """
+    """Return mu, kappa, alpha and beta with the moments of past arms: `from_moments`."""
     means, variances = np.asarray(means, float), np.asarray(variances, float)
     if means.ndim != 1 or means.shape != variances.shape or means.size < 2:
         raise ValueError(
@@ -49,14 +41,7 @@ def match_normal_gamma(means: Numbers, variances: Numbers) -> tuple[float, ...]:
 
 
 def fit_normal_gamma(rewards: Sequence[Numbers]) -> tuple[float, ...]:
-    """Return mu, kappa, alpha and beta that maximise the evidence of past arms' rewards.
-
-    Args:
-        rewards: Rewards of each past arm, arrays of shape `(data,)`.
-
-    Raises:
-        ValueError: If fewer than two past arms have rewards, or all rewards are equal.
-    """
+    """Return mu, kappa, alpha and beta of highest evidence: `NormalGamma.fit_evidence`."""
     arrays = [np.asarray(x, float) for x in rewards]
     for x in arrays:
         if x.ndim != 1:

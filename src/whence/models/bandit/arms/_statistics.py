@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from .._checks import Numbers, one_hot, require_arm, require_finite
+from .._checks import Numbers, one_hot, pulled, require_finite
 from .._policy import AbstractPolicy
 from ._belief import PerArm
 
@@ -39,34 +39,14 @@ class ArmStatistics(eqx.Module):
         return self.squares / self.at_least_one
 
     def first(self, index: PerArm, least: Any = 1) -> PerArm:
-        """Return an index with infinity for arms that have too few rewards.
-
-        Args:
-            index: What to maximise.
-            least: Rewards that an arm must have.
-        """
+        """Return an index with infinity for arms that have too few rewards."""
         return jnp.where(self.count < least, jnp.inf, index)
 
     def update(self, arm: Numbers, reward: Numbers) -> "ArmStatistics":
-        """Return the statistics after one more reward, in Welford's form.
-
-        Args:
-            arm: Index of the arm, an integer of shape `(*batch,)`.
-            reward: Its reward, shape `(*batch,)`.
-
-        Raises:
-            ValueError: If the arm does not exist, the reward is not finite, or a shape is
-                not that of the batch.
-        """
-        arms, batch = self.count.shape[0], self.count.shape[1:]
-        require_arm(arm, arms)
+        """Return the statistics after one more reward, in Welford's form."""
         require_finite("reward", reward)
-        arm, reward = jnp.asarray(arm), jnp.asarray(reward, self.mean.dtype)
-        if arm.shape != batch or reward.shape != batch:
-            raise ValueError(
-                f"`arm` and `reward` must have the shape of the batch, {batch}; got "
-                f"{arm.shape} and {reward.shape}."
-            )
+        arms, *batch = self.count.shape
+        arm, reward = pulled(arm, reward, arms, tuple(batch), self.mean.dtype)
         hit = one_hot(arm, arms)
         count = self.count + hit
         error = reward - self.mean

@@ -69,6 +69,16 @@ class GaussianTS(AbstractThompson):
     Attributes:
         prior: Belief in the means before the first reward, and the variance.
 
+    Args:
+        variance: Variance of the rewards of every arm, in squared units of the reward.
+        arms: Number of arms.
+        mu: Expected mean reward.
+        kappa: What that is worth, in numbers of rewards: its variance is
+            `variance / kappa`, as in `NormalGamma`.
+
+    Raises:
+        ValueError: If `variance` or `kappa` is not positive, or `arms` below 1.
+
     References:
         Agrawal and Goyal (2017), "Near-optimal regret bounds for Thompson sampling",
         doi:10.1145/3088510.
@@ -84,17 +94,5 @@ class GaussianTS(AbstractThompson):
         mu: float | int = 0.0,
         kappa: float | int = 1.0,
     ):
-        """State the variance.
-
-        Args:
-            variance: Variance of the rewards of every arm, in squared units of the reward.
-            arms: Number of arms.
-            mu: Expected mean reward.
-            kappa: What that is worth, in numbers of rewards: its variance is
-                `variance / kappa`, as in `NormalGamma`.
-
-        Raises:
-            ValueError: If `variance` or `kappa` is not positive, or `arms` below 1.
-        """
         variance, kappa = positive("variance")(variance), positive("kappa")(kappa)
         self.prior = KnownVariance(mu, variance / kappa, variance, arms=arms)

@@ -13,7 +13,7 @@ from ....core._convert import whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, require_arm
-from .._policy import bind_hashable
+from .._policy import AbstractLearner
 
 Chosen = Int[Array, "position *batch"]
 # From a value of each action to the indices of those chosen: (action,) to (position,).
@@ -39,9 +39,6 @@ class TopK(eqx.Module):
     def __call__(self, values: Float[Array, " action"]) -> Int[Array, " position"]:
         """Return the indices of the actions with the highest values.
 
-        Args:
-            values: Value of each action.
-
         Raises:
             ValueError: If there are fewer actions than are to be chosen.
         """
@@ -53,7 +50,7 @@ class TopK(eqx.Module):
         return jax.lax.top_k(values, self.size)[1]
 
 
-class AbstractCombinatorialPolicy(eqx.Module):
+class AbstractCombinatorialPolicy(AbstractLearner):
     """A rule that chooses a set of actions by their features: pure functions on a state.
 
     It gives each action a value, and an oracle chooses the set that is best for these
@@ -62,18 +59,6 @@ class AbstractCombinatorialPolicy(eqx.Module):
 
     features: eqx.AbstractVar[int]  # number of features of an action
     oracle: eqx.AbstractVar[Oracle]
-
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        bind_hashable(cls, "init", "act", "update")
-
-    @abc.abstractmethod
-    def init(self, batch: tuple[int, ...] = ()) -> Any:
-        """Return the state before the first round.
-
-        Args:
-            batch: Shape of a batch of independent problems.
-        """
 
     @abc.abstractmethod
     def values(

@@ -27,10 +27,14 @@ class ContextualCombinatorial(AbstractContextualEnvironment):
     unseen, and a set is worth the probability that one succeeds. Regret is against the set
     that the policy's oracle would choose if it knew the probabilities.
 
-    Attributes:
+    Args:
         coefficients: The true coefficients, shape `(feature, instance)`.
-        contexts: Features: an array, or a function of a key.
+        contexts: Features of the actions, as for `ContextualLinear`. Probabilities that
+            follow from them and are not from 0 to 1 are found in `simulate_contextual`.
         cascade: Whether only what comes up to the first success is seen.
+
+    Raises:
+        ValueError: If shapes do not match or a value is not finite.
     """
 
     coefficients: Float[Array, "feature instance"]
@@ -38,17 +42,6 @@ class ContextualCombinatorial(AbstractContextualEnvironment):
     cascade: bool
 
     def __init__(self, coefficients: Numbers, contexts: Any, *, cascade: bool = False):
-        """State the problem.
-
-        Args:
-            coefficients: The true coefficients, shape `(feature, instance)`.
-            contexts: Features of the actions, as for `ContextualLinear`. Probabilities that
-                follow from them and are not from 0 to 1 are found in `simulate_contextual`.
-            cascade: Whether only what comes up to the first success is seen.
-
-        Raises:
-            ValueError: If shapes do not match or a value is not finite.
-        """
         self.coefficients, self.contexts = checked_problem(coefficients, contexts)
         self.cascade = flag("cascade")(cascade)
 

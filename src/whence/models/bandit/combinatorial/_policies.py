@@ -127,12 +127,7 @@ class VAC2UCB(AbstractRidgeBounds):
     def optimistic_variance(
         self, state: RidgeState, features: Numbers
     ) -> Float[Array, "action *batch"]:
-        """Return the largest variance that a reward of each action may have.
-
-        Args:
-            state: The fit.
-            features: Features of each action, shape `(action, feature, *batch)`.
-        """
+        """Return the largest variance that a reward of each action may have."""
         return self._variance(state, checked_actions(state, features))
 
     def _variance(self, state: RidgeState, x: Array) -> Array:

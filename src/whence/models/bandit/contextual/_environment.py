@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from ....core._convert import whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
-from .._checks import Numbers, one_hot, require_finite, require_positive
+from .._checks import Numbers, one_hot, real, require_finite, require_positive
 from .._policy import AbstractPolicy
 from ._linear import LinearGaussian
 from ._policies import AbstractContextualPolicy
@@ -31,11 +31,7 @@ class AbstractContextualEnvironment(eqx.Module):
 
     @abc.abstractmethod
     def accepts(self, policy: Any) -> str:
-        """Return what is wrong with a policy for this environment; nothing if it fits.
-
-        Args:
-            policy: The policy.
-        """
+        """Return what is wrong with a policy for this environment; nothing if it fits."""
 
     @abc.abstractmethod
     def turn(self, policy: Any, state: Any, round: Array, *, key: PRNGKey) -> Turn:
@@ -90,10 +86,17 @@ class AbstractContextualEnvironment(eqx.Module):
 class ContextualLinear(AbstractContextualEnvironment):
     """Rewards `features @ coefficients + noise`: one action per round.
 
-    Attributes:
+    Args:
         coefficients: The true coefficients, shape `(feature, instance)`.
-        scale: Standard deviation of the noise, in units of the reward, `(instance,)`.
-        contexts: Features: an array, or a function of a key.
+        scale: Standard deviation of the noise; a scalar or per instance.
+        contexts: Features of the actions: an array of shape `(round, arm, feature)`,
+            the same for all instances, or `(round, arm, feature, instance)`; or a
+            function of a key that draws one round, shape `(arm, feature)`, for example
+            the `sample` of a numpyro distribution.
+
+    Raises:
+        ValueError: If shapes do not match, a value is not finite, or a standard
+            deviation is not positive.
     """
 
     coefficients: Float[Array, "feature instance"]
@@ -101,20 +104,6 @@ class ContextualLinear(AbstractContextualEnvironment):
     contexts: Contexts
 
     def __init__(self, coefficients: Numbers, scale: Numbers, contexts: Any):
-        """State the problem.
-
-        Args:
-            coefficients: The true coefficients, shape `(feature, instance)`.
-            scale: Standard deviation of the noise; a scalar or per instance.
-            contexts: Features of the actions: an array of shape `(round, arm, feature)`,
-                the same for all instances, or `(round, arm, feature, instance)`; or a
-                function of a key that draws one round, shape `(arm, feature)`, for example
-                the `sample` of a numpyro distribution.
-
-        Raises:
-            ValueError: If shapes do not match, a value is not finite, or a standard
-                deviation is not positive.
-        """
         require_positive("scale", scale)
         self.coefficients, self.contexts = checked_problem(coefficients, contexts)
         instances, scale = self.coefficients.shape[1], jnp.asarray(scale)
@@ -188,10 +177,10 @@ def own_coefficients(context: Numbers, *, arms: int) -> Float[Array, "arm featur
         ValueError: If `context` is not a vector or `arms` not a positive integer.
     """
     arms = whole("arms", least=1)(arms)
-    z = jnp.asarray(context)
+    z = real(context)
     if z.ndim != 1 or not z.size:
         raise ValueError(f"`context` must be a vector; got shape {z.shape}.")
-    return jnp.kron(jnp.eye(arms, dtype=jnp.result_type(z, 0.0)), z[None])
+    return jnp.kron(jnp.eye(arms, dtype=z.dtype), z[None])
 
 
 def checked_problem(
@@ -199,8 +188,7 @@ def checked_problem(
 ) -> tuple[Float[Array, "feature instance"], Contexts]:
     """Check true coefficients, and features that go with them."""
     require_finite("coefficients", coefficients)
-    w = jnp.asarray(coefficients)
-    w = w.astype(jnp.result_type(w, 0.0))
+    w = real(coefficients)
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"`coefficients` must have shape (feature, instance); got {w.shape}.")
     features, instances = w.shape

@@ -10,7 +10,7 @@ from ....core._convert import part, positive, whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, require_within
-from .._policy import Arm, bind_hashable
+from .._policy import AbstractLearner, Arm
 from .._student_t import t_upper_quantile
 from ._linear import LinearGaussian
 from ._ridge import (
@@ -23,7 +23,7 @@ from ._ridge import (
 )
 
 
-class AbstractContextualPolicy(eqx.Module):
+class AbstractContextualPolicy(AbstractLearner):
     """A rule that chooses an action by its features: pure functions on a state.
 
     What is learned about one action is used for all, as they share the coefficients of
@@ -31,18 +31,6 @@ class AbstractContextualPolicy(eqx.Module):
     """
 
     features: eqx.AbstractVar[int]  # number of features of an action
-
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        bind_hashable(cls, "init", "act", "update")
-
-    @abc.abstractmethod
-    def init(self, batch: tuple[int, ...] = ()) -> Any:
-        """Return the state before the first round.
-
-        Args:
-            batch: Shape of a batch of independent problems.
-        """
 
     @abc.abstractmethod
     def act(self, state: Any, features: Numbers, *, key: PRNGKey) -> Arm:

@@ -42,9 +42,6 @@ class RidgeState(eqx.Module):
     ) -> tuple[Float[Array, "action *batch"], Float[Array, "action *batch"]]:
         """Return the expected mean reward of actions, and its scale.
 
-        Args:
-            features: Features of each action, from `checked_actions`.
-
         Returns:
             The means, and the standard deviations in units of that of the noise.
         """
@@ -108,11 +105,7 @@ class LinearState(eqx.Module):
 
     @seeded
     def sample(self, *, key: PRNGKey) -> Float[Array, "feature *batch"]:
-        """Draw coefficients.
-
-        Args:
-            key: For one draw per problem.
-        """
+        """Draw coefficients."""
         key_variance, key_noise = jr.split(key)
         mu = self.fit.mu
         variance = self.beta / jr.gamma(key_variance, self.alpha, dtype=mu.dtype)
@@ -150,15 +143,7 @@ def start_linear(prior: LinearGaussian, batch: tuple[int, ...]) -> LinearState:
 
 
 def checked_actions(fit: RidgeState, features: Numbers) -> Float[Array, "..."]:
-    """Check features of actions; return them in the state's type.
-
-    Args:
-        fit: The state.
-        features: Features of each action, shape `(action, feature, *batch)`.
-
-    Raises:
-        ValueError: If the shape is another or a value is not finite.
-    """
+    """Check features `(action, feature, *batch)`; return them in the state's type."""
     require_finite("features", features)
     x = jnp.asarray(features, fit.mu.dtype)
     if x.ndim < 2 or x.shape[0] < 1 or x.shape[1:] != fit.mu.shape:
@@ -170,17 +155,7 @@ def checked_actions(fit: RidgeState, features: Numbers) -> Float[Array, "..."]:
 def checked_reward(
     fit: RidgeState, features: Numbers, reward: Numbers, lead: tuple[int, ...] = ()
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Check the features and the reward of an action; return them in the state's type.
-
-    Args:
-        fit: The state.
-        features: Features of the action taken, shape `(*lead, feature, *batch)`.
-        reward: Its reward, shape `(*lead, *batch)`.
-        lead: Shape of several actions.
-
-    Raises:
-        ValueError: If a shape is another or a value is not finite.
-    """
+    """Check features `(*lead, feature, *batch)` and their rewards; return both as arrays."""
     require_finite("features", features)
     require_finite("reward", reward)
     x, y = jnp.asarray(features, fit.mu.dtype), jnp.asarray(reward, fit.mu.dtype)

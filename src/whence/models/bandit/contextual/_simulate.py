@@ -13,7 +13,7 @@ from ....core._convert import whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._regret import PolicyRun, Simulation
-from .._simulate import checkpoints, play_to_checkpoints
+from .._simulate import checkpoints, play
 from ._environment import AbstractContextualEnvironment
 
 
@@ -71,18 +71,8 @@ def simulate_contextual(
 
 @eqx.filter_jit
 def _play(policy, environment, edges, key) -> tuple[Array, Array]:
-    """Return regret at the checkpoints, `(checkpoint, instance)`, and pulls of each arm."""
-
-    def one_round(t, carry):
-        state, pulls, regret = carry
-        state, hit, gap = environment.turn(policy, state, t, key=jr.fold_in(key, t))
-        return state, pulls + hit, regret + gap
+    def turn(t, state, pulls):
+        return environment.turn(policy, state, t, key=jr.fold_in(key, t))
 
     arms, instances = environment.arms, environment.instances
-    start = (
-        policy.init((instances,)),
-        jnp.zeros((arms, instances), jnp.int32),
-        jnp.zeros(instances, environment.coefficients.dtype),
-    )
-    (_, pulls, _), regret = play_to_checkpoints(one_round, start, edges)
-    return regret, pulls
+    return play(policy, turn, arms, instances, environment.coefficients.dtype, edges)

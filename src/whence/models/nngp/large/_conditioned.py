@@ -16,6 +16,7 @@ from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey, Scalar
 from .._precision import check_evidence, is_single, lost_nats, resolved
 from ..laws._abstract_law import AbstractLaw, mean_inverse
+from ..process._abstract_conditioned import AbstractOneScale
 from ..process._remarks import remarks_of
 from ..process._scale_mixture import ScaleMixture, check_targets
 from ._gradient import evidence_gradient
@@ -43,7 +44,7 @@ class LargeMoments(NamedTuple):
     variance_error: Array
 
 
-class LargeConditioned(eqx.Module):
+class LargeConditioned(AbstractOneScale):
     """A `ScaleMixture` given many observations, as `Conditioned` but for joint laws.
 
     Attributes:
@@ -74,17 +75,6 @@ class LargeConditioned(eqx.Module):
     said: tuple[str, ...] = eqx.field(static=True)
 
     @property
-    def size(self) -> int:
-        """Number of observations, rows times outputs."""
-        return self.weights.size
-
-    @property
-    def log_evidence(self) -> Scalar:
-        """Log density of the observations, in nats."""
-        integral = self.process.scale.log_integral(self.size, self.quadratic)
-        return integral - (self.size * jnp.log(2 * jnp.pi) + self.log_det) / 2
-
-    @property
     def log_evidence_error(self) -> float:
         """Standard error of the log determinant's share, plus the bound of the solution's.
 
@@ -92,17 +82,6 @@ class LargeConditioned(eqx.Module):
         """
         slope = abs(_slope(self.process.scale, self.size, self.quadratic))
         return self.log_det_error / 2 + float(slope) * self.quadratic_error
-
-    @property
-    def scale(self) -> dist.Distribution:
-        """Posterior of v."""
-        return self.process.scale.posterior(self.size, self.quadratic)
-
-    @property
-    def conflict(self) -> Scalar:
-        """Two-sided p-value of the observations' size, as of `Conditioned`."""
-        above = self.process.scale.exceedance(self.size, self.quadratic)
-        return 2 * jnp.minimum(above, 1 - above)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -182,10 +161,6 @@ class LargeConditioned(eqx.Module):
     def latent_marginals(self, x: AnyArray, *, tolerance: float = 0.01) -> dist.Distribution:
         """Return the law of the function at each new input by itself, without noise.
 
-        Args:
-            x: Inputs at which to predict.
-            tolerance: As of `moments`.
-
         Returns:
             A distribution of batch shape `(points,)`, or `(points, outputs)` where `y` has
             an axis of outputs.
@@ -196,10 +171,6 @@ class LargeConditioned(eqx.Module):
         self, x: AnyArray, *, tolerance: float = 0.01
     ) -> dist.Distribution:
         """Return the law of a new observation at each input by itself, noise included.
-
-        Args:
-            x: Inputs at which to predict.
-            tolerance: As of `moments`.
 
         Returns:
             As `latent_marginals`.

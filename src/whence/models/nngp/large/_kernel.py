@@ -16,22 +16,16 @@ SIDE = 2048  # rows of a tile: large enough for matrix products at full speed
 
 
 class KernelTiles(eqx.Module):
-    """The kernel matrix of inputs as an operator.
+    """The kernel matrix of inputs as an operator."""
 
-    Attributes:
-        network: Whose kernel.
-        blocks: The inputs in blocks of equal length; what the last lacks repeats its first.
-        size: Number of inputs, the repeated ones not counted.
-        tiles: One triangle, row by row, diagonal tiles included; None if it is recomputed
-            in every product.
-        diagonal: Variance of each input.
-    """
-
-    network: AbstractLayer
+    network: AbstractLayer  # whose kernel
+    # the inputs in blocks of equal length; what the last lacks repeats its first
     blocks: tuple[Array, ...]
-    size: int = eqx.field(static=True)
+    size: int = eqx.field(static=True)  # number of inputs, the repeated ones not counted
+    # one triangle, row by row, diagonal tiles included; None if it is recomputed in every
+    # product
     tiles: tuple[Array, ...] | None
-    diagonal: Float[Array, " rows"]
+    diagonal: Float[Array, " rows"]  # variance of each input
 
     @property
     def dtype(self):

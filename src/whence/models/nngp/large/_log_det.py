@@ -13,17 +13,11 @@ COLUMNS_AT_A_TIME = 256  # of one product with the kernel
 
 
 class LogDet(NamedTuple):
-    """An estimate of a log determinant.
+    """An estimate of a log determinant."""
 
-    Attributes:
-        value: The estimate.
-        error: Its standard error over the probes.
-        unfinished: How much the last two steps of Lanczos changed it.
-    """
-
-    value: float
-    error: float
-    unfinished: float
+    value: float  # the estimate
+    error: float  # its standard error over the probes
+    unfinished: float  # how much the last two steps of Lanczos changed it
 
 
 def log_det_estimate(
@@ -37,12 +31,6 @@ def log_det_estimate(
     With `A = P^(1/2) B P^(1/2)` it is that of P and the trace of log(B). The trace of
     B is known exactly, and g'Bg of each probe is; so the straight line through log(B) that
     fits best is a control variate.
-
-    Args:
-        kernel: Of the inputs.
-        factor: L, with `P = L L' + noise I`.
-        white: `P^(-1/2)`.
-        lanczos: Of B, from each probe of random signs: diagonals and off-diagonals.
     """
     rows = kernel.size
     rules = [_gauss(*matrix) for matrix in lanczos]

@@ -57,17 +57,11 @@ def _extend(factor, left, columns, diagonal, pivots):
 
 
 class Whitener(eqx.Module):
-    """W, the inverse root of `L L' + noise I`, as `(I - F F') / sqrt(noise)`.
+    """W, the inverse root of `L L' + noise I`, as `(I - F F') / sqrt(noise)`."""
 
-    Attributes:
-        root: F, shape `(rows, rank)`.
-        noise: Positive.
-        log_det: Of `L L' + noise I`.
-    """
-
-    root: Float[Array, "rows rank"]
-    noise: Float[Array, ""]
-    log_det: Float[Array, ""]
+    root: Float[Array, "rows rank"]  # f, shape `(rows, rank)`
+    noise: Float[Array, ""]  # positive
+    log_det: Float[Array, ""]  # of `L L' + noise I`
 
     @eqx.filter_jit
     def __call__(self, vectors: Array) -> Array:
@@ -88,21 +82,14 @@ def whitener(factor: Float[Array, "rows rank"], noise: Float[Array, ""]) -> Whit
 
 
 class Solution(NamedTuple):
-    """Of `B u = b`, one system per column.
+    """Of `B u = b`, one system per column."""
 
-    Attributes:
-        solution: u.
-        quadratic: `b' B^-1 b`, from below.
-        error: Bound of what `quadratic` lacks.
-        lanczos: Diagonals and off-diagonals of the tridiagonal matrices of each column.
-        steps: Products with B.
-    """
-
-    solution: Float[Array, "rows columns"]
-    quadratic: np.ndarray
-    error: np.ndarray
+    solution: Float[Array, "rows columns"]  # u
+    quadratic: np.ndarray  # `b' B^-1 b`, from below
+    error: np.ndarray  # bound of what `quadratic` lacks
+    # diagonals and off-diagonals of the tridiagonal matrices of each column
     lanczos: list[tuple[np.ndarray, np.ndarray]]
-    steps: int
+    steps: int  # products with B
 
 
 def conjugate_gradients(

@@ -26,7 +26,10 @@ from ._quadrature import Nodes, log_likelihood, quadrature
 
 
 class AbstractLaw(eqx.Module):
-    """A law of a positive scale, a variance.
+    """A law of a positive scale v, a variance.
+
+    In all methods `size` is n, the number of observations, and `quadratic` is q, their
+    whitened sum of squares.
 
     References:
         Lee, Yun, Yang, Lee (2022), Scale mixtures of neural network Gaussian processes,
@@ -35,56 +38,27 @@ class AbstractLaw(eqx.Module):
 
     @abc.abstractmethod
     def log_integral(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the log of the integral of `p(v) v^(-n/2) exp(-q / (2 v))`.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return the log of the integral of `p(v) v^(-n/2) exp(-q / (2 v))`."""
 
     @abc.abstractmethod
     def posterior(self, size: int, quadratic: Scalar) -> dist.Distribution:
-        """Return the law of v given observations.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return the law of v given observations."""
 
     @abc.abstractmethod
     def mixture(
         self, size: int, quadratic: Scalar, loc: Array, scale_tril: Array
     ) -> dist.Distribution:
-        """Return `N(loc, v L L')` mixed over the posterior of v.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Shape `(dim,)`.
-            scale_tril: L, shape `(dim, dim)`.
-        """
+        """Return `N(loc, v L L')` mixed over the posterior of v; L is `(dim, dim)`."""
 
     @abc.abstractmethod
     def marginals(
         self, size: int, quadratic: Scalar, loc: Array, scale: Array
     ) -> dist.Distribution:
-        """Return `N(loc, v scale^2)` mixed over the posterior of v, for single numbers.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            loc: Any shape.
-            scale: Standard deviations for v = 1, of that shape.
-        """
+        """Return `N(loc, v scale^2)` mixed over the posterior of v, for arrays of numbers."""
 
     @abc.abstractmethod
     def exceedance(self, size: int, quadratic: Scalar) -> Scalar:
-        """Return the probability, before the observations, of a larger sum of squares.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return the probability, before the observations, of a larger sum of squares."""
 
     @abc.abstractmethod
     def tail(self) -> Scalar:
@@ -96,20 +70,10 @@ class AbstractDensityLaw(AbstractLaw):
 
     @abc.abstractmethod
     def log_density(self, scale: Array) -> Array:
-        """Return the log density of v, in nats.
-
-        Args:
-            scale: v, any shape.
-        """
+        """Return the log density of v, in nats, of any shape."""
 
     def nodes(self, size: int, quadratic: Scalar, *, num_nodes: int = 97) -> Nodes:
-        """Return the posterior of v as weighted points.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-            num_nodes: Number of points.
-        """
+        """Return the posterior of v as `num_nodes` weighted points for each of its pieces."""
         # A number of observations of its own would be a program of its own.
         return _nodes(self, jnp.asarray(size, jnp.result_type(float)), quadratic, num_nodes)
 
@@ -159,13 +123,7 @@ def pieces(law: AbstractDensityLaw) -> Pieces:
 
 
 class ScalePosterior(dist.Distribution):
-    """The posterior of a scale whose law has a density; normalised by quadrature.
-
-    Args:
-        law: Law before the observations.
-        size: n, number of observations.
-        quadratic: q, their whitened sum of squares.
-    """
+    """The posterior of a scale given observations, its law of a density; by quadrature."""
 
     arg_constraints = {}
     pytree_data_fields = ("law", "quadratic")
@@ -185,11 +143,7 @@ class ScalePosterior(dist.Distribution):
         return self.law.log_density(jnp.asarray(value)) + likelihood - whole
 
     def expectation(self, function):
-        """Return the mean of a function of v; it is for the caller to know that it exists.
-
-        Args:
-            function: Of an array of scales, elementwise.
-        """
+        """Return the mean of an elementwise function of v; that it exists is not checked."""
         return self.law.nodes(self.size, self.quadratic).expectation(function)
 
     def log_ratio(self, size: int, quadratic: Array) -> Array:

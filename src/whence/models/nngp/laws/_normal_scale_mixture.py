@@ -5,11 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpyro.distributions as dist
-from jax.scipy.special import logsumexp, ndtr
+from jax.scipy.special import logsumexp
 from numpyro.distributions import constraints
 
-from ._bisection import AbstractJoint, bisected, log_weight
+from ._shared import AbstractJoint, AbstractMarginals, log_weight
 
 
 class NormalScaleMixture(AbstractJoint):
@@ -88,7 +87,7 @@ class NormalScaleMixture(AbstractJoint):
         )
 
 
-class ScaleMixtureMarginals(dist.Distribution):
+class ScaleMixtureMarginals(AbstractMarginals):
     """`sum_k w_k N(loc, v_k scale^2)` for single numbers; entries of a batch independent.
 
     Args:
@@ -106,7 +105,6 @@ class ScaleMixtureMarginals(dist.Distribution):
         "log_weights": log_weight(1),
         "tail": constraints.positive,
     }
-    support = constraints.real  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self, loc, scale, log_scales, log_weights, tail=jnp.inf, *, validate_args=None
@@ -117,44 +115,5 @@ class ScaleMixtureMarginals(dist.Distribution):
         self.tail = jnp.asarray(tail, loc.dtype)
         super().__init__(jnp.shape(loc), (), validate_args=validate_args)
 
-    def _standard(self, value):
-        deviations = self.scale[..., None] * jnp.exp(self.log_scales / 2)
-        return (value - self.loc)[..., None] / deviations, deviations
-
-    def log_prob(self, value, intermediates=None):
-        """Return log densities."""
-        z, deviations = self._standard(value)
-        normal = -(z**2) / 2 - jnp.log(deviations) - jnp.log(2 * jnp.pi) / 2
-        return logsumexp(self.log_weights + normal, axis=-1)
-
-    def cdf(self, value):
-        """Return the distribution function."""
-        return jnp.sum(jnp.exp(self.log_weights) * ndtr(self._standard(value)[0]), axis=-1)
-
-    def icdf(self, q):
-        """Return quantiles, by bisection of the distribution function."""
-        # The mixture's quantile lies between those of its nodes.
-        z = jax.scipy.special.ndtri(q)[..., None] * jnp.exp(self.log_scales / 2)
-        z = self.scale[..., None] * jnp.where(jnp.exp(self.log_weights) > 0, z, 0)
-        low, high = self.loc + z.min(-1), self.loc + z.max(-1)
-        return bisected(self, q, low, high)
-
-    def sample(self, key: Any, sample_shape=()):
-        """Draw each entry with a scale of its own."""
-        key_node, key_normal = jr.split(key)
-        shape = (*sample_shape, *self.batch_shape)
-        node = jr.categorical(key_node, self.log_weights, shape=shape)
-        white = jr.normal(key_normal, shape, self.loc.dtype)
-        return self.loc + self.scale * jnp.exp(self.log_scales[node] / 2) * white
-
-    @property
-    def mean(self):
-        """Locations, NaN where the law has no mean."""
-        return jnp.where(self.tail > 0.5, self.loc, jnp.nan)
-
-    @property
-    def variance(self):
-        """Variances, infinite where the law has none."""
-        weights = jnp.exp(self.log_weights)
-        scales = jnp.where(weights > 0, jnp.exp(self.log_scales), 0)
-        return jnp.where(self.tail > 1, self.scale**2 * jnp.sum(weights * scales), jnp.inf)
+    def _nodes(self):
+        return self.loc[None], self.scale[None], self.log_scales[None], self.log_weights[None]

@@ -180,12 +180,7 @@ class Draws(AbstractLaw):
                 raise ValueError(f"`values` must be positive and finite; got {known[bad][0]}.")
 
     def nodes(self, size: int, quadratic: Scalar) -> Nodes:
-        """Return the posterior of v as weighted points.
-
-        Args:
-            size: n, number of observations.
-            quadratic: q, their whitened sum of squares.
-        """
+        """Return the posterior of v as weighted points."""
         log = jnp.log(self.values)
         return Nodes(log, log_likelihood(log, size, quadratic) - jnp.log(len(self.values)))
 

@@ -17,19 +17,13 @@ from ....core._types import Scalar
 
 
 class Pieces(NamedTuple):
-    """Densities of a scale v, and the stretches of log v on which each is integrated.
+    """Densities of a scale v, and the stretches of log v on which each is integrated."""
 
-    Attributes:
-        log_densities: Of a scale; the densities of all components, which add up to the law.
-        component: Which of them a piece belongs to.
-        low: Where a piece begins, in log v.
-        high: Where it ends.
-    """
-
+    # of a scale; the densities of all components, which add up to the law
     log_densities: Callable[[Array], Float[Array, " component"]]
-    component: Int[Array, " piece"]
-    low: Float[Array, " piece"]
-    high: Float[Array, " piece"]
+    component: Int[Array, " piece"]  # which of them a piece belongs to
+    low: Float[Array, " piece"]  # where a piece begins, in log v
+    high: Float[Array, " piece"]  # where it ends
 
 
 def one_piece(log_density: Callable[[Array], Array]) -> Pieces:

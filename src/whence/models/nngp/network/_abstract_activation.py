@@ -19,11 +19,7 @@ class AbstractActivation(AbstractLayer):
 
     @abc.abstractmethod
     def __call__(self, x: Array) -> Array:
-        """Apply the function to every unit.
-
-        Args:
-            x: Values, any shape.
-        """
+        """Apply the function to every unit."""
 
     @abc.abstractmethod
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
@@ -37,11 +33,7 @@ class AbstractActivation(AbstractLayer):
 
     @abc.abstractmethod
     def single(self, q: Array) -> tuple[Array, Array]:
-        """Return `(k, kdot)` of a unit with itself: c = q1 = q2.
-
-        Args:
-            q: Variance.
-        """
+        """Return `(k, kdot)` of a unit with itself: c = q1 = q2."""
 
     def moments(self, state: KernelState) -> KernelState:
         if not state.gaussian:

@@ -38,11 +38,7 @@ class AbstractLayer(eqx.Module):
 
     @abc.abstractmethod
     def moments(self, state: KernelState) -> KernelState:
-        """Map second moments of what the layer reads to those of what it gives.
-
-        Args:
-            state: Moments of all pairs.
-        """
+        """Map second moments of what the layer reads to those of what it gives."""
 
     @abc.abstractmethod
     def finite(

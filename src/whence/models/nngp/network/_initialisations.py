@@ -21,12 +21,7 @@ class AbstractInitialisation(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, shape: tuple[int, int], *, key: PRNGKey) -> Float[Array, "out in"]:
-        """Draw a matrix with entries of mean 0 and variance 1.
-
-        Args:
-            shape: Units out, units in.
-            key: Random key.
-        """
+        """Draw a matrix with entries of mean 0 and variance 1."""
 
 
 class Independent(AbstractInitialisation):

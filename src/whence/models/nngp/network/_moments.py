@@ -1,5 +1,6 @@
 """Second moments of the units of one layer, for blocks of inputs and their pixels."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -40,14 +41,7 @@ class KernelState(eqx.Module):
 
 
 def inputs_state(x1: Array, x2: Array, *, pairs: bool, ntk: bool) -> KernelState:
-    """Return the moments of raw inputs, averages of products over channels.
-
-    Args:
-        x1: Inputs, shape `(rows, *spatial, channels)`.
-        x2: Inputs, shape `(columns, *spatial, channels)`.
-        pairs: Whether pairs of different pixels are wanted.
-        ntk: Whether the tangent kernel is wanted; of raw inputs it is zero.
-    """
+    """Return the moments of raw inputs, `(rows, *spatial, channels)`: means over channels."""
     spatial = x1.ndim - 2
     pairs = pairs and spatial > 0
     p, q = "uvw"[:spatial], "xyz"[:spatial] if pairs else "uvw"[:spatial]
@@ -117,19 +111,13 @@ def pool(moments: SecondMoments, *, diagonal: bool) -> SecondMoments:
 
 def flat_pairs(x: Array, spatial: int) -> Array:
     """Return `x` with pairs of pixels as a square matrix in the last two axes."""
-    shape = x.shape[x.ndim - 2 * spatial : x.ndim - spatial]
-    size = 1
-    for length in shape:
-        size *= length
+    size = math.prod(x.shape[x.ndim - 2 * spatial : x.ndim - spatial])
     return x.reshape(*x.shape[: x.ndim - 2 * spatial], size, size)
 
 
 def pixel_diagonal(shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """Return where both members of a pair are the same pixel."""
-    size = 1
-    for length in shape:
-        size *= length
-    return jnp.eye(size, dtype=bool).reshape(*shape, *shape)
+    return jnp.eye(math.prod(shape), dtype=bool).reshape(*shape, *shape)
 
 
 def average_windows(

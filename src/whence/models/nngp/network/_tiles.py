@@ -31,15 +31,7 @@ def tiled(
     pairs: bool,
     ntk: bool,
 ) -> tuple[Array, ...]:
-    """Return the matrices of a kernel, `(nngp,)` or `(nngp, ntk)`.
-
-    Args:
-        moments: From raw inputs to the network's output.
-        x1: Inputs, shape `(rows, ...)`.
-        x2: Inputs, shape `(columns, ...)`; None is `x1`, computed by one triangle.
-        pairs: Whether pairs of different pixels are needed.
-        ntk: Whether the tangent kernel is wanted.
-    """
+    """Return the matrices of a kernel, `(nngp,)` or `(nngp, ntk)`."""
     symmetric = x2 is None
     other = x1 if x2 is None else x2
     rows, columns = x1.shape[0], other.shape[0]

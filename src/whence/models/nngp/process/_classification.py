@@ -25,15 +25,13 @@ from ..network._abstract_layer import AbstractLayer
 from ..network._arc_cosine import safe_sqrt
 from ._cholesky import is_definite
 from ._inducing import Projection, factor, project
+from ._regression import unknown_latents
 from ._softmax import SoftmaxLabels
 
 
 def _parameters(model: Classification) -> dict[str, Latent]:
     """Declare what has a prior, and the inducing inputs if they are to be found."""
-    specs = {
-        name: Latent(unknown.prior, None, (), False, "prior")
-        for name, unknown in unknowns(model.description).items()
-    }
+    specs = unknown_latents(model)
     if model.train_inducing:
         flat = dist.ImproperUniform(dist.constraints.real, (), model.inducing.shape)
         specs["inducing"] = Latent(flat, None, (), False, model.inducing)
@@ -153,11 +151,7 @@ class Classification(Model):
         return jnp.sqrt(self.v) * self.values["white"] @ tril.T
 
     def project(self, x: AnyArray) -> Projection:
-        """Return what the inducing values say of the function at `x`, for v = 1.
-
-        Args:
-            x: Inputs.
-        """
+        """Return what the inducing values say of the function at `x`, for v = 1."""
         network, inducing = self._parts()
         return project(network, inducing, x, self.jitter)
 
@@ -188,10 +182,6 @@ class Classification(Model):
 
         Not the mean log probability, which is fitted and is a bound of it: pointwise log
         likelihoods, LOO and WAIC are of the probability.
-
-        Args:
-            y: Labels.
-            x: Their inputs.
         """
         log_probs = self.likelihood(x).log_probs
         return jnp.take_along_axis(log_probs, jnp.asarray(y)[:, None], axis=1)[:, 0]

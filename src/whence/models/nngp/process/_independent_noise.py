@@ -168,10 +168,6 @@ class IndependentConditioned(AbstractConditioned):
     def condition(self, x: AnyArray, y: AnyArray) -> IndependentConditioned:
         """Return the process given more observations; it is decomposed anew.
 
-        Args:
-            x: New inputs.
-            y: New observations, with as many outputs as before.
-
         Raises:
             ValueError: As `IndependentNoise.condition`, or if the outputs differ in number.
         """

@@ -14,14 +14,10 @@ class Projection(NamedTuple):
     """What the values at inducing inputs, `L white`, say of the function at other inputs.
 
     For a scale of 1: given them its mean is `read' white`, its variance `residual`.
-
-    Attributes:
-        read: `L^-1 K(inducing, x)`.
-        residual: Variance that is left, at least 0.
     """
 
-    read: Float[Array, "inducing row"]
-    residual: Float[Array, " row"]
+    read: Float[Array, "inducing row"]  # `L^-1 K(inducing, x)`
+    residual: Float[Array, " row"]  # variance that is left, at least 0
 
 
 def factor(network: AbstractLayer, inducing: AnyArray, jitter: Array) -> Array:

@@ -74,10 +74,6 @@ class Joint(dist.Distribution):
     def sample(self, key: Any, sample_shape=()):
         """Draw values; NaN where there is no factor.
 
-        Args:
-            key: Random key.
-            sample_shape: Axes of the draws.
-
         Raises:
             ValueError: If the law is improper.
         """

@@ -24,16 +24,11 @@ from ..network._abstract_layer import AbstractLayer
 from ._cholesky import explain_factor
 from ._identifiability import degeneracies
 from ._joint import Joint
-from ._remarks import (
-    remarks_on_inputs,
-    remarks_on_moments,
-    remarks_on_targets,
-    repeated_rows,
-)
+from ._remarks import remarks_on_inputs, remarks_on_moments, remarks_on_targets, repeated_rows
 from ._scale_mixture import ScaleMixture, ScaleMixtureConditioned
 
 
-def _unknown_latents(model: Regression) -> dict[str, Latent]:
+def unknown_latents(model: Any) -> dict[str, Latent]:
     """Declare one latent for each parameter that has a prior."""
     return {
         name: Latent(unknown.prior, None, (), False, "prior")
@@ -68,7 +63,7 @@ class Regression(Model):
     scale: AbstractLaw
     noise: Parameter
     outputs: int | None = eqx.field(static=True)
-    values: dict[str, Any] = latents(_unknown_latents)
+    values: dict[str, Any] = latents(unknown_latents)
 
     def __init__(
         self,
@@ -113,10 +108,6 @@ class Regression(Model):
 
         Its `latent(new)` is the law of the function at new inputs, `observation(new)` that
         of new observations, `scale` that of v.
-
-        Args:
-            y: Observations.
-            x: Their inputs.
         """
         return self.process().condition(x, y)
 
@@ -125,21 +116,11 @@ class Regression(Model):
         return drawn if self.outputs is None else jnp.stack(jnp.split(drawn, self.outputs), -1)
 
     def log_density_given_rest(self, y: AnyArray, x: AnyArray) -> Array:
-        """Return the log density of each row of `y` given all others, exactly.
-
-        Args:
-            y: Observed data.
-            x: Their inputs.
-        """
+        """Return the log density of each row of `y` given all others, exactly."""
         return self.given(y, x).leave_one_out.log_density
 
     def check_observed(self, y: Any, likelihood: Any) -> None:
-        """Refuse data that are not numbers, one for each row of the inputs (and output).
-
-        Args:
-            y: What `condition` got.
-            likelihood: What `likelihood` returned; only its shapes are known.
-        """
+        """Refuse data that are not numbers, one for each row of the inputs (and output)."""
         if isinstance(y, Mapping):
             return
         got, want = jnp.shape(y), tuple(likelihood.shape())
@@ -160,12 +141,7 @@ class Regression(Model):
             raise ValueError(f"`y` must be finite; {np.sum(~np.isfinite(y))} are not.")
 
     def review(self, y: Any, *inputs: Any) -> tuple[str, ...]:
-        """Refuse what has no posterior; return what to know of data and priors, in words.
-
-        Args:
-            y: Observed data.
-            *inputs: Their inputs.
-        """
+        """Refuse what has no posterior; return what to know of data and priors, in words."""
         said, (x,) = degeneracies(self.description), inputs
         if any(isinstance(value, Tracer) for value in jax.tree.leaves((self, y, x))):
             return said
@@ -182,11 +158,6 @@ class Regression(Model):
         return (*said, *remarks_on_moments(order))
 
     def explain(self, y: Any, *inputs: Any) -> str:
-        """Say why the log density of data under this draw is not finite.
-
-        Args:
-            y: Observed data.
-            *inputs: Their inputs.
-        """
+        """Say why the log density of data under this draw is not finite."""
         process, (x,) = self.process(), inputs
         return explain_factor(process._with_noise(process.network.nngp(x)), process.noise)

@@ -9,12 +9,7 @@ from ..laws._abstract_law import AbstractDensityLaw
 
 
 def remarks_of(given: Any, jitter: float) -> tuple[str, ...]:
-    """Return remarks on a process given observations: data, jitter, law and moments.
-
-    Args:
-        given: A `ScaleMixtureConditioned` or `LargeConditioned`.
-        jitter: What was added to the covariance.
-    """
+    """Return remarks on a process given observations: data, jitter, law and moments."""
     said, x, law = [], given.x, given.process.scale
     repeated = repeated_rows(x)
     if repeated:

@@ -30,7 +30,7 @@ from .._precision import (
 from ..laws._abstract_law import AbstractLaw, mean_inverse
 from ..laws._numerical import scale_law
 from ..network._abstract_layer import AbstractLayer
-from ._abstract_conditioned import AbstractConditioned
+from ._abstract_conditioned import AbstractConditioned, AbstractOneScale
 from ._cholesky import cholesky, factor_or_penalty, plus_diagonal, whitened_covariance
 from ._joint import Joint
 from ._remarks import remarks_of
@@ -129,22 +129,15 @@ class ScaleMixture(eqx.Module):
 
 
 class LeaveOneOut(NamedTuple):
-    """Each row of observations given all the others.
+    """Each row of observations given all the others."""
 
-    Attributes:
-        log_density: Of a row, all its outputs jointly, in nats, shape `(rows,)`.
-        loc: Location of its predictive law, as `y`.
-        deviation: Scale of that law for v = 1, shape `(rows,)`.
-        quadratic: Whitened sum of squares of the others, shape `(rows,)`.
-    """
-
-    log_density: Array
-    loc: Array
-    deviation: Array
-    quadratic: Array
+    log_density: Array  # of a row, all its outputs jointly, in nats, shape `(rows,)`
+    loc: Array  # location of its predictive law, as `y`
+    deviation: Array  # scale of that law for v = 1, shape `(rows,)`
+    quadratic: Array  # whitened sum of squares of the others, shape `(rows,)`
 
 
-class ScaleMixtureConditioned(AbstractConditioned):
+class ScaleMixtureConditioned(AbstractOneScale, AbstractConditioned):
     """A `ScaleMixture` given observations: a `whence.core.Conditioned`.
 
     Attributes:
@@ -164,11 +157,6 @@ class ScaleMixtureConditioned(AbstractConditioned):
     jitter: Float[Array, ""]
 
     @property
-    def size(self) -> int:
-        """Number of observations, rows times outputs."""
-        return self.white.size
-
-    @property
     def quadratic(self) -> Scalar:
         """Whitened sum of squares, the trace of `y' A^-1 y`."""
         return jnp.sum(self.white**2)
@@ -177,31 +165,6 @@ class ScaleMixtureConditioned(AbstractConditioned):
     def log_det(self) -> Scalar:
         """Log determinant of the covariance of all observations for v = 1."""
         return 2 * self.white.shape[1] * jnp.sum(jnp.log(jnp.diagonal(self.tril)))
-
-    @property
-    def log_evidence(self) -> Scalar:
-        """Log density of the observations, in nats."""
-        integral = self.process.scale.log_integral(self.size, self.quadratic)
-        return integral - (self.size * jnp.log(2 * jnp.pi) + self.log_det) / 2
-
-    @property
-    def scale(self) -> dist.Distribution:
-        """Posterior of v."""
-        return self.process.scale.posterior(self.size, self.quadratic)
-
-    @property
-    def conflict(self) -> Scalar:
-        """Two-sided p-value of the observations' size under the law of the scale.
-
-        Near zero the law of v expects far larger or far smaller observations than came; NaN
-        for an improper law, which expects nothing.
-
-        References:
-            Evans and Moshonov (2006), Checking for prior-data conflict,
-            doi:10.1214/06-BA129.
-        """
-        above = self.process.scale.exceedance(self.size, self.quadratic)
-        return 2 * jnp.minimum(above, 1 - above)
 
     @property
     def leave_one_out(self) -> LeaveOneOut:
@@ -238,11 +201,7 @@ class ScaleMixtureConditioned(AbstractConditioned):
         return remarks_of(self, float(self.jitter))
 
     def moments(self, x: AnyArray) -> tuple[Array, Array]:
-        """Return location `(points, outputs)` and covariance of the function for v = 1.
-
-        Args:
-            x: Inputs at which to predict.
-        """
+        """Return location `(points, outputs)` and covariance of the function for v = 1."""
         read, covariance = self._read(x), self.process.network.nngp(x)
         return read.T @ self.white, covariance - read.T @ read
 
@@ -311,10 +270,6 @@ class ScaleMixtureConditioned(AbstractConditioned):
 
     def condition(self, x: AnyArray, y: AnyArray) -> ScaleMixtureConditioned:
         """Return the process given more observations, by rows added to the factor.
-
-        Args:
-            x: New inputs.
-            y: New observations, with as many outputs as before.
 
         Raises:
             ValueError: As `ScaleMixture.condition`, or if the outputs differ in number.

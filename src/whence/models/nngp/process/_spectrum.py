@@ -7,15 +7,11 @@ from jaxtyping import Array, Float
 
 
 class Spectrum(eqx.Module):
-    """Eigenvalues and eigenvectors of a kernel matrix, constants to differentiation.
+    """Eigenvalues and eigenvectors of a kernel matrix, constants to differentiation."""
 
-    Attributes:
-        values: Ascending; what is zero up to rounding, or less, is set to rounding.
-        vectors: In columns.
-    """
-
+    # ascending; what is zero up to rounding, or less, is set to rounding
     values: Float[Array, " rows"]
-    vectors: Float[Array, "rows rows"]
+    vectors: Float[Array, "rows rows"]  # in columns
 
 
 def spectrum(kernel: Float[Array, "rows rows"]) -> Spectrum:

@@ -45,6 +45,15 @@ class Trained(eqx.Module):
     as a constant. If training also scales by it (a readout with weights of variance v and no
     factor), the tangent kernel is another, and v no longer factors out.
 
+    Args:
+        process: Networks and law of their scale; its noise must be 0.
+        x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
+        y: Targets, shape `(rows,)`, or `(rows, outputs)` which share v.
+
+    Raises:
+        ValueError: If shapes do not fit, numbers are not finite, `process.noise` is not
+            0, or the law of the scale is improper.
+
     References:
         Lee, Xiao, Schoenholz, Bahri, Novak, Sohl-Dickstein, Pennington (2019), Wide neural
         networks of any depth evolve as linear models under gradient descent,
@@ -59,17 +68,6 @@ class Trained(eqx.Module):
     single: bool = eqx.field(static=True)
 
     def __init__(self, process: ScaleMixture, x: AnyArray, y: AnyArray):
-        """Check and keep what is trained on.
-
-        Args:
-            process: Networks and law of their scale; its noise must be 0.
-            x: Inputs, shape `(rows, features)` or `(rows, *spatial, channels)`.
-            y: Targets, shape `(rows,)`, or `(rows, outputs)` which share v.
-
-        Raises:
-            ValueError: If shapes do not fit, numbers are not finite, `process.noise` is not
-                0, or the law of the scale is improper.
-        """
         y = check_targets(jnp.asarray(x), y)
         if not isinstance(process.noise, Tracer) and float(process.noise) != 0:
             raise ValueError(
@@ -83,9 +81,6 @@ class Trained(eqx.Module):
 
     def last_layer(self, x: AnyArray) -> dist.Distribution:
         """Return the law of the function after its readout was trained to the end.
-
-        Args:
-            x: Inputs at which to predict.
 
         Returns:
             A distribution of shape `(points,)`; with several outputs `(outputs * points,)`,
