@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -71,17 +69,12 @@ else:
 """
 
 
-def _killed(what, path):
-    done = subprocess.run([sys.executable, "-c", KILLED, what, str(path)], check=False)
-    assert done.returncode == -9
-
-
-def test_a_killed_writer_leaves_nothing_to_the_next(store, tmp_path):
+def test_a_killed_writer_leaves_nothing_to_the_next(store, tmp_path, exit_code_of):
     from whence.storage import load_netcdf, save_netcdf, to_datatree
 
     _write(store, 0, 10)
     store.release()
-    _killed("store", store.folder)
+    assert exit_code_of(KILLED, "store", store.folder) == -9
     assert (store.folder / "lock").exists()
     assert len(list(store.folder.rglob(".*.tmp"))) == 1
     mine = store.folder / ".notes.tmp"
@@ -89,12 +82,12 @@ def test_a_killed_writer_leaves_nothing_to_the_next(store, tmp_path):
     again = RunStore.open(store.folder)
     _write(again, 10, 20)
     assert list(store.folder.rglob(".*.tmp")) == [mine]
-    _killed("create", tmp_path / "new")
+    assert exit_code_of(KILLED, "create", tmp_path / "new") == -9
     RunStore.create(tmp_path / "new", {}).release()  # empty but for what was left
     assert os.listdir(tmp_path / "new") == ["manifest.json"]
 
     path, tree = tmp_path / "a.nc", to_datatree({"posterior": {"mu": np.zeros((1, 3))}})
-    _killed("netcdf", path)
+    assert exit_code_of(KILLED, "netcdf", path) == -9
     notes = tmp_path / ".a.nc.tmp"
     notes.touch()
     with scratch(path) as (_, alive):  # of a writer that is at work

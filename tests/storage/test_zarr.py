@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -91,7 +90,9 @@ _zarr.save_zarr(tree, path)
 
 
 @pytest.mark.parametrize("swap", [True, False])
-def test_the_old_folder_survives_whatever_fails(tree, tmp_path, monkeypatch, swap):
+def test_the_old_folder_survives_whatever_fails(
+    tree, tmp_path, monkeypatch, swap, exit_code_of
+):
     """The renaming fails, or the process is killed before it or between two."""
     path = tmp_path / "a.zarr"
     save_zarr(tree, path)
@@ -112,8 +113,7 @@ def test_the_old_folder_survives_whatever_fails(tree, tmp_path, monkeypatch, swa
     assert load_zarr(path).identical(before)
     assert os.listdir(tmp_path) == ["a.zarr"]
 
-    done = subprocess.run([sys.executable, "-c", DYING, path, str(swap)], check=False)
-    assert done.returncode == 9
+    assert exit_code_of(DYING, path, swap) == 9
     assert len(os.listdir(tmp_path)) > 1
     assert load_zarr(path).identical(before)
     save_zarr(tree, path)

@@ -11,20 +11,9 @@ if TYPE_CHECKING:
 SAMPLE_DIMS = ("chain", "draw")
 _WITHOUT_SAMPLES = ("observed_data", "constant_data", "predictions_constant_data", "record")
 GROUPS = (
-    "posterior",
-    "unconstrained_posterior",
-    "sample_stats",
-    "log_likelihood",
-    "log_prior",
-    "posterior_predictive",
-    "predictions",
-    "prior",
-    "prior_predictive",
-    "observed_data",
-    "constant_data",
-    "predictions_constant_data",
-    "warmup_posterior",
-    "warmup_sample_stats",
+    *("posterior", "unconstrained_posterior", "sample_stats", "log_likelihood", "log_prior"),
+    *("posterior_predictive", "predictions", "prior", "prior_predictive", "observed_data"),
+    *("constant_data", "predictions_constant_data", "warmup_posterior", "warmup_sample_stats"),
     "record",
 )
 

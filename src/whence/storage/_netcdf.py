@@ -50,9 +50,6 @@ def save_netcdf(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
 def load_netcdf(path: str | os.PathLike[str]) -> "xarray.DataTree":
     """Read a tree that `save_netcdf` wrote, all of it into memory.
 
-    Args:
-        path: The file.
-
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a file of this library, one of a newer version of it, or

@@ -29,10 +29,6 @@ def unpacked(path: Path) -> dict[str, np.ndarray]:
     `numpy.load` would not do: it believes a damaged table of contents that leaves arrays
     out, and a damaged header that makes one shorter, for then its checksum is not looked at;
     and it takes memory for what a header says before it looks whether the file has it.
-
-    Raises:
-        ValueError: If the file is damaged, or another one.
-        FileNotFoundError: If there is none.
     """
     try:
         with path.open("rb") as raw, zipfile.ZipFile(path) as file:

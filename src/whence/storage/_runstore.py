@@ -3,6 +3,7 @@
 ```
 manifest.json                 what is run, on what, by which versions; and its checksum
 lock                          who is writing, while somebody is
+start.npz                     positions to begin at, if they were chosen
 replica-0003/
   000000000000-000000000250.npz   what steps 0 to 249 recorded
   state.npz                       the state after the last chunk, and where that is
@@ -19,7 +20,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,7 @@ from ._npz import packed, unpacked
 
 RUN_SCHEMA = 2  # from 2 on the manifest has a checksum
 _MANIFEST, _STATE, _LOCK, _SEAL = "manifest.json", "state.npz", "lock", "sha256"
+_START = "start.npz"
 _LONGEST_MANIFEST = 2**26  # bytes
 
 
@@ -63,12 +65,18 @@ class RunStore:
             self._lock.close()
 
     @classmethod
-    def create(cls, folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> "RunStore":
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        manifest: Mapping[str, Any],
+        start: Sequence[np.ndarray] = (),
+    ) -> "RunStore":
         """Start a store in a new or empty folder, and lock it.
 
         Args:
             folder: Where to; made if it does not exist.
             manifest: JSON values.
+            start: Leaves of the positions to begin at, if they were chosen.
 
         Raises:
             ValueError: If the folder holds anything.
@@ -84,6 +92,8 @@ class RunStore:
         store.lock()
         try:
             _check_empty(folder)  # another may have been faster
+            if start:
+                replace_file(folder / _START, _packed(list(start)))
             store.write_manifest()
         except BaseException:
             store.release()
@@ -221,9 +231,6 @@ class RunStore:
     def state(self, replica: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
         """Return where a replica stands, and its state.
 
-        Args:
-            replica: Number of the replica.
-
         Returns:
             The first step not made (as it was given to `write`) and the leaves of the state;
             None if the replica has not begun.
@@ -236,6 +243,17 @@ class RunStore:
             return None
         stops, *leaves = _unpacked(path)
         return stops, leaves
+
+    def start(self) -> list[np.ndarray]:
+        """Return the leaves of the positions to begin at.
+
+        Raises:
+            ValueError: If the file is missing or damaged.
+        """
+        try:
+            return _unpacked(self.folder / _START)
+        except FileNotFoundError:
+            raise ValueError(f"{self.folder} lacks {_START}: the file was removed.") from None
 
     def chunks(self, replica: int, stop: int) -> Iterator[tuple[int, list[np.ndarray]]]:
         """Return the first step and the leaves of each recorded chunk before step `stop`.
@@ -308,7 +326,7 @@ def _chunk_files(folder: Path) -> list[tuple[int, int, Path]]:
 
 def _check_empty(folder: Path) -> None:
     held = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    if set(held) - {_LOCK} - {p.name for p in unfinished(folder)}:
+    if set(held) - {_LOCK, _START} - {p.name for p in unfinished(folder)}:
         kind = "another run" if _MANIFEST in held else "other files"
         raise ValueError(
             f"`store` must be a new or empty folder; {folder} holds {kind}. Resume a run with "

@@ -68,9 +68,6 @@ def save_zarr(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
 def load_zarr(path: str | os.PathLike[str]) -> "xarray.DataTree":
     """Read a tree that `save_zarr` wrote, all of it into memory.
 
-    Args:
-        path: The folder.
-
     Raises:
         FileNotFoundError: If there is no such folder.
         ImportError: If zarr is not installed.
