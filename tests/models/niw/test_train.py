@@ -32,7 +32,7 @@ def _at(meta, mean, sigma):
 def _evidence(meta, x, y, mask=None):
     mask = jnp.ones(len(y), bool) if mask is None else mask
     loss = TaskLoss(meta, jnp.asarray(x), jnp.asarray(y), mask)
-    found = local_posterior(loss, meta.population, meta.scales, ONCE, key=jr.key(0))
+    found = local_posterior(loss, meta.population, meta.scales, ONCE, jr.key(0))
     return jax.nn.logsumexp(found.log_prior - found.combined.energy)
 
 
@@ -48,9 +48,9 @@ def test_the_bound_of_a_linear_task_is_its_evidence():
         jnp.array([0.0, 1.0]), jnp.array([[0.3, 0.1], [1.0, -1.0]]), covariance
     )
     mixed = eqx.tree_at(lambda m: m.population, mixed, population)
-    args = ONCE, jnp.asarray(X[0]), jnp.asarray(Y[0]), jnp.ones(5, bool), 2
+    task = niw.Batch(jnp.asarray(X[0]), jnp.asarray(Y[0]), jnp.ones(5, bool))
     for one in (meta, mixed):
-        objective = jax.vmap(lambda k: task_objective(one, *args, k)[0])
+        objective = jax.vmap(lambda k: task_objective(one, ONCE, task, None, 2, k)[0])
         each = jax.jit(objective)(jr.split(jr.key(1), 2_000))
         assert abs(each.mean() + _evidence(one, X[0], Y[0])) < 4.5 * each.std() / 2_000**0.5
 
@@ -156,7 +156,7 @@ def test_gradient_with_the_surrogate_held_fixed(covariance):
     meta = _network(covariance=covariance, rank=2)
     local, mask, key = niw.GGNLaplace(steps=4), jnp.ones(7, bool), jr.key(5)
     loss = TaskLoss(meta, x[0], y[0], mask)
-    held = local_posterior(loss, meta.population, meta.scales, local, key=key).surrogates
+    held = local_posterior(loss, meta.population, meta.scales, local, key).surrogates
 
     class Held(niw.AbstractLocal):
         def fit(self, loss, mean, covariance, *, key):
@@ -167,7 +167,7 @@ def test_gradient_with_the_surrogate_held_fixed(covariance):
 
     def value(population, local):
         new = eqx.tree_at(lambda m: m.population, meta, population)
-        return task_objective(new, local, x[0], y[0], mask, 1, key)[0]
+        return task_objective(new, local, niw.Batch(x[0], y[0], mask), None, 1, key)[0]
 
     gradient = jax.jit(jax.grad(lambda p: value(p, local)))(meta.population)
     fixed = jax.jit(lambda p: value(p, Held()))
@@ -180,14 +180,37 @@ def test_gradient_with_the_surrogate_held_fixed(covariance):
         assert_allclose(got, want, rtol=1e-5)
 
 
+def test_held_out_points_are_predicted():
+    """Many draws: the log predictive density of a linear task, in a mixture, too."""
+    task = niw.Batch(jnp.asarray(X[0]), jnp.asarray(Y[0]), jnp.array([1, 1, 1, 1, 0], bool))
+    support = jnp.array([1, 1, 0, 0, 0], bool)
+    mixed = model(components=2, precision=2.0)
+    means = jnp.array([[0.3, 0.1], [1.0, -1.0]])
+    mixed = eqx.tree_at(lambda m: m.population.mean, mixed, means)
+    for meta in (_at(model(), [0.3, 0.1], [[0.5, 0.1], [0.1, 0.4]]), mixed):
+        predicted = niw.adapt(meta, X[0][:2], Y[0][:2], local=ONCE).predict(X[0][2:4])
+        want = -predicted.log_prob(Y[0][2:4]).sum()
+        one = lambda k: task_objective(meta, ONCE, task, support, 500, k)[0]
+        each = jax.jit(jax.vmap(one))(jr.split(jr.key(2), 40))
+        # The logarithm of a mean of 1000 draws is off by less than a thousandth here.
+        assert abs(each.mean() - want) < 2e-3 + 4.5 * each.std() / 40**0.5
+
+
 def test_tasks_one_by_one_are_those_of_a_batch():
     x, y = map(jnp.asarray, _sines())
     meta, mask = _network(components=2, tails=4.0), jnp.ones((6, 7), bool)
     keys = jr.split(jr.key(0), 6)
-    one = lambda *args: task_objective(meta, niw.SGLDMoments(), *args[:3], 1, args[3])[0]
-    together = jax.jit(jax.vmap(one))(x, y, mask, keys)
-    alone = jnp.stack([jax.jit(one)(*args) for args in zip(x, y, mask, keys)])
-    assert_allclose(together, alone, rtol=1e-9)
+    local, support = niw.SGLDMoments(), mask.at[:, 4:].set(False)
+
+    def one(x, y, mask, support, key):
+        args = meta, local, niw.Batch(x, y, mask)
+        value = task_objective(*args, None, 1, key)[0]
+        return value, task_objective(*args, support, 1, key)[0]
+
+    args = x, y, mask, support, keys
+    alone = [jax.jit(one)(*args) for args in zip(*args)]
+    for together, each in zip(jax.jit(jax.vmap(one))(*args), zip(*alone)):
+        assert_allclose(together, jnp.stack(each), rtol=1e-9)
 
 
 @pytest.mark.parametrize("local", [niw.GGNLaplace(steps=29), niw.SGLDMoments(29, 3)])
@@ -198,8 +221,8 @@ def test_nothing_of_the_inner_steps_is_stored(local):
     arrays, rest = eqx.partition(meta, eqx.is_inexact_array)
 
     def loss(arrays):
-        args = x[0], y[0], jnp.ones(7, bool), 1, jr.key(0)
-        return task_objective(eqx.combine(arrays, rest), local, *args)[0]
+        task = niw.Batch(x[0], y[0], jnp.ones(7, bool))
+        return task_objective(eqx.combine(arrays, rest), local, task, None, 1, jr.key(0))[0]
 
     def shapes(jaxpr):
         for equation in jaxpr.eqns:
@@ -280,12 +303,11 @@ def test_masked_points_do_not_count():
 def test_some_points_at_random():
     mask = jnp.arange(9) < 7
     y = jnp.array([0, 0, 0, 1, 1, 2, 2, 2, 1])
-    pick = lambda size, by_class: jax.vmap(
-        lambda k: subset(y, mask, size, by_class=by_class, key=k)
-    )(jr.split(jr.key(0), 300))
+    keys = jr.split(jr.key(0), 300)
+    pick = lambda y, size: jax.vmap(lambda k: subset(y, mask, size, key=k))(keys)
     for size in (2, 5, 9):
-        assert_array_equal(pick(size, False).sum(1), min(size, 7))
-    chosen = pick(2, True)
+        assert_array_equal(pick(1.0 * y, size).sum(1), min(size, 7))
+    chosen = pick(y, 2)
     counts = jnp.stack([(chosen & (y == c)).sum(1) for c in range(3)], 1)
     assert_array_equal(counts, np.tile([2, 2, 2], (300, 1)))
     assert not chosen[:, 7:].any()

@@ -14,7 +14,7 @@ from ._covariance import (
     LowRank as LowRank,
 )
 from ._diagnose import diagnose as diagnose
-from ._law import NIW as NIW, AbstractNIWLaw as AbstractNIWLaw, ProductNIW as ProductNIW
+from ._law import NIW as NIW, ProductNIW as ProductNIW
 from ._likelihood import (
     AbstractLikelihood as AbstractLikelihood,
     Categorical as Categorical,
@@ -23,8 +23,8 @@ from ._likelihood import (
 )
 from ._local import (
     AbstractLocal as AbstractLocal,
-    AbstractSurrogate as AbstractSurrogate,
     GGNLaplace as GGNLaplace,
+    Quadratic as Quadratic,
     SGLDMoments as SGLDMoments,
     WeightGaussian as WeightGaussian,
 )

@@ -15,13 +15,13 @@ from jaxtyping import Array
 from ...core._convert import flag, one_of, part, positive, whole
 from ...core._key import as_key
 from ...core._types import PRNGKey, Scalar
-from ._covariance import Diagonal, Full
+from ._covariance import Diagonal, Full, of_tril
 from ._likelihood import Gaussian
-from ._local import AbstractLocal, GGNLaplace, WeightGaussian
+from ._local import AbstractLocal, GGNLaplace, WeightGaussian, minimised
 from ._meta import NIWMeta, TaskLoss, check_fit
 from ._objective import adaptation_ratio, combine_all, local_posterior
 from ._prediction import Prediction
-from ._prior import PRIORS, expected_scale, log_prior, prior_for, reweighted
+from ._prior import PRIORS, log_prior, prior_for, reweighted
 from ._tasks import check_tasks
 
 _METHODS = ("closed_form", "vi")
@@ -71,7 +71,7 @@ class AdaptedTask(eqx.Module):
             draws: How many.
             key: A typed key, or a whole number.
         """
-        return _draw(self, whole("draws", least=1)(draws), as_key(key))
+        return _sample(self, whole("draws", least=1)(draws), as_key(key))
 
     def predict(
         self, x: Any, *, draws: int = 64, linearised: bool = True, key: Any = 0
@@ -143,16 +143,10 @@ def adapt(
     one_of("method", _METHODS)(method)
     one_of("prior", PRIORS)(prior)
     local = part("local", AbstractLocal)(GGNLaplace() if local is None else local)
-    assert local is not None
-    local.check(meta.population.covariance)
-    x, y, mask = check_support(meta, x, y, mask)
-    settings = (
-        whole("steps", least=1)(steps),
-        positive("learning_rate")(learning_rate),
-        whole("pairs", least=1)(pairs),
-    )
+    loss = check_support(meta, x, y, mask)
+    rate = positive("learning_rate")(learning_rate)
+    settings = whole("steps", least=1)(steps), rate, whole("pairs", least=1)(pairs)
     prior_for(meta, prior)  # refuses what there is not
-    loss = TaskLoss(meta, jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask))
     return _adapt(loss, local, method, prior, settings, as_key(key))
 
 
@@ -172,7 +166,12 @@ def model_of(fit: Any) -> NIWMeta:
     return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, found)
 
 
-def check_support(meta: NIWMeta, x: Any, y: Any, mask: Any) -> tuple[Any, Any, Any]:
+def check_support(meta: NIWMeta, x: Any, y: Any, mask: Any) -> TaskLoss:
+    """Return the loss of a support set.
+
+    Raises:
+        ValueError: If it is none of this model's.
+    """
     x, y = (v if isinstance(v, jax.Array) else np.asarray(v) for v in (x, y))
     if x.ndim < 1 or len(x) == 0:
         raise ValueError(f"`x` must hold at least one support point; got shape {x.shape}.")
@@ -182,7 +181,7 @@ def check_support(meta: NIWMeta, x: Any, y: Any, mask: Any) -> tuple[Any, Any, A
         raise ValueError("`mask` must leave at least one support point; got none.")
     batch = check_tasks(x[None], y[None], mask[None])
     check_fit(meta, *batch)
-    return x, y, mask
+    return TaskLoss(meta, jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask))
 
 
 @eqx.filter_jit
@@ -190,7 +189,7 @@ def _adapt(loss, local, method, prior, settings, key) -> AdaptedTask:
     meta = loss.meta
     population, scales, df = prior_for(meta, prior)
     key_fit, key_vi = jr.split(key)
-    found = local_posterior(loss, population, scales, local, key=key_fit)
+    found = local_posterior(loss, population, scales, local, key_fit)
     combined, near = found.combined, population
     if df is not None:
         for _ in range(_ROUNDS):
@@ -205,16 +204,18 @@ def _adapt(loss, local, method, prior, settings, key) -> AdaptedTask:
     kl = combined.kl.ravel()[best]
     if method == "vi":
         start = jax.tree.map(lambda a: a[best], posterior)
-        density = lambda weights: log_prior(weights, population, scales, df)
-        one = _variational(loss, density, start, near, component, settings, key_vi)
+        covariance = jax.tree.map(lambda a: a[component], near.covariance)
+        objective = lambda w: loss(w) - log_prior(w, population, scales, df)
+        one = _variational(objective, start, covariance, settings, key_vi)
         posterior = jax.tree.map(lambda a: a[None], one)
         log_weights = jnp.zeros(1, log_weights.dtype)
+    shares = jnp.exp(found.log_weights)
     return AdaptedTask(
         loss,
         posterior,
         log_weights,
-        jnp.sum(jnp.exp(found.log_weights), axis=1),
-        expected_scale(scales, found.log_weights),
+        jnp.sum(shares, axis=1),
+        jnp.sum(shares * scales.values[None]),
         jax.nn.logsumexp(found.log_prior - found.combined.energy),
         kl,
         adaptation_ratio(meta, found, component),
@@ -222,77 +223,52 @@ def _adapt(loss, local, method, prior, settings, key) -> AdaptedTask:
     )
 
 
-def _variational(loss, density, start, population, component, settings, key) -> WeightGaussian:
-    """Fit a Gaussian by reparameterised gradients, from the closed form's mean."""
-    import optax
+def _variational(objective, start, prior, settings, key) -> WeightGaussian:
+    """Fit a Gaussian by reparameterised gradients, from the closed form's mean.
 
+    Its root is that of the prior (of the prior's variances, unless it is full) times another
+    one, which is what Adam moves.
+    """
     steps, rate, pairs = settings
-    prior = jax.tree.map(lambda a: a[component], population.covariance)
     unit = jnp.sqrt(prior.marginal)
-    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    size = len(unit)
     if isinstance(prior, Full):
-        shape = Full(jnp.zeros((size, size), unit.dtype))
-        # Of the whitened weights: the prior's own correlations are the start.
-        law = lambda params: (start.mean + unit * params[0], prior.tril @ params[1].tril)
+        outer, inner = prior, Full(jnp.zeros_like(prior.lower))
     else:
-        shape = Diagonal(jnp.log(unit**2 / start.variance))
-        law = lambda params: (
-            start.mean + unit * params[0],
-            unit * jnp.sqrt(params[1].marginal),
-        )
+        outer, inner = Diagonal(-2 * jnp.log(unit)), Diagonal(jnp.log(unit**2 / start.variance))
 
     def bound(params, key):
-        mean, root = law(params)
-        noise = jr.normal(key, (pairs, size), unit.dtype)
-        moves = noise @ root.T if root.ndim == 2 else noise * root
-        drawn = mean + jnp.concatenate([moves, -moves])
-        each = jax.vmap(lambda w: loss(w) - density(w))(drawn)
-        return jnp.mean(each) - params[1].log_det / 2
+        shift, inner = params
+        noise = jr.normal(key, (pairs, len(unit)), unit.dtype)
+        moves = jax.vmap(lambda n: outer.root(inner.root(n)))(noise)
+        drawn = start.mean + unit * shift + jnp.concatenate([moves, -moves])
+        return jnp.mean(jax.vmap(objective)(drawn)) - inner.log_det / 2
 
-    def step(carry, key):
-        params, state = carry
-        updates, state = adam.update(jax.grad(bound)(params, key), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    params: Any = (jnp.zeros_like(unit), shape)
-    (params, _), _ = jax.lax.scan(step, (params, adam.init(params)), jr.split(key, steps))
-    mean, root = law(params)
-    if root.ndim == 2:
-        lower = jnp.tril(root, -1) + jnp.diag(jnp.log(jnp.diagonal(root)))
-        return WeightGaussian(mean, Full(lower))
-    return WeightGaussian(mean, Diagonal(-2 * jnp.log(root)))
+    shift, inner = minimised(bound, (jnp.zeros_like(unit), inner), steps, rate, key)
+    mean = start.mean + unit * shift
+    if isinstance(outer, Diagonal):
+        return WeightGaussian(mean, Diagonal(outer.log_precision + inner.log_precision))
+    return WeightGaussian(mean, of_tril(outer.tril @ inner.tril))
 
 
-def _moves(task: AdaptedTask, draws: int, key: PRNGKey) -> tuple[Array, Array]:
-    """Return which law each draw is of, by systematic resampling, and moves from its mean."""
+def _draws(task: AdaptedTask, draws: int, key: PRNGKey) -> tuple[Array, Array]:
+    """Return means of the laws that draws are of, by systematic resampling, and moves."""
     ladder = (jnp.arange(draws) + 0.5) / draws
     which = jnp.searchsorted(jnp.cumsum(jnp.exp(task.log_weights)), ladder)
     which = jnp.minimum(which, len(task.log_weights) - 1)
     laws = jax.tree.map(lambda a: a[which], task.posterior)
-    noise = jr.normal(key, (draws, _noise_size(task)), task.posterior.mean.dtype)
-    return which, jax.vmap(lambda law, n: law.move(n))(laws, noise)
-
-
-def _noise_size(task: AdaptedTask) -> int:
-    return jax.tree.map(lambda a: a[0], task.posterior).noise_size
+    move = lambda law, key: law.move(jr.normal(key, (law.noise_size,), law.mean.dtype))
+    return laws.mean, jax.vmap(move)(laws, jr.split(key, draws))
 
 
 @eqx.filter_jit
-def _draw(task: AdaptedTask, draws: int, key: PRNGKey) -> Array:
-    which, moves = _moves(task, draws, key)
-    return task.posterior.mean[which] + moves
+def _sample(task: AdaptedTask, draws: int, key: PRNGKey) -> Array:
+    return jnp.add(*_draws(task, draws, key))
 
 
 @eqx.filter_jit
 def _predict(task: AdaptedTask, x, draws: int, linearised: bool, key: PRNGKey) -> Prediction:
     meta, likelihood = task.loss.meta, task.loss.meta.likelihood
-
-    def scores(weights):
-        support = meta.outputs(weights, task.loss.x)
-        outputs = meta.outputs(weights, x)
-        return likelihood.scores_given(outputs, support, task.loss.y, task.loss.mask)
-
+    scores = lambda weights: task.loss.scores(weights, x)
     if linearised and isinstance(likelihood, Gaussian):
 
         def closed(law):
@@ -304,11 +280,11 @@ def _predict(task: AdaptedTask, x, draws: int, linearised: bool, key: PRNGKey) -
 
         loc, spread = jax.lax.map(closed, task.posterior)
         return Prediction(likelihood, task.log_weights, loc, spread)
-    which, moves = _moves(task, draws, key)
+    means, moves = _draws(task, draws, key)
     if linearised:
         one = lambda mean, move: jnp.add(*jax.jvp(scores, (mean,), (move,)))
     else:
         one = lambda mean, move: scores(mean + move)
-    drawn = jax.vmap(one)(task.posterior.mean[which], moves)
+    drawn = jax.vmap(one)(means, moves)
     equal = jnp.full(draws, -jnp.log(float(draws)), drawn.dtype)
     return Prediction(likelihood, equal, drawn)

@@ -4,8 +4,7 @@ With losses `(theta - b_i)' A_i (theta - b_i) / 2` every step has a closed form,
 `NIW x prod N(m_i, V_i)` its best member.
 """
 
-from __future__ import annotations
-
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -72,55 +71,40 @@ def coordinate_ascent(
         raise ValueError(
             f"`precisions` must be positive semi-definite; one has the eigenvalue {least:g}."
         )
-    update = _full if isinstance(prior, NIW) else _product
-    return _ascend(update, centres, precisions, prior, whole("rounds", least=1)(rounds))
+    run = jax.jit(partial(_ascend, whole("rounds", least=1)(rounds)))
+    if isinstance(prior, NIW):
+        law, *rest = run(centres, precisions, prior)
+        return Ascended(law, *rest)
+    each = jax.vmap(run, in_axes=(1, 1, 0))
+    law, means, variances, elbo = each(
+        centres[..., None], precisions[..., None, None], prior.each
+    )
+    law = ProductNIW(law.mean[:, 0], law.strength[0], law.scale[:, 0, 0], law.df[0])
+    return Ascended(law, means[..., 0].T, variances[..., 0, 0].T, jnp.sum(elbo, axis=0))
 
 
-def _ascend(update, centres, precisions, prior, rounds) -> Ascended:
-    kind = type(prior)
+def _ascend(rounds, centres, precisions, prior):
     tasks = len(centres)
     strength, df = prior.strength + tasks, prior.df + tasks
-    fields = lambda law: (law.mean, law.strength, law.scale, law.df)
 
-    @jax.jit
-    def run(centres, precisions, prior):
-        def step(carry, _):
-            law = kind(*carry)
-            means, covariances, misfit = update(centres, precisions, law)
-            mean = (prior.strength * prior.mean + means.sum(0)) / strength
-            gaps = means - mean
-            off = prior.mean - mean
-            if kind is NIW:
-                scale = covariances.sum(0) + gaps.T @ gaps
-                scale = scale + prior.strength * jnp.outer(off, off)
-            else:
-                scale = covariances.sum(0) + jnp.sum(gaps**2, 0) + prior.strength * off**2
-            law = kind(mean, strength, prior.scale + scale, df)
-            divergence = jnp.sum(jax.vmap(law.expected_kl)(means, covariances))
-            return fields(law), (misfit + divergence + law.kl(prior), means, covariances)
+    def step(carry, _):
+        law = NIW(*carry)
+        inverse = law.expected_precision
+        covariances = jnp.linalg.inv(precisions + inverse[None])
+        pull = jnp.einsum("tij,tj->ti", precisions, centres) + inverse @ law.mean
+        means = jnp.einsum("tij,tj->ti", covariances, pull)
+        off = means - centres
+        misfit = jnp.einsum("ti,tij,tj->", off, precisions, off)
+        misfit = (misfit + jnp.einsum("tij,tji->", precisions, covariances)) / 2
+        mean = (prior.strength * prior.mean + means.sum(0)) / strength
+        gaps, off = means - mean, prior.mean - mean
+        scale = covariances.sum(0) + gaps.T @ gaps
+        scale = scale + prior.strength * jnp.outer(off, off)
+        law = NIW(mean, strength, prior.scale + scale, df)
+        divergence = jnp.sum(jax.vmap(law.expected_kl)(means, covariances))
+        carry = law.mean, law.strength, law.scale, law.df
+        return carry, (misfit + divergence + law.kl(prior), means, covariances)
 
-        start = kind(centres.mean(0), strength, prior.scale * (df / prior.df), df)
-        last, (bound, means, covariances) = jax.lax.scan(
-            step, fields(start), None, length=rounds
-        )
-        return last, means[-1], covariances[-1], -bound
-
-    last, means, covariances, elbo = run(centres, precisions, prior)
-    return Ascended(kind(*last), means, covariances, elbo)
-
-
-def _full(centres, precisions, law):
-    prior = law.expected_precision
-    covariances = jnp.linalg.inv(precisions + prior[None])
-    pull = jnp.einsum("tij,tj->ti", precisions, centres) + prior @ law.mean
-    means = jnp.einsum("tij,tj->ti", covariances, pull)
-    gaps = means - centres
-    misfit = jnp.einsum("ti,tij,tj->", gaps, precisions, gaps)
-    return means, covariances, (misfit + jnp.einsum("tij,tji->", precisions, covariances)) / 2
-
-
-def _product(centres, precisions, law):
-    prior = law.expected_precision
-    covariances = 1 / (precisions + prior[None])
-    means = covariances * (precisions * centres + prior * law.mean)
-    return means, covariances, jnp.sum(precisions * ((means - centres) ** 2 + covariances)) / 2
+    start = centres.mean(0), strength, prior.scale * (df / prior.df), df
+    last, (bound, means, covariances) = jax.lax.scan(step, start, None, length=rounds)
+    return NIW(*last), means[-1], covariances[-1], -bound

@@ -7,6 +7,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
@@ -55,13 +56,9 @@ class AbstractCovariance(eqx.Module):
 
 
 class Diagonal(AbstractCovariance):
-    """Independent weights.
+    """Independent weights."""
 
-    Args:
-        log_precision: Log of the reciprocal of S, shape `(weight,)`.
-    """
-
-    log_precision: Array
+    log_precision: Array  # log of the reciprocal of S, `(weight,)`
 
     @property
     def noise_size(self):
@@ -79,8 +76,7 @@ class Diagonal(AbstractCovariance):
         return jnp.exp(-self.log_precision / 2) * noise
 
     def times(self, columns):
-        variance = self.marginal
-        return (variance if columns.ndim == 1 else variance[:, None]) * columns
+        return (self.marginal * columns.T).T
 
     def quadratic(self, vector):
         return jnp.sum(jnp.exp(self.log_precision) * vector**2)
@@ -93,13 +89,10 @@ class Diagonal(AbstractCovariance):
 
 
 class Full(AbstractCovariance):
-    """Any covariance of few weights, by its Cholesky factor.
+    """Any covariance of few weights, by its Cholesky factor."""
 
-    Args:
-        lower: The factor below the diagonal, and on it the log of its diagonal, shape
-            `(weight, weight)`; what is above counts for nothing.
-    """
-
+    # The factor below the diagonal, and on it the log of its diagonal, `(weight, weight)`;
+    # what is above counts for nothing.
     lower: Array
 
     @property
@@ -124,17 +117,13 @@ class Full(AbstractCovariance):
         return self.tril @ noise
 
     def times(self, columns):
-        tril = self.tril
-        return tril @ (tril.T @ columns)
+        return self.tril @ (self.tril.T @ columns)
 
     def quadratic(self, vector):
         return jnp.sum(solve_triangular(self.tril, vector, lower=True) ** 2)
 
     def scaled(self, factor):
-        shift = jnp.log(factor) / 2
-        size = self.noise_size
-        lower = jnp.exp(shift) * jnp.tril(self.lower, -1)
-        return Full(lower + jnp.diag(jnp.diagonal(self.lower) + jnp.broadcast_to(shift, size)))
+        return of_tril(jnp.sqrt(factor) * self.tril)
 
     def with_precision(self, diagonal):
         tril = self.tril
@@ -144,15 +133,10 @@ class Full(AbstractCovariance):
 
 
 class LowRank(AbstractCovariance):
-    """Independent weights plus a few directions in which tasks differ: `S = D + U U'`.
+    """Independent weights plus a few directions in which tasks differ: `S = D + U U'`."""
 
-    Args:
-        log_precision: Log of the reciprocal of D, shape `(weight,)`.
-        factor: U, shape `(weight, rank)`.
-    """
-
-    log_precision: Array
-    factor: Array
+    log_precision: Array  # log of the reciprocal of D, `(weight,)`
+    factor: Array  # U, `(weight, rank)`
 
     @property
     def noise_size(self):
@@ -175,13 +159,11 @@ class LowRank(AbstractCovariance):
         return jnp.exp(-self.log_precision) + jnp.sum(self.factor**2, axis=1)
 
     def root(self, noise):
-        size = len(self.log_precision)
-        own = jnp.exp(-self.log_precision / 2) * noise[:size]
-        return own + self.factor @ noise[size:]
+        own, rest = jnp.split(noise, [len(self.log_precision)])
+        return jnp.exp(-self.log_precision / 2) * own + self.factor @ rest
 
     def times(self, columns):
-        variance = jnp.exp(-self.log_precision)
-        own = (variance if columns.ndim == 1 else variance[:, None]) * columns
+        own = (jnp.exp(-self.log_precision) * columns.T).T
         return own + self.factor @ (self.factor.T @ columns)
 
     def quadratic(self, vector):
@@ -205,63 +187,72 @@ class LowRank(AbstractCovariance):
 
 
 class Kronecker(AbstractCovariance):
-    """Blocks `(L x R / t + p I)^-1`, one for each array of the network.
+    """Blocks for each array of the network, diagonal in the eigenvectors of two factors."""
 
-    Args:
-        values: Eigenvalues of the precision of each block, `(row, column)`.
-        left: Eigenvectors of each L.
-        right: Eigenvectors of each R.
-    """
+    base: AbstractCovariance  # in that basis, where it is diagonal
+    left: tuple[Array, ...]  # eigenvectors along the rows of each array
+    right: tuple[Array, ...]  # along its columns
 
-    values: tuple[Array, ...]
-    left: tuple[Array, ...]
-    right: tuple[Array, ...]
+    def _blocks(self, vector: Weights) -> list[Array]:
+        shapes = [(len(a), len(b)) for a, b in zip(self.left, self.right)]
+        ends = np.cumsum([a * b for a, b in shapes])[:-1]
+        return [p.reshape(s) for p, s in zip(jnp.split(vector, ends), shapes)]
+
+    def back(self, vector: Weights, power: int = 1) -> Weights:
+        """Return a vector given in the basis; or with powers of the eigenvectors' entries."""
+        parts = zip(self._blocks(vector), self.left, self.right)
+        return jnp.concatenate([(a**power @ p @ (b**power).T).ravel() for p, a, b in parts])
+
+    def into(self, vector: Weights) -> Weights:
+        """Return a vector in the basis."""
+        parts = zip(self._blocks(vector), self.left, self.right)
+        return jnp.concatenate([(a.T @ p @ b).ravel() for p, a, b in parts])
+
+    def level(self, vector: Weights) -> Weights:
+        """Return a vector with the mean of each block in it."""
+        each = [jnp.full(p.size, jnp.mean(p)) for p in self._blocks(vector)]
+        return jnp.concatenate(each)
 
     @property
     def noise_size(self):
-        return sum(v.size for v in self.values)
+        return self.base.noise_size
 
     @property
     def log_det(self):
-        return -jnp.sum(jnp.stack([jnp.sum(jnp.log(v)) for v in self.values]))
+        return self.base.log_det
 
     @property
     def marginal(self):
-        each = [
-            ((a**2) @ (1 / v) @ (b**2).T).ravel()
-            for v, a, b in zip(self.values, self.left, self.right)
-        ]
-        return jnp.concatenate(each)
-
-    def _apply(self, vector: Array, power: float, *, turned: bool) -> Array:
-        """Return a vector scaled in the eigenbasis; if not `turned`, it is in it already."""
-        out, at = [], 0
-        for v, a, b in zip(self.values, self.left, self.right):
-            block = vector[at : at + v.size].reshape(v.shape)
-            at += v.size
-            block = a.T @ block @ b if turned else block
-            out.append((a @ (v**power * block) @ b.T).ravel())
-        return jnp.concatenate(out)
+        return self.back(self.base.marginal, 2)
 
     def root(self, noise):
-        return self._apply(noise, -0.5, turned=False)
+        return self.back(self.base.root(noise))
 
     def times(self, columns):
-        if columns.ndim == 1:
-            return self._apply(columns, -1.0, turned=True)
-        return jax.vmap(self.times, in_axes=1, out_axes=1)(columns)
+        if columns.ndim == 2:
+            return jax.vmap(self.times, in_axes=1, out_axes=1)(columns)
+        return self.back(self.base.times(self.into(columns)))
 
     def quadratic(self, vector):
-        return vector @ self._apply(vector, 1.0, turned=True)
+        return self.base.quadratic(self.into(vector))
 
     def scaled(self, factor):
-        return Kronecker(tuple(v / factor for v in self.values), self.left, self.right)
+        return Kronecker(self.base.scaled(factor), self.left, self.right)
 
     def with_precision(self, diagonal):
         raise ValueError("A Kronecker covariance takes no diagonal precision.")
 
 
+def log_det(tril: Array) -> Scalar:
+    """Return the log determinant of a matrix with a Cholesky factor."""
+    return 2 * jnp.sum(jnp.log(jnp.diagonal(tril)))
+
+
+def of_tril(tril: Array) -> Full:
+    """Return the covariance with a Cholesky factor."""
+    return Full(jnp.tril(tril, -1) + jnp.diag(jnp.log(jnp.diagonal(tril))))
+
+
 def full(matrix: Array) -> Full:
     """Return a covariance given as a matrix."""
-    tril = jnp.linalg.cholesky(matrix)
-    return Full(jnp.tril(tril, -1) + jnp.diag(jnp.log(jnp.diagonal(tril))))
+    return of_tril(jnp.linalg.cholesky(matrix))

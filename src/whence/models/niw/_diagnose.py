@@ -1,7 +1,5 @@
 """Whether few-shot learning can be trusted, in words: on tasks that were not learned from."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +11,6 @@ import numpy as np
 from ...core._convert import part, whole
 from ...core._key import as_key
 from ...diagnostics import Finding, Report, coverage, reliability
-from ...diagnostics._report import held
 from ._adapt import AdaptedTask, adapt, model_of
 from ._likelihood import AbstractLabels
 from ._local import AbstractLocal, GGNLaplace
@@ -23,6 +20,7 @@ from ._tasks import Tasks, subset
 _OFF = 1.0  # nats by which a surrogate may be off along draws of the posterior, on average
 _CLIPPED = 0.5
 _CALIBRATION = 0.1
+_MOVED = 0.01  # share of the way
 
 
 def diagnose(
@@ -52,10 +50,10 @@ def diagnose(
     """
     meta = model_of(fit)
     part("tasks", Tasks)(tasks)
-    local = GGNLaplace() if local is None else part("local", AbstractLocal)(local)
+    local = part("local", AbstractLocal)(GGNLaplace() if local is None else local)
     findings, numbers = [], {}
     for shot in map(whole("shots", least=1), shots):
-        seen = _measure(meta, tasks, shot, local, as_key(key))
+        seen = _every(meta, tasks, jnp.asarray(shot), local, as_key(key))
         found, more = _judge(meta, tasks, shot, jax.tree.map(np.asarray, seen))
         findings += found
         numbers |= more
@@ -74,7 +72,7 @@ def _every(meta, tasks: Tasks, shot, local, key) -> dict:
     def one(args):
         x, y, mask, key = args
         key_which, key_fit, key_draw = jr.split(key, 3)
-        support = subset(y, mask, shot, by_class=labels, key=key_which)
+        support = subset(y, mask, shot, key=key_which)
         task = adapt(meta, x, y, mask=support, local=local, key=key_fit)
         predicted = task.predict(x, key=key_draw)
         out = {"off": _surrogate_error(task, local, key_draw), "query": mask & ~support}
@@ -86,21 +84,10 @@ def _every(meta, tasks: Tasks, shot, local, key) -> dict:
     return jax.lax.map(one, every, batch_size=8)
 
 
-def _measure(meta, tasks: Tasks, shot: int, local, key) -> dict:
-    found = _every(meta, tasks, jnp.asarray(shot), local, key)
-    left = np.asarray(found["query"]).any(axis=1)
-    if not left.all():
-        raise ValueError(
-            f"`shots` must leave a point to predict in every task; with {shot}, task "
-            f"{int(np.argmin(left))} has none."
-        )
-    return found
-
-
 def _surrogate_error(task: AdaptedTask, local: AbstractLocal, key) -> jax.Array:
     """Return the mean distance of the surrogate from the loss at draws, less its mean."""
     meta = task.loss.meta
-    found = local_posterior(task.loss, meta.population, meta.scales, local, key=key)
+    found = local_posterior(task.loss, meta.population, meta.scales, local, key)
     component = jnp.argmax(task.components)
     surrogate = jax.tree.map(lambda a: a[component], found.surrogates)
     drawn = task.sample(8, key=key)
@@ -109,77 +96,66 @@ def _surrogate_error(task: AdaptedTask, local: AbstractLocal, key) -> jax.Array:
 
 
 def _judge(meta, tasks, shot: int, seen: dict) -> tuple[list[Finding], dict[str, float]]:
-    query = seen["query"]
-    y = np.asarray(tasks.y)
-    at = f"with {shot} point{'s' if shot > 1 else ''}"
+    query, y = seen["query"], np.asarray(tasks.y)
+    if not query.any(axis=1).all():
+        raise ValueError(
+            f"`shots` must leave a point to predict in every task; with {shot}, task "
+            f"{int(np.argmin(query.any(axis=1)))} has none."
+        )
     nll = -np.array([np.mean(row[q]) for row, q in zip(seen["log_prob"], query)])
     numbers = {
-        f"nll_{shot}": float(nll.mean()),
-        f"nll_error_{shot}": float(nll.std(ddof=1) / len(nll) ** 0.5)
-        if len(nll) > 1
-        else np.nan,
-        f"ratio_{shot}": float(np.median(seen["ratio"])),
-        f"clipped_{shot}": float(np.mean(seen["clipped"])),
-        f"surrogate_{shot}": float(np.median(seen["off"])),
+        "nll": nll.mean(),
+        "nll_error": nll.std(ddof=1) / len(nll) ** 0.5 if len(nll) > 1 else np.nan,
+        "ratio": np.median(seen["ratio"]),
+        "clipped": np.mean(seen["clipped"]),
+        "surrogate": np.median(seen["off"]),
     }
-    findings = [_surrogate(numbers[f"surrogate_{shot}"], at)]
-    findings.append(_clipping(numbers[f"clipped_{shot}"], at))
-    findings.append(_adaptation(numbers[f"ratio_{shot}"], at))
+    if isinstance(meta.likelihood, AbstractLabels):
+        probabilities, labels = seen["mean"][query], y[query]
+        error = reliability(probabilities, labels, groups=min(10, len(labels))).error
+        numbers["accuracy"] = np.mean(probabilities.argmax(1) == labels)
+        held_well = f"Confidence is {error:.1%} from accuracy"
+    else:
+        inside = seen["cdf"][query]
+        found = coverage(inside, np.full_like(inside, 0.05), np.full_like(inside, 0.95))
+        error = abs(found.fraction - 0.9)
+        numbers["coverage90"] = found.fraction
+        numbers["mse"] = np.mean((seen["mean"].reshape(y.shape) - y)[query] ** 2)
+        held_well = f"Central 90% intervals hold {found.fraction:.1%} of new points"
+    numbers["calibration"] = error
+    off, clipped, ratio = (float(numbers[n]) for n in ("surrogate", "clipped", "ratio"))
+    at = f" with {shot} point{'s' if shot > 1 else ''}"
+    judged: Any = (  # code, severity if bad, value, limit, whether it is well, message, remedy
+        ("surrogate", "note", off, _OFF, off <= _OFF,
+         f"The quadratic surrogate is {off:.2g} nats off at draws of the posterior",
+         "More `steps` of the local search, another `structure`, or `method='vi'`."),
+        ("clipped", "warning", clipped, _CLIPPED, clipped <= _CLIPPED,
+         f"{clipped:.0%} of the local curvatures are clipped",
+         "The clip decides then, not the data: a longer chain, or `GGNLaplace`."),
+        ("adaptation", "warning", ratio, _MOVED, ratio >= _MOVED,
+         f"Weights go {ratio:.0%} of the way to where the surrogate was made",
+         "Tasks hardly move the weights: a lower `precision`, or train longer."),
+        ("calibration", "warning", float(error), _CALIBRATION, error <= _CALIBRATION,
+         held_well,
+         "Learn from as few points as there will be (`points=`), try another `covariance`."),
+    )  # fmt: skip
+    findings = [
+        Finding(
+            code,
+            "ok" if well else bad,
+            said + at,
+            value,
+            limit,
+            "rule of thumb",
+            cure * (not well),
+        )
+        for code, bad, value, limit, well, said, cure in judged
+    ]
     unusual = np.flatnonzero(seen["scale"] > 3)
     if unusual.size:
         worst = unusual[np.argsort(-seen["scale"][unusual])][:5]
-        message = f"{unusual.size} tasks are unlike the others {at}: their weights ask for a "
+        message = f"{unusual.size} tasks are unlike the others{at}: their weights ask for a "
         message += f"covariance up to {seen['scale'].max():.1f} times as large"
         where = tuple(f"task {i}" for i in worst)
         findings.append(Finding("unusual", "note", message, where=where))
-    if isinstance(meta.likelihood, AbstractLabels):
-        probabilities, labels = seen["mean"][query], y[query]
-        groups = min(10, len(labels))
-        error = reliability(probabilities, labels, groups=groups).error
-        numbers[f"accuracy_{shot}"] = float(np.mean(probabilities.argmax(1) == labels))
-        said = f"Confidence is {error:.1%} from accuracy {at}"
-    else:
-        level = 0.9
-        inside = seen["cdf"][query]
-        found = coverage(inside, np.full_like(inside, 0.05), np.full_like(inside, 0.95))
-        error = abs(found.fraction - level)
-        numbers[f"coverage90_{shot}"] = found.fraction
-        gaps = (seen["mean"].reshape(y.shape) - y)[query]
-        numbers[f"mse_{shot}"] = float(np.mean(gaps**2))
-        said = f"Central 90% intervals hold {found.fraction:.1%} of new points {at}"
-    numbers[f"calibration_{shot}"] = float(error)
-    bad = error > _CALIBRATION
-    remedy = "Learn from as few points as there will be (`points=`), try another `covariance`."
-    severity = "warning" if bad else "ok"
-    findings.append(
-        Finding("calibration", severity, said, float(error), _CALIBRATION, "", remedy * bad)
-    )
-    return findings, numbers
-
-
-def _surrogate(value: float, at: str) -> Finding:
-    message = f"The quadratic surrogate is {value:.2g} nats off at draws of the posterior {at}"
-    if value <= _OFF:
-        return Finding("surrogate", "ok", message, value, _OFF)
-    remedy = "More `steps` of the local search, another `structure`, or `method='vi'`."
-    return Finding("surrogate", "note", message, value, _OFF, "rule of thumb", remedy)
-
-
-def _clipping(value: float, at: str) -> Finding:
-    message = f"{value:.0%} of the local curvatures are clipped {at}"
-    remedy = "The clip decides then, not the data: a longer chain, or `GGNLaplace`."
-    return held(
-        "clipped",
-        value,
-        _CLIPPED,
-        fine=message,
-        wrong=message,
-        remedy=remedy,
-        passed=value <= _CLIPPED,
-    )
-
-
-def _adaptation(value: float, at: str) -> Finding:
-    message = f"Weights go {value:.0%} of the way to where the surrogate was made {at}"
-    remedy = "Tasks hardly move the weights: a lower `precision`, or train longer."
-    return held("adaptation", value, 0.01, fine=message, wrong=message, remedy=remedy)
+    return findings, {f"{name}_{shot}": float(value) for name, value in numbers.items()}

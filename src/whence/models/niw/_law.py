@@ -7,66 +7,30 @@ arguments; the second has an inverse gamma variance for each weight and needs mo
 
 from __future__ import annotations
 
-import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
 from jax.scipy.linalg import cho_solve
-from jax.scipy.special import digamma, gammaln, multigammaln
+from jax.scipy.special import digamma, multigammaln
 from jaxtyping import Array, Float
 
 from ...core._convert import number
 from ...core._key import seeded
 from ...core._types import PRNGKey, Scalar
+from ._covariance import log_det
 
 
-class AbstractNIWLaw(eqx.Module):
-    """A law of the mean and covariance of the weights that tasks have."""
-
-    @abc.abstractmethod
-    def expected_kl(self, mean: Array, covariance: Array) -> Scalar:
-        """Return `E KL(N(mean, covariance) || N(mu, Sigma))` over this law, in nats."""
-
-    @abc.abstractmethod
-    def kl(self, other: Any) -> Scalar:
-        """Return the divergence from this law to another of its kind, in nats."""
-
-    @property
-    @abc.abstractmethod
-    def expected_precision(self) -> Array:
-        """`E Sigma^-1`: a matrix, or one number for each weight."""
-
-    @property
-    @abc.abstractmethod
-    def mode(self) -> Array:
-        """Sigma where the joint density is highest."""
-
-    @property
-    @abc.abstractmethod
-    def predictive(self) -> dist.Distribution:
-        """Law of the weights of a new task: Student's t."""
-
-    @abc.abstractmethod
-    def sample(self, *, key: PRNGKey) -> tuple[Array, Array]:
-        """Draw `(mu, Sigma)`; of the product, variances in place of a matrix."""
-
-
-class NIW(AbstractNIWLaw):
+class NIW(eqx.Module):
     """`Sigma ~ IW(df, scale)` and `mu | Sigma ~ N(mean, Sigma / strength)`.
 
     The density of Sigma is proportional to `|Sigma|^-((df + d + 1) / 2) exp(-tr(scale
     Sigma^-1) / 2)`.
-
-    Args:
-        mean: Shape `(d,)`.
-        strength: Number of tasks the mean is worth, positive.
-        scale: Scale matrix, `(d, d)`, positive definite.
-        df: Degrees of freedom, above d - 1.
 
     References:
         Gelman, Carlin, Stern, Dunson, Vehtari, Rubin (2013), Bayesian Data Analysis, 3rd
@@ -74,9 +38,9 @@ class NIW(AbstractNIWLaw):
     """
 
     mean: Float[Array, " d"]
-    strength: Array
-    scale: Float[Array, "d d"]
-    df: Array
+    strength: Array  # number of tasks the mean is worth, positive
+    scale: Float[Array, "d d"]  # positive definite
+    df: Array  # degrees of freedom, above d - 1
 
     def __init__(self, mean: Any, strength: Any, scale: Any, df: Any):
         self.mean, self.scale = jnp.asarray(mean, float), jnp.asarray(scale, float)
@@ -92,21 +56,23 @@ class NIW(AbstractNIWLaw):
         self.strength = _known("strength", strength, 0.0, "positive")
         self.df = _known("df", df, d - 1.0, f"above d - 1 = {d - 1}, as there are {d} weights")
 
-    def expected_kl(self, mean, covariance):
+    def expected_kl(self, mean: Any, covariance: Any) -> Scalar:
+        """Return `E KL(N(mean, covariance) || N(mu, Sigma))` over this law, in nats."""
         d = len(self.mean)
         tril = jnp.linalg.cholesky(self.scale)
         gap = mean - self.mean
         trace = jnp.trace(cho_solve((tril, True), covariance))
         distance = gap @ cho_solve((tril, True), gap)
-        logs = _log_det(tril) - jnp.linalg.slogdet(covariance)[1]
+        logs = log_det(tril) - jnp.linalg.slogdet(covariance)[1]
         logs += -d * jnp.log(2.0) - _multidigamma(self.df / 2, d) - d
         return (logs + self.df * (trace + distance) + d / self.strength) / 2
 
     def kl(self, other: NIW) -> Scalar:
+        """Return the divergence from this law to another, in nats."""
         d, (n, m) = len(self.mean), (self.df, other.df)
         tril, others = jnp.linalg.cholesky(self.scale), jnp.linalg.cholesky(other.scale)
         gap = self.mean - other.mean
-        wishart = m / 2 * (_log_det(tril) - _log_det(others))
+        wishart = m / 2 * (log_det(tril) - log_det(others))
         wishart += multigammaln(m / 2, d) - multigammaln(n / 2, d)
         wishart += (n - m) / 2 * _multidigamma(n / 2, d)
         wishart += n / 2 * (jnp.trace(cho_solve((tril, True), other.scale)) - d)
@@ -116,21 +82,25 @@ class NIW(AbstractNIWLaw):
         return wishart + normal / 2
 
     @property
-    def expected_precision(self):
+    def expected_precision(self) -> Array:
+        """`E Sigma^-1`: a matrix, or one number for each weight."""
         return self.df * jnp.linalg.inv(self.scale)
 
     @property
-    def mode(self):
+    def mode(self) -> Array:
+        """Sigma where the joint density is highest; of the product variances."""
         return self.scale / (self.df + len(self.mean) + 2)
 
     @property
-    def predictive(self):
+    def predictive(self) -> dist.Distribution:
+        """Law of the weights of a new task: Student's t."""
         df = self.df - len(self.mean) + 1
         matrix = self.scale * (self.strength + 1) / (self.strength * df)
         return dist.MultivariateStudentT(df, self.mean, jnp.linalg.cholesky(matrix))
 
     @seeded
-    def sample(self, *, key: PRNGKey):
+    def sample(self, *, key: PRNGKey) -> tuple[Array, Array]:
+        """Draw `(mu, Sigma)`; of the product, variances in place of a matrix."""
         key_matrix, key_mean = jr.split(key)
         # Of the precision: numpyro's inverse Wishart by Cholesky factors is of its inverse.
         precision = dist.Wishart(self.df, scale_matrix=jnp.linalg.inv(self.scale))
@@ -139,23 +109,17 @@ class NIW(AbstractNIWLaw):
         return self.mean + jnp.linalg.cholesky(sigma / self.strength) @ noise, sigma
 
 
-class ProductNIW(AbstractNIWLaw):
+class ProductNIW(eqx.Module):
     """The product of one-dimensional laws: `sigma_j^2 ~ IG(df / 2, scale_j / 2)`.
 
     Given it, `mu_j ~ N(mean_j, sigma_j^2 / strength)`. This, and not an inverse Wishart with
     a diagonal scale, is what few degrees of freedom over many weights can mean.
-
-    Args:
-        mean: Shape `(d,)`.
-        strength: Number of tasks the means are worth, positive.
-        scale: Positive, `(d,)`.
-        df: Degrees of freedom of each weight, positive.
     """
 
     mean: Float[Array, " d"]
-    strength: Array
-    scale: Float[Array, " d"]
-    df: Array
+    strength: Array  # number of tasks the means are worth, positive
+    scale: Float[Array, " d"]  # positive
+    df: Array  # degrees of freedom of each weight, positive
 
     def __init__(self, mean: Any, strength: Any, scale: Any, df: Any):
         self.mean, self.scale = jnp.asarray(mean, float), jnp.asarray(scale, float)
@@ -169,36 +133,40 @@ class ProductNIW(AbstractNIWLaw):
         self.strength = _known("strength", strength, 0.0, "positive")
         self.df = _known("df", df, 0.0, "positive")
 
-    def expected_kl(self, mean, covariance):
+    @property
+    def each(self) -> NIW:
+        """The laws of the weights, stacked."""
+        one = lambda mean, scale: NIW(mean[None], self.strength, scale[None, None], self.df)
+        return jax.vmap(one)(self.mean, self.scale)
+
+    def expected_kl(self, mean: Any, covariance: Any) -> Scalar:
         """Return `E KL` to the law of the tasks; `covariance` are variances, `(d,)`."""
-        each = jnp.log(self.scale) - jnp.log(2.0) - digamma(self.df / 2) - jnp.log(covariance)
-        each += self.df * (covariance + (mean - self.mean) ** 2) / self.scale
-        return jnp.sum(each - 1 + 1 / self.strength) / 2
+        args = mean[:, None], covariance[:, None, None]
+        return jnp.sum(jax.vmap(NIW.expected_kl)(self.each, *args))
 
     def kl(self, other: ProductNIW) -> Scalar:
-        n, m = self.df, other.df
-        ratio, share = other.strength / self.strength, other.scale / self.scale
-        gamma = gammaln(m / 2) - gammaln(n / 2) + (n - m) / 2 * digamma(n / 2)
-        each = gamma - m / 2 * jnp.log(share) + n / 2 * (share - 1)
-        each += (ratio - 1 - jnp.log(ratio)) / 2
-        each += other.strength * n * (self.mean - other.mean) ** 2 / self.scale / 2
-        return jnp.sum(each)
+        """Return the divergence from this law to another, in nats."""
+        return jnp.sum(jax.vmap(NIW.kl)(self.each, other.each))
 
     @property
-    def expected_precision(self):
+    def expected_precision(self) -> Array:
+        """`E Sigma^-1`: a matrix, or one number for each weight."""
         return self.df / self.scale
 
     @property
-    def mode(self):
+    def mode(self) -> Array:
+        """Sigma where the joint density is highest; of the product variances."""
         return self.scale / (self.df + 3)
 
     @property
-    def predictive(self):
+    def predictive(self) -> dist.Distribution:
+        """Law of the weights of a new task: Student's t."""
         variance = self.scale * (self.strength + 1) / (self.strength * self.df)
         return dist.StudentT(self.df, self.mean, jnp.sqrt(variance)).to_event(1)
 
     @seeded
-    def sample(self, *, key: PRNGKey):
+    def sample(self, *, key: PRNGKey) -> tuple[Array, Array]:
+        """Draw `(mu, Sigma)`; of the product, variances in place of a matrix."""
         key_variance, key_mean = jr.split(key)
         gamma = dist.Gamma(self.df / 2, self.scale / 2).sample(key_variance)
         variance = 1 / jnp.asarray(gamma)
@@ -208,10 +176,6 @@ class ProductNIW(AbstractNIWLaw):
 
 def _multidigamma(x: Array, d: int) -> Array:
     return jnp.sum(digamma(x - jnp.arange(d) / 2))
-
-
-def _log_det(tril: Array) -> Array:
-    return 2 * jnp.sum(jnp.log(jnp.diagonal(tril)))
 
 
 def _known(name: str, value: Any, above: float, rule: str) -> Array:

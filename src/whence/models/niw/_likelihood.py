@@ -5,8 +5,6 @@ prototypes minus the squared distances to means of embeddings. A surrogate needs
 information of the scores as `root' root` and the gradient of the loss as `root' residual`.
 """
 
-from __future__ import annotations
-
 import abc
 from typing import Any, ClassVar
 
@@ -14,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.stats import norm
 from jaxtyping import Array
 
 from ...core._convert import flag, positive, whole
@@ -28,24 +27,10 @@ class AbstractLikelihood(eqx.Module):
     """Whether the scores of a point depend on that point alone."""
 
     @abc.abstractmethod
-    def scores(self, outputs: Array, y: Array, mask: Array) -> Array:
-        """Return scores `(point, score)` of the points of one set.
+    def scores(self, outputs: Array, y: Array, mask: Array, new: Array | None = None) -> Array:
+        """Return scores `(point, score)` of the points of a set, or of new ones given it.
 
-        Args:
-            outputs: Of the network, `(point, output)`.
-            y: Data, points first.
-            mask: Which points are there, `(point,)`.
-        """
-
-    @abc.abstractmethod
-    def scores_given(self, outputs: Array, support: Array, y: Array, mask: Array) -> Array:
-        """Return scores of new points, given a support set.
-
-        Args:
-            outputs: Of new points, `(point, output)`.
-            support: Outputs of the support set.
-            y: Its data.
-            mask: Which of its points are there.
+        Outputs are `(point, output)`: those of the set, and those for the new points.
         """
 
     @abc.abstractmethod
@@ -69,7 +54,19 @@ class AbstractLikelihood(eqx.Module):
         """Raise `ValueError` if data `(task, point, ...)` do not fit."""
 
 
-class Gaussian(AbstractLikelihood):
+class AbstractSeparable(AbstractLikelihood):
+    """Scores are the outputs, point by point."""
+
+    separable: ClassVar[bool] = True
+
+    def scores(self, outputs, y, mask, new=None):
+        return outputs if new is None else new
+
+    def counted(self, y, mask):
+        return mask
+
+
+class Gaussian(AbstractSeparable):
     """Normal noise around the outputs.
 
     Args:
@@ -77,7 +74,6 @@ class Gaussian(AbstractLikelihood):
         learn: Whether training finds it, from `scale` on.
     """
 
-    separable: ClassVar[bool] = True
     log_scale: Array
     learn: bool = eqx.field(static=True)
 
@@ -91,19 +87,8 @@ class Gaussian(AbstractLikelihood):
         held = self.log_scale if self.learn else jax.lax.stop_gradient(self.log_scale)
         return jnp.exp(held)
 
-    def scores(self, outputs, y, mask):
-        return outputs
-
-    def scores_given(self, outputs, support, y, mask):
-        return outputs
-
-    def counted(self, y, mask):
-        return mask
-
     def log_prob(self, scores, y):
-        error = (_like(y, scores) - scores) / self.scale
-        normal = -(error**2) / 2 - jnp.log(self.scale) - jnp.log(2 * jnp.pi) / 2
-        return jnp.sum(normal, axis=-1)
+        return jnp.sum(norm.logpdf(_like(y, scores), scores, self.scale), axis=-1)
 
     def whitened(self, scores, y):
         eye = jnp.eye(scores.shape[-1], dtype=scores.dtype) / self.scale
@@ -146,24 +131,14 @@ class AbstractLabels(AbstractLikelihood):
         return jax.nn.softmax(scores)
 
 
-class Categorical(AbstractLabels):
+class Categorical(AbstractLabels, AbstractSeparable):
     """Labels 0, 1, ... whose logits are the outputs: a linear head.
 
     Args:
         classes: How many, at least 2.
     """
 
-    separable: ClassVar[bool] = True
     classes: int = eqx.field(static=True, converter=whole("classes", least=2))
-
-    def scores(self, outputs, y, mask):
-        return outputs
-
-    def scores_given(self, outputs, support, y, mask):
-        return outputs
-
-    def counted(self, y, mask):
-        return mask
 
     def check(self, y, mask, outputs):
         if outputs != self.classes:
@@ -192,20 +167,14 @@ class Prototypes(AbstractLabels):
     separable: ClassVar[bool] = False
     classes: int = eqx.field(static=True, converter=whole("classes", least=2))
 
-    def _sums(self, outputs, y, mask) -> tuple[Array, Array, Array]:
+    def scores(self, outputs, y, mask, new=None):
         one_hot = jax.nn.one_hot(y, self.classes, dtype=outputs.dtype) * mask[:, None]
-        return one_hot, one_hot.T @ outputs, jnp.sum(one_hot, axis=0)
-
-    def scores(self, outputs, y, mask):
-        one_hot, sums, counts = self._sums(outputs, y, mask)
-        sums = sums[None] - one_hot[:, :, None] * outputs[:, None, :]
-        counts = jnp.maximum(counts[None] - one_hot, 1)
-        return -jnp.sum((outputs[:, None] - sums / counts[..., None]) ** 2, axis=-1)
-
-    def scores_given(self, outputs, support, y, mask):
-        _, sums, counts = self._sums(support, y, mask)
-        means = sums / jnp.maximum(counts, 1)[:, None]
-        return -jnp.sum((outputs[:, None] - means[None]) ** 2, axis=-1)
+        sums, counts = (one_hot.T @ outputs)[None], jnp.sum(one_hot, axis=0)[None]
+        if new is None:  # each without itself
+            sums = sums - one_hot[:, :, None] * outputs[:, None]
+            new, counts = outputs, counts - one_hot
+        means = sums / jnp.maximum(counts, 1)[..., None]
+        return -jnp.sum((new[:, None] - means) ** 2, axis=-1)
 
     def counted(self, y, mask):
         one_hot = jax.nn.one_hot(y, self.classes) * mask[:, None]
@@ -234,5 +203,5 @@ def _check_labels(y: Any, mask: Any, classes: int) -> None:
         task, label = np.argwhere(~has)[0]
         raise ValueError(
             f"`y` must have each of the {classes} labels in every task; task {task} lacks "
-            f"label {label}."
+            f"label {label}. Leave such tasks out, or number the labels of each task anew."
         )

@@ -23,144 +23,116 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.scipy.linalg import cho_solve, solve_triangular
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ...core._convert import number, one_of, positive, whole
 from ...core._types import PRNGKey, Scalar
-from ._covariance import AbstractCovariance, Diagonal, Kronecker, Weights
+from ._covariance import AbstractCovariance, Diagonal, Kronecker, Weights, log_det
 from ._meta import TaskLoss
 
 _STRUCTURES = ("full", "diagonal", "kronecker", "last_layer")
+_STEPS = (0.0, 1.0, 0.5, 0.25, 0.125)  # parts of a Gauss-Newton step that are tried
 
 
 class WeightGaussian(eqx.Module):
-    """A normal law of weights: `V = T - G (I + K)^-1 G'`.
+    """A normal law of weights: `V = T - G (I + K)^-1 G'`."""
 
-    Attributes:
-        mean: `(weight,)`.
-        base: T.
-        rows: B, `(row, weight)`; None if V is T.
-        gain: G, `(weight, row)`.
-        tril: Cholesky factor of `I + K`.
-    """
-
-    mean: Array
-    base: AbstractCovariance
-    rows: Array | None = None
-    gain: Array | None = None
-    tril: Array | None = None
+    mean: Array  # `(weight,)`
+    base: AbstractCovariance  # T
+    rows: Array | None = None  # B, `(row, weight)`; None if V is T
+    gain: Any = None  # G, `(weight, row)`
+    tril: Any = None  # the Cholesky factor of `I + K`
 
     @property
     def noise_size(self) -> int:
         """How many standard normal numbers make a draw."""
-        return self.base.noise_size + (0 if self.tril is None else self.tril.shape[-1])
+        return self.base.noise_size + (0 if self.rows is None else self.rows.shape[-2])
 
     @property
     def log_det(self) -> Scalar:
         """Log determinant of V."""
-        own = self.base.log_det
-        return own if self.tril is None else own - _log_det(self.tril)
+        return self.base.log_det - (0 if self.rows is None else log_det(self.tril))
 
     @property
     def variance(self) -> Weights:
         """Diagonal of V."""
         own = self.base.marginal
-        if self.tril is None or self.gain is None:
+        if self.rows is None:
             return own
         return own - jnp.sum(solve_triangular(self.tril, self.gain.T, lower=True) ** 2, axis=0)
 
     def move(self, noise: Array) -> Weights:
         """Map standard normal numbers to a draw of `N(0, V)`; minus them to minus it."""
-        if self.tril is None or self.rows is None or self.gain is None:
+        if self.rows is None:
             return self.base.root(noise)
         # Matheron's rule: correct a draw of T by how far it is from noisy zeros.
-        size = self.base.noise_size
-        own = self.base.root(noise[:size])
-        off = self.rows @ own + noise[size:]
-        return own - self.gain @ cho_solve((self.tril, True), off)
+        own, rest = jnp.split(noise, [self.base.noise_size])
+        own = self.base.root(own)
+        return own - self.gain @ cho_solve((self.tril, True), self.rows @ own + rest)
 
     def times(self, columns: Array) -> Array:
         """Return V times `(weight, column)`."""
         own = self.base.times(columns)
-        if self.tril is None or self.gain is None:
+        if self.rows is None:
             return own
         return own - self.gain @ cho_solve((self.tril, True), self.gain.T @ columns)
 
 
 class Combined(NamedTuple):
-    """A surrogate and a prior.
+    """A surrogate and a prior."""
 
-    Attributes:
-        posterior: The best Gaussian.
-        kl: Its divergence from the prior, in nats.
-        energy: Expected surrogate plus `kl`: minus the log evidence of the surrogate.
+    posterior: WeightGaussian  # the best Gaussian
+    kl: Scalar  # its divergence from the prior, in nats
+    energy: Scalar  # expected surrogate plus `kl`: minus the log evidence of the surrogate
+
+
+class Quadratic(eqx.Module):
+    """A quadratic in place of a task's loss; letters as in the module's docstring.
+
+    The diagonal part may be in a basis of its own, which is taken of `basis`, whatever that
+    scales by. The prior's precision is taken as one number for each array then.
     """
 
-    posterior: WeightGaussian
-    kl: Scalar
-    energy: Scalar
+    centre: Array  # where it was made, `(weight,)`
+    value: Array  # the loss there
+    clipped: Array  # share of curvatures that were clipped
+    diagonal: Array | None = None  # a; None if there is no diagonal part
+    slope: Any = None
+    rows: Array | None = None  # B; None if there is none
+    residual: Any = None
+    basis: Kronecker | None = None
 
-
-class AbstractSurrogate(eqx.Module):
-    """A quadratic in place of a task's loss.
-
-    Attributes:
-        centre: Where it was made, `(weight,)`.
-        value: The loss there.
-        clipped: Share of curvatures that were clipped.
-    """
-
-    centre: eqx.AbstractVar[Array]
-    value: eqx.AbstractVar[Array]
-    clipped: eqx.AbstractVar[Array]
-
-    @abc.abstractmethod
     def at(self, weights: Weights) -> Scalar:
         """Return the surrogate loss."""
-
-    @abc.abstractmethod
-    def combine(self, mean: Weights, covariance: AbstractCovariance) -> Combined:
-        """Return the best Gaussian under a prior, in closed form."""
-
-
-class Quadratic(AbstractSurrogate):
-    """A diagonal part and rows; see the module's docstring for the letters."""
-
-    centre: Array
-    value: Array
-    clipped: Array
-    diagonal: Array | None = None
-    slope: Array | None = None
-    rows: Array | None = None
-    residual: Array | None = None
-
-    def at(self, weights):
         e, total = weights - self.centre, self.value
-        if self.diagonal is not None and self.slope is not None:
-            total = total + self.slope @ e + jnp.sum(self.diagonal * e**2) / 2
-        if self.rows is not None and self.residual is not None:
+        if self.diagonal is not None:
+            turned = e if self.basis is None else self.basis.into(e)
+            total = total + self.slope @ turned + jnp.sum(self.diagonal * turned**2) / 2
+        if self.rows is not None:
             along = self.rows @ e
             total = total + self.residual @ along + jnp.sum(along**2) / 2
         return total
 
-    def combine(self, mean, covariance):
+    def combine(self, mean: Any, covariance: AbstractCovariance) -> Combined:
+        """Return the best Gaussian under a prior, in closed form."""
+        if self.basis is not None:
+            return self._combine_turned(self.basis, mean, covariance)
         base, gap, move = covariance, self.centre - mean, jnp.zeros_like(mean)
         trace = jnp.zeros((), mean.dtype)
-        if self.diagonal is not None and self.slope is not None:
+        if self.diagonal is not None:
             base = covariance.with_precision(self.diagonal)
             move = base.times(self.diagonal * gap - self.slope)
-        if self.rows is None or self.residual is None:
+        if self.rows is None:
             posterior = WeightGaussian(mean + move, base)
         else:
             gain = base.times(self.rows.T)
-            inner = jnp.eye(len(self.rows), dtype=gain.dtype) + self.rows @ gain
-            tril = jnp.linalg.cholesky(inner)
+            eye = jnp.eye(len(self.rows), dtype=gain.dtype)
+            tril = jnp.linalg.cholesky(eye + self.rows @ gain)
             off = self.rows @ (gap - move) - self.residual
             move = move + gain @ cho_solve((tril, True), off)
             posterior = WeightGaussian(mean + move, base, self.rows, gain, tril)
             # tr(B V B') = tr(K (I + K)^-1)
-            inverse = solve_triangular(tril, jnp.eye(len(tril), dtype=tril.dtype), lower=True)
-            trace = len(tril) - jnp.sum(inverse**2)
+            trace = len(tril) - jnp.sum(solve_triangular(tril, eye, lower=True) ** 2)
         if self.diagonal is not None:
             trace = trace + jnp.sum(self.diagonal * posterior.variance)
         # tr(S^-1 V) = d - tr(A V), as S^-1 = V^-1 - A.
@@ -168,56 +140,23 @@ class Quadratic(AbstractSurrogate):
         kl = (logs - trace + covariance.quadratic(move)) / 2
         return Combined(posterior, kl, kl + self.at(mean + move) + trace / 2)
 
-
-class KroneckerQuadratic(AbstractSurrogate):
-    """One block `L x R / t` for each array of the network, t the trace of either factor.
-
-    For an array of shape `(row, column)` with derivatives J_k of the scores, `L = sum J_k
-    J_k'` and `R = sum J_k' J_k`: the first step towards the nearest Kronecker product. The
-    prior's precision is taken as one number for each array when V is formed; the bound is
-    that of the prior itself, as it holds for any Gaussian.
-
-    References:
-        Morwani, Shapira, Vyas, Malach, Kakade, Janson (2024), A new perspective on Shampoo's
-        preconditioner, arXiv:2406.17748.
-    """
-
-    centre: Array
-    value: Array
-    clipped: Array
-    gradient: Array
-    values: tuple[Array, ...]
-    left: tuple[Array, ...]
-    right: tuple[Array, ...]
-
-    def _curvature(self, vector: Array) -> Array:
-        out, at = [], 0
-        for v, a, b in zip(self.values, self.left, self.right):
-            block = vector[at : at + v.size].reshape(v.shape)
-            at += v.size
-            out.append((a @ (v * (a.T @ block @ b)) @ b.T).ravel())
-        return jnp.concatenate(out)
-
-    def at(self, weights):
-        e = weights - self.centre
-        return self.value + self.gradient @ e + e @ self._curvature(e) / 2
-
-    def combine(self, mean, covariance):
-        assert isinstance(covariance, Diagonal)
-        sizes = [v.size for v in self.values]
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-        blocks = jnp.split(covariance.log_precision, ends)
-        levels = [jnp.exp(jnp.mean(block)) for block in blocks]
-        base = Kronecker(
-            tuple(v + p for v, p in zip(self.values, levels)), self.left, self.right
-        )
-        move = base.times(self._curvature(self.centre - mean) - self.gradient)
-        precision, variance = jnp.exp(covariance.log_precision), base.marginal
+    def _combine_turned(self, basis: Kronecker, mean, covariance) -> Combined:
+        """Combine in the basis; the bound is the prior's own, as it holds for any Gaussian."""
+        if not isinstance(covariance, Diagonal):
+            raise ValueError(
+                "`structure='kronecker'` needs a model with `covariance='diagonal'`; got "
+                f"{type(covariance).__name__}."
+            )
+        log_precision = basis.level(covariance.log_precision)
+        gap = basis.into(self.centre - mean)
+        inner = Quadratic(gap, self.value, self.clipped, self.diagonal, self.slope)
+        found = inner.combine(jnp.zeros_like(mean), Diagonal(log_precision))
+        base = Kronecker(found.posterior.base, basis.left, basis.right)
+        move = basis.back(found.posterior.mean)
+        trace = jnp.sum(jnp.exp(covariance.log_precision) * base.marginal)
         logs = covariance.log_det - base.log_det - len(mean)
-        kl = (logs + jnp.sum(precision * variance) + covariance.quadratic(move)) / 2
-        spread = [jnp.sum(v / w) for v, w in zip(self.values, base.values)]
-        energy = kl + self.at(mean + move) + sum(spread) / 2
-        return Combined(WeightGaussian(mean + move, base), kl, energy)
+        kl = (logs + trace + covariance.quadratic(move)) / 2
+        return Combined(WeightGaussian(mean + move, base), kl, kl + found.energy - found.kl)
 
 
 class AbstractLocal(eqx.Module):
@@ -226,19 +165,8 @@ class AbstractLocal(eqx.Module):
     @abc.abstractmethod
     def fit(
         self, loss: TaskLoss, mean: Weights, covariance: AbstractCovariance, *, key: PRNGKey
-    ) -> AbstractSurrogate:
-        """Make the surrogate.
-
-        Args:
-            loss: Of the task.
-            mean: Of the prior; where to start.
-            covariance: Of the prior.
-            key: Random key.
-        """
-
-    @abc.abstractmethod
-    def check(self, covariance: AbstractCovariance) -> None:
-        """Raise `ValueError` if the surrogate has no closed form with such a prior."""
+    ) -> Quadratic:
+        """Make the surrogate of a loss, from the mean of the prior on."""
 
 
 class SGLDMoments(AbstractLocal):
@@ -269,7 +197,9 @@ class SGLDMoments(AbstractLocal):
             raise ValueError(
                 f"`warmup` must be at most `steps` - 2 = {self.steps - 2}; got {self.warmup}."
             )
-        _check_clip(self.clip)
+        low, high = map(number("clip", least=0), self.clip)
+        if not low < high:
+            raise ValueError(f"`clip` must be a least and a larger number; got {self.clip}.")
 
     def fit(self, loss, mean, covariance, *, key):
         noise = (2 * self.step_size) ** 0.5
@@ -290,19 +220,18 @@ class SGLDMoments(AbstractLocal):
         over = (jnp.arange(self.steps), jr.split(key, self.steps))
         (_, average, squares), _ = jax.lax.scan(step, start, over)
         raw = (self.steps - self.warmup - 1) / squares
-        diagonal, clipped = _clip(raw, self.clip)
-        zero = jnp.zeros_like(mean)
-        return Quadratic(average, loss(average), clipped, diagonal, zero)
-
-    def check(self, covariance):
-        """Accept any."""
+        diagonal = jnp.clip(raw, *self.clip)
+        clipped = jnp.mean((raw != diagonal).astype(raw.dtype))
+        return Quadratic(average, loss(average), clipped, diagonal, jnp.zeros_like(mean))
 
 
 class GGNLaplace(AbstractLocal):
     """The generalised Gauss-Newton matrix near the maximum of a task's posterior.
 
     Adam looks for the maximum in coordinates in which the prior is standard normal, from
-    the prior's mean; steps shrink to zero. The structures of the matrix:
+    the prior's mean; steps shrink to zero. Then Gauss-Newton steps go on, halved until they
+    help. A head of labels is best served by these alone (`steps=0, newton=3`), one with
+    Gaussian noise needs neither (`steps=0`). The structures of the matrix:
 
     - `"full"`: all of it, by its rows, of which there are points times outputs. Exact for
       networks linear in the adapted weights; for few points the cheapest, too.
@@ -311,73 +240,79 @@ class GGNLaplace(AbstractLocal):
     - `"kronecker"`: two factors for each array; only for `covariance="diagonal"`.
 
     Args:
-        steps: Of Adam; 0 linearises at the prior's mean.
+        steps: Of Adam.
+        newton: Steps of Gauss and Newton; with none of either the loss is linearised at the
+            prior's mean.
         learning_rate: Largest step, in standard deviations of the prior.
         structure: One of the above.
-        clip: Least and largest curvature of a diagonal.
 
     References:
         Immer, Korzepa, Bauer (2021), Improving predictions of Bayesian neural nets via local
-        linearization, arXiv:2008.08400.
+        linearization, arXiv:2008.08400. Of two factors: Morwani, Shapira, Vyas, Malach,
+        Kakade, Janson (2024), A new perspective on Shampoo's preconditioner,
+        arXiv:2406.17748.
     """
 
     steps: int = eqx.field(default=20, converter=whole("steps", least=0))
+    newton: int = eqx.field(default=0, converter=whole("newton", least=0))
     learning_rate: float = eqx.field(default=0.1, converter=positive("learning_rate"))
     structure: str = eqx.field(default="full", converter=one_of("structure", _STRUCTURES))
-    clip: tuple[float, float] = (0.0, 1e8)
-
-    def __check_init__(self):
-        _check_clip(self.clip)
 
     def fit(self, loss, mean, covariance, *, key):
-        centre = search(loss, mean, covariance, self.steps, self.learning_rate)
-        value, (rows, residual) = loss(centre), loss.rows(centre)
+        at = lambda u: mean + covariance.root(u)
+        centre = mean
+        if self.steps:
+            nearest = lambda u, _: loss(at(u)) + jnp.sum(u**2) / 2
+            start = jnp.zeros(covariance.noise_size, mean.dtype)
+            centre = at(minimised(nearest, start, self.steps, self.learning_rate, key))
         none = jnp.zeros((), mean.dtype)
+
+        def nearer(centre, _):
+            rows, residual = loss.rows(centre)
+            here = Quadratic(centre, none, none, rows=rows, residual=residual)
+            move = here.combine(mean, covariance).posterior.mean - centre
+            tried = centre + jnp.array(_STEPS, mean.dtype)[:, None] * move
+            height = jax.vmap(lambda w: loss(w) + covariance.quadratic(w - mean) / 2)(tried)
+            return tried[jnp.nanargmin(height)], None
+
+        if self.newton:
+            centre, _ = jax.lax.scan(nearer, centre, None, length=self.newton)
+        value, (rows, residual) = loss(centre), loss.rows(centre)
         if self.structure == "full":
             return Quadratic(centre, value, none, rows=rows, residual=residual)
         if self.structure == "kronecker":
             return _kronecker(loss, centre, value, rows, residual)
         first = loss.meta.layout.last if self.structure == "last_layer" else len(mean)
         outside = jnp.arange(len(mean)) < first
-        raw = jnp.where(outside, jnp.sum(rows**2, axis=0), 0)
-        clipped_all, clipped = _clip(raw, self.clip)
-        diagonal = jnp.where(outside, clipped_all, 0)
+        diagonal = jnp.where(outside, jnp.sum(rows**2, axis=0), 0)
         slope = jnp.where(outside, rows.T @ residual, 0)
         if self.structure == "diagonal":
-            return Quadratic(centre, value, clipped, diagonal, slope)
+            return Quadratic(centre, value, none, diagonal, slope)
         inside = jnp.where(outside, 0, rows)
-        return Quadratic(centre, value, clipped, diagonal, slope, inside, residual)
-
-    def check(self, covariance):
-        if self.structure == "kronecker" and not isinstance(covariance, Diagonal):
-            raise ValueError(
-                "`structure='kronecker'` needs a model with `covariance='diagonal'`; got "
-                f"{type(covariance).__name__}."
-            )
+        return Quadratic(centre, value, none, diagonal, slope, inside, residual)
 
 
-def search(
-    loss: Any, mean: Weights, covariance: AbstractCovariance, steps: int, rate: float
-) -> Weights:
-    """Return weights near the maximum of a posterior, by Adam in whitened coordinates."""
+def minimised(objective: Any, start: PyTree, steps: int, rate: float, key: PRNGKey) -> PyTree:
+    """Return what Adam makes of parameters; its steps shrink to zero along a cosine."""
     import optax  # imported here for the sake of the time that `import whence` takes
 
-    if steps == 0:
-        return mean
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    objective = lambda u: loss(mean + covariance.root(u)) + jnp.sum(u**2) / 2
-    start = jnp.zeros(covariance.noise_size, mean.dtype)
 
-    def step(carry, _):
-        u, state = carry
-        updates, state = adam.update(jax.grad(objective)(u), state)
-        return (u + updates, state), None
+    def step(carry, key):
+        params, state = carry
+        updates, state = adam.update(jax.grad(objective)(params, key), state)
+        return (optax.apply_updates(params, updates), state), None
 
-    (u, _), _ = jax.lax.scan(step, (start, adam.init(start)), None, length=steps)
-    return mean + covariance.root(u)
+    keys = jr.split(key, steps)
+    return jax.lax.scan(step, (start, adam.init(start)), keys)[0][0]
 
 
-def _kronecker(loss, centre, value, rows, residual) -> KroneckerQuadratic:
+def _kronecker(loss, centre, value, rows, residual) -> Quadratic:
+    """Return a curvature of one block `L x R / t` for each array, t the trace of either.
+
+    For an array of shape `(row, column)` with derivatives J_k of the scores, `L = sum J_k
+    J_k'` and `R = sum J_k' J_k`: the first step towards the nearest Kronecker product.
+    """
     values, lefts, rights, at = [], [], [], 0
     for shape, size in zip(loss.meta.layout.shapes, loss.meta.layout.sizes):
         block = rows[:, at : at + size]
@@ -388,28 +323,9 @@ def _kronecker(loss, centre, value, rows, residual) -> KroneckerQuadratic:
         right = jnp.einsum("kij,kil->jl", matrix, matrix)
         trace = jnp.maximum(jnp.trace(left), jnp.finfo(rows.dtype).tiny)
         (a, u), (b, v) = jnp.linalg.eigh(left), jnp.linalg.eigh(right)
-        values.append(jnp.maximum(a, 0)[:, None] * jnp.maximum(b, 0)[None] / trace)
+        values.append(jnp.outer(jnp.maximum(a, 0), jnp.maximum(b, 0) / trace).ravel())
         lefts.append(u)
         rights.append(v)
-    none = jnp.zeros((), centre.dtype)
-    gradient = rows.T @ residual
-    return KroneckerQuadratic(
-        centre, value, none, gradient, tuple(values), tuple(lefts), tuple(rights)
-    )
-
-
-def _clip(raw: Array, limits: tuple[float, float]) -> tuple[Array, Array]:
-    """Return clipped values, and the share of them that was outside."""
-    low, high = limits
-    outside = (raw < low) | (raw > high)
-    return jnp.clip(raw, low, high), jnp.mean(outside.astype(raw.dtype))
-
-
-def _check_clip(clip: Any) -> None:
-    if not (isinstance(clip, tuple) and len(clip) == 2 and 0 <= clip[0] < clip[1]):
-        raise ValueError(f"`clip` must be two numbers, 0 <= least < largest; got {clip!r}.")
-    number("clip", least=0)(clip[0])
-
-
-def _log_det(tril: Array) -> Scalar:
-    return 2 * jnp.sum(jnp.log(jnp.diagonal(tril)))
+    basis = Kronecker(Diagonal(jnp.zeros_like(centre)), tuple(lefts), tuple(rights))
+    slope, none = basis.into(rows.T @ residual), jnp.zeros((), centre.dtype)
+    return Quadratic(centre, value, none, jnp.concatenate(values), slope, basis=basis)

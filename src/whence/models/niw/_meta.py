@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -17,6 +18,7 @@ from scipy import stats
 
 from ...core._convert import one_of, part, positive, whole
 from ...core._key import as_key
+from ...core._results import InferenceWarning
 from ...core._types import Scalar
 from ...language._module_leaves import check_module, select
 from ._covariance import AbstractCovariance, Diagonal, Full, LowRank, Weights
@@ -24,54 +26,32 @@ from ._likelihood import AbstractLikelihood
 from ._tasks import AbstractTasks
 
 _COVARIANCES = ("diagonal", "full", "low_rank")
+_ODD = 30.0  # times as large or small as what networks are made for
 _NODES, _TAIL = 32, 1e-7  # of the law of the scale of a task
 
 
 class Population(eqx.Module):
-    """Components of the law of a task's weights: means and covariances, stacked.
+    """Components of the law of a task's weights: means and covariances, stacked."""
 
-    Attributes:
-        log_weights: Unnormalised, `(component,)`.
-        mean: `(component, weight)`.
-        covariance: Its arrays have an axis of components before their own.
-    """
-
-    log_weights: Array
-    mean: Array
-    covariance: AbstractCovariance
+    log_weights: Array  # unnormalised, `(component,)`
+    mean: Array  # `(component, weight)`
+    covariance: AbstractCovariance  # its arrays have an axis of components before their own
 
 
 class Scales(eqx.Module):
-    """A law of the factor v on a task's covariance, on a grid.
+    """A law of the factor v on a task's covariance, on a grid."""
 
-    Attributes:
-        values: `(node,)`.
-        log_weights: Normalised, `(node,)`.
-    """
-
-    values: Array
-    log_weights: Array
+    values: Array  # `(node,)`
+    log_weights: Array  # normalised, `(node,)`
 
 
 class Layout(NamedTuple):
-    """How a vector of weights is laid out in the network.
+    """How a vector of weights is laid out in the network."""
 
-    Attributes:
-        structure: Of the pytree of adapted arrays.
-        shapes: Theirs, in order.
-        names: Their paths.
-        last: Where the weights of the last layer begin.
-    """
-
-    structure: Any
+    structure: Any  # of the pytree of adapted arrays
     shapes: tuple[tuple[int, ...], ...]
-    names: tuple[str, ...]
-    last: int
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of weights in each array."""
-        return tuple(int(np.prod(shape)) for shape in self.shapes)
+    sizes: tuple[int, ...]
+    last: int  # where the weights of the last layer begin
 
 
 class NIWMeta(eqx.Module):
@@ -143,39 +123,34 @@ class NIWMeta(eqx.Module):
         self.likelihood = part("likelihood", AbstractLikelihood)(likelihood)
         net = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, net)
         own, self.shared, self.frozen, names = _split(net, random)
-        leaves = jax.tree.leaves(own)
+        leaves, structure = jax.tree.flatten(own)
         mean = ravel_pytree(own)[0]
-        sizes = [leaf.size for leaf in leaves]
-        prefix = names[-1].rpartition(".")[0]
-        of_last = sum(s for n, s in zip(names, sizes) if n.rpartition(".")[0] == prefix)
-        self.layout = Layout(
-            jax.tree.structure(own),
-            tuple(leaf.shape for leaf in leaves),
-            names,
-            len(mean) - of_last,
-        )
+        size, sizes = len(mean), tuple(leaf.size for leaf in leaves)
+        owners = [name.rpartition(".")[0] for name in names]
+        of_last = sum(n for n, owner in zip(sizes, owners) if owner == owners[-1])
+        shapes = tuple(leaf.shape for leaf in leaves)
+        self.layout = Layout(structure, shapes, sizes, size - of_last)
         kind = one_of("covariance", _COVARIANCES)(covariance)
         self.df = positive("df", optional=True)(df)
         self.strength = positive("strength", optional=True)(strength) or self.df
-        if kind != "diagonal" and self.df is not None and self.df <= len(mean) - 1:
+        if kind != "diagonal" and self.df is not None and self.df <= size - 1:
             raise ValueError(
-                f"`df` must be above d - 1 = {len(mean) - 1} with `covariance={kind!r}`, an "
-                f"inverse Wishart over the {len(mean)} adapted weights; got {self.df:g}. Adapt "
-                "fewer weights, or use 'diagonal', which needs only df > 0."
+                f"`df` must be above d - 1 = {size - 1} with `covariance={kind!r}`, an inverse "
+                f"Wishart over the {size} adapted weights; got {self.df:g}. Adapt fewer "
+                "weights, or use 'diagonal', which needs only df > 0."
             )
-        number = whole("components", least=1)(components)
-        precision = positive("precision")(precision)
-        rank = whole("rank", least=1)(rank)
+        number, rank = (
+            whole(name, least=1)(n) for name, n in (("components", components), ("rank", rank))
+        )
+        spread = positive("precision")(precision) ** -0.5
         key_mean, key_factor = jr.split(as_key(key))
-        spread = float(precision) ** -0.5
-        start = spread * jr.normal(key_mean, (number, len(mean)), mean.dtype)
-        start = jnp.zeros_like(start) if number == 1 else start
+        start = spread * jr.normal(key_mean, (number, size), mean.dtype)
         self.population = Population(
             jnp.zeros(number, mean.dtype),
-            mean[None] + start,
-            _covariance(kind, number, len(mean), rank, precision, mean.dtype, key_factor),
+            mean[None] + (start if number > 1 else 0),
+            _covariance(kind, (number, size, rank), spread, mean.dtype, key_factor),
         )
-        self.scales = _scales(positive("tails", optional=True)(tails), mean.dtype)
+        self.scales = grid_of(positive("tails", optional=True)(tails), mean.dtype)
         self.likelihood_scale = positive("likelihood_scale")(likelihood_scale)
 
     @property
@@ -188,16 +163,12 @@ class NIWMeta(eqx.Module):
         """Number of weights that vary by task."""
         return sum(self.layout.sizes)
 
-    def unravel(self, weights: Weights) -> PyTree:
-        """Return the adapted arrays in the structure of the network."""
-        ends = np.cumsum(self.layout.sizes)[:-1]
-        parts = jnp.split(weights, ends)
-        arrays = [p.reshape(s) for p, s in zip(parts, self.layout.shapes)]
-        return jax.tree.unflatten(self.layout.structure, arrays)
-
     def network(self, weights: Weights) -> Any:
         """Return the Equinox module of a task with these weights, `(weight,)`."""
-        return eqx.combine(self.unravel(weights), self.shared, self.frozen)
+        parts = jnp.split(weights, np.cumsum(self.layout.sizes)[:-1])
+        arrays = [p.reshape(s) for p, s in zip(parts, self.layout.shapes)]
+        own = jax.tree.unflatten(self.layout.structure, arrays)
+        return eqx.combine(own, self.shared, self.frozen)
 
     def outputs(self, weights: Weights, x: Array) -> Array:
         """Return outputs `(point, output)` at inputs `(point, ...)`."""
@@ -216,21 +187,17 @@ class NIWMeta(eqx.Module):
         """
         if not isinstance(tasks, AbstractTasks):
             raise ValueError(f"`tasks` must be `niw.Tasks` or `niw.Episodes`; got {tasks!r}.")
-        example = tasks.example()
-        check_fit(self, *example)
+        batch = tasks.example()
+        check_fit(self, *batch)
+        for name in ("x", "y"):
+            _warn_of_units(name, np.asarray(getattr(batch, name)), np.asarray(batch.mask))
         return Problem(self, tasks)
 
 
 class Problem(eqx.Module):
-    """A model and tasks to learn it from; made by the model's `on`.
+    """A model and tasks to learn it from; made by the model's `on`."""
 
-    Attributes:
-        model: A pytree, of whose floating-point arrays those are learned that its loss
-            depends on.
-        tasks: Where batches come from.
-    """
-
-    model: Any
+    model: Any  # a pytree of whose floating-point arrays those count that its loss uses
     tasks: AbstractTasks
 
 
@@ -242,18 +209,17 @@ class TaskLoss(eqx.Module):
     y: Array
     mask: Array
 
-    def _counted(self) -> Array:
-        return self.meta.likelihood.counted(self.y, self.mask)
-
-    def scores(self, weights: Weights) -> Array:
-        """Return scores of the task's own points."""
+    def scores(self, weights: Weights, new: Array | None = None) -> Array:
+        """Return scores of the task's own points, or of those at new inputs."""
+        new = None if new is None else self.meta.outputs(weights, new)
         outputs = self.meta.outputs(weights, self.x)
-        return self.meta.likelihood.scores(outputs, self.y, self.mask)
+        return self.meta.likelihood.scores(outputs, self.y, self.mask, new)
 
     def __call__(self, weights: Weights) -> Scalar:
         """Return the loss in nats: a sum over points."""
-        log_prob = self.meta.likelihood.log_prob(self.scores(weights), self.y)
-        kept = jnp.where(self._counted(), log_prob, 0)
+        likelihood = self.meta.likelihood
+        log_prob = likelihood.log_prob(self.scores(weights), self.y)
+        kept = jnp.where(likelihood.counted(self.y, self.mask), log_prob, 0)
         return -self.meta.likelihood_scale * jnp.sum(kept)
 
     def jacobian(self, weights: Weights) -> Array:
@@ -268,9 +234,10 @@ class TaskLoss(eqx.Module):
 
         Shapes are `(point * score, weight)` and `(point * score,)`.
         """
-        root, residual = self.meta.likelihood.whitened(self.scores(weights), self.y)
-        factor = self._counted() * self.meta.likelihood_scale**0.5
-        factor = factor.astype(root.dtype)[:, None]
+        likelihood = self.meta.likelihood
+        root, residual = likelihood.whitened(self.scores(weights), self.y)
+        counted = likelihood.counted(self.y, self.mask).astype(root.dtype)
+        factor = (counted * self.meta.likelihood_scale**0.5)[:, None]
         rows = factor[..., None] * jnp.einsum("pst,ptw->psw", root, self.jacobian(weights))
         return rows.reshape(-1, rows.shape[-1]), (factor * residual).ravel()
 
@@ -292,7 +259,19 @@ def check_fit(meta: NIWMeta, x: Any, y: Any, mask: Any) -> None:
         meta.likelihood.check(y, mask, int(np.prod(out.shape)))
 
 
-def _split(net: Any, random: Any) -> tuple[PyTree, PyTree, PyTree, tuple[str, ...]]:
+def _warn_of_units(name: str, values: np.ndarray, mask: np.ndarray) -> None:
+    size = np.sqrt(np.mean(values[mask].astype(float) ** 2))
+    if np.issubdtype(values.dtype, np.floating) and not 1 / _ODD < size < _ODD:
+        warnings.warn(
+            f"`{name}` is of size {size:.1g} (root mean square), and networks are made for "
+            "numbers of size 1: learning may be slow or fail. Subtract its mean and divide by "
+            "its standard deviation over all tasks, and the `scale` of the noise with it.",
+            InferenceWarning,
+            stacklevel=3,
+        )
+
+
+def _split(net: Any, random: Any) -> tuple[PyTree, PyTree, PyTree, list[str]]:
     """Return the adapted arrays, the shared ones, what stays, and names of the first."""
     if not callable(random):
         raise ValueError(
@@ -303,35 +282,33 @@ def _split(net: Any, random: Any) -> tuple[PyTree, PyTree, PyTree, tuple[str, ..
     try:
         if isinstance(random(net), bool | np.bool_):
             where = lambda path, leaf: bool(random(leaf))
-        names = tuple(leaf.path for leaf in select(net, where))
+        names = [leaf.path for leaf in select(net, where)]
     except (ValueError, AttributeError, TypeError, IndexError) as error:
         raise ValueError(f"`random` must select arrays of the network. {error}") from error
     arrays, frozen = eqx.partition(net, eqx.is_inexact_array)
-    name = lambda path: keystr(path, simple=True, separator=".")
-    own, shared = eqx.partition(
-        arrays, tree_map_with_path(lambda path, _: name(path) in names, arrays)
-    )
+    is_own = lambda path, _: keystr(path, simple=True, separator=".") in names
+    own, shared = eqx.partition(arrays, tree_map_with_path(is_own, arrays))
     return own, shared, frozen, names
 
 
-def _covariance(kind, number, size, rank, precision, dtype, key) -> AbstractCovariance:
-    log_precision = jnp.full((number, size), np.log(precision), dtype)
+def _covariance(kind, shape, spread, dtype, key) -> AbstractCovariance:
+    log_spread = jnp.full(shape[:2], np.log(spread), dtype)
     if kind == "diagonal":
-        return Diagonal(log_precision)
+        return Diagonal(-2 * log_spread)
     if kind == "full":
-        return Full(jax.vmap(jnp.diag)(-log_precision / 2))
+        return Full(jax.vmap(jnp.diag)(log_spread))
     # Directions small beside the rest: they grow where tasks differ along them.
-    factor = jr.normal(key, (number, size, rank), dtype) * (0.1 / precision**0.5)
-    return LowRank(log_precision, factor)
+    factor = jr.normal(key, shape, dtype) * (0.1 * spread)
+    return LowRank(-2 * log_spread, factor)
 
 
-def _scales(tails: float | None, dtype) -> Scales:
+def grid_of(tails: float | None, dtype: Any) -> Scales:
+    """Return `IG(tails / 2, tails / 2)` on a grid; for None all of it at 1."""
     if tails is None:
         return Scales(jnp.ones(1, dtype), jnp.zeros(1, dtype))
     law: Any = stats.invgamma(tails / 2, scale=tails / 2)
     low, high = np.log(law.ppf([_TAIL, 1 - _TAIL]))
-    values = np.exp(np.linspace(low, high, _NODES))
-    weights = law.pdf(values) * values
-    return Scales(
-        jnp.asarray(values, dtype), jnp.asarray(np.log(weights / weights.sum()), dtype)
-    )
+    logs = np.linspace(low, high, _NODES)
+    weights = law.pdf(np.exp(logs)) * np.exp(logs)
+    logs, weights = jnp.asarray(logs, dtype), jnp.asarray(weights / weights.sum(), dtype)
+    return Scales(jnp.exp(logs), jnp.log(weights))

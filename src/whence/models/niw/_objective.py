@@ -1,13 +1,13 @@
-"""The bound of one task: its best local posterior, found once and thrown away.
+"""What is lowered for one task, by its best local posterior, found once and thrown away.
 
 Minus the evidence lower bound per task is `E_q[l] + KL(q || N(mu, Sigma))`, with q in closed
 form from a surrogate. The term of the hierarchy's own law, `KL(q(phi) || p(phi)) / N`,
 vanishes for endless tasks, and with it all but `m0` and `V0 / n0 = E[Sigma^-1]^-1`: that is
 what the population holds. In a mixture (of components, or of scales v) the task also has
 probabilities of where it belongs, from the evidence of its surrogates.
-"""
 
-from __future__ import annotations
+Where some points are held out, it is minus their log predictive density given the others.
+"""
 
 from typing import Any, NamedTuple
 
@@ -18,8 +18,9 @@ import jax.random as jr
 from jaxtyping import Array
 
 from ...core._types import PRNGKey, Scalar
-from ._local import AbstractLocal, AbstractSurrogate, Combined
+from ._local import AbstractLocal, Combined, Quadratic
 from ._meta import NIWMeta, Population, Scales, TaskLoss
+from ._tasks import Batch
 
 
 def stop[T](tree: T) -> T:
@@ -29,28 +30,16 @@ def stop[T](tree: T) -> T:
 
 
 class LocalPosterior(NamedTuple):
-    """What is known of one task.
+    """What is known of one task."""
 
-    Attributes:
-        surrogates: By component.
-        combined: By component and scale.
-        log_prior: Of components and scales, `(component, scale)`.
-        log_weights: The same given the data, normalised.
-    """
-
-    surrogates: AbstractSurrogate
-    combined: Combined
-    log_prior: Array
-    log_weights: Array
+    surrogates: Quadratic  # by component
+    combined: Combined  # by component and scale
+    log_prior: Array  # of components and scales, `(component, scale)`
+    log_weights: Array  # the same given the data, normalised
 
 
 def local_posterior(
-    loss: TaskLoss,
-    population: Population,
-    scales: Scales,
-    local: AbstractLocal,
-    *,
-    key: PRNGKey,
+    loss: TaskLoss, population: Population, scales: Scales, local: AbstractLocal, key: PRNGKey
 ) -> LocalPosterior:
     """Fit surrogates from every component, and combine them with every scale.
 
@@ -63,8 +52,8 @@ def local_posterior(
     )
     log_prior = log_prior_of(population, scales)
     combined = combine_all(surrogates, population, scales)
-    log_weights = jax.nn.log_softmax((log_prior - combined.energy).ravel())
-    return LocalPosterior(surrogates, combined, log_prior, log_weights.reshape(log_prior.shape))
+    log_weights = jax.nn.log_softmax(log_prior - combined.energy, axis=(0, 1))
+    return LocalPosterior(surrogates, combined, log_prior, log_weights)
 
 
 def log_prior_of(population: Population, scales: Scales) -> Array:
@@ -86,47 +75,45 @@ def combine_all(surrogates: Any, population: Population, scales: Scales) -> Comb
 def task_objective(
     meta: NIWMeta,
     local: AbstractLocal,
-    x: Array,
-    y: Array,
-    mask: Array,
+    task: Batch,
+    support: Array | None,
     pairs: int,
     key: PRNGKey,
 ) -> tuple[Scalar, dict[str, Array]]:
-    """Return minus the bound of a task, in nats, and what to record.
+    """Return what one task is to lower, in nats, and what to record.
 
-    The loss is averaged over pairs of draws opposite to each other, which cancels the noise
-    of its odd part.
-
-    Args:
-        meta: The model.
-        local: How surrogates are made.
-        x: Inputs of the task.
-        y: Its data.
-        mask: Which points are there.
-        pairs: Of draws.
-        key: Random key.
+    Averages are over pairs of draws opposite to each other, which cancels the noise of what
+    is odd in them.
+    The posterior is found from the points of the mask `support`, the others are predicted;
+    with None it is the bound of the evidence of all.
     """
     key_fit, key_scale, key_noise = jr.split(key, 3)
-    loss = TaskLoss(meta, x, y, mask)
-    found = local_posterior(loss, meta.population, meta.scales, local, key=key_fit)
-    # At their best the probabilities have no gradient; they need not be differentiated.
+    x, y, mask = task
+    loss = TaskLoss(meta, x, y, mask if support is None else support)
+    found = local_posterior(loss, meta.population, meta.scales, local, key_fit)
+    number = len(found.log_weights)
+    drawn = jr.categorical(key_scale, stop(found.log_weights), axis=1)
+    posterior = jax.tree.map(lambda a: a[jnp.arange(number), drawn], found.combined.posterior)
+    predicted = lambda weights: meta.likelihood.log_prob(loss.scores(weights, x), y)
+
+    def at_draws(posterior, key):
+        noise = jr.normal(key, (pairs, posterior.noise_size), posterior.mean.dtype)
+        moves = jax.vmap(posterior.move)(noise)
+        weights = posterior.mean[None] + jnp.concatenate([moves, -moves])
+        return jax.vmap(loss if support is None else predicted)(weights)
+
+    values = jax.vmap(at_draws)(posterior, jr.split(key_noise, number))
+    # At the bound's best the probabilities have no gradient, and need not be differentiated.
     shares = stop(jnp.exp(found.log_weights))
     log_ratio = stop(found.log_weights) - found.log_prior
     kl = jnp.sum(shares * (found.combined.kl + log_ratio))
-    number = len(shares)
-    drawn = jr.categorical(key_scale, stop(found.log_weights), axis=1)
-    posterior = jax.tree.map(
-        lambda leaf: leaf[jnp.arange(number), drawn], found.combined.posterior
-    )
-
-    def expected(posterior, key):
-        noise = jr.normal(key, (pairs, posterior.noise_size), posterior.mean.dtype)
-        moves = jax.vmap(posterior.move)(noise)
-        both = jax.vmap(loss)(posterior.mean[None] + jnp.concatenate([moves, -moves]))
-        return jnp.mean(both)
-
-    losses = jax.vmap(expected)(posterior, jr.split(key_noise, number))
-    fit = jnp.sum(jnp.sum(shares, axis=1) * losses)
+    if support is None:
+        fit = jnp.sum(jnp.sum(shares, axis=1) * jnp.mean(values, axis=1))
+        value = fit + kl
+    else:
+        log_share = jax.nn.logsumexp(found.log_weights, axis=1) - jnp.log(2.0 * pairs)
+        mixed = jax.nn.logsumexp(values + log_share[:, None, None], axis=(0, 1))
+        value = fit = -jnp.sum(jnp.where(mask & ~support, mixed, 0))
     best = jnp.argmax(jnp.sum(shares, axis=1))
     stats = {
         "fit": fit,
@@ -134,7 +121,7 @@ def task_objective(
         "clipped": found.surrogates.clipped[best],
         "ratio": adaptation_ratio(meta, found, best),
     }
-    return fit + kl, jax.tree.map(stop, stats)
+    return value, jax.tree.map(stop, stats)
 
 
 def adaptation_ratio(meta: NIWMeta, found: LocalPosterior, component: Array) -> Scalar:

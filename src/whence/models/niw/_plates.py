@@ -1,7 +1,5 @@
 """The same model by plates, for engines that sample every task's weights: small widths."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The law of a new task's weights, from what is known of the population."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
@@ -9,7 +7,7 @@ from jaxtyping import Array
 
 from ...core._types import Scalar
 from ._covariance import Weights
-from ._meta import NIWMeta, Population, Scales, _scales
+from ._meta import NIWMeta, Population, Scales, grid_of
 from ._objective import log_prior_of
 
 PRIORS = ("expected_precision", "mode", "predictive_t")
@@ -46,7 +44,7 @@ def prior_for(meta: NIWMeta, prior: str) -> tuple[Population, Scales, float | No
         return _scaled(meta.population, more), meta.scales, df
     left = df - d + 1
     dtype = meta.population.mean.dtype
-    return _scaled(meta.population, df * more / left), _scales(left, dtype), None
+    return _scaled(meta.population, df * more / left), grid_of(left, dtype), None
 
 
 def log_prior(
@@ -71,12 +69,7 @@ def reweighted(population: Population, square: Array, df: float) -> Population:
     """Return the normal prior that stands for independent t at second moments of q.
 
     A t is a normal with precision times w, `w ~ Gamma(df / 2, df / 2)`; given the second
-    moment of a weight about its mean, `E[w] = (df + 1) / (df + moment / S)`.
-
-    Args:
-        population: Of one component, with the scale of the t.
-        square: `E (theta - m0)^2`, `(weight,)`.
-        df: Of the t.
+    moment `square` of a weight about its mean, `E[w] = (df + 1) / (df + square / S)`.
     """
     covariance = population.covariance
     log_precision = covariance.log_precision  # pyright: ignore
@@ -89,8 +82,3 @@ def _scaled(population: Population, factor: float) -> Population:
     by = jnp.asarray(factor, population.mean.dtype)
     covariance = jax.vmap(lambda c: c.scaled(by))(population.covariance)
     return Population(population.log_weights, population.mean, covariance)
-
-
-def expected_scale(scales: Scales, log_weights: Array) -> Array:
-    """Return the posterior mean of v."""
-    return jnp.sum(jnp.exp(log_weights) * scales.values[None])

@@ -6,8 +6,6 @@ the loss left out of the outer gradient Reptile's; without a step, and prototype
 likelihood, prototype networks.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import equinox as eqx
@@ -45,11 +43,8 @@ class PointMeta(AbstractMetaTraining):
         inner_rate: Of these.
         proximity: Of `"imaml"`: precision of a normal law around the start, in units of the
             mean loss.
-        steps: Updates.
-        batch: Tasks of each.
-        learning_rate: Of Adam, at the start.
-        clip: Largest norm of a gradient.
-        points: As for `OneTimeIterates`.
+
+    The others are those of `AbstractMetaTraining`.
 
     References:
         Finn, Abbeel, Levine (2017), arXiv:1703.03400. Rajeswaran, Finn, Kakade, Levine
@@ -62,17 +57,8 @@ class PointMeta(AbstractMetaTraining):
     inner_steps: int = eqx.field(default=5, converter=whole("inner_steps", least=1))
     inner_rate: float = eqx.field(default=0.01, converter=positive("inner_rate"))
     proximity: float = eqx.field(default=1.0, converter=positive("proximity"))
-    steps: int = eqx.field(default=5_000, converter=whole("steps", least=1))
-    batch: int = eqx.field(default=25, converter=whole("batch", least=1))
-    learning_rate: float = eqx.field(default=1e-3, converter=positive("learning_rate"))
-    clip: float = eqx.field(default=10.0, converter=positive("clip"))
-    points: tuple[int, int] | None = None
 
-    @property
-    def name(self):
-        return f"PointMeta({self.rule})"
-
-    def check(self, model):
+    def check(self, model, tasks):
         if not isinstance(model, NIWMeta) or len(model.population.mean) > 1:
             raise ValueError("`problem` must hold a `NIWMeta` with one component.")
 
@@ -94,18 +80,22 @@ class PointMeta(AbstractMetaTraining):
         return weights
 
     def losses(self, model, batch, *, key):
-        by_class = jnp.issubdtype(batch.y.dtype, jnp.integer)
+        start = model.population.mean[0]
 
         def one(x, y, mask, key):
-            start = model.population.mean[0]
-            held = subset(y, mask, self.support, by_class=by_class, key=key)
             if self.rule == "reptile":
                 # The gradient of this is the difference that Reptile moves by.
-                own = jax.lax.stop_gradient(self.descend(TaskLoss(model, x, y, mask), start))
-                shared = TaskLoss(model, x, y, mask)(own) / jnp.sum(mask)
-                return jnp.sum((start - own) ** 2) / 2 + shared
-            support = TaskLoss(model, x, y, held)
-            judge = lambda w: _query_loss(model, w, x, y, held, mask & ~held)
+                whole_task = TaskLoss(model, x, y, mask)
+                own = jax.lax.stop_gradient(self.descend(whole_task, start))
+                return jnp.sum((start - own) ** 2) / 2 + whole_task(own) / jnp.sum(mask)
+            held = subset(y, mask, self.support, key=key)
+            support, query = TaskLoss(model, x, y, held), mask & ~held
+
+            def judge(weights):
+                log_prob = model.likelihood.log_prob(support.scores(weights, x), y)
+                kept = jnp.where(query, log_prob, 0)
+                return -jnp.sum(kept) / jnp.maximum(jnp.sum(query), 1)
+
             if self.rule == "imaml":
                 return _implicit(self, support, start, judge)
             return judge(self.descend(support, start))
@@ -122,18 +112,7 @@ class PointMeta(AbstractMetaTraining):
             y: Its data.
             mask: Which points are there.
         """
-        meta = model_of(fit)
-        x, y, mask = check_support(meta, x, y, mask)
-        loss = TaskLoss(meta, jnp.asarray(x), jnp.asarray(y), jnp.asarray(mask))
-        return _point(self, loss)
-
-
-def _query_loss(model, weights, x, y, support, query) -> Array:
-    """Return the mean loss of query points, given the support set where that matters."""
-    likelihood, outputs = model.likelihood, model.outputs(weights, x)
-    scores = likelihood.scores_given(outputs, outputs, y, support)
-    kept = jnp.where(query, likelihood.log_prob(scores, y), 0)
-    return -jnp.sum(kept) / jnp.maximum(jnp.sum(query), 1)
+        return _point(self, check_support(model_of(fit), x, y, mask))
 
 
 @eqx.filter_jit

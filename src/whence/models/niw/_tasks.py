@@ -19,17 +19,11 @@ from ...core._types import PRNGKey
 
 
 class Batch(NamedTuple):
-    """Tasks of one shape.
+    """Tasks of one shape."""
 
-    Attributes:
-        x: Inputs, `(task, point, ...)`.
-        y: Data, `(task, point, ...)`.
-        mask: Which points are there, `(task, point)`.
-    """
-
-    x: Array
-    y: Array
-    mask: Array
+    x: Array  # inputs, `(task, point, ...)`
+    y: Array  # data, `(task, point, ...)`
+    mask: Array  # which points are there, `(task, point)`
 
 
 class AbstractTasks(eqx.Module):
@@ -37,12 +31,7 @@ class AbstractTasks(eqx.Module):
 
     @abc.abstractmethod
     def batch(self, size: int, *, key: PRNGKey) -> Batch:
-        """Return a batch of tasks; traced.
-
-        Args:
-            size: How many, where there is a choice.
-            key: Random key.
-        """
+        """Return a batch of tasks, of a size where there is a choice; traced."""
 
     @abc.abstractmethod
     def example(self) -> Batch:
@@ -77,24 +66,24 @@ class Tasks(AbstractTasks):
         Args:
             x: Inputs of each task, `(point, ...)`.
             y: Data of each task, `(point, ...)`.
-
-        Raises:
-            ValueError: If a task has not as many data as inputs, or none.
         """
-        for i, (a, b) in enumerate(zip(x, y, strict=True)):
-            if len(a) != len(b):
+        sizes = [(len(a), len(b)) for a, b in zip(x, y, strict=True)]
+        if not sizes:
+            raise ValueError("`x` must hold at least one task; got none.")
+        for i, (rows, data) in enumerate(sizes):
+            if rows != data:
                 raise ValueError(
-                    f"`y` must have a row for each row of `x`; in task {i} there are {len(b)} "
-                    f"and {len(a)}."
+                    f"`y` must have a row for each row of `x`; in task {i} there are {data} "
+                    f"and {rows}."
                 )
-        longest = max((len(a) for a in x), default=0)
+        mask = np.arange(max(sizes)[0])[None] < np.array(sizes)[:, :1]
 
-        def fill(rows):
-            rows = [np.asarray(r) for r in rows]
-            none = [((0, longest - len(r)), *[(0, 0)] * (r.ndim - 1)) for r in rows]
-            return np.stack([np.pad(r, pad) for r, pad in zip(rows, none)])
+        def fill(parts):
+            joined = np.concatenate([np.asarray(part) for part in parts])
+            filled = np.zeros((*mask.shape, *joined.shape[1:]), joined.dtype)
+            filled[mask] = joined
+            return filled
 
-        mask = np.arange(longest)[None] < np.array([len(a) for a in x])[:, None]
         return Tasks(fill(x), fill(y), mask)
 
     def __len__(self) -> int:
@@ -146,9 +135,7 @@ def check_tasks(x: Any, y: Any, mask: Any = None) -> tuple[Any, Any, Any]:
             "`x` and `y` must have shapes (task, point, ...) with the same tasks and points, "
             f"at least one; got {x.shape} and {y.shape}."
         )
-    if mask is None:
-        mask = np.ones(x.shape[:2], bool)
-    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    mask = np.ones(x.shape[:2], bool) if mask is None else _array("mask", mask)
     if mask.shape != x.shape[:2] or mask.dtype != bool:
         raise ValueError(
             f"`mask` must be of booleans, of shape {x.shape[:2]}; got {mask.dtype} of shape "
@@ -161,55 +148,63 @@ def check_tasks(x: Any, y: Any, mask: Any = None) -> tuple[Any, Any, Any]:
         empty = int(np.argmin(there.any(axis=1)))
         raise ValueError(f"Every task must have a point; task {empty} has none.")
     for name, value in (("x", x), ("y", y)):
-        bad = ~np.isfinite(np.asarray(value)).reshape(*there.shape, -1).all(-1) & there
-        if bad.any():
-            task, point = np.argwhere(bad)[0]
+        bad = ~np.isfinite(np.asarray(value)).reshape(*there.shape, -1).all(-1)
+        if (bad & there).any():
+            task, point = np.argwhere(bad & there)[0]
             raise ValueError(
                 f"`{name}` must be finite; point {point} of task {task} is not. Hide what is "
                 "missing by `mask`."
             )
-        if not np.isfinite(np.asarray(value)).all():
+        if bad.any():
             raise ValueError(f"`{name}` must be finite where `mask` hides it, too; put zeros.")
     return x, y, mask
 
 
 def _array(name: str, value: Any) -> Any:
-    if isinstance(value, jax.Array | np.ndarray) and value.dtype != object:
+    if isinstance(value, jax.Array):
         return value
     try:
-        return np.asarray(value, dtype=None)
+        found = np.asarray(value)
     except ValueError:
+        found = np.empty(0, object)
+    if found.dtype == object:
         raise ValueError(
             f"`{name}` has tasks of different sizes, which need a mask: "
             "`niw.Tasks.ragged(x, y)` makes one."
-        ) from None
+        )
+    return found
 
 
-def subset(y: Array, mask: Array, size: Any, *, by_class: bool, key: PRNGKey) -> Array:
-    """Return the mask of some points of a task at random.
-
-    Args:
-        y: Data of one task, points first.
-        mask: Which points are there.
-        size: How many points; of each class if `by_class`.
-        by_class: Whether y are labels.
-        key: Random key.
-    """
+def subset(y: Array, mask: Array, size: Any, *, key: PRNGKey) -> Array:
+    """Return the mask of so many random points of a task; of each class if y are labels."""
     order = jnp.where(mask, jr.uniform(key, mask.shape), jnp.inf)
     before = order[None, :] < order[:, None]
-    before = before & (y[None, :] == y[:, None]) if by_class else before
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        before = before & (y[None, :] == y[:, None])
     return mask & (jnp.sum(before, axis=1) < size)
 
 
-def batch_size(tasks: AbstractTasks, size: Any) -> int:
-    """Return the size of batches that a setting asks for.
+def some_points(batch: Batch, points: tuple[int, int], key: PRNGKey) -> Array:
+    """Return a mask, `(task, point)`, of a random number of points of each task."""
+    key_size, key_which = jr.split(key)
+    number = len(batch.x)
+    sizes = jr.randint(key_size, (number,), points[0], points[1] + 1)
+    some = lambda y, mask, size, key: subset(y, mask, size, key=key)
+    return jax.vmap(some)(batch.y, batch.mask, sizes, jr.split(key_which, number))
 
-    Raises:
-        ValueError: If there are fewer tasks.
-    """
-    size = whole("batch", least=1)(size)
-    if isinstance(tasks, Tasks) and size > len(tasks):
+
+def check_numbers(tasks: AbstractTasks, batch: int, name: str, points: Any) -> None:
+    """Raise `ValueError` if a batch, or a range of numbers of points, cannot be had."""
+    if isinstance(tasks, Tasks) and batch > len(tasks):
         raise ValueError(
-            f"`batch` must be at most the number of tasks, {len(tasks)}; got {size}."
+            f"`batch` must be at most the number of tasks, {len(tasks)}; got {batch}."
         )
-    return size
+    if points is None:
+        return
+    if not (isinstance(points, tuple | list) and len(points) == 2):
+        raise ValueError(f"`{name}` must be two numbers, least and largest; got {points!r}.")
+    low = whole(name, least=1)(points[0])
+    whole(name, least=low)(points[1])
+    most = int(np.max(np.sum(tasks.example().mask, axis=1)))
+    if name == "support" and low >= most:
+        raise ValueError(f"`support` must leave points to predict, of {most}; got {points}.")

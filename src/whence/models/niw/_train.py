@@ -5,8 +5,6 @@ step to the next, so there is no posterior of locals for the loop to hold, the u
 the population and the network alone, and tasks may be endless.
 """
 
-from __future__ import annotations
-
 import abc
 from typing import Any
 
@@ -17,24 +15,19 @@ import jax.random as jr
 from jaxtyping import Array, PyTree
 
 from ...core._convert import part, positive, whole
-from ...core._engine import AbstractProcedure, Info, Schedule
+from ...core._engine import AbstractProcedure, Info, Schedule, never
 from ...core._results import RESULTS
 from ...core._types import PRNGKey
 from ._local import AbstractLocal, GGNLaplace
 from ._meta import NIWMeta, Problem
 from ._objective import task_objective
-from ._tasks import Batch, batch_size, subset
+from ._tasks import Batch, check_numbers, some_points
 
 _MAX_FAILURES = 20  # updates in a row without a finite gradient before it gives up
 
 
 class Learned(eqx.Module):
-    """The state of a training.
-
-    Attributes:
-        model: As it stands.
-        optimizer: What the optimiser remembers.
-    """
+    """The state of a training: the model as it stands, and what the optimiser remembers."""
 
     model: Any
     optimizer: PyTree
@@ -43,35 +36,33 @@ class Learned(eqx.Module):
 class AbstractMetaTraining(AbstractProcedure):
     """Adam on the mean of a loss over batches of tasks; steps shrink along a cosine.
 
-    Attributes:
+    Args:
         steps: Updates.
         batch: Tasks of each, where they are an array; `Episodes` bring their own number.
-        learning_rate: Of Adam, at the start.
+        learning_rate: Of Adam, at the start; it falls to zero.
         clip: Largest norm of a gradient.
         points: Least and largest number of points used of each task, drawn at random for
             each visit (for labels, of each class); None for all. A model that will adapt to
             few points should learn from few.
     """
 
-    steps: eqx.AbstractVar[int]
-    batch: eqx.AbstractVar[int]
-    learning_rate: eqx.AbstractVar[float]
-    clip: eqx.AbstractVar[float]
-    points: eqx.AbstractVar[tuple[int, int] | None]
+    steps: int = eqx.field(default=5_000, converter=whole("steps", least=1))
+    batch: int = eqx.field(default=25, converter=whole("batch", least=1))
+    learning_rate: float = eqx.field(default=1e-3, converter=positive("learning_rate"))
+    clip: float = eqx.field(default=10.0, converter=positive("clip"))
+    points: Any = None
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Batch, *, key: PRNGKey) -> tuple[Array, dict]:
-        """Return the loss to lower, and what to record, by name.
-
-        Args:
-            model: With the arrays that are learned.
-            batch: Tasks.
-            key: Random key.
-        """
+        """Return the loss that a batch has under a model, and what to record, by name."""
 
     @abc.abstractmethod
-    def check(self, model: Any) -> None:
-        """Raise `ValueError` if the model is not for this procedure."""
+    def check(self, model: Any, tasks: Any) -> None:
+        """Raise `ValueError` if the model or the tasks are not for this procedure."""
+
+    @property
+    def name(self):
+        return type(self).__name__
 
     @property
     def schedule(self):
@@ -83,12 +74,8 @@ class AbstractMetaTraining(AbstractProcedure):
                 "`problem` must be a model on tasks, as `meta.on(niw.Tasks(x, y))`; got "
                 f"{type(target).__name__}."
             )
-        self.check(target.model)
-        batch_size(target.tasks, self.batch)
-        if self.points is not None:
-            low, high = self.points
-            whole("points", least=1)(low)
-            whole("points", least=low)(high)
+        check_numbers(target.tasks, self.batch, "points", self.points)
+        self.check(target.model, target.tasks)
 
     def _optimizer(self) -> Any:
         import optax  # imported here for the sake of the time that `import whence` takes
@@ -105,19 +92,20 @@ class AbstractMetaTraining(AbstractProcedure):
         key_batch, key_points, key_loss = jr.split(key, 3)
         batch = target.tasks.batch(self.batch, key=key_batch)
         if self.points is not None:
-            batch = _fewer(batch, self.points, key_points)
-        arrays, rest = eqx.partition(state.model, eqx.is_inexact_array)
+            batch = batch._replace(mask=some_points(batch, self.points, key_points))
 
-        def loss(arrays):
-            return self.losses(eqx.combine(arrays, rest), batch, key=key_loss)
+        def loss(model):
+            return self.losses(model, batch, key=key_loss)
 
-        (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(arrays)
+        differentiate = eqx.filter_value_and_grad(loss, has_aux=True)
+        (value, stats), gradient = differentiate(state.model)
+        arrays = eqx.filter(state.model, eqx.is_inexact_array)
         updates, optimizer = self._optimizer().update(gradient, state.optimizer, arrays)
-        new = eqx.combine(eqx.apply_updates(arrays, updates), rest)
+        new = eqx.apply_updates(state.model, updates)
         return Learned(new, optimizer), Info(None, {"loss": value, **stats})
 
     def done(self, state):
-        return jnp.asarray(False)
+        return never()
 
     def result(self, state):
         arrays = jax.tree.leaves(eqx.filter(state.model, eqx.is_inexact_array))
@@ -135,12 +123,14 @@ class OneTimeIterates(AbstractMetaTraining):
 
     Args:
         local: How surrogates are made.
-        steps: Updates.
-        batch: Tasks of each.
-        learning_rate: Of Adam, at the start; it falls to zero.
         pairs: Of opposite draws of weights that average a task's loss.
-        clip: Largest norm of a gradient.
-        points: Least and largest number of points used of each task; None for all.
+        support: Least and largest number of points (for labels, of each class) that a task's
+            posterior is found from, at random for each visit; the loss is minus the log
+            predictive density of its other points. None is the bound of the evidence of all
+            points. The evidence says most of the law of the weights; predictions of labels
+            come out better if they are what is learned.
+
+    The others are those of `AbstractMetaTraining`.
 
     References:
         Kim, Hospedales (2024), A hierarchical Bayesian model for deep few-shot meta learning,
@@ -150,35 +140,22 @@ class OneTimeIterates(AbstractMetaTraining):
     local: AbstractLocal = eqx.field(
         default_factory=GGNLaplace, converter=part("local", AbstractLocal)
     )
-    steps: int = eqx.field(default=5_000, converter=whole("steps", least=1))
-    batch: int = eqx.field(default=25, converter=whole("batch", least=1))
-    learning_rate: float = eqx.field(default=1e-3, converter=positive("learning_rate"))
     pairs: int = eqx.field(default=1, converter=whole("pairs", least=1))
-    clip: float = eqx.field(default=10.0, converter=positive("clip"))
-    points: tuple[int, int] | None = None
+    support: Any = None
 
-    @property
-    def name(self):
-        return "OneTimeIterates"
-
-    def check(self, model):
+    def check(self, model, tasks):
         if not isinstance(model, NIWMeta):
             raise ValueError(f"`problem` must hold a `NIWMeta`; got {type(model).__name__}.")
-        self.local.check(model.population.covariance)
+        check_numbers(tasks, self.batch, "support", self.support)
 
     def losses(self, model, batch, *, key):
-        def one(x, y, mask, key):
-            return task_objective(model, self.local, x, y, mask, self.pairs, key)
+        key_support, key_tasks = jr.split(key)
+        support = self.support and some_points(batch, self.support, key_support)
 
-        values, stats = jax.vmap(one)(*batch, jr.split(key, len(batch.x)))
+        def one(task, support, key):
+            return task_objective(model, self.local, task, support, self.pairs, key)
+
+        keys = jr.split(key_tasks, len(batch.x))
+        axes = (0, None if support is None else 0, 0)
+        values, stats = jax.vmap(one, in_axes=axes)(batch, support, keys)
         return jnp.mean(values), {name: jnp.mean(each) for name, each in stats.items()}
-
-
-def _fewer(batch: Batch, points: tuple[int, int], key: PRNGKey) -> Batch:
-    key_size, key_which = jr.split(key)
-    number = len(batch.x)
-    sizes = jr.randint(key_size, (number,), points[0], points[1] + 1)
-    labels = jnp.issubdtype(batch.y.dtype, jnp.integer)
-    some = lambda y, mask, size, key: subset(y, mask, size, by_class=labels, key=key)
-    masks = jax.vmap(some)(batch.y, batch.mask, sizes, jr.split(key_which, number))
-    return batch._replace(mask=masks)

@@ -6,8 +6,6 @@ tasks share is learned by the sum of them, which also identifies both parameters
 of the scale: on one data set they are not.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -21,6 +19,7 @@ from ...core._convert import part, positive, whole
 from ...core._types import Scalar
 from ..nngp import AbstractLayer, ScaleMixture
 from ._meta import Problem
+from ._objective import stop
 from ._tasks import AbstractTasks
 from ._train import AbstractMetaTraining
 
@@ -50,7 +49,7 @@ class Twin(eqx.Module):
     @property
     def process(self) -> ScaleMixture:
         """What the tasks share; `process.condition(x, y)` is a task's posterior."""
-        return eqx.combine(jax.tree.map(jnp.exp, self.logs), self.fixed)
+        return eqx.combine(jax.tree.map(jnp.exp, self.logs), stop(self.fixed))
 
     def log_evidence(self, x: Array, y: Array, mask: Array) -> Scalar:
         """Return the log density of one task's data, `(point,)`; masked points do not count."""
@@ -86,25 +85,13 @@ class Twin(eqx.Module):
 class SummedEvidence(AbstractMetaTraining):
     """Learn a `Twin` by the sum of the tasks' log evidences.
 
-    Args:
-        steps: Updates.
-        batch: Tasks of each.
-        learning_rate: Of Adam on logarithms, at the start.
-        clip: Largest norm of a gradient.
-        points: Least and largest number of points used of each task; None for all.
+    Settings are those of `AbstractMetaTraining`; the learning rate is one of logarithms.
     """
 
     steps: int = eqx.field(default=500, converter=whole("steps", least=1))
-    batch: int = eqx.field(default=25, converter=whole("batch", least=1))
     learning_rate: float = eqx.field(default=0.05, converter=positive("learning_rate"))
-    clip: float = eqx.field(default=10.0, converter=positive("clip"))
-    points: tuple[int, int] | None = None
 
-    @property
-    def name(self):
-        return "SummedEvidence"
-
-    def check(self, model):
+    def check(self, model, tasks):
         part("problem", Twin)(model)
 
     def losses(self, model, batch, *, key):
