@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -70,3 +71,22 @@ def standard():
     """Types and ranks mix as JAX comes, for a test whose own model mixes them."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+STORAGE_ALONE = """
+import sys, types
+whence = types.ModuleType("whence")
+whence.__path__ = [sys.argv.pop(1)]
+sys.modules["whence"] = whence
+"""
+
+
+@pytest.fixture
+def storage_process():
+    """Return commands that run a script with `whence.storage`, but without JAX: at once."""
+    from whence import __path__ as folders
+
+    def command(script, *arguments):
+        return [sys.executable, "-c", STORAGE_ALONE + script, *folders, *map(str, arguments)]
+
+    return command

@@ -69,12 +69,16 @@ else:
 """
 
 
-def test_a_killed_writer_leaves_nothing_to_the_next(store, tmp_path, exit_code_of):
+def test_a_killed_writer_leaves_nothing_to_the_next(store, tmp_path, storage_process):
     from whence.storage import load_netcdf, save_netcdf, to_datatree
+
+    def killed(what, path):
+        done = subprocess.run(storage_process(KILLED, what, path), check=False)
+        assert done.returncode == -9
 
     _write(store, 0, 10)
     store.release()
-    assert exit_code_of(KILLED, "store", store.folder) == -9
+    killed("store", store.folder)
     assert (store.folder / "lock").exists()
     assert len(list(store.folder.rglob(".*.tmp"))) == 1
     mine = store.folder / ".notes.tmp"
@@ -82,12 +86,12 @@ def test_a_killed_writer_leaves_nothing_to_the_next(store, tmp_path, exit_code_o
     again = RunStore.open(store.folder)
     _write(again, 10, 20)
     assert list(store.folder.rglob(".*.tmp")) == [mine]
-    assert exit_code_of(KILLED, "create", tmp_path / "new") == -9
+    killed("create", tmp_path / "new")
     RunStore.create(tmp_path / "new", {}).release()  # empty but for what was left
     assert os.listdir(tmp_path / "new") == ["manifest.json"]
 
     path, tree = tmp_path / "a.nc", to_datatree({"posterior": {"mu": np.zeros((1, 3))}})
-    assert exit_code_of(KILLED, "netcdf", path) == -9
+    killed("netcdf", path)
     notes = tmp_path / ".a.nc.tmp"
     notes.touch()
     with scratch(path) as (_, alive):  # of a writer that is at work
