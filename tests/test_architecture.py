@@ -1,6 +1,7 @@
 """The shape of the package: imports point one way, classes are abstract or final."""
 
 import ast
+import functools
 import importlib
 import inspect
 import json
@@ -56,8 +57,10 @@ def _is_type_checking(node):
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
+@functools.cache
 def _imports(name, path):
     """Return modules imported by a file, those inside functions included."""
+    found = []
     tree = ast.parse(path.read_text())
     skip = {id(n) for node in ast.walk(tree) if _is_type_checking(node) for n in ast.walk(node)}
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -66,7 +69,7 @@ def _imports(name, path):
             continue
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name
+                found.append(alias.name)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -74,7 +77,8 @@ def _imports(name, path):
                 parts = parts[: len(parts) - node.level + 1]
                 base = ".".join([*parts, node.module] if node.module else parts)
             for alias in node.names:
-                yield f"{base}.{alias.name}"
+                found.append(f"{base}.{alias.name}")
+    return found
 
 
 def _edges():

@@ -35,13 +35,7 @@ _ANEW = (
 def check_acceptance(
     draws: Draws, target: Any, reached: np.ndarray | None
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Find chains whose acceptance rate is far from what was aimed at.
-
-    Args:
-        draws: With the statistic `acceptance_rate`.
-        target: What was aimed at, a number or one for each chain; None if not known.
-        reached: Whether trajectories were cut off, `(chain, draw)`; None if not known.
-    """
+    """Find chains whose acceptance rate is far from `target`, a number or one of each chain."""
     rate = draws.stats["acceptance_rate"].astype(np.float64)
     if target is not None:
         target = np.asarray(target, np.float64)

@@ -154,14 +154,8 @@ def _ess(
     )
     if not mixed:
         remedy = "The chains do not agree, so this number is a guess: see R-hat first."
-    return Finding(
-        code,
-        "warning",
+    message = (
         f"Only {low:.0f} effective draws in the {part} ({limit:.0f} are needed), "
-        f"for {plural(len(where), 'element')}: {listing(where)}",
-        value=low,
-        threshold=limit,
-        source=_VEHTARI,
-        remedy=remedy,
-        where=where,
+        f"for {plural(len(where), 'element')}: {listing(where)}"
     )
+    return Finding(code, "warning", message, low, limit, _VEHTARI, remedy, where)

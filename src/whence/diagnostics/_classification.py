@@ -28,11 +28,7 @@ class Reliability(NamedTuple):
         return float(np.average(gap, weights=self.count))
 
     def plot(self, axes=None):
-        """Draw accuracy over confidence; below the diagonal is over-confident.
-
-        Args:
-            axes: Matplotlib axes; None makes a figure.
-        """
+        """Draw accuracy over confidence; below the diagonal is over-confident."""
         import matplotlib.pyplot as plt
 
         if axes is None:

@@ -66,11 +66,6 @@ def by_element(
 ) -> list[np.ndarray]:
     """Return statistics of every element of a variable, each of the shape of one draw.
 
-    Args:
-        draws: Shape `(chain, draw, ...)`.
-        statistics: Takes float64 draws `(element, chain, draw)`, returns one array each.
-        number: How many statistics.
-
     Returns:
         NaN where fewer than 4 draws, a non-finite or only one value was given.
     """
@@ -84,29 +79,17 @@ def by_element(
 
 
 def rhat(draws: np.ndarray) -> np.ndarray:
-    """Return the rank-normalised split R-hat of every element; see `convergence`.
-
-    Args:
-        draws: Shape `(chain, draw, ...)`.
-    """
+    """Return the rank-normalised split R-hat of every element; see `convergence`."""
     return convergence(draws).rhat
 
 
 def ess_bulk(draws: np.ndarray) -> np.ndarray:
-    """Return the bulk effective sample size of every element; see `convergence`.
-
-    Args:
-        draws: Shape `(chain, draw, ...)`.
-    """
+    """Return the bulk effective sample size of every element; see `convergence`."""
     return convergence(draws).ess_bulk
 
 
 def ess_tail(draws: np.ndarray) -> np.ndarray:
-    """Return the tail effective sample size of every element; see `convergence`.
-
-    Args:
-        draws: Shape `(chain, draw, ...)`.
-    """
+    """Return the tail effective sample size of every element; see `convergence`."""
     return convergence(draws).ess_tail
 
 
@@ -127,11 +110,7 @@ def bfmi(energy: np.ndarray) -> np.ndarray:
 
 
 def varies(draws: np.ndarray) -> np.ndarray:
-    """Return, by element, whether all draws are finite and not all equal to rounding.
-
-    Args:
-        draws: Shape `(chain, draw, ...)`.
-    """
+    """Return, by element, whether all draws are finite and not all equal to rounding."""
     draws = np.asarray(draws)
     low, high = draws.min(axis=(0, 1)), draws.max(axis=(0, 1))
     if not np.issubdtype(draws.dtype, np.floating):

@@ -60,9 +60,6 @@ def locate(draws: Draws, diverging: np.ndarray) -> tuple[str, ...]:
 
     Every unconstrained coordinate is judged by the probability that a divergent draw lies
     above another one (the Mann-Whitney statistic): scale-free, and blind to skewness.
-
-    Returns:
-        Up to 3 descriptions such as `"log tau is low"`, the most displaced first.
     """
     count, others = int(diverging.sum()), int((~diverging).sum())
     if count < FEWEST or others < FEWEST:

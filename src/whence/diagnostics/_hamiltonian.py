@@ -52,17 +52,11 @@ def _bfmi(values: np.ndarray) -> Finding:
         else f"E-BFMI is as low as {low:.2f} ({listing(where)}): the chains move slowly "
         "between energy levels and may miss the tails"
     )
-    return Finding(
-        "bfmi",
-        "warning",
-        message,
-        value=low,
-        threshold=BFMI_LIMIT,
-        source=_BETANCOURT,
-        remedy="Reparameterise (noncentered=True), or give heavy-tailed scales tighter "
-        "priors; more draws help little.",
-        where=where,
+    remedy = (
+        "Reparameterise (noncentered=True), or give heavy-tailed scales tighter "
+        "priors; more draws help little."
     )
+    return Finding("bfmi", "warning", message, low, BFMI_LIMIT, _BETANCOURT, remedy, where)
 
 
 def _reached(stats, max_tree_depth: int | None) -> np.ndarray | None:

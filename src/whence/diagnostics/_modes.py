@@ -33,21 +33,13 @@ _SOURCE = "central 90% ranges that do not overlap, in units of their width"
 
 
 class Gap(NamedTuple):
-    """Two groups of chains, and the element on which they are most clearly apart.
+    """Two groups of chains, and the element on which they are most clearly apart."""
 
-    Attributes:
-        name: The element.
-        values: Its draws, `(chain, draw)`.
-        low: Numbers of the chains below the gap.
-        high: Of those above it.
-        width: Of the gap, in units of the chains' mean 90% range.
-    """
-
-    name: str
-    values: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    width: float
+    name: str  # the element
+    values: np.ndarray  # its draws, `(chain, draw)`
+    low: np.ndarray  # numbers of the chains below the gap
+    high: np.ndarray  # of those above it
+    width: float  # of the gap, in units of the chains' mean 90% range
 
 
 def check_modes(draws: Draws, stuck: np.ndarray) -> list[Finding]:
@@ -133,37 +125,31 @@ def _places(draws: Draws, gap: Gap) -> str:
 
 
 def _modes(draws: Draws, gap: Gap) -> Finding:
-    return Finding(
-        "modes",
-        "error",
-        f"Chains sit in different places, and each mixes where it is: {_places(draws, gap)}",
-        value=gap.width,
-        threshold=0.0,
-        source=_SOURCE,
-        remedy="The posterior has several modes, or solutions that differ by relabelling. "
+    message = (
+        f"Chains sit in different places, and each mixes where it is: {_places(draws, gap)}"
+    )
+    remedy = (
+        "The posterior has several modes, or solutions that differ by relabelling. "
         "The draws do not tell how much mass each has. Break the symmetry (order the "
         "components), use better starts, or an engine that moves between modes "
-        "(tempering, SMC).",
-        where=(gap.name,),
+        "(tempering, SMC)."
     )
+    return Finding("modes", "error", message, gap.width, 0.0, _SOURCE, remedy, (gap.name,))
 
 
 def _apart(draws: Draws, gap: Gap, chains: np.ndarray, own_ess: np.ndarray) -> Finding:
     slow = [str(c) for c, ess in zip(chains, own_ess) if not ess >= OWN_ESS]
     least = np.fmin.reduce(own_ess)
     worth = "none" if np.isnan(least) else f"as few as {least:.0f}"
-    return Finding(
-        "apart",
-        "error",
+    message = (
         f"Chains are in different places: {_places(draws, gap)}. That may be several modes, "
         f"or one that they cross too slowly; the draws cannot tell, because {worth} of the "
         f"{draws.num_draws} draws of a chain are effective within it (chain {listing(slow)}; "
-        f"{OWN_ESS} would be needed)",
-        value=gap.width,
-        threshold=0.0,
-        source=_SOURCE,
-        remedy="Run longer, with more warmup, from dispersed starts, or reparameterise. "
-        "Chains that then mix, each in a place of its own, are in modes; chains that meet "
-        "were slow.",
-        where=(gap.name,),
+        f"{OWN_ESS} would be needed)"
     )
+    remedy = (
+        "Run longer, with more warmup, from dispersed starts, or reparameterise. "
+        "Chains that then mix, each in a place of its own, are in modes; chains that meet "
+        "were slow."
+    )
+    return Finding("apart", "error", message, gap.width, 0.0, _SOURCE, remedy, (gap.name,))

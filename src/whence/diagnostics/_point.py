@@ -16,16 +16,7 @@ Shape = tuple[Any, Any, Any, Any]  # curvatures, axes, slopes, declines
 def check_point(
     objectives: np.ndarray, converged: np.ndarray, shape: Shape, draws: Draws, *, alone: bool
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Judge the best of several maxima by the others and by the shape around it.
-
-    Args:
-        objectives: Of all starts, best first, in nats.
-        converged: Whether the search from each start did.
-        shape: Curvatures, axes, slopes and declines at the best point, as engine `MAP` makes
-            them; None each if not known.
-        draws: The point.
-        alone: Whether there is nothing but the point.
-    """
+    """Judge the best of several maxima, best first, by the others and the shape around it."""
     objectives = np.atleast_1d(np.asarray(objectives, float))
     if not objectives.size:
         raise ValueError("`objectives` must have an entry for each start; got none.")
@@ -87,18 +78,15 @@ def _left(curvatures: np.ndarray, slopes: np.ndarray, declines: np.ndarray) -> f
 def _stationary(left: float, converged: bool) -> list[Finding]:
     if converged and left <= AGREE:
         return []
-    return [
-        Finding(
-            "gradient",
-            "warning",
-            f"The gradient is not zero: by it a step would gain {left:.2g} nats. The search "
-            "ended at a kink of the objective, at the limit of its rounding, or was stopped",
-            value=left,
-            threshold=AGREE,
-            remedy="At a kink (absolute values, ReLU) the point may be right, but not what is "
-            "made of the curvature; else use float64, or resume the run.",
-        )
-    ]
+    message = (
+        f"The gradient is not zero: by it a step would gain {left:.2g} nats. The search "
+        "ended at a kink of the objective, at the limit of its rounding, or was stopped"
+    )
+    remedy = (
+        "At a kink (absolute values, ReLU) the point may be right, but not what is "
+        "made of the curvature; else use float64, or resume the run."
+    )
+    return [Finding("gradient", "warning", message, left, AGREE, remedy=remedy)]
 
 
 def _maximum(
@@ -119,14 +107,9 @@ def _maximum(
         "is flat, or still rises towards infinity or the edge of a support. What is given for "
         f"{listing(where)} is where the search stopped"
     )
+    remedy = "Fix one of these, give them a prior, or integrate over them (NUTS)."
     return Finding(
-        "maximum",
-        "warning",
-        message,
-        least,
-        LEAST_DECLINE,
-        remedy="Fix one of these, give them a prior, or integrate over them (NUTS).",
-        where=tuple(where),
+        "maximum", "warning", message, least, LEAST_DECLINE, remedy=remedy, where=tuple(where)
     )
 
 

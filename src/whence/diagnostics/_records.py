@@ -27,12 +27,7 @@ class AbstractRecord(eqx.Module):
 
     @abc.abstractmethod
     def judge(self, draws: Draws, method: str) -> Judged:
-        """Return findings and the numbers they rest on.
-
-        Args:
-            draws: The draws.
-            method: What they are; one of `METHODS`.
-        """
+        """Return findings and the numbers they rest on."""
 
 
 class AdaptedChains(AbstractRecord):
@@ -159,15 +154,10 @@ class ParticleHistory(AbstractRecord):
 
 
 class ForeignRecord(AbstractRecord):
-    """A record of another package, as a file held it.
+    """A record of another package, as a file held it."""
 
-    Attributes:
-        name: Its class.
-        fields: What it held, by name.
-    """
-
-    name: str
-    fields: dict[str, PyTree]
+    name: str  # its class
+    fields: dict[str, PyTree]  # what it held, by name
 
     def judge(self, draws: Draws, method: str) -> Judged:
         message = f"What {self.name} tells of the run was read from a file and is not judged"

@@ -12,16 +12,8 @@ Severity = Literal["ok", "note", "warning", "error"]
 _SEVERITIES = ("error", "warning", "note", "ok")
 # Causes before consequences: a stuck chain also has a bad R-hat.
 _CAUSES_FIRST = (
-    "nonfinite",
-    "weights",
-    "temperature",
-    "stuck",
-    "modes",
-    "apart",
-    "divergences",
-    "acceptance",
-    "step_size",
-    "rhat",
+    *("nonfinite", "weights", "temperature", "stuck", "modes", "apart"),
+    *("divergences", "acceptance", "step_size", "rhat"),
 )
 
 

@@ -70,16 +70,14 @@ def _narrow(positions: np.ndarray) -> np.ndarray:
 def _stuck(draws: Draws, frozen: np.ndarray, stuck: np.ndarray) -> Finding:
     where = tuple(f"chain {i}" for i in np.flatnonzero(stuck))
     how = "never moved" if frozen[stuck].all() else "hardly moved"
-    return Finding(
-        "stuck",
-        "error",
-        f"{plural(len(where), 'chain')} of {draws.num_chains} {how}: {listing(where)}",
-        value=float(len(where)),
-        threshold=0.0,
-        remedy="Such a chain rejects every proposal or takes tiny steps: its step size was "
+    message = f"{plural(len(where), 'chain')} of {draws.num_chains} {how}: {listing(where)}"
+    remedy = (
+        "Such a chain rejects every proposal or takes tiny steps: its step size was "
         "adapted wrongly, or it started where the density is not smooth. Run again with "
-        "another key or more warmup, and check the target at that chain's values.",
-        where=where,
+        "another key or more warmup, and check the target at that chain's values."
+    )
+    return Finding(
+        "stuck", "error", message, float(len(where)), 0.0, remedy=remedy, where=where
     )
 
 

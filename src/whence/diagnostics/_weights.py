@@ -61,9 +61,6 @@ def pareto_khat(log_weights: np.ndarray) -> float:
 def smoothed(log_weights: np.ndarray) -> np.ndarray:
     """Return normalised log weights, the largest replaced by quantiles of a fitted Pareto law.
 
-    Args:
-        log_weights: Log importance ratios in nats, any shape, not necessarily normalised.
-
     Returns:
         Of the same shape; as they are, up to the constant, where there are fewer than 25.
 
