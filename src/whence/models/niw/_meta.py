@@ -26,6 +26,7 @@ from ._likelihood import AbstractLikelihood
 from ._tasks import AbstractTasks
 
 _COVARIANCES = ("diagonal", "full", "low_rank")
+_INPUTS = 32  # at which the size of outputs is looked at
 _ODD = 30.0  # times as large or small as what networks are made for
 _NODES, _TAIL = 32, 1e-7  # of the law of the scale of a task
 
@@ -75,7 +76,9 @@ class NIWMeta(eqx.Module):
         covariance: `"diagonal"`, `"full"` or `"low_rank"`.
         rank: Of the low-rank part.
         components: Components of a mixture, for tasks of several kinds.
-        precision: Of each weight between tasks, at the start.
+        precision: Of each weight between tasks, at the start. None for one with which outputs
+            vary between tasks by 1 (embeddings for `Prototypes` by 1 in length), which `on`
+            finds at the inputs of the tasks.
         tails: Degrees of freedom of a scale v of each task, `theta_i ~ N(mu, v Sigma)` with
             v ~ IG(tails / 2, tails / 2): tasks far from the others cost less, and `adapt`
             says how unusual a task is. None is v = 1.
@@ -102,6 +105,7 @@ class NIWMeta(eqx.Module):
     df: float | None = eqx.field(static=True)
     strength: float | None = eqx.field(static=True)
     likelihood_scale: float = eqx.field(static=True)
+    precision: float | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -112,7 +116,7 @@ class NIWMeta(eqx.Module):
         covariance: str = "diagonal",
         rank: Any = 4,
         components: Any = 1,
-        precision: Any = 100.0,
+        precision: Any = None,
         tails: Any = None,
         likelihood_scale: Any = 1.0,
         df: Any = None,
@@ -142,7 +146,8 @@ class NIWMeta(eqx.Module):
         number, rank = (
             whole(name, least=1)(n) for name, n in (("components", components), ("rank", rank))
         )
-        spread = positive("precision")(precision) ** -0.5
+        self.precision = positive("precision", optional=True)(precision)
+        spread = (self.precision or 1.0) ** -0.5
         key_mean, key_factor = jr.split(as_key(key))
         start = spread * jr.normal(key_mean, (number, size), mean.dtype)
         self.population = Population(
@@ -191,7 +196,9 @@ class NIWMeta(eqx.Module):
         check_fit(self, *batch)
         for name in ("x", "y"):
             _warn_of_units(name, np.asarray(getattr(batch, name)), np.asarray(batch.mask))
-        return Problem(self, tasks)
+        x = np.asarray(batch.x)[np.asarray(batch.mask)]
+        some = x[:: max(1, len(x) // _INPUTS)][:_INPUTS]  # of tasks far apart
+        return Problem(self if self.precision else _in_units(self, jnp.asarray(some)), tasks)
 
 
 class Problem(eqx.Module):
@@ -257,6 +264,21 @@ def check_fit(meta: NIWMeta, x: Any, y: Any, mask: Any) -> None:
         ) from error
     if not any(isinstance(value, Tracer) for value in (y, mask)):
         meta.likelihood.check(y, mask, int(np.prod(out.shape)))
+
+
+@eqx.filter_jit
+def _in_units(meta: NIWMeta, x: Array) -> NIWMeta:
+    """Return a model whose outputs vary between tasks by 1."""
+    start = jnp.mean(meta.population.mean, axis=0)
+    one = lambda weights, x: meta.outputs(weights, x[None])[0]
+    jacobian = jax.vmap(jax.jacrev(one), in_axes=(None, 0))(start, x)
+    size = jnp.mean(jnp.sum(jacobian**2, axis=2), axis=0)
+    size = jnp.mean(size) if meta.likelihood.separable else jnp.sum(size)
+    factor = 1 / jnp.maximum(size, 1e-6)
+    mean = start + jnp.sqrt(factor) * (meta.population.mean - start)
+    covariance = jax.vmap(lambda c: c.scaled(factor))(meta.population.covariance)
+    where = lambda m: (m.population.mean, m.population.covariance)
+    return eqx.tree_at(where, meta, (mean, covariance))
 
 
 def _warn_of_units(name: str, values: np.ndarray, mask: np.ndarray) -> None:
