@@ -18,6 +18,7 @@ _MODULES: dict[str, str] = {
     "smnngp": "_smnngp",
     "niw": "_niw",
     "bae": "_bae",
+    "fbm": "_fbm",
 }
 
 

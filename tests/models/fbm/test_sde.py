@@ -298,21 +298,10 @@ def test_posterior_is_calibrated(key):
         assert distance < 2.23 / np.sqrt(200), (column, distance)
 
 
-@pytest.fixture(scope="module")
-def wrong():
-    """Models that are no linear equation, by what is said of them."""
-
+def test_equations_that_are_refused_or_keep_their_path():
     class Bent(Tracker):
         def drift(self, t, x):
             return -self.theta * x**3
-
-    class Long(Tracker):
-        def drift(self, t, x):
-            return jnp.zeros(2)
-
-    class Mixed(Tracker):
-        def diffusion(self, t, x):
-            return self.sigma * jnp.eye(1)
 
     class Seasonal(Tracker):
         def drift(self, t, x):
@@ -326,20 +315,34 @@ def wrong():
         def observe(self, x):
             return dist.Poisson(jnp.exp(x[0]))
 
-    return {
-        "affine in the state": Bent,
-        r"`drift` of Long must return shape \(1,\)": Long,
-        "`diffusion` of Mixed must be diagonal": Mixed,
-        "must not depend on time": Seasonal,
-        "neither on the state": Scaled,
-        "`observe` of Counted must return": Counted,
-    }
+    class Curved(Tracker):
+        def observe(self, x):
+            return dist.Normal(x[0] ** 2, 0.1)
 
+    class Long(Tracker):
+        def drift(self, t, x):
+            return jnp.zeros(2)
 
-def test_equations_that_are_refused(wrong):
-    for said, model in wrong.items():
+    class Mixed(Tracker):
+        def diffusion(self, t, x):
+            return self.sigma * jnp.eye(1)
+
+    class Seen(Tracker):
+        def observe(self, x):
+            return x[0]
+
+    data = np.zeros(3), np.arange(3.0)
+    for model in (Bent, Seasonal, Scaled, Counted, Curved):
+        assert wh.condition(model(), *data).model.plan.form == "path"
+        with pytest.raises(ValueError, match="no exact likelihood|path is integrated out"):
+            model(theta=1.0, sigma=1.0, noise=fbm.FractionalNoise()).log_likelihood(*data)
+    for model, said in {
+        Long: r"`drift` of Long must return shape \(1,\)",
+        Mixed: "`diffusion` of Mixed must be diagonal",
+        Seen: "`observe` of Seen must return a numpyro distribution",
+    }.items():
         with pytest.raises(ValueError, match=said):
-            wh.condition(model(), np.zeros(3), np.arange(3.0))
+            wh.condition(model(), *data)
 
 
 @pytest.mark.parametrize(

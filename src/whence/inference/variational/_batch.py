@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ...core._data import log_density_estimate
+from ...core._family import bound
 from ...core._flat import flat_view, position_shapes
 from ...core._target import AbstractTarget, HasLocals, local_names
 from ._factors import Factors, Point
@@ -46,11 +47,11 @@ class Batch(NamedTuple):
             rows: Numbers of the rows.
         """
         if not has_rows(family):
-            return Batch(target, rows, family.bind(layout_of(target)), params)
+            return Batch(target, rows, bound(family, target, layout_of(target)), params)
         assert isinstance(target, HasLocals)
         rows = every_row(target) if rows is None else rows
-        bound = family.bind(layout_of(target, len(rows)))
-        return Batch(target, rows, bound, at_rows(bound, params, rows, target))
+        own = family.bind(layout_of(target, len(rows)))
+        return Batch(target, rows, own, at_rows(own, params, rows, target))
 
     @property
     def view(self) -> tuple[Float[Array, " dim"], Any]:

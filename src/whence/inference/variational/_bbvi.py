@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from ...core._convert import flag, one_of, part, positive, whole
 from ...core._data import BATCHING, Epoch, Minibatches, minibatches
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
+from ...core._family import bound
 from ...core._flat import flat_init, flat_view
 from ...core._key import as_key
 from ...core._results import RESULTS
@@ -466,7 +467,7 @@ class BBVI(AbstractOnlineEngine):
         return jax.tree.map(lambda x: factor.astype(x.dtype) * x, steps), new
 
     def _family(self, target: AbstractTarget) -> AbstractFamily:
-        return self.family.bind(layout_of(target))
+        return bound(self.family, target, layout_of(target))
 
     def _batches(self, target: AbstractTarget) -> Minibatches:
         return minibatches(target, self.batch_size, self.batching)

@@ -14,77 +14,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from ...core._convert import one_of, positive
+from ...core._family import AbstractFamily, Layout, Noise, Vector
 from ...core._types import PRNGKey, Scalar
 
-Vector = Float[Array, " dim"]
-Noise = PyTree  # of one draw; of several with a leading axis
-# Names and sizes of the parts of a flat position; of local latents also the number of rows.
-Layout = tuple[tuple[str, int] | tuple[str, int, int], ...]
 SCALES = ("exp", "softplus")
 _HALF_LOG_2PI = 0.9189385332046727
-
-
-class AbstractFamily(eqx.Module):
-    """Distributions of `transform(params, noise)`, the noise of a law without parameters.
-
-    Densities are functions of the noise behind a position, so that a family need not be
-    inverted. Gradient estimators use `transform`, `score` and `entropy`; a family without
-    closed-form entropy can do without the last.
-    """
-
-    @abc.abstractmethod
-    def bind(self, layout: Layout) -> "AbstractFamily":
-        """Return the family for positions of this form; one that knows names looks them up.
-
-        Args:
-            layout: Names and sizes of the parts of a flat position, in their order.
-
-        Raises:
-            ValueError: If a name is not there.
-        """
-
-    @abc.abstractmethod
-    def shared(self, layout: Layout) -> tuple[bool, ...]:
-        """Return which parts are the same whatever the noise: they are computed with once."""
-
-    @abc.abstractmethod
-    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        """Draw noise for `num` positions like `like`; its leaves have that leading axis."""
-
-    @abc.abstractmethod
-    def init(self, location: Vector) -> PyTree:
-        """Return parameters of a narrow member around `location`."""
-
-    @abc.abstractmethod
-    def no_step(self, params: PyTree) -> PyTree:
-        """Return the step that leaves the parameters as they are: zeros."""
-
-    @abc.abstractmethod
-    def move(self, params: PyTree, step: PyTree) -> PyTree:
-        """Return the parameters after a step of the optimiser."""
-
-    @abc.abstractmethod
-    def transform(self, params: PyTree, noise: Noise) -> Vector:
-        """Return the position made of `noise`."""
-
-    @abc.abstractmethod
-    def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
-        """Return the log density at `transform(params, noise)`, in nats."""
-
-    @abc.abstractmethod
-    def score(self, params: PyTree, noise: Noise) -> Vector:
-        """Return the gradient of the log density by position, at `transform(params, noise)`."""
-
-    @abc.abstractmethod
-    def entropy(self, params: PyTree) -> Scalar:
-        """Return the differential entropy, in nats."""
-
-    @abc.abstractmethod
-    def describe(self, params: PyTree) -> dict[str, Array]:
-        """Return the parameters as a person thinks of them, by name."""
 
 
 class AbstractGaussian(AbstractFamily):

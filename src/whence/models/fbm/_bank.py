@@ -19,13 +19,17 @@ class Bank(eqx.Module):
         rates: `(node,)`, per unit of time; 0 is Brownian motion itself.
         scales: `(node,)`.
         weights: `(node,)`, or `(driver, node)` with an H for each driver.
+        horizon: That it is made for.
         kind: "I": the noise has an infinite past; "II": it begins at time 0.
+        count: Number of times that it is made for.
     """
 
     rates: Array
     scales: Array
     weights: Array
+    horizon: Array
     kind: str = eqx.field(static=True)
+    count: int = eqx.field(static=True)
 
     @property
     def diffusivity(self) -> Array:

@@ -69,7 +69,7 @@ def regular_paths(key: PRNGKey, hurst: Array, num: int, step: Any, paths: int) -
     ends = (jnp.arange(num + 1) == 0) | (jnp.arange(num + 1) == num)
     half = jnp.asarray(0.5, dtype)
     amplitude = amplitude * jnp.sqrt(size * jnp.where(ends, jnp.ones((), dtype), half))
-    noise = _normals(key, (2, paths, num + 1), dtype)
+    noise = normals(key, (2, paths, num + 1), dtype)
     imaginary = jnp.where(ends[None, :], jnp.zeros((), dtype), noise[1])
     row = amplitude[None, :]
     spectrum = jax.lax.complex(noise[0] * row, imaginary * row)
@@ -77,7 +77,7 @@ def regular_paths(key: PRNGKey, hurst: Array, num: int, step: Any, paths: int) -
     return jnp.cumsum(increments, axis=1) * jnp.asarray(step, dtype) ** hurst
 
 
-def _normals(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
+def normals(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
     """Return standard normal numbers, in float32 from each half of what the generator makes.
 
     `jax.random.bits` makes 64 random bits for 32 that it returns; most of the time is theirs.

@@ -86,27 +86,38 @@ def initial(model: Any, dtype: Any) -> tuple[Array, Array]:
         return loc, jnp.broadcast_to(jnp.asarray(law.scale, dtype), shape)
 
 
-def is_additive(model: Any, t: Array, x: Array) -> bool:
-    """Whether the diffusion is the same at all states and times."""
-    return not any(depends(lambda t, x: value(model, "diffusion", t, x), t, x))
-
-
-def why_not_linear(model: Any, x: Array) -> str:
-    """Return what keeps the path from being integrated out exactly; empty if nothing."""
+def bends(model: Any, x: Array) -> str:
+    """Return what makes the equation, or what is seen of it, not affine; empty if nothing."""
     t = jnp.zeros((), x.dtype)
     drift = lambda t, x: value(model, "drift", t, x)
+    with relaxed():
+        law = model.observe(x)
+    while isinstance(law, dist.Independent):
+        law = law.base_dist
+    if not isinstance(law, dist.Normal) or len(law.shape()) > 1:
+        return "`observe` must return a `numpyro.distributions.Normal`, of at most one axis"
     loc = lambda x: seen_through(model, x)[0]
-    if depends(lambda x: jax.jacfwd(lambda v: drift(t, v))(x), x)[0]:
+    if any(depends(jax.jacfwd(drift, 1), t, x)[1:]):
         return "`drift` must be affine in the state"
-    if depends(drift, t, x)[0]:
-        return "`drift` must not depend on time"
-    if not is_additive(model, t, x):
-        return "`diffusion` must depend neither on the state nor on time"
+    if depends(lambda t, x: value(model, "diffusion", t, x), t, x)[1]:
+        return "`diffusion` must not depend on the state"
     if depends(lambda x: jax.jacfwd(loc)(x), x)[0]:
         return "the mean of `observe` must be affine in the state"
     if depends(lambda x: seen_through(model, x)[1], x)[0]:
         return "the scale of `observe` must not depend on the state"
     return ""
+
+
+def why_not_linear(model: Any, x: Array) -> str:
+    """Return what keeps the path from being integrated out exactly; empty if nothing."""
+    reason = bends(model, x)
+    if reason:
+        return reason
+    t = jnp.zeros((), x.dtype)
+    for name in ("drift", "diffusion"):
+        if depends(lambda t, x, name=name: value(model, name, t, x), t, x)[0]:
+            return f"`{name}` must not depend on time"
+    return "H must not depend on time" * model.varies
 
 
 def system(model: Any, bank: Bank, times: Array, start: Array) -> System:
@@ -129,8 +140,8 @@ def system(model: Any, bank: Bank, times: Array, start: Array) -> System:
     reason = why_not_linear(model, zero)
     if reason:
         raise ValueError(
-            f"{type(model).__name__} has no exact likelihood: {reason}. Its paths can be drawn "
-            "with `simulate`; a posterior of such an equation is not offered yet."
+            f"{type(model).__name__} has no exact likelihood: {reason}. `whence.condition` "
+            "makes its path a latent."
         )
     with relaxed():
         matrix = jax.jacfwd(lambda x: value(model, "drift", t, x))(zero)

@@ -184,17 +184,18 @@ class FractionalNoise(Model):
         rates = np.geomspace(low, high, moving) if moving > 1 else [np.sqrt(low * high)]
         return (*[0.0] * self.zero, *map(float, rates)), min(2.0 / high, 0.25)
 
-    def bank(self, horizon: Any = None, count: int = TIMES) -> Bank:
+    def bank(self, horizon: Any = None, count: int = TIMES, hurst: Any = None) -> Bank:
         """Return the bank of processes for a horizon and a number of times.
 
         Args:
             horizon: As that of the noise, for which it stands in where there is none.
             count: Number of times; the more, the larger the largest rate, unless `span` says.
+            hurst: Any array of H in place of that of the noise; its axes lead in the weights.
 
         Raises:
             ValueError: If there is neither this horizon nor that of the noise.
         """
-        hurst = jnp.asarray(self.hurst)
+        hurst = jnp.asarray(self.hurst if hurst is None else hurst)
         horizon = jnp.asarray(self._horizon(horizon), hurst.dtype)
         x, resolution = self._plan(count)
         unit = spline(tables.table(self.kind, x, self.weights, resolution), hurst)
@@ -205,7 +206,7 @@ class FractionalNoise(Model):
         root = jnp.sqrt(horizon)
         rates = jnp.asarray(x, hurst.dtype) / horizon
         scales = jnp.asarray(scales, hurst.dtype) / root
-        return Bank(rates, scales, weights * root, self.kind)
+        return Bank(rates, scales, weights * root, horizon, self.kind, count)
 
     def _amplitude(self, hurst: Array) -> Array:
         return exact.own_scale(self.kind, hurst) if self.normalize == "mvn" else hurst**0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,21 +16,44 @@ import numpyro.distributions as dist
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ...core._convert import whole
+from ...core._convert import flag, whole
 from ...core._require import require_key
-from ...core._types import PRNGKey, Scalar
-from ...language._latent import UNDRAWN
-from ...language._model import Model
+from ...core._types import PRNGKey
+from ...language._latent import UNDRAWN, Latent
+from ...language._local import with_rows
+from ...language._model import Model, sites
 from ..linear_gaussian import _kalman as kalman
 from ._bank import Bank
+from ._given import draw_given, given_rest, unconditional
 from ._linear import initial, seen_through, system, why_not_linear
-from ._noise import REACH, FractionalNoise
-from ._paths import draw_paths
-from ._times import increasing, without_missing
-from ._transition import semidefinite_factor
+from ._noise import FractionalNoise
+from ._path import (
+    Plan,
+    Steps,
+    between,
+    datum_term,
+    draw_paths,
+    emitted,
+    path_of,
+    start_size,
+    steps_on,
+)
+from ._review import beyond, look, planned, review
+from ._sequence import FractionalSequence
+from ._times import filled, increasing, without_missing
 
-JUDGED = (0.1, 0.3, 0.7, 0.9)  # H at which the approximation is judged before H is known
-POOR = 0.1  # relative error of a variance that a fit with H unknown is warned of
+
+def _path_latents(model: FractionalSDE) -> dict[str, Latent]:
+    """Return the latents that the path is made of, once the model knows how long it is."""
+    plan = model.plan
+    if plan is None or plan.form == "exact":
+        return {}
+    d, k = plan.components, plan.nodes
+    one = lambda *shape: Latent(dist.Normal(), shape, (), False, "prior", plan.several)
+    return {
+        "start_noise": one(start_size(model, d, k)),
+        "step_noise": one(len(plan.grid) - 1, d, k),
+    }
 
 
 class FractionalSDE(Model):
@@ -42,9 +66,14 @@ class FractionalSDE(Model):
     With a drift that is affine in the state, a constant diffusion and normal observations of
     an affine function of the state, the path is integrated out exactly (Kalman's filter over
     the state and the processes that stand for the noise): the likelihood of data y at `times`
-    is one number, and any engine draws the parameters, H among them. The data of
-    `whence.condition(model, y, times)` are `(time,)`, or `(time, channel)` if `observe`
-    gives a vector; times increase and need not be even; NaN in y is a missing number.
+    is one number, and any engine draws the parameters, H among them. Else the path is a
+    latent: `start_noise` and `step_noise`, standard normal numbers that it is made of. NUTS
+    draws them as any others, and `ControlledPath` is a family of them for `BBVI`.
+
+    The data of `whence.condition(model, y, times)` are `(time, ...)`, where dots stand for the
+    shape of what `observe` gives, or `(series, time, ...)` for several series of the same
+    times; times increase and need not be even; NaN in y is a missing number. Particle filters
+    run on one series.
 
     Attributes:
         noise: B.
@@ -52,6 +81,8 @@ class FractionalSDE(Model):
             first of the times.
         parallel: Whether the filter is an associative scan, for accelerators; it is slower
             on a CPU.
+        exact: Whether to integrate the path out where that can be done.
+        steps: No step of a path is longer than the span of the times over `steps`.
 
     References:
         Daems, Opper, Crevecoeur and Birdal (2024), Variational inference for SDEs driven by
@@ -62,6 +93,14 @@ class FractionalSDE(Model):
     noise: eqx.AbstractVar[FractionalNoise]
     start: float | None = eqx.field(default=None, static=True, kw_only=True)
     parallel: bool = eqx.field(default=False, static=True, kw_only=True)
+    exact: bool = eqx.field(default=True, static=True, kw_only=True, converter=flag("exact"))
+    steps: int = eqx.field(
+        default=100, static=True, kw_only=True, converter=whole("steps", least=1)
+    )
+    plan: Plan | None = eqx.field(default=None, kw_only=True)  # known once conditioned
+    hidden: dict[str, Any] = eqx.field(
+        default_factory=dict, kw_only=True, metadata={"latents": _path_latents}
+    )
 
     @abc.abstractmethod
     def drift(self, t: Any, x: Any) -> Any:
@@ -73,7 +112,22 @@ class FractionalSDE(Model):
 
     @abc.abstractmethod
     def observe(self, x: Any) -> dist.Distribution:
-        """Return the law of what is seen of a state: numpyro's `Normal`, one or a vector."""
+        """Return the law of what is seen of a state; for an exact likelihood a `Normal`."""
+
+    def hurst(self, t: Any) -> Any:
+        """Return H at a time: write it where H varies, with noise of kind II.
+
+        One number, or one for each component, between the ends of the tables: the noise is
+        the moving kernel `sum_k w_k(H(t)) Y_k(t)`, whose change with H counts too. By default
+        that of `noise`.
+        """
+        del t
+        return self.noise.hurst
+
+    @property
+    def varies(self) -> bool:
+        """Whether H is a function of time."""
+        return type(self).hurst is not FractionalSDE.hurst
 
     def initial(self) -> dist.Distribution:
         """Return the law of the state at the start: numpyro's `Normal`, `(component,)`.
@@ -102,12 +156,34 @@ class FractionalSDE(Model):
         if any(isinstance(value, Tracer) for value in (y, *inputs)):
             return y, inputs
         times = increasing("times", inputs[0], self.start)
-        y, times, observed = without_missing(y, times, *inputs[1:])
-        if self.noise.horizon is None and times[-1] == self._first(times):
+        shape, given, observed = look(self)[1], np.shape(y), None
+        if given[1:2] == times.shape and given[2:] == shape:  # several series
+            y, seen = filled(y, given[:2], *inputs[1:])
+            observed = None if seen.all() else seen
+            times = np.broadcast_to(times, given[:2])
+        else:
+            y, times, observed = without_missing(y, times, *inputs[1:])
+        if self.noise.horizon is None and np.max(times) == self._first(_one(times)):
             raise ValueError(
                 "One time has no horizon: give `FractionalNoise(..., horizon=T)`, or more."
             )
         return y, (times,) if observed is None else (times, observed)
+
+    def for_data(self, y: Any, times: Any, observed: Any = None) -> FractionalSDE:
+        """Return the model with a path as long as the times, if it is not integrated out.
+
+        Args:
+            y: As for `log_likelihood`.
+            times: As for `log_likelihood`.
+            observed: As for `log_likelihood`.
+        """
+        del observed
+        plan = planned(self, y, times)
+        if plan is None or plan.form == "exact":
+            return dataclasses.replace(self, plan=plan, hidden={})
+        hidden = dict.fromkeys(("start_noise", "step_noise"), UNDRAWN)
+        model = dataclasses.replace(self, plan=plan, hidden=hidden)
+        return with_rows(model, len(y)) if plan.several else model
 
     def review(self, y: Any, *inputs: Any) -> tuple[str, ...]:
         """Refuse a bank that cannot resolve the times; say where it is poor.
@@ -116,52 +192,20 @@ class FractionalSDE(Model):
             y: Observed data.
             *inputs: Their times.
         """
-        times = np.asarray(inputs[0])
-        if isinstance(inputs[0], Tracer) or len(times) < 2:
-            return ()
-        span, noise = float(times[-1] - self._first(times)), self.noise
-        horizon = noise.horizon or span
-        if span > REACH * horizon:
-            raise ValueError(
-                f"`horizon` of the noise must be at least half of the {span:.6g} from the "
-                f"start to the last time; got {horizon:.6g}, whose double is the "
-                "end of its tables. Leave it out, or make it longer."
-            )
-        rates, _ = noise._plan(len(times))
-        brownian, gaps = horizon / max(max(rates), 1e-9), np.diff(times)
-        if max(rates) > 0 and brownian > np.median(gaps):
-            raise ValueError(
-                f"The noise is too coarse for these times: below lag {brownian:.3g} it is "
-                f"Brownian, and half of the times are closer than {np.median(gaps):.3g}. "
-                f"Widen `span` of the noise to {2 * horizon / np.median(gaps):.3g} or more, "
-                "or leave it out."
-            )
-        said = []
-        close = int(np.sum(gaps < brownian))
-        if close:
-            said.append(
-                f"{close} of {len(gaps)} gaps are shorter than {brownian:.3g}, the lag below "
-                "which the approximate noise is Brownian whatever H: `FractionalNoise(..., "
-                f"span=({min(r for r in rates if r):.3g}, {2 * horizon / gaps.min():.3g}))` "
-                "resolves them."
-            )
-        latent = noise.prior is not None and noise.values["hurst"] is UNDRAWN
-        values = JUDGED if latent else np.ravel(np.asarray(noise.hurst))
-        for hurst in values:
-            fixed = FractionalNoise(
-                float(hurst),
-                noise.kind,
-                nodes=noise.nodes,
-                span=noise.span,
-                zero=noise.zero,
-                weights=noise.weights,
-                normalize=noise.normalize,
-            )
-            report = fixed.error_report(horizon, len(times))
-            if report.misfit > (POOR if latent else 0.05 + 0.05 * (hurst < 0.2)):
-                said.append(f"The noise is approximated poorly. {report}")
-                break
-        return tuple(said)
+        return review(self, _one(inputs[0]))
+
+    def sequence(self, target: Any) -> FractionalSequence | None:
+        """Return what engines with particles see: one series, with its state and bank.
+
+        Args:
+            target: The target that this model was conditioned to.
+        """
+        if self.plan is None or self.plan.several:
+            return None
+        plain = dataclasses.replace(self, hidden={}, plan=None)
+        parameters = dataclasses.replace(target, model=plain, sites=sites(plain))
+        seen = target.inputs[1] if len(target.inputs) > 1 else None
+        return FractionalSequence(parameters, self.plan, target.y, seen)
 
     # -- closed forms ---------------------------------------------------------------
 
@@ -173,54 +217,64 @@ class FractionalSDE(Model):
         first = jnp.asarray(self._first(times), times.dtype)
         return first, self.noise.bank(times[-1] - first, len(times))
 
-    def _beyond(self, times: Array, at: Array) -> Array:
-        """Return whether any of these times is beyond the law of the noise; refuse if known."""
-        start = jnp.asarray(self._first(times), times.dtype)
-        horizon = self.noise.horizon or times[-1] - start
-        slack = 4 * jnp.finfo(times.dtype).eps * jnp.max(jnp.abs(times))
-        wrong = jnp.any((at < start - slack) | (at > start + REACH * horizon + slack))
-        if not isinstance(wrong, Tracer) and wrong:
-            raise ValueError(
-                f"New times must be from the start, {float(start):.6g}, to {REACH:g} horizons "
-                f"after it, {float(start + REACH * horizon):.6g}: beyond the tables of the "
-                f"noise. Got {float(jnp.min(at)):.6g} to {float(jnp.max(at)):.6g}. "
-                f"`FractionalNoise(..., horizon=T)` reaches as far as you say."
-            )
-        return wrong
-
     def _observed(self, y: Any, times: Array, observed: Any) -> tuple[Array, Array]:
-        """Return data and whether they were observed, `(time, channel)`; check the shapes."""
+        """Return data and whether they were observed, `(..., time, channel)`; check shapes."""
         loc, _ = initial(self, times.dtype)
         mean, _, vector = seen_through(self, loc)
+        several = self.plan is not None and self.plan.several
         want = (len(times), *mean.shape[: int(vector)])
+        want = (jnp.shape(y)[0], *want) if several else want
         if jnp.shape(y) != want:
             raise ValueError(
                 f"`y` must have shape {want}, one row for each of `times`"
                 f"{' and one column for each number of `observe`' * vector}; got "
                 f"{jnp.shape(y)}."
             )
-        y = jnp.asarray(y).astype(times.dtype).reshape(len(times), -1)
+        shape = (*want[: 1 + several], -1)
+        y = jnp.asarray(y).astype(times.dtype).reshape(shape)
         if observed is None:
             return y, jnp.ones(y.shape, bool)
-        return y, jnp.asarray(observed, bool).reshape(y.shape)
+        return y, jnp.asarray(observed, bool).reshape(shape)
 
-    def log_likelihood(self, y: Any, times: Any, observed: Any = None) -> Scalar:
-        """Return the log density of the data with the path integrated out, in nats.
+    def _each(self, function: Any, *arguments: Any) -> Any:
+        """Return a function of a series, or that of each of several series."""
+        several = self.plan is not None and self.plan.several
+        return (jax.vmap(function) if several else function)(*arguments)
+
+    def log_likelihood(self, y: Any, times: Any, observed: Any = None) -> Any:
+        """Return the log density of the data, in nats.
 
         Args:
-            y: `(time,)`, or `(time, channel)`.
-            times: `(time,)`, increasing.
+            y: `(time, ...)`, or `(series, time, ...)`.
+            times: `(time,)`, increasing; with several series the same for each.
             observed: Which numbers of `y` were observed, of its shape; by default all.
 
+        Returns:
+            With the path integrated out one number (of each series); else that of the data of
+            each time given the state there (with several series, of each series).
+
         Raises:
-            ValueError: If the model is not linear and Gaussian, or shapes do not fit.
+            ValueError: If shapes do not fit.
         """
-        times = _floating(times)
+        if self._has_path:
+            states = self.states
+            if states.shape[:-1] != jnp.shape(y)[: states.ndim - 1]:
+                raise ValueError(
+                    f"`y` must be of all {states.shape[-2]} times of the path; got shape "
+                    f"{jnp.shape(y)}: rows of one series are no batch of data."
+                )
+            term = lambda x, y, seen: datum_term(self, x, y, seen)
+            terms = jax.vmap(term, (0, 0, None if observed is None else 0))
+            if states.ndim == 2:
+                return terms(states, y, observed)
+            seen = jnp.ones(jnp.shape(y), bool) if observed is None else observed
+            return jnp.sum(jax.vmap(jax.vmap(term))(states, y, seen), axis=1)
+        times = _floating(_one(times))
         start, bank = self._origin(times)
         y, seen = self._observed(y, times, observed)
         linear = system(self, bank, times, start)
         run = kalman.log_evidence_in_parallel if self.parallel else kalman.log_evidence
-        return run(linear, y, seen)
+        return self._each(lambda y, seen: run(linear, y, seen), y, seen)
 
     def smooth(self, y: Any, times: Any, at: Any, observed: Any = None) -> dist.Normal:
         """Return the law of the state at any times given the data, each by itself.
@@ -232,26 +286,30 @@ class FractionalSDE(Model):
             observed: As for `log_likelihood`.
 
         Returns:
-            A distribution of batch shape `(point, component)`.
+            A distribution of batch shape `(point, component)`, a series first if several.
         """
         linear, y, seen, back = self._joined(y, times, at, observed)
         d = len(initial(self, y.dtype)[0])
-        found = kalman.smooth(linear, y, seen, d)
-        variance = jnp.diagonal(found.covariance, axis1=1, axis2=2)[back]
-        return dist.Normal(found.mean[back], jnp.sqrt(jnp.maximum(variance, 0.0)))
+
+        def one(y, seen):
+            found = kalman.smooth(linear, y, seen, d)
+            variance = jnp.diagonal(found.covariance, axis1=1, axis2=2)[back]
+            return found.mean[back], jnp.sqrt(jnp.maximum(variance, 0.0))
+
+        return dist.Normal(*self._each(one, y, seen))
 
     def _joined(self, y, times, at, observed=None):
         """Return the system at all times, old and new, data there, and where the new are."""
-        times = _floating(times)
+        times = _floating(_one(times))
         at = jnp.asarray(at).astype(times.dtype)
         start, bank = self._origin(times)
         y, seen = self._observed(y, times, observed)
-        wrong = self._beyond(times, at)
+        wrong = beyond(self, times, at)
         every = jnp.concatenate([times, at])
         order = jnp.argsort(every, stable=True)
-        pad = jnp.zeros((len(at), y.shape[1]), y.dtype)
-        y = jnp.concatenate([y, pad])[order]
-        seen = jnp.concatenate([seen, jnp.zeros(pad.shape, bool)])[order]
+        pad = jnp.zeros((*y.shape[:-2], len(at), y.shape[-1]), y.dtype)
+        y = jnp.concatenate([y, pad], axis=-2)[..., order, :]
+        seen = jnp.concatenate([seen, jnp.zeros(pad.shape, bool)], axis=-2)[..., order, :]
         linear = system(self, bank, every[order], start)
         # Beyond the law that was matched there are no draws: NaN, not a wrong number.
         linear = eqx.tree_at(
@@ -260,11 +318,15 @@ class FractionalSDE(Model):
         return linear, y, seen, jnp.argsort(order)[len(times) :]
 
     def predict_given(self, y: Any, inputs: tuple, new_inputs: tuple, *, key: PRNGKey) -> Any:
-        at = jnp.asarray(new_inputs[0])
+        at = jnp.asarray(_one(new_inputs[0]))
+        keys = jr.split(key, len(y)) if self.plan and self.plan.several else key
+        if self._has_path:
+            return self._given_path(at, new_inputs is inputs, keys)
         linear, y, seen, back = self._joined(y, inputs[0], at, *inputs[1:])
+        one = lambda y, seen, key: draw_given(linear, y, seen, jr.key_data(key))[back]
+        drawn = self._each(one, y, seen, keys)
         vector = seen_through(self, initial(self, y.dtype)[0])[2]
-        drawn = _draw_given(linear, y, seen, jr.key_data(key))[back]
-        return drawn if vector else drawn[:, 0]
+        return drawn if vector else drawn[..., 0]
 
     def check_inputs(self, inputs: tuple, new_inputs: tuple) -> None:
         """Refuse new times beyond the law of the noise.
@@ -273,34 +335,98 @@ class FractionalSDE(Model):
             inputs: Those of the data.
             new_inputs: Those of a prediction.
         """
-        times, at = np.asarray(inputs[0]), np.asarray(new_inputs[0])
+        times, at = np.asarray(_one(inputs[0])), np.asarray(new_inputs[0])
         if at.ndim != 1 or not np.all(np.isfinite(at)):
             raise ValueError(f"New times must be a vector of finite numbers; got {at!r}.")
         times = _floating(times)
-        self._beyond(times, jnp.asarray(at).astype(times.dtype))
+        beyond(self, times, jnp.asarray(at).astype(times.dtype))
 
-    def log_density_given_rest(self, y: Any, times: Any, observed: Any = None) -> Array:
+    def log_density_given_rest(self, y: Any, times: Any, observed: Any = None) -> Any:
         """Return the log density of each number given all others, in nats; 0 if not observed.
+
+        None if the path is a latent.
 
         Args:
             y: As for `log_likelihood`.
             times: As for `log_likelihood`.
             observed: As for `log_likelihood`.
         """
-        times, shape = _floating(times), jnp.shape(y)
+        if self._has_path:
+            return None
+        times, shape = _floating(_one(times)), jnp.shape(y)
         start, bank = self._origin(times)
         y, seen = self._observed(y, times, observed)
-        return _rest(system(self, bank, times, start), y, seen).reshape(shape)
+        linear = system(self, bank, times, start)
+        return self._each(lambda y, seen: given_rest(linear, y, seen), y, seen).reshape(shape)
 
     # -- paths ------------------------------------------------------------------------
+
+    @property
+    def _has_path(self) -> bool:
+        return self.plan is not None and self.plan.form == "path"
+
+    def basis(self, grid: Any = None) -> tuple[Bank, Steps]:
+        """Return the bank of a conditioned model, and the steps along its grid or another.
+
+        Args:
+            grid: `(point,)`, by default that of the path.
+        """
+        assert self.plan is not None
+        own = self.plan.grid
+        bank = self.noise.bank(own[-1] - own[0], len(self.plan.at))
+        return bank, steps_on(self, bank, own if grid is None else grid)
+
+    def path(self) -> tuple[Array, Array]:
+        """Return states `(point, component)` and bank `(point, driver, node)` on the grid.
+
+        Of a draw from the posterior of a path; with several series their axis is first.
+
+        Raises:
+            ValueError: If the path is integrated out, or the model was not conditioned.
+        """
+        if not self._has_path:
+            raise ValueError(
+                f"This {type(self).__name__} has no path: it is integrated out (`smooth` gives "
+                "its law), or the model was not conditioned on data yet."
+            )
+        bank, steps = self.basis()
+        one = lambda first, white: path_of(self, bank, steps, first, white)
+        return self._each(one, *self._noises)
+
+    @property
+    def _noises(self) -> tuple[Any, Any]:
+        return self.hidden["start_noise"], self.hidden["step_noise"]
+
+    @property
+    def states(self) -> Array:
+        """States at the times of the data, `(time, component)`; a series first if several."""
+        x, _ = self.path()
+        assert self.plan is not None
+        return x[..., self.plan.at, :]
+
+    def _given_path(self, at: Array, old: bool, keys: Any) -> Array:
+        """Return data drawn given this path, at the old times or at new ones."""
+        assert self.plan is not None
+        if old:
+            return self._each(lambda x, k: emitted(self, x, k), self.states, keys)
+        grid, (bank, _) = self.plan.grid, self.basis()
+        at = at.astype(grid.dtype)
+        wrong = beyond(self, grid, at)
+
+        def one(first, rest, white, key):
+            key_path, key_data = jr.split(key)
+            x = between(self, bank, grid, (first, rest), white, at, key_path)
+            return emitted(self, jnp.where(wrong, jnp.nan, x), key_data)
+
+        return self._each(one, *self.path(), self._noises[1], keys)
 
     def simulate(self, times: Any, *, key: PRNGKey, paths: Any = 1, steps: Any = 200) -> Array:
         """Draw paths of the equation; it need not be linear.
 
         The processes that stand for the noise are stepped exactly. The equation is solved
-        with an error that falls as steps get shorter: Runge-Kutta on `X - sigma B` where the
-        diffusion is constant, else Heun's rule (Stratonovich). Differentiable in the
-        parameters, H among them: the gradient is that of the steps taken.
+        by Heun's rule, on `X - sigma B` where the diffusion is constant: an error that falls
+        as steps get shorter. Differentiable in the parameters, H among them: the gradient is
+        that of the steps taken.
 
         Args:
             times: Increasing; the first is the start, unless `start` says.
@@ -332,17 +458,32 @@ class FractionalSDE(Model):
             key: A typed key.
         """
         del observed
-        times = _floating(times)
+        several = jnp.ndim(times) == 2
+        rows, times = jnp.shape(times)[0], _floating(_one(times))
+        fresh = lambda key: self._fresh(times, key)
+        keys = jr.split(key, rows) if several else key
+        new = lambda: jax.vmap(fresh)(keys) if several else fresh(key)
+        if not self._has_path or (self.plan and self.plan.at.shape != times.shape):
+            return new()
+        assert self.plan is not None
+        own = jnp.all(times == self.plan.grid[self.plan.at])
+        return jax.lax.cond(own, lambda: self._given_path(times, True, keys), new)
+
+    def _fresh(self, times: Array, key: PRNGKey) -> Array:
+        """Return data of a path drawn anew."""
         loc, _ = initial(self, times.dtype)
         start, bank = self._origin(times)
         key_path, key_noise = jr.split(key)
         if why_not_linear(self, loc):
             path = draw_paths(self, bank, times, start, key_path, 1, 200)[0]
-            mean, scale = jax.vmap(lambda x: seen_through(self, x)[:2])(path)
-            drawn = mean + scale * jr.normal(key_noise, mean.shape, times.dtype)
-        else:
-            _, drawn = _unconditional(system(self, bank, times, start), key)
+            return emitted(self, path, key_noise)
+        _, drawn = unconditional(system(self, bank, times, start), key)
         return drawn if seen_through(self, loc)[2] else drawn[:, 0]
+
+
+def _one(times: Any) -> Any:
+    """Return the times of one series."""
+    return times[0] if jnp.ndim(times) == 2 else times
 
 
 def _floating(times: Any) -> Array:
@@ -354,50 +495,3 @@ def _floating(times: Any) -> Array:
 def _simulated(model: FractionalSDE, times: Array, key: PRNGKey, paths: int, steps: int):
     start, bank = model._origin(times)
     return draw_paths(model, bank, times, start, key, paths, steps)
-
-
-def _unconditional(linear: kalman.System, key: PRNGKey) -> tuple[Array, Array]:
-    """Draw state and data of a linear system, `(time, state)` and `(time, channel)`."""
-    key_start, key_steps, key_noise = jr.split(key, 3)
-    dtype, size, count = linear.mean.dtype, len(linear.mean), len(linear.steps.shift)
-    draw = lambda key, *shape: jr.normal(key, shape, dtype)
-    state = linear.mean + semidefinite_factor(linear.covariance) @ draw(key_start, size)
-    factors = semidefinite_factor(linear.steps.covariance)
-    noise = jnp.einsum("tij,tj->ti", factors, draw(key_steps, count, size))
-
-    def step(state, inputs):
-        move, noise = inputs
-        state = move.move(state) + noise
-        return state, state
-
-    _, states = jax.lax.scan(step, state, (linear.steps, noise))
-    error = jnp.sqrt(linear.variance)[None] * draw(key_noise, count, len(linear.variance))
-    return states, states @ linear.sight.T + linear.offset[None] + error
-
-
-@jax.custom_batching.sequential_vmap
-def _draw_given(linear, y, seen, key_data) -> Array:
-    """Draw new data at all times given those that are seen; one draw at a time in memory.
-
-    A path and data are drawn without any condition; the path is then moved by what the
-    smoother makes of the difference between the observed data and the drawn ones.
-
-    References:
-        Durbin and Koopman (2002), doi:10.1093/biomet/89.3.603.
-    """
-    key, key_noise = jr.split(jr.wrap_key_data(key_data))
-    states, drawn = _unconditional(linear, key)
-    still = eqx.tree_at(
-        lambda s: (s.mean, s.steps.shift, s.offset),
-        linear,
-        replace_fn=jnp.zeros_like,
-    )
-    size = len(linear.mean)
-    moved = states + kalman.smooth(still, y - drawn, seen, size).mean
-    error = jnp.sqrt(linear.variance)[None] * jr.normal(key_noise, y.shape, y.dtype)
-    return moved @ linear.sight.T + linear.offset[None] + error
-
-
-@jax.custom_batching.sequential_vmap
-def _rest(linear, y, seen) -> Array:
-    return kalman.smooth(linear, y, seen, 1).rest

@@ -43,17 +43,13 @@ def increasing(name: str, times: Any, start: float | None = None) -> np.ndarray:
     return grid.astype(np.float64)
 
 
-def without_missing(y: Any, times: np.ndarray, observed: Any = None) -> tuple[Any, Any, Any]:
-    """Return data and times without the rows of which nothing was observed, and a mask.
+def filled(y: Any, lead: tuple[int, ...], observed: Any = None) -> tuple[Any, Any]:
+    """Return data with one that was observed in place of what is missing, and a mask.
 
     Args:
-        y: `(time,)` or `(time, channel)`; NaN or masked where it is missing.
-        times: `(time,)`.
+        y: `(time, ...)` or `(series, time, ...)`; NaN or masked where it is missing.
+        lead: What its shape must begin with.
         observed: Which numbers of `y` were observed besides, or None.
-
-    Returns:
-        `y`, with the mean of the channel where it is missing; `times`; and which numbers
-        were observed, or None if all were.
 
     Raises:
         ValueError: If nothing was observed, or the shapes do not fit.
@@ -64,9 +60,9 @@ def without_missing(y: Any, times: np.ndarray, observed: Any = None) -> tuple[An
     if y.dtype.kind not in "biuf":
         raise ValueError(f"`y` must be real numbers; got dtype {y.dtype}.")
     y = y if y.dtype.kind == "f" else y.astype(np.float64)
-    if y.ndim not in (1, 2) or len(y) != len(times):
+    if y.shape[: len(lead)] != lead:
         raise ValueError(
-            f"`y` must have one row for each of the {len(times)} times; got shape {y.shape}."
+            f"`y` must have one row for each of the {lead[-1]} times; got shape {y.shape}."
         )
     seen = ~np.isnan(y)
     if observed is not None:
@@ -79,11 +75,27 @@ def without_missing(y: Any, times: np.ndarray, observed: Any = None) -> tuple[An
         seen &= observed
     if not np.all(np.isfinite(y[seen])):
         raise ValueError(f"`y` must be finite or NaN; got {y[seen][~np.isfinite(y[seen])][0]}.")
-    rows = seen.reshape(len(y), -1).any(axis=1)
-    if not rows.any():
+    if not seen.any():
         raise ValueError(f"All {y.size} numbers of `y` are missing: there is nothing to fit.")
+    return np.where(seen, y, y[seen][0]).astype(y.dtype), seen
+
+
+def without_missing(y: Any, times: np.ndarray, observed: Any = None) -> tuple[Any, Any, Any]:
+    """Return data and times without the rows of which nothing was observed, and a mask.
+
+    Args:
+        y: `(time, ...)`; NaN or masked where it is missing.
+        times: `(time,)`.
+        observed: Which numbers of `y` were observed besides, or None.
+
+    Returns:
+        `y`, with another number where it is missing; `times`; and which numbers were
+        observed, or None if all were.
+
+    Raises:
+        ValueError: If nothing was observed, or the shapes do not fit.
+    """
+    y, seen = filled(y, times.shape, observed)
+    rows = seen.reshape(len(y), -1).any(axis=1)
     y, times, seen = y[rows], times[rows], seen[rows]
-    if seen.all():
-        return y, times, None
-    channels = np.where(seen, y, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
-    return np.where(seen, y, channels).astype(y.dtype), times, seen
+    return y, times, None if seen.all() else seen

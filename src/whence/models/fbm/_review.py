@@ -1,0 +1,178 @@
+"""What an equation is, and whether the approximation of its noise is good for the times."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.core import Tracer
+from jaxtyping import Array
+
+from ...core._dtype import relaxed
+from ...language._latent import UNDRAWN
+from ...language._model import constrain, sites
+from ._linear import initial, value, why_not_linear
+from ._noise import REACH, FractionalNoise
+from ._path import Plan, grid_of
+
+JUDGED = (0.1, 0.3, 0.7, 0.9)  # H at which the approximation is judged before H is known
+POOR = 0.1  # relative error of a variance that a fit with H unknown is warned of
+
+
+def review(model: Any, times: Any) -> tuple[str, ...]:
+    """Return what is poor, in words; refuse a bank that cannot resolve the times.
+
+    Args:
+        model: A `FractionalSDE`.
+        times: `(time,)`.
+
+    Raises:
+        ValueError: If the horizon of the noise is too short, or it is too coarse.
+    """
+    if isinstance(times, Tracer) or len(times) < 2:
+        return ()
+    times = np.asarray(times)
+    first = times[0] if model.start is None else model.start
+    span, noise = float(times[-1] - first), model.noise
+    horizon = noise.horizon or span
+    if span > REACH * horizon:
+        raise ValueError(
+            f"`horizon` of the noise must be at least half of the {span:.6g} from the "
+            f"start to the last time; got {horizon:.6g}, whose double is the "
+            "end of its tables. Leave it out, or make it longer."
+        )
+    rates, _ = noise._plan(len(times))
+    brownian, gaps = horizon / max(max(rates), 1e-9), np.diff(times)
+    if max(rates) > 0 and brownian > np.median(gaps):
+        raise ValueError(
+            f"The noise is too coarse for these times: below lag {brownian:.3g} it is "
+            f"Brownian, and half of the times are closer than {np.median(gaps):.3g}. "
+            f"Widen `span` of the noise to {2 * horizon / np.median(gaps):.3g} or more, "
+            "or leave it out."
+        )
+    said = []
+    close = int(np.sum(gaps < brownian))
+    if close:
+        said.append(
+            f"{close} of {len(gaps)} gaps are shorter than {brownian:.3g}, the lag below "
+            "which the approximate noise is Brownian whatever H: `FractionalNoise(..., "
+            f"span=({min(r for r in rates if r):.3g}, {2 * horizon / gaps.min():.3g}))` "
+            "resolves them."
+        )
+    latent = noise.prior is not None and noise.values["hurst"] is UNDRAWN
+    latent = latent or model.varies
+    values = JUDGED if latent else np.ravel(np.asarray(noise.hurst))
+    for hurst in values:
+        fixed = FractionalNoise(
+            float(hurst),
+            noise.kind,
+            nodes=noise.nodes,
+            span=noise.span,
+            zero=noise.zero,
+            weights=noise.weights,
+            normalize=noise.normalize,
+        )
+        report = fixed.error_report(horizon, len(times))
+        if report.misfit > (POOR if latent else 0.05 + 0.05 * (hurst < 0.2)):
+            said.append(f"The noise is approximated poorly. {report}")
+            break
+    return tuple(said)
+
+
+def look(model: Any) -> tuple[int, tuple[int, ...], str]:
+    """Return components, shape of what is seen, and why there is no exact likelihood.
+
+    Raises:
+        ValueError: If a method of the model is not of the form it must have.
+    """
+    plain, found = dataclasses.replace(model, hidden={}, plan=None), []
+
+    def see(position):
+        draw = constrain(plain, position)[0]
+        loc, _ = initial(draw, jnp.result_type(float))
+        for name in ("drift", "diffusion"):
+            value(draw, name, jnp.zeros((), loc.dtype), loc)
+        with relaxed():
+            law = draw.observe(loc)  # pyright: ignore[reportAttributeAccessIssue]
+        if not isinstance(law, dist.Distribution):
+            raise ValueError(
+                f"`observe` of {type(model).__name__} must return a numpyro distribution; got "
+                f"{law!r}."
+            )
+        found.append((len(loc), tuple(law.shape()), why_not_linear(draw, loc)))
+        return position
+
+    shapes = {
+        site.name: jax.ShapeDtypeStruct(site.unconstrained_shape, jnp.result_type(float))
+        for site in sites(plain)
+        if not site.fixed
+    }
+    jax.eval_shape(see, shapes)
+    return found[-1]
+
+
+def planned(model: Any, y: Any, times: Any) -> Plan | None:
+    """Return what a model knows of its data; None if their times are not known yet.
+
+    Args:
+        model: A `FractionalSDE`.
+        y: Data.
+        times: `(time,)`, or of several series `(series, time)`.
+
+    Raises:
+        ValueError: If the shape of the data, or an H that varies, does not fit.
+    """
+    components, shape, reason = look(model)
+    several, times = jnp.ndim(times) == 2, times[0] if jnp.ndim(times) == 2 else times
+    want = (len(times), *shape)
+    if jnp.shape(y)[several:] != want:
+        raise ValueError(
+            f"`y` must have shape {want}, one row for each of `times`"
+            f"{' and one column for each number of `observe`' * bool(shape)}; got "
+            f"{jnp.shape(y)}. Several series are {('series', *want)}."
+        )
+    if model.varies and model.noise.kind != "II":
+        raise ValueError(
+            f"`hurst` of {type(model).__name__} varies in time, for which `kind` of the noise "
+            f"must be 'II', which begins at the start; got {model.noise.kind!r}."
+        )
+    if isinstance(times, Tracer) and not reason:
+        return None
+    exact, dtype = times.astype(float), jnp.result_type(times.dtype, jnp.result_type(float))
+    begin = float(times[0] if model.start is None else model.start)
+    grid, at = grid_of(np.asarray(exact), begin, model.steps)
+    return Plan(
+        "path" if reason or not model.exact else "exact",
+        several,
+        components,
+        len(model.noise._plan(len(times))[0]),
+        max(int(np.diff(at, prepend=0).max()), 1),
+        jnp.asarray(grid, dtype),
+        jnp.asarray(at),
+    )
+
+
+def beyond(model: Any, times: Array, at: Array) -> Array:
+    """Return whether any new time is beyond the law of the noise; refuse it if known.
+
+    Args:
+        model: A `FractionalSDE`.
+        times: Of the data.
+        at: New ones.
+    """
+    start = jnp.asarray(times[0] if model.start is None else model.start, times.dtype)
+    horizon = model.noise.horizon or times[-1] - start
+    slack = 4 * jnp.finfo(times.dtype).eps * jnp.max(jnp.abs(times))
+    wrong = jnp.any((at < start - slack) | (at > start + REACH * horizon + slack))
+    if not isinstance(wrong, Tracer) and wrong:
+        raise ValueError(
+            f"New times must be from the start, {float(start):.6g}, to {REACH:g} horizons "
+            f"after it, {float(start + REACH * horizon):.6g}: beyond the tables of the "
+            f"noise. Got {float(jnp.min(at)):.6g} to {float(jnp.max(at)):.6g}. "
+            f"`FractionalNoise(..., horizon=T)` reaches as far as you say."
+        )
+    return wrong

@@ -1,0 +1,128 @@
+"""The equation as a sequence of hidden states, for particle filters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from ...core._feynman_kac import AbstractSequenceTarget
+from ...language._condition import ModelTarget
+from ._path import Plan, advance, datum_term, start_size, started
+
+
+class FractionalSequence(AbstractSequenceTarget):
+    """State and bank at the times of one series; the noise of the way there goes with them.
+
+    Attributes:
+        parameters: The target without a path.
+        plan: What the model knows of its data.
+        y: `(time, ...)`.
+        observed: Which numbers of it count; None for all.
+    """
+
+    parameters: ModelTarget
+    plan: Plan
+    y: Any
+    observed: Any
+
+    @property
+    def num_times(self) -> int:
+        return len(self.y)
+
+    def init(self, *, key):
+        return self.parameters.init(key=key)
+
+    def constrain(self, position):
+        return self.parameters.constrain(position)
+
+    def unconstrain(self, draw):
+        """Return the position of the parameters of a draw, or of their values by name.
+
+        Args:
+            draw: A model with values, or a dict.
+        """
+        return self.parameters.unconstrain(draw)
+
+    def log_prior(self, position):
+        return self.parameters.log_prior(position)
+
+    def log_density(self, position):
+        if self.plan.form == "path":
+            raise NotImplementedError("The path of this model cannot be integrated out.")
+        return self.parameters.log_density(position)
+
+    def sample_prior_position(self, *, key):
+        """Return one draw of the parameters from their prior, in unconstrained space."""
+        return self.parameters.sample_prior_position(key=key)
+
+    def datum(self, time):
+        return jax.tree.map(lambda v: v[time], (self.y, self.observed))
+
+    def as_datum(self, y, inputs=None):
+        raise ValueError(
+            "A fractional equation is on a grid to the last of its times: it takes no datum "
+            "more. Condition it on the longer series."
+        )
+
+    def with_data(self, data):
+        y, observed = data
+        return FractionalSequence(self.parameters, self.plan, y, observed)
+
+    def initial(self, draw, *, key):
+        key, key_start = jr.split(key)
+        bank, _ = self._on(draw).basis()
+        first = start_size(draw, self.plan.components, self.plan.nodes)
+        white = jr.normal(key_start, (first,), self.plan.grid.dtype)
+        return self._move(draw, (*started(draw, bank, white), white), 0, self.plan.at[0], key)
+
+    def transition(self, draw, state, time, datum, *, key):
+        at = self.plan.at
+        return self._move(draw, state[:3], at[time - 1], at[time], key)
+
+    def log_transition(self, draw, state, new, time, datum):
+        raise NotImplementedError(
+            "From one time to the next the state has no density: `smoother='ancestors'`."
+        )
+
+    def log_potential(self, draw, state, time, datum):
+        return datum_term(draw, state[0], *datum)
+
+    def join(self, position, path):
+        if self.plan.form != "path":
+            return position
+        _, _, first, white = path
+        begin = jnp.concatenate([jnp.zeros_like(self.plan.at[:1]), self.plan.at[:-1]])
+        places = begin[:, None] + jnp.arange(self.plan.longest, dtype=begin.dtype)[None, :]
+        # What a gap does not need of its block falls off the end of the grid.
+        steps = len(self.plan.grid) - 1
+        places = jnp.where(places < self.plan.at[:, None], places, steps)
+        noise = jnp.zeros((steps, *white.shape[2:]), white.dtype)
+        noise = noise.at[places].set(white, mode="drop")
+        return {**position, "start_noise": first[0], "step_noise": noise}
+
+    def without_path(self, position):
+        return {n: v for n, v in position.items() if n not in ("start_noise", "step_noise")}
+
+    def _on(self, draw):
+        return eqx.tree_at(lambda m: m.plan, draw, self.plan, is_leaf=lambda v: v is None)
+
+    def _move(self, draw, state, begin, end, key):
+        """Return state, bank, noise of the start, and that of the steps from `begin`."""
+        x, y, first = state
+        _, steps = self._on(draw).basis()
+        white = jr.normal(key, (self.plan.longest, *y.shape), y.dtype)
+        last = len(self.plan.grid) - 2
+
+        def one(state, inputs):
+            i, white = inputs
+            step = jax.tree.map(lambda v: v[jnp.minimum(i, last)], steps)
+            new = advance(draw, step, state[0], state[1], white @ step.factor.T)
+            return jax.tree.map(lambda a, b: jnp.where(i < end, a, b), new, state), None
+
+        numbers = begin + jnp.arange(self.plan.longest, dtype=jnp.int32)
+        (x, y), _ = jax.lax.scan(one, (x, y), (numbers, white))
+        return x, y, first, white
