@@ -91,7 +91,7 @@ _zarr.save_zarr(tree, path)
 
 @pytest.mark.parametrize("swap", [True, False])
 def test_the_old_folder_survives_whatever_fails(
-    tree, tmp_path, monkeypatch, swap, exit_code_of
+    tree, tmp_path, monkeypatch, swap, storage_process
 ):
     """The renaming fails, or the process is killed before it or between two."""
     path = tmp_path / "a.zarr"
