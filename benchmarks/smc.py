@@ -1,7 +1,7 @@
-"""Particle and Kalman filters: time beside a loop by hand, and the pictures of the docs.
+"""Filters beside a loop by hand, tempered SMC beside blackjax, and the pictures of the docs.
 
-    python benchmarks/smc.py                    both measurements, as JSON
-    python benchmarks/smc.py --small            the same, small: that it runs
+    python benchmarks/smc.py                    all, to benchmarks/results/smc.json and smc.txt
+    python benchmarks/smc.py --small            the same, small: that it runs; printed
     python benchmarks/smc.py --pictures FOLDER  docs/img/filtering.png and evidence.png
 
 Runs are interleaved, A B A B ..., and the median of each is reported with its range, since
@@ -12,7 +12,9 @@ no errors. What the library adds (a key for each particle, family shares) is the
 
 import argparse
 import json
+import os
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +119,7 @@ def interleaved(functions: dict, repeats: int) -> dict:
 
 def particle_filters(particles: int, times: int, repeats: int) -> dict:
     """Time bootstrap filters, and say what evidence each finds."""
-    y = returns(times)
+    y = returns(times).astype(jnp.result_type(float))
     target = wh.condition(Volatility(), y)
     sequence, data = target.sequence, jnp.asarray(y)
     settings = wh.ParticleFilter(particles)
@@ -151,10 +153,105 @@ def kalman_filters(times: int, repeats: int) -> dict:
     return {"times": times, **interleaved(functions, repeats)}
 
 
+class Logistic(wh.Model):
+    """Logistic regression with standard normal coefficients."""
+
+    beta: jax.Array = wh.latent(dist.Normal(0.0, 1.0), shape=(20,))
+
+    def likelihood(self, x):
+        return dist.Bernoulli(logits=x @ self.beta)
+
+
+def blackjax_tempered(x, y, particles: int):
+    """Return a compiled function of a key: log evidence and acceptance rate, by blackjax.
+
+    HMC with the covariance of the posterior as its metric, a step size of 0.5 of its units and
+    three leapfrog steps, five times at each temperature: about what `TemperedSMC` comes to.
+    """
+    import blackjax
+    import blackjax.smc.resampling as resampling
+    from blackjax.smc import extend_params
+
+    dim = x.shape[1]
+    log_prior = lambda b: -0.5 * jnp.sum(b**2) - 0.5 * dim * jnp.log(2 * jnp.pi)
+    log_likelihood = lambda b: jnp.sum(y * (x @ b) - jax.nn.softplus(x @ b))
+    mode = jnp.zeros(dim)
+    for _ in range(20):
+        gradient = jax.grad(lambda b: log_prior(b) + log_likelihood(b))(mode)
+        hessian = jax.hessian(lambda b: log_prior(b) + log_likelihood(b))(mode)
+        mode = mode - jnp.linalg.solve(hessian, gradient)
+    parameters = {
+        "step_size": 0.5,
+        "inverse_mass_matrix": jnp.linalg.inv(-hessian),
+        "num_integration_steps": 3,
+    }
+    algorithm = blackjax.adaptive_tempered_smc(
+        log_prior,
+        log_likelihood,
+        blackjax.hmc.build_kernel(),
+        blackjax.hmc.init,
+        extend_params(parameters),
+        resampling.systematic,
+        0.5,
+        num_mcmc_steps=5,
+    )
+
+    def run(key):
+        key_start, key_steps = jr.split(key)
+        state = algorithm.init(jr.normal(key_start, (particles, dim)))
+
+        def step(carry):
+            i, state, total, _ = carry
+            state, info = algorithm.step(jr.fold_in(key_steps, i), state)
+            rate = jnp.mean(info.update_info.acceptance_rate)
+            return i + 1, state, total + info.log_likelihood_increment, rate
+
+        zero = jnp.zeros(())
+        carry = (0, state, zero, zero)
+        found = jax.lax.while_loop(lambda c: c[1].tempering_param < 1, step, carry)
+        return found[2], found[3]
+
+    return jax.jit(run)
+
+
+def tempered(rows: int, particles: int, repeats: int) -> dict:
+    """Time tempered samplers and say what evidence each finds; work is seconds x variance."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 20)).astype(np.float32)
+    y = (rng.uniform(size=rows) < 1 / (1 + np.exp(-x @ rng.normal(size=20)))).astype(int)
+    target = wh.condition(Logistic(), y, x)
+    other = blackjax_tempered(jnp.asarray(x), jnp.asarray(y, jnp.float32), particles)
+    engines = {
+        "whence": wh.TemperedSMC(particles=particles),
+        "whence, waste-free": wh.TemperedSMC(particles=particles, chains=particles // 16),
+    }
+    functions = {
+        name: lambda key, engine=engine: wh.infer(target, engine, key=key, progress=False)
+        for name, engine in engines.items()
+    }
+    values: dict = {name: [] for name in (*functions, "blackjax")}
+
+    def noted(name, function):
+        def call(key):
+            found = function(key)
+            evidence = found.log_evidence if name != "blackjax" else found[0]
+            values[name].append(float(evidence))
+
+        return call
+
+    functions["blackjax"] = other
+    seconds = interleaved({name: noted(name, f) for name, f in functions.items()}, repeats)
+    for name, found in seconds.items():
+        del values[name][0]  # of the run that compiled
+        found["log_evidence"] = [float(np.mean(values[name])), float(np.std(values[name]))]
+        found["work"] = found["median"] * float(np.var(values[name]))
+    seconds["blackjax"]["acceptance_rate"] = float(other(jr.key(0))[1])
+    return {"rows": rows, "dim": 20, "particles": particles, "repeats": repeats, **seconds}
+
+
 def pictures(folder: str) -> None:
     """Draw what the docs show, from runs made here."""
     import re
-    from pathlib import Path
 
     import matplotlib.pyplot as plt
 
@@ -226,13 +323,26 @@ def main() -> None:
     if options.pictures:
         pictures(options.pictures)
         return
-    sizes = [(500, 50, 3), (500, 3)] if options.small else [(10_000, 500, 15), (10_000, 15)]
+    sizes = [(10_000, 500, 15), (10_000, 15), (500, 1_000, 30)]
+    if options.small:
+        sizes = [(500, 50, 3), (500, 3), (50, 64, 3)]
+    load = os.getloadavg()[0]
     found = {
         "device": str(jax.devices()[0]),
-        "particle filters": particle_filters(*sizes[0]),
+        "cores": os.cpu_count(),
+        "load before": load,
+        "particle filters, float32": particle_filters(*sizes[0]),
         "Kalman filters": kalman_filters(*sizes[1]),
+        "tempered SMC, float32": tempered(*sizes[2]),
     }
-    print(json.dumps(found, indent=1))
+    with jax.enable_x64(True):
+        found["particle filters, float64"] = particle_filters(*sizes[0])
+    text = "\n".join(f"{name}: {json.dumps(value)}" for name, value in found.items())
+    print(text)
+    if not options.small:
+        folder = Path(__file__).parent / "results"
+        (folder / "smc.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "smc.txt").write_text(text + "\n")
 
 
 if __name__ == "__main__":

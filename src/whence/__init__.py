@@ -49,6 +49,7 @@ from .inference.smc import (
     FeynmanKacSMC as FeynmanKacSMC,
     FixedLag as FixedLag,
     ParticleFilter as ParticleFilter,
+    ParticleGibbs as ParticleGibbs,
     ParticleMH as ParticleMH,
     TemperedSMC as TemperedSMC,
     filter as filter,

@@ -30,6 +30,7 @@ SHORT = {
     "MAP": lambda: wh.MAP(objective="unconstrained"),
     "MCLMC": lambda: wh.MCLMC(chains=2, warmup=30, draws=10),
     "NUTS": lambda: wh.NUTS(chains=2, warmup=20, draws=10),
+    "ParticleGibbs": lambda: wh.ParticleGibbs(particles=8, chains=2, warmup=10, draws=10),
     "ParticleMH": lambda: wh.ParticleMH(particles=8, chains=2, warmup=10, draws=10),
     "Pathfinder": lambda: wh.Pathfinder(paths=2, draws=50, steps=20),
     "CyclicalSGLD": lambda: wh.CyclicalSGLD(steps=60, cycles=5),
@@ -82,7 +83,7 @@ def _target(name, key):
         noise = diffusion.VariancePreserving()
         score = diffusion.GaussianMixture(noise, [1.0], [[0.5, 0.0]], 1.0)
         return diffusion.annealed(noise, score, 2.0, dim=2, steps=10)
-    if name in ("ParticleMH", "SMC2"):
+    if name in ("ParticleGibbs", "ParticleMH", "SMC2"):
         return wh.condition(Level(exact=False), LEVEL_Y[:4])
     return GaussianMean.simulate(key=key)
 

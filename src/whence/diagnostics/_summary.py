@@ -22,6 +22,7 @@ def summarise(
     prob: float,
     interval: str,
     tail: float,
+    families: np.ndarray | None = None,
 ) -> Columns:
     """Return the columns of a summary of one variable, by ArviZ's names and in its order.
 
@@ -33,6 +34,7 @@ def summarise(
         prob: Probability inside the interval.
         interval: `"eti"` (equal tails) or `"hdi"` (the shortest).
         tail: Probability of the upper quantile of the tail ESS.
+        families: Of weighted particles, as for `mcse_weighted`.
 
     Returns:
         Arrays `(element,)`.
@@ -42,7 +44,8 @@ def summarise(
     else:
         weights = normalise(log_weights)
         stats = _weighted_stats(weights)
-        diagnostics = _weighted_diagnostics(weights.reshape(values.shape[:2]), chains)
+        weights = weights.reshape(values.shape[:2])
+        diagnostics = _weighted_diagnostics(weights, chains, families)
     out: Columns = {}
     if kind != "diagnostics":
         mean, sd, (low, high) = stats(values, prob, interval)
@@ -118,9 +121,11 @@ def _weighted_shortest(values: np.ndarray, weights: np.ndarray, prob: float):
     return ordered[start[best]], ordered[end[best]]
 
 
-def _weighted_diagnostics(weights: np.ndarray, chains: bool) -> Callable[[np.ndarray], Columns]:
+def _weighted_diagnostics(
+    weights: np.ndarray, chains: bool, families: np.ndarray | None
+) -> Callable[[np.ndarray], Columns]:
     def columns(values: np.ndarray) -> Columns:
-        error = mcse_weighted(values, weights, chains=chains)
+        error = mcse_weighted(values, weights, chains=chains, families=families)
         ess, rhat = np.full(error.mean.shape, 1 / np.sum(weights**2)), np.nan * error.mean
         if chains:
             _, sd, _ = _weighted_stats(weights.ravel())(values, 0.5, "eti")

@@ -24,6 +24,7 @@ def summary_table(
     coords: Mapping[str, Any] | None = None,
     log_weights: np.ndarray | None = None,
     method: str = "smc",
+    families: np.ndarray | None = None,
     kind: str = "all",
     ci_prob: float | None = None,
     ci_kind: str | None = None,
@@ -44,6 +45,8 @@ def summary_table(
             importance sampling, and there is no R-hat.
         method: What draws with weights are, as for `diagnose`. Those of chains are not taken
             for independent: the ESS is the one that the error of the mean implies.
+        families: Number of the ancestor of each draw that is a weighted particle,
+            `(chain, draw)`; the errors see what relatives have in common.
         kind: `"stats"`, `"diagnostics"`, or `"all"`: both.
         ci_prob: Probability inside the interval; by default ArviZ's setting.
         ci_kind: `"eti"` or `"hdi"`; by default ArviZ's setting.
@@ -71,6 +74,7 @@ def summary_table(
                 kind=kind,
                 prob=prob,
                 interval=ci_kind,
+                families=families,
                 tail=rcParams["stats.ci_prob"],  # whatever `ci_prob` is, as in ArviZ
             )
         )

@@ -178,6 +178,18 @@ def level_posterior(y, points=90):
     return evidence, (weights.sum(1) @ np.exp(grid), weights.sum(0) @ np.exp(grid))
 
 
+def mean_path(y):
+    """Return the posterior mean of the path of `Level`, parameters integrated out."""
+    grid = np.linspace(-3.0, 1.5, 30)
+    total, mean = 0.0, 0.0
+    for a in grid:
+        for b in grid:
+            log_z, path, _ = dense_level(np.exp(a), np.exp(b), y)
+            weight = np.exp(log_z + norm(-0.5, 0.5).logpdf(a) + norm(-0.5, 0.5).logpdf(b) + 20)
+            total, mean = total + weight, mean + weight * path
+    return mean / total
+
+
 class Trend(wh.StateSpaceModel):
     """Position and speed at uneven gaps, with two correlated channels."""
 

@@ -129,6 +129,9 @@ def repeat(engine, target, key, runs, function, step=None):
             "mean": weights @ values,
             "plain": values.mean(0),
             "done": cloud.control.finished,
+            "x": cloud.particles.x,
+            "weights": weights,
+            "founders": cloud.founders,
         }
 
     many = eqx.filter_jit(lambda keys: jax.vmap(one)(keys))(jr.split(key, runs))

@@ -247,7 +247,7 @@ REFUSED = {
         threshold=1.5
     ),
     "`moves` must be at least 1, or None; got 0": lambda: DataTemperedSMC(moves=0),
-    "must be one of 'hmc', 'rwm', or an instance of AbstractKernel; got 'nuts'": lambda: (
+    "'mala', 'independent', or an instance of AbstractKernel; got 'nuts'": lambda: (
         DataTemperedSMC(kernel="nuts")
     ),
     "`metric` must be one of": lambda: DataTemperedSMC(metric="sparse"),
@@ -261,6 +261,16 @@ def test_what_it_cannot_do_is_refused(rule):
     with pytest.raises(ValueError) as error:
         REFUSED[rule]()
     assert rule in str(error.value)
+
+
+@pytest.mark.parametrize(("rows", "where"), [(1, "at row 7,"), (5, "at rows 5 to 9,")])
+def test_rows_that_nothing_could_have_given_are_named(rows, where, key):
+    y = np.zeros((12, 2))
+    y[7, 1] = np.inf
+    target = Conjugate(jnp.asarray(y))
+    engine = DataTemperedSMC(particles=50, rows=rows, kernel="rwm", moves=1)
+    with pytest.raises(wh.InferenceError, match=where):
+        wh.infer(target, engine, key=key)
 
 
 class Documented(wh.AbstractDataTarget):

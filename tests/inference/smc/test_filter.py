@@ -135,6 +135,25 @@ def test_smoothers_of_many_particles_agree_with_the_exact_one(key):
     assert_allclose(filtered.log_evidence_increment.sum(), filtered.log_evidence, rtol=1e-9)
 
 
+def test_two_filters_agree_with_the_exact_smoother(key):
+    for target in (_target(), wh.condition(Level(s=0.5, r=3.0), Y)):
+        exact, method = wh.smooth(target, key=key), wh.ParticleFilter(1_000)
+        runs = [
+            wh.smooth(target, method, smoother="two-filter", key=k) for k in jr.split(key, 8)
+        ]
+        for got, truth in ((lambda r: r.mean, exact.mean), (lambda r: r.sd, exact.sd)):
+            found = np.array([got(run) for run in runs])
+            error = found.std(0) / np.sqrt(len(runs) - 1)
+            assert np.all(error < 0.05 * exact.sd)
+            # Student's law with 7 degrees of freedom: beyond 7 is one in 5,000.
+            assert np.all(np.abs(found.mean(0) - truth) < 7 * error + 0.01)
+    # What the data to come say is more than is allowed above.
+    assert np.abs(wh.filter(target, method, key=key).mean - exact.mean).max() > 1.0
+    counts = wh.condition(Regimes(), np.array([1.0, 2.0]))
+    with pytest.raises(ValueError, match="needs continuous states"):
+        wh.smooth(counts, wh.ParticleFilter(10), smoother="two-filter", key=key)
+
+
 def test_a_short_lag_is_not_a_smoother(key):
     noisy = wh.condition(Level(s=0.5, r=3.0), Y)
     found = wh.smooth(noisy, wh.ParticleFilter(20_000), smoother=wh.FixedLag(1), key=key)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from hidden_models import LEVEL_Y, Level, dense_level, level_posterior
+from hidden_models import LEVEL_Y, Level, level_posterior, mean_path
 from numpy.testing import assert_allclose
 
 import whence as wh
@@ -26,20 +26,6 @@ def _target():
     return wh.condition(Level(exact=False), Y)
 
 
-def _mean_path():
-    """Return the posterior mean of the path, parameters integrated out by quadrature."""
-    from scipy.stats import norm
-
-    grid = np.linspace(-3.0, 1.5, 30)
-    total, mean = 0.0, 0.0
-    for a in grid:
-        for b in grid:
-            log_z, path, _ = dense_level(np.exp(a), np.exp(b), Y)
-            weight = np.exp(log_z + norm(-0.5, 0.5).logpdf(a) + norm(-0.5, 0.5).logpdf(b) + 20)
-            total, mean = total + weight, mean + weight * path
-    return mean / total
-
-
 def test_chains_with_few_particles_have_the_exact_posterior(key):
     """15 particles estimate the log likelihood to about 1: the posterior has no error of it."""
     engine = wh.ParticleMH(particles=15, chains=8, warmup=500, draws=4_000)
@@ -51,7 +37,7 @@ def test_chains_with_few_particles_have_the_exact_posterior(key):
         assert found.mean < 0.05
     path = posterior["states"].reshape(-1, 8)
     error = np.array([float(mcse(posterior["states"][..., t]).mean) for t in range(8)])
-    assert np.all(np.abs(path.mean(0) - _mean_path()) < 4.5 * error)
+    assert np.all(np.abs(path.mean(0) - mean_path(Y)) < 4.5 * error)
     assert np.median(posterior.stats["log_evidence_error"]) > 0.3  # the filter is a poor one
 
 
@@ -79,7 +65,7 @@ def test_smc2_has_the_evidence_and_the_posterior(key):
         # Parameters share filters that were lucky: twice the independent error, and more.
         assert abs(mean - truth) < 4 * 2 * sd / np.sqrt(ess)
     path = weights @ posterior["states"][0]
-    assert np.all(np.abs(path - _mean_path()) < 0.15)
+    assert np.all(np.abs(path - mean_path(Y)) < 0.15)
     record = posterior.record
     assert_allclose(record.log_evidence_increment.sum(), posterior.log_evidence, rtol=1e-6)
     assert len(record.rows) == len(Y)
@@ -111,6 +97,22 @@ def test_engines_refuse_what_is_no_sequence(key):
         wh.infer(wh.condition(Level(s=1.0, r=1.0), Y), wh.ParticleMH(), key=key)
     with pytest.raises(ValueError, match="`filter` must be"):
         wh.ParticleMH(filter="guided")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine",
+    [
+        wh.ParticleMH(particles=20, chains=2, warmup=300, draws=1_000),
+        wh.ParticleGibbs(particles=10, chains=2, warmup=300, draws=1_000),
+        wh.SMC2(parameters=300, particles=20, moves=5),
+    ],
+    ids=lambda engine: engine.name,
+)
+def test_simulation_based_calibration(engine, key):
+    target = wh.condition(Level(exact=False), Y[:5])
+    found = wh.sbc(target, engine, key=key, simulations=60, alpha=1e-3)
+    assert found.ok, found
 
 
 class Births(wh.StateSpaceModel):

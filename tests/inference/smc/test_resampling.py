@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from whence.inference.smc._resampling import SCHEMES
+from whence.inference.smc._resampling import SCHEMES, Repeated
 
 REPEATS = 20_000
 NUM = 40
+ALL = SCHEMES | {"repeated": Repeated(SCHEMES["systematic"], 8)}
 
 
 def _weights(key):
@@ -21,12 +22,12 @@ def _weights(key):
 
 def _counts(scheme, weights, key):
     def one(key):
-        return jnp.bincount(SCHEMES[scheme](weights, key=key), length=weights.shape[0])
+        return jnp.bincount(ALL[scheme](weights, key=key), length=weights.shape[0])
 
     return np.asarray(jax.jit(jax.vmap(one))(jr.split(key, REPEATS)))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ALL)
 def test_expected_number_of_children_is_n_times_weight(scheme, key):
     key_weights, key_resample = jr.split(key)
     weights = _weights(key_weights)

@@ -11,9 +11,9 @@ from jax.scipy.stats import norm
 from numpy.testing import assert_allclose
 from smc_targets import Conjugate, OneDimension, repeat
 
-from whence.inference.smc import TemperedSMC, _moves, _tempered, advance
+from whence.diagnostics._mcse import mcse_weighted
+from whence.inference.smc import AbstractMetric, Factor, TemperedSMC, _moves, _tempered, advance
 from whence.inference.smc._driver import AbstractFeynmanKac, Resampler
-from whence.inference.smc._kernels import Factor
 from whence.inference.smc._tempered import Tempering, next_temperature
 from whence.inference.smc._weights import (
     conditional_ess_fraction,
@@ -23,26 +23,34 @@ from whence.inference.smc._weights import (
 )
 
 RUNS = 120
+WASTE_FREE = {"kernel": "mala", "particles": 480, "chains": 30}
 CASES = [
-    pytest.param(1, "hmc", marks=pytest.mark.slow),
-    pytest.param(3, "hmc", marks=pytest.mark.slow),
-    pytest.param(10, "hmc", marks=pytest.mark.slow),
-    (3, "rwm"),
+    pytest.param(1, {"kernel": "hmc"}, marks=pytest.mark.slow),
+    pytest.param(3, {"kernel": "hmc"}, marks=pytest.mark.slow),
+    pytest.param(10, {"kernel": "hmc"}, marks=pytest.mark.slow),
+    (3, {"kernel": "rwm"}),
+    (3, {"kernel": "independent"}),
+    (3, WASTE_FREE),
 ]
+cases = pytest.mark.parametrize(("dim", "options"), CASES, ids=str)
 
 
 @functools.cache
-def _conjugate_runs(dim, kernel, **options):
+def _cached_runs(dim, options):
     target = Conjugate.simulate(dim)
-    engine = TemperedSMC(particles=200, kernel=kernel, **options)
+    engine = TemperedSMC(**({"particles": 200} | dict(options)))
     centre = jnp.asarray(target.mean)
     moments = lambda x: jnp.concatenate([x, (x - centre) ** 2])
     return target, repeat(engine, target, jr.key(20261120), RUNS, moments)
 
 
-@pytest.mark.parametrize(("dim", "kernel"), CASES)
-def test_evidence_of_small_runs_is_unbiased(dim, kernel):
-    target, runs = _conjugate_runs(dim, kernel)
+def _conjugate_runs(dim, options):
+    return _cached_runs(dim, tuple(options.items()))
+
+
+@cases
+def test_evidence_of_small_runs_is_unbiased(dim, options):
+    target, runs = _conjugate_runs(dim, options)
     assert runs["done"].all()
     ratio = np.exp(runs["log_evidence"] - target.log_evidence)
     error = ratio.std() / np.sqrt(RUNS)
@@ -53,9 +61,9 @@ def test_evidence_of_small_runs_is_unbiased(dim, kernel):
     assert abs(ratio.mean() - 1.0) < 4.0 * error + slack
 
 
-@pytest.mark.parametrize(("dim", "kernel"), CASES)
-def test_evidence_error_of_one_run_is_the_spread_of_many(dim, kernel):
-    _, runs = _conjugate_runs(dim, kernel)
+@cases
+def test_evidence_error_of_one_run_is_the_spread_of_many(dim, options):
+    _, runs = _conjugate_runs(dim, options)
     reported = np.sqrt(runs["variance"])
     spread = runs["log_evidence"].std()
     assert 0.67 < reported.mean() / spread < 1.5
@@ -63,9 +71,9 @@ def test_evidence_error_of_one_run_is_the_spread_of_many(dim, kernel):
     assert np.all((reported > 0.5 * spread) & (reported < 2.0 * spread))
 
 
-@pytest.mark.parametrize(("dim", "kernel"), CASES)
-def test_weighted_moments_of_a_gaussian(dim, kernel):
-    target, runs = _conjugate_runs(dim, kernel)
+@cases
+def test_weighted_moments_of_a_gaussian(dim, options):
+    target, runs = _conjugate_runs(dim, options)
     # 4.5 errors for up to 10 coordinates, and the O(1 / particles) bias of a ratio.
     mean = runs["mean"][:, :dim]
     error = mean.std(0) / RUNS**0.5
@@ -76,27 +84,37 @@ def test_weighted_moments_of_a_gaussian(dim, kernel):
     assert np.all(np.abs(variance.mean(0) - target.sd**2) < 4.5 * error + target.sd**2 / 100)
 
 
-@pytest.mark.slow
-def test_error_sees_moves_too_few_to_mix(key):
+def test_errors_see_moves_too_few_to_mix(key):
     target = Conjugate.simulate(5)
-    engine = TemperedSMC(particles=1000, kernel="rwm", moves=5)
+    engine = TemperedSMC(particles=500, kernel="rwm", moves=3)
     runs = repeat(engine, target, key, 100, lambda x: x)
+    each = zip(runs["x"], runs["weights"], runs["founders"])
+    stated = [mcse_weighted(x[None], w[None], families=f[None]).mean for x, w, f in each]
+    alone = [mcse_weighted(x[None], w[None]).mean for x, w in zip(runs["x"], runs["weights"])]
+    spread = runs["mean"].std(0)
+    assert np.all(np.abs(np.mean(stated, 0) / spread - 1) < 0.4)
+    assert np.all(np.mean(alone, 0) / spread < 0.67)
     spread = runs["log_evidence"].std()
     assert 0.67 < np.sqrt(runs["variance"].mean()) / spread < 1.5
     # The textbook formula takes perfect mixing for granted.
     assert np.sqrt(runs["mixing"].mean()) / spread < 0.67
 
 
+class Fixed(AbstractMetric):
+    """A metric that knows nothing of the particles."""
+
+    def factor(self, x, log_weights):
+        return Factor(jnp.full(x.shape[1:], 0.2), jnp.zeros(x.shape[1:]))
+
+
 @pytest.mark.slow
 def test_without_adaptation_the_evidence_is_exactly_unbiased(monkeypatch):
     ladder = jnp.asarray([0.005, 0.02, 0.06, 0.15, 0.4, 1.0])
     climb = lambda weights, tilt, old, ess: jnp.min(jnp.where(ladder > old + 1e-9, ladder, 1.0))
-    deviation = jnp.full((3,), 0.2)
     monkeypatch.setattr(_tempered, "next_temperature", climb)
-    monkeypatch.setattr(_moves, "covariance_factor", lambda x, w, dense: Factor(deviation))
     monkeypatch.setattr(_moves, "GAIN", 0.0)
     target = Conjugate.simulate(3)
-    engine = TemperedSMC(particles=300, moves=2, threshold=0.9)
+    engine = TemperedSMC(particles=300, moves=2, threshold=0.9, metric=Fixed())
     runs = repeat(engine, target, jr.key(20261120), 150, lambda x: x)
     ratio = np.exp(runs["log_evidence"] - target.log_evidence)
     error = ratio.std() / 150**0.5

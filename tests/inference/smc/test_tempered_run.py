@@ -14,7 +14,14 @@ from scipy.stats import cauchy, multivariate_normal
 from smc_targets import Conjugate, OneDimension
 
 import whence as wh
-from whence.inference.smc import RandomWalk, Residual, TemperedSMC
+from whence.inference.smc import (
+    ParticleCovariance,
+    PriorPath,
+    RandomWalk,
+    ReferencePath,
+    Residual,
+    TemperedSMC,
+)
 from whence.inference.smc._path import choose_path
 from whence.testing import Gaussian, check_engine
 
@@ -55,7 +62,7 @@ def _eight_schools_truth():
 @pytest.mark.slow
 def test_eight_schools_against_quadrature(key):
     target = wh.condition(EightSchools(), jnp.asarray(Y), jnp.asarray(SIGMA))
-    assert choose_path(target, "auto") == "prior"
+    assert choose_path(target, "auto") == PriorPath()
     posterior = wh.infer(target, TemperedSMC(particles=4096), key=key)
     log_evidence, mu, log_tau, small = _eight_schools_truth()
     assert posterior.log_evidence_error < 0.05
@@ -85,7 +92,7 @@ class Flat(wh.Model):
 @pytest.mark.slow
 def test_improper_prior_starts_from_a_reference(key):
     target = wh.condition(Flat(), jnp.asarray([[4.0, 50.0, -3.0]]), jnp.zeros(3))
-    assert choose_path(target, "auto") == "reference"
+    assert choose_path(target, "auto") == ReferencePath()
     with pytest.raises(ValueError, match="`path='prior'`.*improper"):
         TemperedSMC(path="prior").validate(target)
     posterior = wh.infer(target, TemperedSMC(particles=1000), key=key)
@@ -150,7 +157,8 @@ def test_stalled_tempering_says_so(key):
     target = OneDimension(lambda x: 1e6 * norm.logpdf(x))
     # Asked to lose no particle at all, the steps are tiny and do not grow.
     engine = TemperedSMC(particles=64, ess=1.0 - 1e-12, kernel="rwm", moves=1)
-    with pytest.raises(wh.InferenceError, match="closer than 1e-6"):
+    shown = r"closer than 1e-6.*steps the last inverse temperatures were \d.*\d, \d.*"
+    with pytest.raises(wh.InferenceError, match=shown):
         wh.infer(target, engine, key=key)
 
 
@@ -218,11 +226,41 @@ def test_parts_in_place_of_their_names(key):
     named, given = (
         wh.infer(Gaussian(2), TemperedSMC(particles=64, **parts), key=key).variables["x"]
         for parts in (
-            {"kernel": "rwm", "resampling": "residual"},
-            {"kernel": RandomWalk(), "resampling": Residual()},
+            {"kernel": "rwm", "resampling": "residual", "metric": "diag", "path": "reference"},
+            {
+                "kernel": RandomWalk(),
+                "resampling": Residual(),
+                "metric": ParticleCovariance(dense=False),
+                "path": ReferencePath(),
+            },
         )
     )
     np.testing.assert_array_equal(named, given)
+
+
+def test_a_reference_of_ones_own(key):
+    target = Conjugate.simulate(2)
+    path = ReferencePath(mean=(3.0, -2.0), scale=2.0)
+    sample = wh.infer(target, TemperedSMC(particles=1000, path=path), key=key).sample
+    off = sample.log_evidence - target.log_evidence
+    assert abs(off) < 4.5 * sample.log_evidence_error
+    with pytest.raises(ValueError, match="`mean` of a `ReferencePath` must have 1 or 2.*got 3"):
+        TemperedSMC(path=ReferencePath(mean=(0.0, 0.0, 0.0))).validate(target)
+    with pytest.raises(ValueError, match="`scale` must be positive and finite; got -1"):
+        ReferencePath(scale=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chains": 100}, "`chains` must divide `particles`, 2048.*; got 100"),
+        ({"chains": 2048}, "`chains` must divide .*; got 2048"),
+        ({"chains": 64, "moves": 3}, "`moves` must be None with `chains`.*; got 3"),
+    ],
+)
+def test_chains_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TemperedSMC(**options)
 
 
 class Parent(wh.Model):

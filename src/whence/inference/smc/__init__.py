@@ -10,16 +10,27 @@ from ._driver import (
     weigh as weigh,
 )
 from ._feynman_kac import FeynmanKacSMC as FeynmanKacSMC
-from ._filter import AbstractFilter as AbstractFilter
+from ._filter import OnlineState as OnlineState, ParticleFilter as ParticleFilter
 from ._follow import FixedLag as FixedLag, filter as filter, smooth as smooth
 from ._kernels import (
     AbstractKernel as AbstractKernel,
     Hamiltonian as Hamiltonian,
+    Independent as Independent,
+    Langevin as Langevin,
     RandomWalk as RandomWalk,
 )
-from ._online import OnlineState as OnlineState
-from ._particle_filter import ParticleFilter as ParticleFilter
+from ._metric import (
+    AbstractMetric as AbstractMetric,
+    Factor as Factor,
+    ParticleCovariance as ParticleCovariance,
+)
+from ._particle_gibbs import ParticleGibbs as ParticleGibbs
 from ._particle_mh import ParticleMH as ParticleMH
+from ._path import (
+    AbstractPath as AbstractPath,
+    PriorPath as PriorPath,
+    ReferencePath as ReferencePath,
+)
 from ._resampling import (
     SSP as SSP,
     AbstractResampling as AbstractResampling,
@@ -32,3 +43,19 @@ from ._resampling import (
 from ._smc2 import SMC2 as SMC2
 from ._states import States as States
 from ._tempered import TemperedSMC as TemperedSMC
+from ._transformers import (
+    Nested as Nested,
+    Population as Population,
+    along as along,
+    extend as extend,
+    flatten as flatten,
+    marginal as marginal,
+    metropolis as metropolis,
+    move as move,
+    particle_mh as particle_mh,
+    push_evidence as push_evidence,
+    resample as resample,
+    score as score,
+    spawn as spawn,
+    then as then,
+)

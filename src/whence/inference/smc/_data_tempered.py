@@ -19,26 +19,31 @@ from ...core._rows import check_rows
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from ...diagnostics._records import ParticleHistory
-from .._settings import metric_name, named
 from ._driver import Cloud, Resampler, advance, start, weigh_at_last
-from ._kernels import KERNELS, AbstractKernel, LogTerms, Particles
+from ._kernels import AbstractKernel, LogTerms, Particles
+from ._metric import AbstractMetric
 from ._moves import Moves, MoveStats, move_particles, no_moves
-from ._path import draw_initial, no_prior, unflatten
-from ._record import kernel_field, only_cloud, resampling_field, step_stats, weighted_sample
+from ._path import PriorPath, no_prior, unflatten
+from ._record import (
+    flat_positions,
+    kernel_field,
+    made_moves,
+    metric_field,
+    only_cloud,
+    resampling_field,
+    step_stats,
+    weighted_sample,
+)
 from ._resampling import AbstractResampling
 from ._weights import effective_sample_size, normalise, wide_dtype
 
 
 class Arriving(eqx.Module):
-    """Particles, and what the rows that come in now mean to each.
+    """Particles, and what the rows that come in now mean to each."""
 
-    Attributes:
-        points: Positions with the log prior (`log_base`) and the log likelihood of all
-            rows taken in (`log_tilt`).
-        gain: Log likelihood of the rows that come in, in nats; `-inf` where not finite.
-    """
-
+    # Positions with log prior (`log_base`) and log likelihood of the rows so far (`log_tilt`).
     points: Particles
+    # Log likelihood of the rows that come in, in nats; `-inf` where not finite.
     gain: Float[Array, " particle"]
 
     @property
@@ -77,7 +82,7 @@ class Intake(AbstractFeynmanKac):
     moves: Moves
 
     def initial(self, *, key: PRNGKey) -> tuple[Arriving, Taken]:
-        x, _ = draw_initial(self.target, "prior", self.num, key=key)
+        x, _ = PriorPath().draw(self.target, self.num, key=key)
         zeros = jnp.zeros((x.shape[0],), wide_dtype())
         control = nothing_taken(self.moves.kernel.first_scale(x.shape[1]))
         return Arriving(Particles(x, zeros, zeros), zeros), control
@@ -97,6 +102,7 @@ class Intake(AbstractFeynmanKac):
             particles.points,
             log_weights,
             jnp.where(is_first, 0.0, 1.0).astype(wide_dtype()),
+            self.moves.metric.factor(particles.x, log_weights),
             control.log_scale,
             key=key,
         )
@@ -184,11 +190,7 @@ def take_in(
 
 
 def nothing_taken(first_scale: float) -> Taken:
-    """Return where a run stands before its first step.
-
-    Args:
-        first_scale: Of the moves.
-    """
+    """Return where a run stands before its first step."""
     no, none = jnp.asarray(False), jnp.asarray(0, jnp.int32)
     zero = jnp.zeros((), wide_dtype())
     log_scale = jnp.log(jnp.asarray(first_scale, wide_dtype()))
@@ -217,12 +219,9 @@ class DataTemperedSMC(AbstractOnlineEngine):
         threshold: Resample and move when the effective sample size is at most this fraction
             of the particles.
         moves: Moves of every particle after resampling; None goes on until they have mixed.
-        kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient, or an
-            `AbstractKernel`.
-        resampling: `"systematic"`, `"stratified"`, `"residual"`, `"multinomial"`, `"ssp"` or
-            `"killing"`, or an `AbstractResampling`.
-        metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves;
-            `"auto"` is dense up to 100 dimensions if there are 10 particles to each.
+        kernel: As for `TemperedSMC`.
+        resampling: As for `TemperedSMC`.
+        metric: As for `TemperedSMC`.
         max_moves: Most moves in a row if `moves` is None.
         max_steps: Most steps: `ceil(data / rows)`, and one to move the last particles.
 
@@ -242,7 +241,7 @@ class DataTemperedSMC(AbstractOnlineEngine):
     )
     kernel: str | AbstractKernel = kernel_field()
     resampling: str | AbstractResampling = resampling_field()
-    metric: str = eqx.field(default="auto", converter=metric_name("auto", "dense", "diagonal"))
+    metric: str | AbstractMetric = metric_field()
     max_moves: int = eqx.field(default=100, converter=whole("max_moves", least=1))
     max_steps: int = eqx.field(default=100_000, converter=whole("max_steps", least=2))
 
@@ -290,8 +289,7 @@ class DataTemperedSMC(AbstractOnlineEngine):
     def model(self, target: AbstractTarget) -> Intake:
         """Return the Feynman-Kac model that is run."""
         assert isinstance(target, AbstractDataTarget)  # as `validate` has made sure
-        moves = Moves(named(self.kernel, KERNELS), self.metric, self.moves, self.max_moves)
-        return Intake(target, self.particles, self.rows, self.threshold, moves)
+        return Intake(target, self.particles, self.rows, self.threshold, made_moves(self))
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
         return start(self.model(target), key=key)
@@ -315,6 +313,10 @@ class DataTemperedSMC(AbstractOnlineEngine):
     def result(self, state: Cloud) -> RESULTS:
         return taken_result(state.control, self.max_steps)
 
+    def explain(self, target: AbstractTarget, state: Cloud) -> str:
+        """Return which rows no particle could have given."""
+        return taken_explained(only_cloud(state).control, "row", self.rows)
+
     def draw(self, target: AbstractTarget, state: Cloud, *, key: PRNGKey) -> Position:
         chosen = jr.categorical(key, state.log_weights)
         return unflatten(target, state.particles.x[chosen])
@@ -323,7 +325,8 @@ class DataTemperedSMC(AbstractOnlineEngine):
         self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
     ) -> Sample:
         whole = _finish(self.model(target), only_cloud(state))
-        return weighted_sample(target, whole, whole.particles.points, intake_history(trace))
+        found = flat_positions(target, whole.particles.points)
+        return weighted_sample(whole, *found, intake_history(trace))
 
 
 def taken_result(control: Taken, max_steps: int) -> RESULTS:
@@ -331,6 +334,19 @@ def taken_result(control: Taken, max_steps: int) -> RESULTS:
     exhausted = control.missing & (control.num_steps >= max_steps)
     result = RESULTS.where(exhausted, RESULTS.max_steps, RESULTS.successful)
     return RESULTS.where(control.nonfinite, RESULTS.nonfinite_start, result)
+
+
+def taken_explained(control: Taken, noun: str, rows: int = 1) -> str:
+    """Return where a run along the data ended."""
+    last = int(control.rows) - 1
+    if not bool(control.nonfinite):
+        return f"It got as far as {noun} {last}."
+    first = max(0, last - rows + 1)
+    what = f"{noun} {last}" if first == last else f"{noun}s {first} to {last}"
+    return (
+        f"All weights are zero or NaN at {what}, counted from 0: no particle that was left "
+        "there could have given the data."
+    )
 
 
 @remembering

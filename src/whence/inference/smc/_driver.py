@@ -22,7 +22,8 @@ which is Lee and Whiteley's factor (N / (N - 1))^(n + 1) to first order; measuri
 covers the other schemes and adaptive resampling. V sees particles that hardly moved since
 they were copied. Its own relative error is about sqrt(2 / families), and when few founders
 have descendants left it saturates at 1: then the variance of perfectly mixing mutations,
-the sum over steps of (N / CESS - 1) / ESS, is larger, and serves as the lower bound.
+the sum over steps of sum_i (W_i after - W_i before)^2 (over chains, where particles are the
+states of chains), is larger, and serves as the lower bound.
 
 References:
     Del Moral (2004), doi:10.1007/978-1-4684-9393-1.
@@ -41,7 +42,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ...core._feynman_kac import AbstractFeynmanKac, Control, Particles
 from ...core._types import PRNGKey, Scalar
 from .._settings import named
-from ._resampling import SCHEMES, AbstractResampling
+from ._resampling import SCHEMES, AbstractResampling, Repeated
 from ._weights import (
     CompensatedSum,
     effective_sample_size,
@@ -88,42 +89,30 @@ class Cloud(eqx.Module):
 
 
 class Resampler(NamedTuple):
-    """When and how to resample.
+    """When and how to resample."""
 
-    Attributes:
-        scheme: A name in `SCHEMES`, or a scheme.
-        threshold: Resample when ESS <= threshold * N; 0 never does, 1 always.
-    """
+    scheme: str | AbstractResampling  # a name in `SCHEMES`, or a scheme
+    threshold: float | Scalar  # resample when ESS <= threshold * N; 0 never does, 1 always
 
-    scheme: str | AbstractResampling
-    threshold: float
+    @property
+    def chains(self) -> int | None:
+        """Number of chains, where particles are the states of chains."""
+        return self.scheme.number if isinstance(self.scheme, Repeated) else None
 
 
 class Advance(NamedTuple):
-    """What one step did.
+    """What one step did."""
 
-    Attributes:
-        resampled: Whether it resampled.
-        ancestors: For each particle the index of its parent in the cloud before.
-        ess: Effective sample size of the weights it leaves.
-        largest_weight: The largest of them.
-        log_evidence_increment: Log of the mean weight increment, in nats.
-    """
-
-    resampled: Bool[Array, ""]
+    resampled: Bool[Array, ""]  # whether it resampled
+    # For each particle the index of its parent in the cloud before.
     ancestors: Int[Array, " particle"]
-    ess: Scalar
-    largest_weight: Scalar
-    log_evidence_increment: Scalar
+    ess: Scalar  # effective sample size of the weights it leaves
+    largest_weight: Scalar  # the largest of them
+    log_evidence_increment: Scalar  # log of the mean weight increment, in nats
 
 
 def start(model: AbstractFeynmanKac, *, key: PRNGKey) -> Cloud:
-    """Return the cloud of initial particles, equally weighted.
-
-    Args:
-        model: The Feynman-Kac model.
-        key: For the initial particles.
-    """
+    """Return the cloud of initial particles, equally weighted."""
     particles, control = model.initial(key=key)
     num = jax.tree.leaves(particles)[0].shape[0]
     return Cloud(
@@ -140,14 +129,7 @@ def start(model: AbstractFeynmanKac, *, key: PRNGKey) -> Cloud:
 def advance(
     model: AbstractFeynmanKac, cloud: Cloud, resampler: Resampler, *, key: PRNGKey
 ) -> tuple[Cloud, Advance]:
-    """Resample if needed, mutate, weigh.
-
-    Args:
-        model: The Feynman-Kac model.
-        cloud: As left by `start` or the last `advance`.
-        resampler: When and how to resample.
-        key: Belongs to this step alone.
-    """
+    """Resample if needed, mutate, weigh."""
     key_resample, key_mutate = jr.split(key)
     cloud, resampled, ancestors = _resample_if_uneven(cloud, resampler, key=key_resample)
     particles, control = model.mutate(
@@ -155,30 +137,29 @@ def advance(
     )
     log_potential, control = model.log_potential(particles, cloud.log_weights, control)
     cloud = eqx.tree_at(lambda c: (c.particles, c.control), cloud, (particles, control))
-    cloud, increment = weigh(cloud, log_potential)
+    cloud, increment = weigh(cloud, log_potential, resampler.chains)
     ess = effective_sample_size(cloud.log_weights)
     largest = jnp.exp(jnp.max(cloud.log_weights))
     return cloud, Advance(resampled, ancestors, ess, largest, increment)
 
 
-def weigh(cloud: Cloud, log_potential: Float[Array, " particle"]) -> tuple[Cloud, Scalar]:
+def weigh(
+    cloud: Cloud, log_potential: Float[Array, " particle"], chains: int | None = None
+) -> tuple[Cloud, Scalar]:
     """Multiply the weights by a potential.
 
     Args:
         cloud: Weighted particles.
         log_potential: In nats, shape `(particle,)`.
+        chains: Number of chains that the particles are the states of; None if of none.
 
     Returns:
         The reweighted cloud, and the log evidence increment in nats.
     """
     old = cloud.log_weights
     log_weights, increment = normalise(old + log_potential.astype(old.dtype))
-    # (N / CESS - 1) / ESS = sum_i W_i^2 Var_W(w) / mean_W(w)^2, with w / mean_W(w)
-    # the ratio of new to old weight.
-    growth = jnp.where(old > -jnp.inf, jnp.exp(log_weights - old), 0.0)
-    weights = jnp.exp(old)
-    relative_variance = jnp.sum(weights * growth**2) - 1.0
-    step_variance = jnp.maximum(relative_variance, 0.0) * jnp.sum(weights**2)
+    changes = jnp.exp(log_weights) - jnp.exp(old)
+    step_variance = jnp.sum(jnp.sum(changes.reshape(chains or len(old), -1), axis=1) ** 2)
     weighed = eqx.tree_at(
         lambda c: (c.log_weights, c.log_evidence, c.mixing_variance),
         cloud,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -14,22 +15,16 @@ from ...core._results import RESULTS
 from ...core._types import PRNGKey
 from ...diagnostics._records import ParticleHistory
 from ._driver import Cloud, Resampler, advance, start
-from ._record import cloud_stats, only_cloud, resampling_field
+from ._record import cloud_stats, only_cloud, resampling_field, weighted_sample
 from ._resampling import AbstractResampling
 
 
 class FeynmanKacState(eqx.Module):
-    """What the next step needs.
+    """What the next step needs."""
 
-    Attributes:
-        cloud: The particles.
-        left: Steps to make.
-        alive: Whether any particle has a positive weight.
-    """
-
-    cloud: Cloud
-    left: Int[Array, ""]
-    alive: Bool[Array, ""]
+    cloud: Cloud  # the particles
+    left: Int[Array, ""]  # steps to make
+    alive: Bool[Array, ""]  # whether any particle has a positive weight
 
 
 class FeynmanKacSMC(AbstractEngine):
@@ -63,11 +58,7 @@ class FeynmanKacSMC(AbstractEngine):
         return Schedule(1, 0, self.max_steps, ensemble=("particle", self.particles))
 
     def validate(self, target: Any) -> None:
-        """Raise `ValueError` unless the target is a law of particles, and short enough.
-
-        Args:
-            target: The target.
-        """
+        """Raise `ValueError` unless the target is a law of particles, and short enough."""
         if not isinstance(target, AbstractParticleTarget):
             raise ValueError(
                 "FeynmanKacSMC needs a target that is a Feynman-Kac model, such as a steered "
@@ -104,6 +95,11 @@ class FeynmanKacSMC(AbstractEngine):
     def result(self, state: FeynmanKacState) -> RESULTS:
         return RESULTS.where(state.alive, RESULTS.successful, RESULTS.nonfinite_state)
 
+    def explain(self, target: AbstractParticleTarget, state: FeynmanKacState) -> str:
+        """Return at which step no particle had a weight."""
+        step = target.num_steps - int(np.asarray(state.left)[0]) - 1
+        return f"All weights were zero or NaN at step {step} of {target.num_steps}, from 0."
+
     def posterior(
         self,
         target: AbstractParticleTarget,
@@ -115,13 +111,5 @@ class FeynmanKacSMC(AbstractEngine):
         cloud = only_cloud(state.cloud)
         recorded = {} if trace.sampling is None else trace.sampling.stats
         history = {name: np.asarray(value)[0] for name, value in recorded.items()}
-        positions = target.positions(cloud.particles)
-        return Sample(
-            {name: np.asarray(value)[None] for name, value in positions.items()},
-            {},
-            log_weights=np.asarray(cloud.log_weights)[None],
-            log_evidence=float(cloud.log_evidence.value),
-            log_evidence_error=float(jnp.sqrt(cloud.evidence_variance)),
-            method="smc",
-            record=ParticleHistory(**history),
-        )
+        positions = jax.tree.map(lambda v: v[None], target.positions(cloud.particles))
+        return weighted_sample(cloud, positions, {}, ParticleHistory(**history))

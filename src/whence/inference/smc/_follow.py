@@ -9,15 +9,17 @@ import jax.random as jr
 import numpy as np
 
 from ...core._cache import compiled
-from ...core._convert import whole
+from ...core._convert import one_of, whole
 from ...core._feynman_kac import ExactSequence, SequenceAt
 from ...core._key import seeded
 from ...core._require import require_key
 from ...core._types import PRNGKey
-from ._filter import at_draws, log_evidence_error, run_filter
-from ._particle_filter import ParticleFilter
+from ._filter import ParticleFilter, at_draws, log_evidence_error, run_filter
 from ._smoothing import ancestral_path, backward_path, fixed_lag
 from ._states import States, moments, require_alive
+from ._two_filter import two_filter
+
+_SMOOTHERS = ("backward", "ancestors", "two-filter")
 
 
 class FixedLag(eqx.Module):
@@ -78,7 +80,8 @@ def smooth(
         smoother: Of a particle filter: `"backward"` draws paths backwards, at a cost of paths
             times particles; `"ancestors"` takes the paths that the particles have come, which
             share their beginnings; `FixedLag(20)` weighs states by their descendants 20 steps
-            later.
+            later; `"two-filter"` weighs them by a filter backwards in time, at a cost of
+            particles squared.
         paths: Paths to draw for each draw of the parameters.
         key: A typed key.
         throw: Whether to raise if all particles have weight zero at some time.
@@ -90,11 +93,7 @@ def smooth(
     References:
         Godsill, Doucet and West (2004), doi:10.1198/016214504000000151.
     """
-    known = isinstance(smoother, FixedLag) or smoother in ("backward", "ancestors")
-    if not known:
-        raise ValueError(
-            f'`smoother` must be "backward", "ancestors" or a `FixedLag`; got {smoother!r}.'
-        )
+    smoother = one_of("smoother", _SMOOTHERS, kind=FixedLag)(smoother)
     return _run(target, method, smoother, whole("paths", least=1)(paths), key, throw)
 
 
@@ -141,6 +140,8 @@ def _one_draw(sequence, draw, request: _Request, key) -> States:
     states, log_weights = history.state, history.log_weights
     if isinstance(request.smoother, FixedLag):
         states, log_weights = fixed_lag(history, request.smoother.lag)
+    elif request.smoother == "two-filter":
+        log_weights = two_filter(sequence, draw, history, key=key_paths)
     elif request.smoother is not None:
 
         def path(key):

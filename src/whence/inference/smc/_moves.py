@@ -1,4 +1,4 @@
-"""Repeated moves at one temperature: covariance, scale and number of moves are tuned here."""
+"""Repeated moves at one temperature, whose scale and number are tuned here."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,8 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int
 
 from ...core._types import PRNGKey, Scalar
-from ._kernels import AbstractKernel, Factor, LogTerms, Particles, Proposal
+from ._kernels import AbstractKernel, LogTerms, Particles, Proposal, guard
+from ._metric import AbstractMetric, Factor
 from ._weights import wide_dtype
 
 # How far the mean acceptance rate moves the log scale, per move. The mean over particles
@@ -21,23 +22,14 @@ GAIN = 0.5
 # against the variance), or the slowest gains less than 2% by a move.
 _INDEPENDENT = 0.9
 _STAGNANT = 1.02
-# A dense factor costs d^2 a particle and move, and needs many particles a dimension.
-_MAX_DENSE = 100
-_PARTICLES_PER_DIMENSION = 10
 
 
 class MoveStats(NamedTuple):
-    """What the moves at one temperature did.
+    """What the moves at one temperature did."""
 
-    Attributes:
-        acceptance_rate: Mean over moves and particles.
-        num_moves: Moves of each particle.
-        num_evaluations: Density (or gradient) evaluations per particle.
-    """
-
-    acceptance_rate: Scalar
-    num_moves: Int[Array, ""]
-    num_evaluations: Int[Array, ""]
+    acceptance_rate: Scalar  # mean over moves and particles
+    num_moves: Int[Array, ""]  # moves of each particle
+    num_evaluations: Int[Array, ""]  # density (or gradient) evaluations per particle
 
 
 def no_moves() -> MoveStats:
@@ -46,64 +38,87 @@ def no_moves() -> MoveStats:
     return MoveStats(jnp.zeros((), wide_dtype()), none, none)
 
 
-class _Carry(eqx.Module):
+class Moves(NamedTuple):
+    """How particles are to be moved."""
+
+    kernel: AbstractKernel  # the proposal
+    metric: AbstractMetric  # what moves are whitened by
+    number: int | None  # moves of every particle; None to go on until they have mixed
+    most: int  # most moves if `number` is None
+
+
+class _Walk(eqx.Module):
+    """Particles on their way, and what has been done."""
+
     count: Int[Array, ""]  # moves done; -1 before the refresh
     particles: Particles
     gradient: Float[Array, "particle dim"] | None
     log_scale: Scalar
+    rate: Scalar  # of acceptance, of the last move
     acceptance: Scalar  # summed over moves
+    num_evaluations: Int[Array, ""]
+
+    @property
+    def stats(self) -> MoveStats:
+        mean = self.acceptance / jnp.maximum(self.count, 1).astype(self.acceptance.dtype)
+        return MoveStats(mean, self.count, self.num_evaluations)
+
+
+class _Progress(NamedTuple):
+    """How far particles have come from where they were."""
+
     start_tilt: Float[Array, " particle"]
     travelled: Scalar
     settled: Bool[Array, ""]
-    num_evaluations: Int[Array, ""]
 
 
-class Moves(NamedTuple):
-    """How particles are to be moved.
-
-    Attributes:
-        kernel: The proposal.
-        metric: `"dense"`, `"diagonal"` or `"auto"`.
-        number: Moves of every particle; None to go on until they have mixed.
-        most: Most moves if `number` is None.
-    """
-
-    kernel: AbstractKernel
-    metric: str
-    number: int | None
-    most: int
+def _set_out(kernel: AbstractKernel, particles: Particles, log_scale: Scalar) -> _Walk:
+    none, zero = jnp.asarray(0, jnp.int32), jnp.zeros((), log_scale.dtype)
+    gradient = kernel.empty_gradient(particles.x)
+    return _Walk(none - 1, particles, gradient, log_scale, zero, zero, none)
 
 
-def is_dense(metric: str, dim: int, particles: int) -> bool:
-    """Return whether moves are whitened by the whole covariance."""
-    if metric == "auto":
-        return dim <= _MAX_DENSE and _PARTICLES_PER_DIMENSION * dim <= particles
-    return metric == "dense"
-
-
-def covariance_factor(
-    x: Float[Array, "particle dim"], log_weights: Float[Array, " particle"], dense: bool
-) -> Factor:
-    """Return a root of the weighted covariance of the particles."""
-    alive = log_weights > -jnp.inf
-    weights = jnp.exp(log_weights).astype(x.dtype)
-    mean = weights @ jnp.where(alive[:, None], x, 0.0)
-    centred = jnp.where(alive[:, None], x - mean[None], 0.0)
-    unbiased = 1.0 / jnp.maximum(1.0 - jnp.sum(weights**2), 0.5)
-    variance = unbiased * weights @ centred**2
-    # A coordinate in which all particles agree gets the smallest scale that can undo it.
-    tiny = jnp.finfo(x.dtype).eps * (1.0 + weights @ jnp.where(alive[:, None], x**2, 0.0))
-    deviation = jnp.sqrt(jnp.maximum(variance, tiny))
-    if not dense:
-        return Factor(deviation)
-    whole = (
-        unbiased * (weights[:, None] * centred).T @ centred / jnp.outer(deviation, deviation)
+def _move(
+    kernel: AbstractKernel,
+    log_terms: LogTerms,
+    walk: _Walk,
+    weights: Float[Array, " particle"],
+    temperature: Scalar,
+    factor: Factor,
+    *,
+    key: PRNGKey,
+) -> _Walk:
+    """Move all particles once, and tune the scale; the first time, evaluate where they are."""
+    refresh = walk.count < 0
+    key_propose, key_accept = jr.split(jr.fold_in(key, walk.count + 1))
+    proposal = kernel.propose(
+        log_terms,
+        walk.particles,
+        walk.gradient,
+        temperature,
+        factor,
+        jnp.exp(walk.log_scale),
+        refresh,
+        key=key_propose,
     )
-    ridge = 10.0 * x.shape[1] * jnp.finfo(x.dtype).eps
-    root = jnp.linalg.cholesky(whole + ridge * jnp.eye(x.shape[1], dtype=x.dtype))
-    usable = jnp.all(jnp.isfinite(root))
-    root = jnp.where(usable, root, jnp.eye(x.shape[1], dtype=x.dtype))
-    return Factor(deviation[:, None] * root)
+    probability = _acceptance(walk.particles, proposal, temperature)
+    accept = refresh | (jr.uniform(key_accept, probability.shape) < probability)
+    moved, gradient = jax.tree.map(
+        lambda new, old: jnp.where(accept.reshape((-1,) + (1,) * (new.ndim - 1)), new, old),
+        (proposal.particles, proposal.gradient),
+        (walk.particles, walk.gradient),
+    )
+    rate = jnp.sum(weights * probability)
+    goal = kernel.target_acceptance(moved.x.shape[1])
+    return _Walk(
+        count=walk.count + 1,
+        particles=moved,
+        gradient=gradient,
+        log_scale=jnp.where(refresh, walk.log_scale, walk.log_scale + GAIN * (rate - goal)),
+        rate=rate,
+        acceptance=walk.acceptance + jnp.where(refresh, 0.0, rate),
+        num_evaluations=walk.num_evaluations + proposal.num_evaluations,
+    )
 
 
 def move_particles(
@@ -112,6 +127,7 @@ def move_particles(
     particles: Particles,
     log_weights: Float[Array, " particle"],
     temperature: Scalar,
+    factor: Factor,
     log_scale: Scalar,
     *,
     key: PRNGKey,
@@ -120,15 +136,6 @@ def move_particles(
 
     At temperature 0 the particles are exact draws: they are evaluated and stay.
 
-    Args:
-        moves: How to move.
-        log_terms: The two terms of the path's log density at one point.
-        particles: Where the particles are; at temperature 0 only `x` is read.
-        log_weights: Normalised log weights.
-        temperature: Between 0 and 1.
-        log_scale: Log of the kernel's scale; tuned further here.
-        key: Belongs to this call.
-
     Returns:
         The moved particles, the new log scale, and what was done.
 
@@ -136,77 +143,71 @@ def move_particles(
         Chopin and Papaspiliopoulos (2020), chapter 17, for the stopping rule on the
         distance travelled.
     """
-    start, kernel = particles.x, moves.kernel
-    num, dim = start.shape
-    factor = covariance_factor(start, log_weights, is_dense(moves.metric, dim, num))
-    weights = jnp.exp(log_weights)
-    goal = kernel.target_acceptance(dim)
+    start, kernel, weights = particles.x, moves.kernel, jnp.exp(log_weights)
+    goal = kernel.target_acceptance(start.shape[1])
     limit = jnp.where(temperature > 0, moves.most if moves.number is None else moves.number, 0)
 
-    def unfinished(carry: _Carry) -> Bool[Array, ""]:
-        return (carry.count < limit) & ~carry.settled
+    def unfinished(carry: tuple[_Walk, _Progress]) -> Bool[Array, ""]:
+        return (carry[0].count < limit) & ~carry[1].settled
 
-    def move(carry: _Carry) -> _Carry:
-        refresh = carry.count < 0
-        key_propose, key_accept = jr.split(jr.fold_in(key, carry.count + 1))
-        proposal = kernel.propose(
-            log_terms,
-            carry.particles,
-            carry.gradient,
-            temperature,
-            factor,
-            jnp.exp(carry.log_scale),
-            refresh,
-            key=key_propose,
-        )
-        probability = _acceptance(carry.particles, proposal, temperature)
-        accept = refresh | (jr.uniform(key_accept, probability.shape) < probability)
-        moved, gradient = jax.tree.map(
-            lambda new, old: jnp.where(accept.reshape((-1,) + (1,) * (new.ndim - 1)), new, old),
-            (proposal.particles, proposal.gradient),
-            (carry.particles, carry.gradient),
-        )
-        rate = jnp.sum(weights * probability)
-        start_tilt = jnp.where(refresh, moved.log_tilt, carry.start_tilt)
+    def move(carry: tuple[_Walk, _Progress]) -> tuple[_Walk, _Progress]:
+        before, progress = carry
+        walk = _move(kernel, log_terms, before, weights, temperature, factor, key=key)
+        refresh, moved = before.count < 0, walk.particles
+        start_tilt = jnp.where(refresh, moved.log_tilt, progress.start_tilt)
         travelled = jnp.minimum(
             _travelled(moved.x, start, weights),
             _travelled(moved.log_tilt[:, None], start_tilt[:, None], weights),
         )
         # A scale still far off also makes no way; that is no reason to stop.
-        stagnant = (travelled <= _STAGNANT * carry.travelled) & (rate >= 0.3 * goal)
+        stagnant = (travelled <= _STAGNANT * progress.travelled) & (walk.rate >= 0.3 * goal)
         mixed = jnp.asarray(moves.number is None) & (stagnant | (travelled >= _INDEPENDENT))
-        return _Carry(
-            count=carry.count + 1,
-            particles=moved,
-            gradient=gradient,
-            log_scale=jnp.where(
-                refresh, carry.log_scale, carry.log_scale + GAIN * (rate - goal)
-            ),
-            acceptance=carry.acceptance + jnp.where(refresh, 0.0, rate),
-            start_tilt=start_tilt,
-            travelled=jnp.where(refresh, carry.travelled, travelled),
-            settled=mixed & ~refresh,
-            num_evaluations=carry.num_evaluations + proposal.num_evaluations,
-        )
+        travelled = jnp.where(refresh, progress.travelled, travelled)
+        return walk, _Progress(start_tilt, travelled, mixed & ~refresh)
 
-    zero = jnp.zeros((), log_scale.dtype)
-    end = jax.lax.while_loop(
-        unfinished,
-        move,
-        _Carry(
-            count=jnp.asarray(-1, jnp.int32),
-            particles=particles,
-            gradient=kernel.empty_gradient(start),
-            log_scale=log_scale,
-            acceptance=zero,
-            start_tilt=particles.log_tilt,
-            travelled=zero,
-            settled=jnp.asarray(False),
-            num_evaluations=jnp.asarray(0, jnp.int32),
-        ),
+    first = _Progress(particles.log_tilt, jnp.zeros((), log_scale.dtype), jnp.asarray(False))
+    walk, _ = jax.lax.while_loop(
+        unfinished, move, (_set_out(kernel, particles, log_scale), first)
     )
-    rate = end.acceptance / jnp.maximum(end.count, 1).astype(zero.dtype)
-    return end.particles, end.log_scale, MoveStats(rate, end.count, end.num_evaluations)
+    return walk.particles, walk.log_scale, walk.stats
+
+
+def move_chains(
+    moves: Moves,
+    log_terms: LogTerms,
+    particles: Particles,
+    chains: int,
+    temperature: Scalar,
+    factor: Factor,
+    log_scale: Scalar,
+    *,
+    key: PRNGKey,
+) -> tuple[Particles, Scalar, MoveStats]:
+    """Make particles the states of chains, all of which are kept: waste-free moves.
+
+    References:
+        Dau and Chopin (2022), doi:10.1111/rssb.12475.
+    """
+    length = particles.x.shape[0] // chains
+    weights = jnp.full((chains,), 1.0 / chains, wide_dtype())
+
+    def evaluate():
+        found = guard(particles.x, *jax.vmap(log_terms)(particles.x))
+        return found, log_scale, no_moves()
+
+    def walk_on():
+        starts = jax.tree.map(lambda v: v[::length], particles)
+        walk = _set_out(moves.kernel, starts, log_scale)
+
+        def move(walk, _):
+            walk = _move(moves.kernel, log_terms, walk, weights, temperature, factor, key=key)
+            return walk, walk.particles
+
+        walk, states = jax.lax.scan(move, walk, None, length)
+        rows = lambda v: jnp.swapaxes(v, 0, 1).reshape(-1, *v.shape[2:])
+        return jax.tree.map(rows, states), walk.log_scale, walk.stats
+
+    return jax.lax.cond(temperature > 0, walk_on, evaluate)
 
 
 def _acceptance(

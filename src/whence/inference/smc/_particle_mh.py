@@ -27,8 +27,7 @@ from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import Remarks
 from .._chain_sample import chain_schedule
-from ._filter import AbstractFilter, log_evidence_error, run_filter
-from ._particle_filter import ParticleFilter
+from ._filter import ParticleFilter, log_evidence_error, run_filter
 from ._smoothing import ancestral_path
 
 # A standard deviation of the estimate above this wastes more steps than the particles that it
@@ -36,7 +35,7 @@ from ._smoothing import ancestral_path
 _NOISY = 1.7
 
 
-class _Visit(eqx.Module):
+class Visit(eqx.Module):
     """Parameters with what a filter found of them."""
 
     x: Float[Array, " dim"]
@@ -46,7 +45,7 @@ class _Visit(eqx.Module):
 
 
 class _State(eqx.Module):
-    here: _Visit
+    here: Visit
     root: Float[Array, "dim dim"]  # of the proposal's covariance
     is_finite: Bool[Array, ""]
 
@@ -77,8 +76,8 @@ class ParticleMH(AbstractEngine):
     chains: int = eqx.field(default=4, converter=whole("chains", least=1))
     warmup: int = eqx.field(default=500, converter=whole("warmup", least=0))
     draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
-    filter: AbstractFilter | None = eqx.field(
-        default=None, converter=lambda v: v if v is None else part("filter", AbstractFilter)(v)
+    filter: ParticleFilter | None = eqx.field(
+        default=None, converter=lambda v: v if v is None else part("filter", ParticleFilter)(v)
     )
     target_acceptance: float = eqx.field(default=0.2, converter=fraction("target_acceptance"))
 
@@ -91,7 +90,7 @@ class ParticleMH(AbstractEngine):
         return chain_schedule(self.chains, self.warmup, self.draws, homogeneous=True)
 
     @property
-    def settings(self) -> AbstractFilter:
+    def settings(self) -> ParticleFilter:
         """The filter that is run."""
         return ParticleFilter(self.particles) if self.filter is None else self.filter
 
@@ -101,21 +100,7 @@ class ParticleMH(AbstractEngine):
         self.settings.validate(sequence)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> _State:
-        sequence = sequence_of(target)
-
-        def attempt(key):
-            key_place, key_filter = jr.split(key)
-            here = _visit(
-                sequence, self.settings, flat_init(sequence, key=key_place), key_filter
-            )
-            return here, jnp.isfinite(here.log_density)
-
-        shapes = jax.eval_shape(lambda k: attempt(k)[0], key)
-        like = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        here, is_finite = find_start(attempt, like, key=key)
-        dim = here.x.shape[0]
-        root = jnp.eye(dim, dtype=here.x.dtype) * (0.5 / dim**0.5)
-        return _State(here, root, is_finite)
+        return _State(*find_visit(target, self.settings, key=key))
 
     def step(
         self, target: AbstractTarget, state: _State, index: Array, *, key: PRNGKey
@@ -124,13 +109,13 @@ class ParticleMH(AbstractEngine):
         here, root = state.here, state.root
         noise = jr.normal(key_move, here.x.shape, here.x.dtype)
         x = here.x + root @ noise
-        there = _visit(sequence_of(target), self.settings, x, key_filter)
+        there = visit(sequence_of(target), self.settings, x, key_filter)
         rise = there.log_density - here.log_density
         probability = jnp.where(jnp.isnan(rise), 0.0, jnp.exp(jnp.minimum(rise, 0.0)))
         accept = jr.uniform(key_accept, (), probability.dtype) < probability
         here = jax.tree.map(lambda new, old: jnp.where(accept, new, old), there, here)
-        adapted = _adapted(root, noise, probability, self.target_acceptance, index)
-        state = _State(here, jnp.where(index < self.warmup, adapted, root), state.is_finite)
+        wider = adapted(root, noise, probability, self.target_acceptance, index)
+        state = _State(here, jnp.where(index < self.warmup, wider, root), state.is_finite)
         stats = {
             "acceptance_rate": probability.astype(x.dtype),
             "log_density_estimate": here.log_density,
@@ -149,7 +134,7 @@ class ParticleMH(AbstractEngine):
     ) -> Sample:
         draws = trace.sampling
         assert draws is not None  # the loop asks only once there are draws
-        positions, lp = _joined(target, draws.position)
+        positions, lp = joined(target, draws.position)
         stats = dict(draws.stats)
         if np.all(np.isfinite(lp)):
             stats["lp"] = np.asarray(lp)
@@ -164,7 +149,25 @@ class ParticleMH(AbstractEngine):
         return Sample(positions=positions, stats=stats, method="mcmc", record=Remarks(said))
 
 
-def _visit(sequence: AbstractSequenceTarget, settings: AbstractFilter, x, key) -> _Visit:
+def find_visit(
+    target: AbstractTarget, settings: ParticleFilter, *, key: PRNGKey
+) -> tuple[Visit, Float[Array, "dim dim"], Bool[Array, ""]]:
+    """Return where a chain starts, the root of its first steps, and whether it can."""
+    sequence = sequence_of(target)
+
+    def attempt(key):
+        key_place, key_filter = jr.split(key)
+        here = visit(sequence, settings, flat_init(sequence, key=key_place), key_filter)
+        return here, jnp.isfinite(here.log_density)
+
+    shapes = jax.eval_shape(lambda k: attempt(k)[0], key)
+    like = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    here, is_finite = find_start(attempt, like, key=key)
+    dim = here.x.shape[0]
+    return here, jnp.eye(dim, dtype=here.x.dtype) * (0.5 / dim**0.5), is_finite
+
+
+def visit(sequence: AbstractSequenceTarget, settings: ParticleFilter, x, key) -> Visit:
     position = flat_view(sequence)[1](x)
     key_filter, key_path = jr.split(key)
     cloud, history = run_filter(
@@ -174,10 +177,10 @@ def _visit(sequence: AbstractSequenceTarget, settings: AbstractFilter, x, key) -
     found = cloud.log_evidence.value
     log_density = log_prior.astype(found.dtype) + found
     path = ancestral_path(history, key=key_path)
-    return _Visit(x, log_density, log_evidence_error(cloud), path)
+    return Visit(x, log_density, log_evidence_error(cloud), path)
 
 
-def _adapted(root, noise, probability, goal, index):
+def adapted(root, noise, probability, goal, index):
     """Return the proposal's root after one step of robust adaptive Metropolis.
 
     `root root'` is widened or narrowed along the step that was proposed, by how far its
@@ -192,7 +195,7 @@ def _adapted(root, noise, probability, goal, index):
 
 
 @remembering
-def _joined(target: AbstractTarget, visited: Any) -> tuple[Any, Array]:
+def joined(target: AbstractTarget, visited: Any) -> tuple[Any, Array]:
     """Return joint positions and their log density, with axes `(chain, draw)`."""
     sequence = sequence_of(target)
     unflatten = flat_view(sequence)[1]

@@ -10,10 +10,11 @@ from ...core._convert import one_of
 from ...core._engine import Sample
 from ...core._target import AbstractTarget
 from ...core._types import Scalar
-from ...diagnostics._records import ParticleHistory
+from .._settings import metric_name, named
 from ._driver import Advance, Cloud
 from ._kernels import KERNELS, AbstractKernel, Particles
-from ._moves import MoveStats
+from ._metric import METRICS, AbstractMetric
+from ._moves import Moves, MoveStats
 from ._path import unflatten
 from ._resampling import SCHEMES, AbstractResampling
 
@@ -22,6 +23,17 @@ def kernel_field() -> Any:
     """Return the field of an engine for the kernel of its moves."""
     convert = one_of("kernel", KERNELS, kind=AbstractKernel)
     return eqx.field(default="hmc", converter=convert)
+
+
+def metric_field() -> Any:
+    """Return the field of an engine for what its moves are whitened by."""
+    return eqx.field(default="auto", converter=metric_name(*METRICS, kind=AbstractMetric))
+
+
+def made_moves(engine: Any) -> Moves:
+    """Return the moves that an engine with fields for them makes."""
+    kernel, metric = named(engine.kernel, KERNELS), named(engine.metric, METRICS)
+    return Moves(kernel, metric, engine.moves, engine.max_moves)
 
 
 def resampling_field() -> Any:
@@ -58,13 +70,17 @@ def only_cloud(state: Cloud) -> Cloud:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], state)
 
 
-def weighted_sample(
-    target: AbstractTarget, cloud: Cloud, particles: Particles, record: ParticleHistory
-) -> Sample:
-    """Return particles with the weights, and the evidence, of their cloud."""
+def flat_positions(target: AbstractTarget, particles: Particles) -> tuple[Any, dict[str, Any]]:
+    """Return positions and their log density, with axes `(1, particle)`."""
+    positions = jax.vmap(jax.vmap(lambda x: unflatten(target, x)))(particles.x[None])
+    return positions, {"lp": (particles.log_base + particles.log_tilt)[None]}
+
+
+def weighted_sample(cloud: Cloud, positions: Any, stats: dict, record: Any) -> Sample:
+    """Return positions `(1, particle, ...)` with the weights and the evidence of a cloud."""
     return Sample(
-        positions=jax.vmap(jax.vmap(lambda x: unflatten(target, x)))(particles.x[None]),
-        stats={"lp": (particles.log_base + particles.log_tilt)[None]},
+        positions=positions,
+        stats=stats | {"founder": cloud.founders[None]},
         log_weights=cloud.log_weights[None],
         log_evidence=float(cloud.log_evidence.value),
         log_evidence_error=float(jnp.sqrt(cloud.evidence_variance)),

@@ -147,6 +147,26 @@ class Killing(AbstractResampling):
         return jnp.where(stays, jnp.arange(num, dtype=drawn.dtype), drawn)
 
 
+class Repeated(AbstractResampling):
+    """Few ancestors, each with the same number of copies, one beside the other.
+
+    Attributes:
+        scheme: By which ancestors are chosen.
+        number: Of ancestors; it divides that of the particles.
+    """
+
+    scheme: AbstractResampling
+    number: int
+
+    def __call__(self, weights, *, key):
+        key_scheme, key_first = jr.split(key)
+        copies = weights.shape[0] // self.number
+        # Every so many of ordered ancestors, from a random one on, are as evenly spread.
+        first = jr.randint(key_first, (), 0, copies)
+        chosen = first + copies * jnp.arange(self.number, dtype=first.dtype)
+        return jnp.repeat(self.scheme(weights, key=key_scheme)[chosen], copies)
+
+
 SCHEMES: dict[str, AbstractResampling] = {
     "systematic": Systematic(),
     "stratified": Stratified(),

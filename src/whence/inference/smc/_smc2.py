@@ -23,41 +23,41 @@ from ...core._require import check_positions
 from ...core._results import RESULTS, InferenceError
 from ...core._target import AbstractTarget, SamplesPrior
 from ...core._types import PRNGKey, Scalar
-from ._data_tempered import Taken, intake_history, nothing_taken, take_in, taken_result
+from ._data_tempered import (
+    Taken,
+    intake_history,
+    nothing_taken,
+    take_in,
+    taken_explained,
+    taken_result,
+)
 from ._driver import Cloud, Resampler, advance, start
-from ._filter import AbstractFilter, begin, log_evidence_until, move_on, run_filter
-from ._moves import GAIN, MoveStats, covariance_factor, is_dense, no_moves
-from ._particle_filter import ParticleFilter
-from ._path import draw_initial
-from ._record import only_cloud, resampling_field, step_stats
+from ._filter import ParticleFilter, begin, log_evidence_until, move_on
+from ._metric import ParticleCovariance
+from ._moves import GAIN, MoveStats, no_moves
+from ._particle_mh import joined, visit
+from ._path import PriorPath
+from ._record import only_cloud, resampling_field, step_stats, weighted_sample
 from ._resampling import AbstractResampling
-from ._smoothing import ancestral_path
 from ._weights import wide_dtype
 
 _ACCEPTANCE = 0.2  # what the scale of the random walk is tuned to: low, the density is noisy
 
 
 class Filters(eqx.Module):
-    """Particles of parameters.
+    """Particles of parameters."""
 
-    Attributes:
-        x: Flat positions.
-        log_prior: In nats.
-        clouds: The filter of each, a `Cloud` with a leading axis `particle`.
-        gain: Estimated log density of the datum that comes in, in nats.
-    """
-
-    x: Float[Array, "particle dim"]
-    log_prior: Float[Array, " particle"]
-    clouds: Cloud
-    gain: Float[Array, " particle"]
+    x: Float[Array, "particle dim"]  # flat positions
+    log_prior: Float[Array, " particle"]  # in nats
+    clouds: Cloud  # the filter of each, a `Cloud` with a leading axis `particle`
+    gain: Float[Array, " particle"]  # estimated log density of the datum that comes in, in nats
 
 
 class Nested(AbstractFeynmanKac):
     """The Feynman-Kac model of one run."""
 
     sequence: AbstractSequenceTarget
-    settings: AbstractFilter
+    settings: ParticleFilter
     have: Int[Array, ""]  # data that there are
     num: int
     threshold: float
@@ -65,7 +65,7 @@ class Nested(AbstractFeynmanKac):
 
     def initial(self, *, key: PRNGKey) -> tuple[Filters, Taken]:
         key_draw, key_filter = jr.split(key)
-        x, _ = draw_initial(self.sequence, "prior", self.num, key=key_draw)
+        x, _ = PriorPath().draw(self.sequence, self.num, key=key_draw)
         clouds = self._each(self._begin, x, key_filter)
         gain = _finite(_totals(clouds))
         control = nothing_taken(2.38 / x.shape[1] ** 0.5)
@@ -127,9 +127,7 @@ class Nested(AbstractFeynmanKac):
         self, particles: Filters, log_weights: Array, control: Taken, key: PRNGKey
     ) -> tuple[Filters, Scalar, MoveStats]:
         """Move parameters under the posterior of the data so far, each with a new filter."""
-        dim = particles.x.shape[1]
-        dense = is_dense("auto", dim, self.num)
-        factor = covariance_factor(particles.x, log_weights, dense)
+        factor = ParticleCovariance().factor(particles.x, log_weights)
 
         def move(i, carry):
             particles, log_scale, total = carry
@@ -205,8 +203,8 @@ class SMC2(AbstractEngine):
     moves: int = eqx.field(default=3, converter=whole("moves", least=1))
     threshold: float = eqx.field(default=0.5, converter=number("threshold", least=0, most=1))
     resampling: str | AbstractResampling = resampling_field()
-    filter: AbstractFilter | None = eqx.field(
-        default=None, converter=lambda v: v if v is None else part("filter", AbstractFilter)(v)
+    filter: ParticleFilter | None = eqx.field(
+        default=None, converter=lambda v: v if v is None else part("filter", ParticleFilter)(v)
     )
     max_steps: int = eqx.field(default=100_000, converter=whole("max_steps", least=2))
 
@@ -219,7 +217,7 @@ class SMC2(AbstractEngine):
         return Schedule(1, 0, self.max_steps, ensemble=("particle", self.parameters))
 
     @property
-    def settings(self) -> AbstractFilter:
+    def settings(self) -> ParticleFilter:
         """The filter of each parameter."""
         return ParticleFilter(self.particles) if self.filter is None else self.filter
 
@@ -271,12 +269,7 @@ class SMC2(AbstractEngine):
 
     @seeded
     def start(self, target: AbstractTarget, *, key: PRNGKey) -> "Learning":
-        """Return the state of an online run that has taken in the data of a target.
-
-        Args:
-            target: A state-space target.
-            key: A typed key.
-        """
+        """Return the state of an online run that has taken in the data of a target."""
         self.validate(target)
         sequence = sequence_of(target)
         times = jnp.arange(sequence.num_times, dtype=jnp.int32)
@@ -290,11 +283,6 @@ class SMC2(AbstractEngine):
         """Return the state of an online run after one datum more.
 
         Its time may be long when parameters move, since they see all data again.
-
-        Args:
-            state: From `start` or the last `update`.
-            y: The datum; NaN where nothing was observed.
-            inputs: Its inputs, if the model takes them.
         """
         if not isinstance(state, Learning):
             raise ValueError(f"`state` must come from `start`; got {type(state).__name__}.")
@@ -316,38 +304,28 @@ class SMC2(AbstractEngine):
     def result(self, state: Cloud) -> RESULTS:
         return taken_result(state.control, self.max_steps)
 
+    def explain(self, target: AbstractTarget, state: Cloud) -> str:
+        """Return which datum no parameters could have given."""
+        return taken_explained(only_cloud(state).control, "time")
+
     def posterior(
         self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        cloud = only_cloud(state)
-        positions, lp = _with_paths(target, self.settings, cloud.particles.x, key)
-        return Sample(
-            positions=positions,
-            stats={"lp": lp} if bool(jnp.all(jnp.isfinite(lp))) else {},
-            log_weights=cloud.log_weights[None],
-            log_evidence=float(cloud.log_evidence.value),
-            log_evidence_error=float(jnp.sqrt(cloud.evidence_variance)),
-            method="smc",
-            record=intake_history(trace),
-        )
+        cloud, sequence = only_cloud(state), sequence_of(target)
+        paths = _paths(sequence, self.settings, cloud.particles.x, key)
+        positions, lp = joined(target, (cloud.particles.x[None], paths))
+        stats = {"lp": lp} if bool(jnp.all(jnp.isfinite(lp))) else {}
+        return weighted_sample(cloud, positions, stats, intake_history(trace))
 
 
 class Learning(eqx.Module):
-    """Where an online run stands.
+    """Where an online run stands."""
 
-    Attributes:
-        engine: The engine.
-        sequence: The data so far, and room for more.
-        have: Number of data so far.
-        cloud: Parameters with their filters.
-        key: Of the whole run.
-    """
-
-    engine: SMC2
-    sequence: AbstractSequenceTarget
-    have: Int[Array, ""]
-    cloud: Cloud
-    key: PRNGKey
+    engine: SMC2  # the engine
+    sequence: AbstractSequenceTarget  # the data so far, and room for more
+    have: Int[Array, ""]  # number of data so far
+    cloud: Cloud  # parameters with their filters
+    key: PRNGKey  # of the whole run
 
     @property
     def draws(self) -> Any:
@@ -375,10 +353,8 @@ def _caught_up(state: Learning) -> Learning:
     """Return the state with all data taken in that there are."""
     cloud = compiled(_catch_up, state).call(state)
     if bool(cloud.control.nonfinite):
-        raise InferenceError(
-            f"No parameters gave the datum at time {int(cloud.control.rows) - 1} a density: "
-            "all weights are zero or NaN. Use more particles, or `proposal='guided'`."
-        )
+        said = taken_explained(cloud.control, "time")
+        raise InferenceError(f"{said} Use more particles, or `proposal='guided'`.")
     return eqx.tree_at(lambda s: s.cloud, state, cloud)
 
 
@@ -396,20 +372,8 @@ def _catch_up(state: Learning) -> Cloud:
 
 
 @remembering
-def _with_paths(target: AbstractTarget, settings: Any, x: Array, key: PRNGKey) -> Any:
-    """Return joint positions `(1, particle, ...)` and their log density."""
-    sequence = sequence_of(target)
-    unflatten = flat_view(sequence)[1]
-
-    def one(pair):
-        x, key = pair
-        position = unflatten(x)
-        key_filter, key_path = jr.split(key)
-        _, history = run_filter(
-            settings, sequence, sequence.constrain(position), key=key_filter
-        )
-        joint = sequence.join(position, ancestral_path(history, key=key_path))
-        return joint, target.log_density(joint)
-
+def _paths(sequence: AbstractSequenceTarget, settings: ParticleFilter, x: Array, key: PRNGKey):
+    """Return a path for each of many parameters, `(1, particle, time, ...)`."""
+    one = lambda pair: visit(sequence, settings, *pair).path
     found = jax.lax.map(one, (x, jr.split(key, len(x))), batch_size=50)
     return jax.tree.map(lambda v: v[None], found)

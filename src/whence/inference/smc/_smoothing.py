@@ -22,32 +22,31 @@ def ancestral_path(history: History, *, key: PRNGKey) -> PyTree:
 
     Exact as a law; but paths share their beginnings, since few of the first particles have
     descendants left.
+    """
+    return trace_back(history.state, history.ancestors, history.log_weights[-1], key=key)
+
+
+def trace_back(
+    states: PyTree, ancestors: Array, log_weights: Float[Array, " particle"], *, key: PRNGKey
+) -> PyTree:
+    """Return the path of one of the last particles, drawn by their weights.
 
     Args:
-        history: Of a filter.
+        states: `(time, particle, ...)`.
+        ancestors: Indices at the time before; of time 0 not looked at, `(time, particle)`.
+        log_weights: Of the last particles, in nats.
         key: A typed key.
     """
-    last = jr.categorical(key, history.log_weights[-1]).astype(jnp.int32)
-
-    def back(index, ancestors):
-        return ancestors[index], index
-
-    # What `ancestors[t]` holds are indices at t - 1; those of time 0 stand for themselves.
-    _, indices = jax.lax.scan(back, last, history.ancestors, reverse=True)
-    return jax.tree.map(lambda v: jax.vmap(lambda x, i: x[i])(v, indices), history.state)
+    last = jr.categorical(key, log_weights).astype(jnp.int32)
+    back = lambda index, parents: (parents[index], index)
+    _, indices = jax.lax.scan(back, last, ancestors, reverse=True)
+    return jax.tree.map(lambda v: jax.vmap(lambda x, i: x[i])(v, indices), states)
 
 
 def backward_path(
     sequence: AbstractSequenceTarget, draw: Draw, history: History, *, key: PRNGKey
 ) -> PyTree:
-    """Return a path drawn backwards: each state by its weight times the way to the next.
-
-    Args:
-        sequence: The sequence; it needs `log_transition`.
-        draw: Its parameters.
-        history: Of a filter.
-        key: A typed key.
-    """
+    """Return a path drawn backwards: each state by its weight times the way to the next."""
     length = len(history.ess)
     keys = jr.split(key, length)
     pick = lambda states, index: jax.tree.map(lambda v: v[index], states)
@@ -72,10 +71,6 @@ def backward_path(
 
 def fixed_lag(history: History, lag: int) -> tuple[PyTree, Float[Array, "time particle"]]:
     """Return states with the weights that their descendants have `lag` steps later.
-
-    Args:
-        history: Of a filter.
-        lag: Steps to look ahead; those that lie beyond the end are left out.
 
     Returns:
         States `(time, particle, ...)`, and normalised log weights `(time, particle)`.

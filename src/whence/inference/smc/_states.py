@@ -79,15 +79,9 @@ class States(eqx.Module):
         weights = np.exp(np.moveaxis(np.asarray(self.log_weights, float), 1, 0))
         weights = (weights * self._weights[None, :, None]).reshape(len(points), -1)
         points = points.reshape(*weights.shape, *points.shape[3:])
-        order = np.argsort(points, axis=1)
-        ranked = np.take_along_axis(points, order, 1)
         spread = weights.reshape(*weights.shape, *[1] * (points.ndim - 2))
-        sums = np.cumsum(np.take_along_axis(np.broadcast_to(spread, points.shape), order, 1), 1)
-        found = [
-            np.take_along_axis(ranked, np.argmax(sums >= p * sums[:, -1:], 1)[:, None], 1)[:, 0]
-            for p in np.atleast_1d(q)
-        ]
-        return np.stack(found) if np.ndim(q) else found[0]
+        spread = np.broadcast_to(spread, points.shape)
+        return np.quantile(points, q, axis=1, weights=spread, method="inverted_cdf")
 
 
 def moments(states: Any, log_weights: Any) -> tuple[Any, Any]:
@@ -104,13 +98,7 @@ def moments(states: Any, log_weights: Any) -> tuple[Any, Any]:
 
 
 def require_alive(increments: Any, sequence: Any, first: int = 0) -> None:
-    """Raise `InferenceError` if all particles had weight zero at a time.
-
-    Args:
-        increments: Log evidence increments, `(draw, time)`.
-        sequence: For the datum of that time.
-        first: Number of the first of the times.
-    """
+    """Raise `InferenceError` if all particles had weight zero at a time."""
     dead = ~np.isfinite(np.asarray(increments))
     if dead.any():
         time = first + int(np.argmax(dead.any(axis=0)))

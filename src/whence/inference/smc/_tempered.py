@@ -15,14 +15,24 @@ from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import ParticleHistory
-from .._settings import metric_name, named
+from .._settings import named
 from ._driver import Cloud, Resampler, advance, start, weigh_at_last
-from ._kernels import KERNELS, AbstractKernel, Particles
-from ._moves import Moves, MoveStats, move_particles, no_moves
-from ._path import PATHS, Reference, choose_path, draw_initial, log_terms
-from ._record import kernel_field, only_cloud, resampling_field, step_stats, weighted_sample
-from ._resampling import AbstractResampling
-from ._weights import conditional_ess_fraction, wide_dtype
+from ._kernels import AbstractKernel, Particles
+from ._metric import AbstractMetric, Factor
+from ._moves import Moves, MoveStats, move_chains, move_particles, no_moves
+from ._path import PATHS, AbstractPath, Reference, choose_path, log_terms
+from ._record import (
+    flat_positions,
+    kernel_field,
+    made_moves,
+    metric_field,
+    only_cloud,
+    resampling_field,
+    step_stats,
+    weighted_sample,
+)
+from ._resampling import SCHEMES, AbstractResampling, Repeated
+from ._weights import conditional_ess_fraction, normalise, wide_dtype
 
 # Tempering has stalled when a step is below 1e-6 *and* below 1% of the temperature: from
 # a vague prior the first temperatures may be 1e-12, but then they grow by factors.
@@ -30,6 +40,7 @@ _SMALLEST_DELTA = 1e-6
 _SMALLEST_GROWTH = 1e-2
 # Halvings of the interval [1e-30, 1] * largest delta in its logarithm: to 1e-9 of delta.
 _HALVINGS = 36
+_SHOWN = 6  # temperatures in a message
 _LOG_SMALLEST = -30.0 * 2.302585092994046
 
 
@@ -37,7 +48,9 @@ class Tempered(NamedTuple):
     """What the particles share along the path; flags tell how the run stands."""
 
     temperature: Scalar
+    recent: Float[Array, " stage"]  # the last temperatures
     log_scale: Scalar
+    factor: Factor  # of the particles as they are weighted at this temperature
     reference: Reference | None
     moves: MoveStats
     num_nonfinite: Array
@@ -57,17 +70,20 @@ class Tempering(AbstractFeynmanKac):
     target: AbstractTarget
     num: int  # particles
     ess: float  # conditional effective sample size to keep, as a fraction
-    path: str
+    path: str | AbstractPath
     moves: Moves
+    chains: int | None
 
     def initial(self, *, key: PRNGKey) -> tuple[Particles, Tempered]:
         path = choose_path(self.target, self.path)
-        x, reference = draw_initial(self.target, path, self.num, key=key)
+        x, reference = path.draw(self.target, self.num, key=key)
         zeros = jnp.zeros((x.shape[0],), wide_dtype())
         no = jnp.asarray(False)
         none = jnp.asarray(0, jnp.int32)
         control = Tempered(
             temperature=jnp.zeros((), wide_dtype()),
+            recent=jnp.zeros((_SHOWN,), wide_dtype()),
+            factor=self.moves.metric.factor(x, normalise(zeros)[0]),
             log_scale=jnp.log(
                 jnp.asarray(self.moves.kernel.first_scale(x.shape[1]), wide_dtype())
             ),
@@ -89,15 +105,13 @@ class Tempering(AbstractFeynmanKac):
         *,
         key: PRNGKey,
     ) -> tuple[Particles, Tempered]:
-        particles, log_scale, stats = move_particles(
-            self.moves,
-            lambda x: log_terms(self.target, control.reference, x),
-            particles,
-            log_weights,
-            control.temperature,
-            control.log_scale,
-            key=key,
-        )
+        terms = lambda x: log_terms(self.target, control.reference, x)
+        at = control.temperature, control.factor, control.log_scale
+        if self.chains is None:
+            found = move_particles(self.moves, terms, particles, log_weights, *at, key=key)
+        else:
+            found = move_chains(self.moves, terms, particles, self.chains, *at, key=key)
+        particles, log_scale, stats = found
         return particles, control._replace(log_scale=log_scale, moves=stats)
 
     def log_potential(
@@ -113,8 +127,11 @@ class Tempering(AbstractFeynmanKac):
         # After the last temperature, and where the run must end, weights stay as they are.
         stays = finished | nonfinite | stalled
         tilt = jnp.where(alive, (new - old) * particles.log_tilt, -jnp.inf)
-        return jnp.where(stays, 0.0, tilt), control._replace(
-            temperature=jnp.where(stays, old, new),
+        tilt, new = jnp.where(stays, 0.0, tilt), jnp.where(stays, old, new)
+        return tilt, control._replace(
+            temperature=new,
+            recent=jnp.append(control.recent[1:], new),
+            factor=self.moves.metric.factor(particles.x, normalise(log_weights + tilt)[0]),
             num_nonfinite=jnp.sum(particles.log_tilt == -jnp.inf, dtype=jnp.int32),
             num_steps=control.num_steps + 1,
             finished=finished,
@@ -142,22 +159,29 @@ class TemperedSMC(AbstractEngine):
             Higher takes more temperatures, and lowers the error of the evidence.
         moves: Moves of every particle at each temperature; None goes on until they have
             mixed.
-        kernel: `"hmc"`, or `"rwm"` for likelihoods without a useful gradient, or an
-            `AbstractKernel`.
+        chains: Waste-free: only so many particles are resampled, each begins a chain of
+            `particles / chains` moves, and all states of chains are particles. None: off.
+        kernel: `"hmc"`, `"mala"`, `"independent"`, or `"rwm"` for likelihoods without a
+            useful gradient, or an `AbstractKernel`.
         resampling: `"systematic"`, `"stratified"`, `"residual"`, `"multinomial"`, `"ssp"` or
             `"killing"`, or an `AbstractResampling`.
         threshold: Resample when the effective sample size is at most this fraction;
-            above `ess`, so that only a short step goes without.
-        metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves;
-            `"auto"` is dense up to 100 dimensions if there are 10 particles to each.
-        path: `"prior"`, `"reference"` (a Gaussian fitted to initial positions), or
-            `"auto"`: the prior if the target can draw from it.
+            above `ess`, so that only a short step goes without. 0 is annealed importance
+            sampling.
+        metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves, or an
+            `AbstractMetric`; `"auto"` is dense up to 100 dimensions if there are 10 particles
+            to each.
+        path: `"prior"`, `"reference"` (a Gaussian fitted to initial positions), an
+            `AbstractPath` such as `ReferencePath(mean, scale)`, or `"auto"`: the prior if the
+            target can draw from it.
         max_moves: Most moves at a temperature if `moves` is None.
         max_steps: Most steps: one per temperature, and one to weigh the first particles.
 
     References:
         Del Moral, Doucet and Jasra (2006), doi:10.1111/j.1467-9868.2006.00553.x.
         Zhou, Johansen and Aston (2016), doi:10.1080/10618600.2015.1060885.
+        Neal (2001), annealed importance sampling, doi:10.1023/A:1008923215028.
+        Dau and Chopin (2022), waste-free SMC, doi:10.1111/rssb.12475.
         Douc, Cappe and Moulines (2005), resampling, doi:10.1109/ISPA.2005.195385.
         Neal (2011), arXiv:1206.1901 [kernel: hmc].
         Roberts, Gelman and Gilks (1997), doi:10.1214/aoap/1034625254 [kernel: rwm].
@@ -168,13 +192,32 @@ class TemperedSMC(AbstractEngine):
     moves: int | None = eqx.field(
         default=None, converter=whole("moves", least=1, optional=True)
     )
+    chains: int | None = eqx.field(
+        default=None, converter=whole("chains", least=2, optional=True)
+    )
     kernel: str | AbstractKernel = kernel_field()
     resampling: str | AbstractResampling = resampling_field()
     threshold: float = eqx.field(default=0.75, converter=number("threshold", least=0, most=1))
-    metric: str = eqx.field(default="auto", converter=metric_name("auto", "dense", "diagonal"))
-    path: str = eqx.field(default="auto", converter=one_of("path", PATHS))
+    metric: str | AbstractMetric = metric_field()
+    path: str | AbstractPath = eqx.field(
+        default="auto", converter=one_of("path", PATHS, kind=AbstractPath)
+    )
     max_moves: int = eqx.field(default=100, converter=whole("max_moves", least=1))
     max_steps: int = eqx.field(default=200, converter=whole("max_steps", least=2))
+
+    def __check_init__(self):
+        if self.chains is None:
+            return
+        if self.particles % self.chains or self.particles == self.chains:
+            raise ValueError(
+                f"`chains` must divide `particles`, {self.particles}, into chains of two or "
+                f"more; got {self.chains}."
+            )
+        if self.moves is not None:
+            raise ValueError(
+                "`moves` must be None with `chains`, where it is particles / chains; got "
+                f"{self.moves}."
+            )
 
     @property
     def name(self) -> str:
@@ -189,8 +232,9 @@ class TemperedSMC(AbstractEngine):
 
     def model(self, target: AbstractTarget) -> Tempering:
         """Return the Feynman-Kac model that is run."""
-        moves = Moves(named(self.kernel, KERNELS), self.metric, self.moves, self.max_moves)
-        return Tempering(target, self.particles, self.ess, self.path, moves)
+        return Tempering(
+            target, self.particles, self.ess, self.path, made_moves(self), self.chains
+        )
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
         return start(self.model(target), key=key)
@@ -200,6 +244,10 @@ class TemperedSMC(AbstractEngine):
     ) -> tuple[Cloud, Info]:
         before: Tempered = state.control
         resampler = Resampler(self.resampling, self.threshold)
+        if self.chains is not None:
+            scheme = Repeated(named(self.resampling, SCHEMES), self.chains)
+            # There are chains from the first move on, and every step resamples.
+            resampler = Resampler(scheme, jnp.where(before.temperature > 0, 2.0, -1.0))
         state, did = advance(self.model(target), state, resampler, key=key)
         after: Tempered = state.control
         stats = step_stats(state, did, after.moves, before.log_scale) | {
@@ -220,11 +268,21 @@ class TemperedSMC(AbstractEngine):
         result = RESULTS.where(control.stalled, RESULTS.tempering_stalled, result)
         return RESULTS.where(control.nonfinite, RESULTS.nonfinite_start, result)
 
+    def explain(self, target: AbstractTarget, state: Cloud) -> str:
+        """Return where the temperatures stand."""
+        control: Tempered = only_cloud(state).control
+        steps = min(int(control.num_steps), _SHOWN)
+        last = ", ".join(f"{float(t):.4g}" for t in np.asarray(control.recent)[-steps:])
+        return (
+            f"After {int(control.num_steps)} steps the last inverse temperatures were {last} "
+            "(0 is where it starts, 1 the posterior)."
+        )
+
     def posterior(
         self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
     ) -> Sample:
         whole = _finish(only_cloud(state))
-        return weighted_sample(target, whole, whole.particles, _history(trace))
+        return weighted_sample(whole, *flat_positions(target, whole.particles), _history(trace))
 
 
 def next_temperature(

@@ -47,27 +47,17 @@ class HasLogProb(Protocol):
 
 
 class Steered(NamedTuple):
-    """Particles on their way from noise to data.
+    """Particles on their way from noise to data."""
 
-    Attributes:
-        x: Where they are, `(particle, dim)`.
-        increment: Of the log weight by the last step, `(particle,)`.
-    """
-
-    x: Float[Array, "particle dim"]
-    increment: Float[Array, " particle"]
+    x: Float[Array, "particle dim"]  # where they are, `(particle, dim)`
+    increment: Float[Array, " particle"]  # of the log weight by the last step, `(particle,)`
 
 
 class Progress(NamedTuple):
-    """What particles share.
+    """What particles share."""
 
-    Attributes:
-        step: Number of the step to come.
-        clipped: Share of increments that the last step has clipped.
-    """
-
-    step: Int[Array, ""]
-    clipped: Scalar
+    step: Int[Array, ""]  # number of the step to come
+    clipped: Scalar  # share of increments that the last step has clipped
 
 
 class Corrected(AbstractParticleTarget):
@@ -227,15 +217,10 @@ class Corrected(AbstractParticleTarget):
 
 
 class Correction(AbstractFeynmanKac):
-    """Particles that are steered from noise to data.
+    """Particles that are steered from noise to data."""
 
-    Attributes:
-        target: What to steer to.
-        num: Number of particles.
-    """
-
-    target: Corrected
-    num: int = eqx.field(static=True)
+    target: Corrected  # what to steer to
+    num: int = eqx.field(static=True)  # number of particles
 
     def initial(self, *, key: PRNGKey) -> tuple[Steered, Progress]:
         x = self.target._start(self.num, key)
@@ -287,25 +272,14 @@ class Correction(AbstractFeynmanKac):
 def annealed(noise: AbstractNoise, score: Score, power: float, dim: int, **options: Any):
     """Return the law `q^power` of a diffusion model: colder above 1, hotter below.
 
-    Args:
-        noise: The noise of the model.
-        score: Its score, a function of time and place.
-        power: Positive.
-        dim: Dimension of the data.
-        **options: `steps`, `eta` and `clip` of `Corrected`.
+    `noise`, `score` and `dim` are those of the model; options are `steps`, `eta` and `clip` of
+    `Corrected`, here and below.
     """
     return Corrected(noise, (score,), (_number("power", power),), dim, **options)
 
 
 def product(noise: AbstractNoise, scores: Any, dim: int, **options: Any) -> Corrected:
-    """Return the product of the laws of several diffusion models.
-
-    Args:
-        noise: The noise of all models.
-        scores: Their scores.
-        dim: Dimension of the data.
-        **options: `steps`, `eta` and `clip` of `Corrected`.
-    """
+    """Return the product of the laws of several diffusion models under one noise."""
     scores = tuple(scores)
     return Corrected(noise, scores, (1.0,) * len(scores), dim, **options)
 
@@ -317,13 +291,6 @@ def geometric(
 
     Above 1 it is guidance: of an unconditional and a conditional model, what classifier-free
     guidance means to sample, and does not.
-
-    Args:
-        noise: The noise of both models.
-        scores: Their two scores.
-        weight: Of the second.
-        dim: Dimension of the data.
-        **options: `steps`, `eta` and `clip` of `Corrected`.
 
     References:
         Ho and Salimans (2022), "Classifier-free diffusion guidance", arXiv:2207.12598.
@@ -342,16 +309,7 @@ def tilted(
     dim: int,
     **options: Any,
 ) -> Corrected:
-    """Return the law `q exp(strength * reward)` of a diffusion model.
-
-    Args:
-        noise: The noise of the model.
-        score: Its score.
-        reward: A differentiable function of a place, in nats at strength 1.
-        strength: Of the reward.
-        dim: Dimension of the data.
-        **options: `steps` and `clip` of `Corrected`.
-    """
+    """Return the law `q exp(strength * reward)`, of a differentiable function of a place."""
     return Corrected(noise, (score,), (1.0,), dim, reward=reward, strength=strength, **options)
 
 

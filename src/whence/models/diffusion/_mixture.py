@@ -74,7 +74,10 @@ class GaussianMixture(eqx.Module):
         spread += as_matrix(self.noise.covariance(t), dim)[None]
         lower = jnp.linalg.cholesky(spread)
         apart = x[None] - self.means @ move.T
-        white = jax.vmap(lambda a, b: solve_triangular(a, b, lower=True))(lower, apart)
+        # Whitening matrices do not depend on `x`: under `vmap` there is one for all of them.
+        eye = jnp.eye(dim, dtype=lower.dtype)
+        whiten = jax.vmap(lambda a: solve_triangular(a, eye, lower=True))(lower)
+        white = jnp.einsum("kij,kj->ki", whiten, apart)
         scale = jnp.log(jnp.diagonal(lower, axis1=1, axis2=2)).sum(1)
         each = jnp.log(self.weights) - 0.5 * (white**2).sum(1) - scale
         return jax.nn.logsumexp(each) - 0.5 * dim * jnp.log(2 * jnp.pi)

@@ -43,9 +43,9 @@ class AbstractNoise(eqx.Module):
     def covariance(self, t: Scalar) -> Factor:
         """Return `V(t)`."""
 
-    @abc.abstractmethod
     def times(self, steps: int) -> Float[np.ndarray, " time"]:
         """Return `steps + 1` times from the horizon down to zero."""
+        return np.linspace(self.horizon, 0.0, steps + 1)
 
 
 class VariancePreserving(AbstractNoise):
@@ -82,9 +82,6 @@ class VariancePreserving(AbstractNoise):
 
     def covariance(self, t: Scalar) -> Factor:
         return -jnp.expm1(-self._integral(t))
-
-    def times(self, steps: int) -> Float[np.ndarray, " time"]:
-        return np.linspace(self.horizon, 0.0, steps + 1)
 
 
 class VarianceExploding(AbstractNoise):
@@ -130,9 +127,6 @@ class VarianceExploding(AbstractNoise):
     def covariance(self, t: Scalar) -> Factor:
         return self.smallest**2 * jnp.expm1(self._rate * t)
 
-    def times(self, steps: int) -> Float[np.ndarray, " time"]:
-        return np.linspace(1.0, 0.0, steps + 1)
-
 
 class LinearNoise(AbstractNoise):
     """`dx = A x dt + L dW` with constant matrices; `M` and `V` by one matrix exponential.
@@ -175,9 +169,6 @@ class LinearNoise(AbstractNoise):
         exponential = jax.scipy.linalg.expm(block * t)
         moved = exponential[dim:, dim:].T @ exponential[:dim, dim:]
         return 0.5 * (moved + moved.T)
-
-    def times(self, steps: int) -> Float[np.ndarray, " time"]:
-        return np.linspace(self.horizon, 0.0, steps + 1)
 
 
 def times(factor: Any, vector: Vector) -> Vector:

@@ -14,17 +14,11 @@ LOG_2PI = 1.8378770664093453
 
 
 class Dense(NamedTuple):
-    """Transitions `matrix @ state + shift + noise`, whose leading axis is time.
+    """Transitions `matrix @ state + shift + noise`, whose leading axis is time."""
 
-    Attributes:
-        matrix: `(time, state, state)`.
-        shift: `(time, state)`.
-        covariance: Of the noise, `(time, state, state)`.
-    """
-
-    matrix: Array
-    shift: Array
-    covariance: Array
+    matrix: Array  # `(time, state, state)`
+    shift: Array  # `(time, state)`
+    covariance: Array  # of the noise, `(time, state, state)`
 
     def move(self, mean: Array) -> Array:
         """Return the mean of the state after one transition."""
@@ -176,17 +170,11 @@ def log_evidence_in_parallel(system: System, y: Array, seen: Array) -> Array:
 
 
 class Smoothed(NamedTuple):
-    """First entries of the state given all observations; each observation given all others.
+    """First entries of the state given all observations; each observation given all others."""
 
-    Attributes:
-        mean: `(time, entry)`.
-        covariance: `(time, entry, entry)`.
-        rest: Log density of each observation given all others, `(time, channel)`.
-    """
-
-    mean: Array
-    covariance: Array
-    rest: Array
+    mean: Array  # `(time, entry)`
+    covariance: Array  # `(time, entry, entry)`
+    rest: Array  # log density of each observation given all others, `(time, channel)`
 
 
 def smooth(system: System, y: Array, seen: Array, entries: int) -> Smoothed:
@@ -194,12 +182,6 @@ def smooth(system: System, y: Array, seen: Array, entries: int) -> Smoothed:
 
     The backward recursion inverts no covariance: those of the bank are singular at short
     gaps.
-
-    Args:
-        system: The system.
-        y: As for `log_evidence`.
-        seen: As for `log_evidence`.
-        entries: How many.
 
     References:
         de Jong (1989), doi:10.1080/01621459.1989.10478878; the deleted residuals too.

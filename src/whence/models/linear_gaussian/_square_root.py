@@ -35,27 +35,16 @@ from ._kalman import LOG_2PI, Dense, System
 
 
 class Factored(eqx.Module):
-    """A linear Gaussian state at each time, and what is seen of it; noise by its factors.
+    """A linear Gaussian state at each time, and what is seen of it; noise by its factors."""
 
-    Attributes:
-        mean: Of the first state, `(state,)`.
-        root: Factor of its covariance, `(state, state)`.
-        matrix: F, of the transition to each time but the first, `(time - 1, state, state)`.
-        shift: b, `(time - 1, state)`.
-        noise: Q^(1/2), `(time - 1, state, state)`.
-        sight: H, `(time, channel, state)`.
-        offset: d, `(time, channel)`.
-        error: R^(1/2), `(time, channel, channel)`.
-    """
-
-    mean: Array
-    root: Array
-    matrix: Array
-    shift: Array
-    noise: Array
-    sight: Array
-    offset: Array
-    error: Array
+    mean: Array  # of the first state, `(state,)`
+    root: Array  # factor of its covariance, `(state, state)`
+    matrix: Array  # F, of the transition to each time but the first, `(time - 1, state, state)`
+    shift: Array  # b, `(time - 1, state)`
+    noise: Array  # Q^(1/2), `(time - 1, state, state)`
+    sight: Array  # H, `(time, channel, state)`
+    offset: Array  # d, `(time, channel)`
+    error: Array  # R^(1/2), `(time, channel, channel)`
 
     def dense(self) -> System:
         """Return the system with covariances, its first state reached by a step of its own."""
@@ -72,16 +61,11 @@ class Factored(eqx.Module):
 
 
 class Filtered(NamedTuple):
-    """The state given the data up to each time.
+    """The state given the data up to each time."""
 
-    Attributes:
-        mean: `(time, state)`.
-        root: Factor of its covariance, `(time, state, state)`.
-        log_evidence: Log density of each time's data given those before, in nats, `(time,)`.
-    """
-
-    mean: Array
-    root: Array
+    mean: Array  # `(time, state)`
+    root: Array  # factor of its covariance, `(time, state, state)`
+    # Log density of each time's data given those before, in nats, `(time,)`.
     log_evidence: Array
 
 
@@ -166,10 +150,6 @@ def _kernels(system: Factored, filtered: Filtered) -> _Kernels:
 def smooth_states(system: Factored, filtered: Filtered) -> tuple[Array, Array]:
     """Return the mean of each state given all data, `(time, state)`, and its factor.
 
-    Args:
-        system: The system.
-        filtered: From `filter_states`.
-
     References:
         Rauch, Tung and Striebel (1965), doi:10.2514/3.3166.
     """
@@ -187,11 +167,6 @@ def smooth_states(system: Factored, filtered: Filtered) -> tuple[Array, Array]:
 
 def sample_path(system: Factored, filtered: Filtered, *, key: PRNGKey) -> Array:
     """Return one path of states given all data, `(time, state)`.
-
-    Args:
-        system: The system.
-        filtered: From `filter_states`.
-        key: A typed key.
 
     References:
         Frühwirth-Schnatter (1994), doi:10.1111/j.1467-9892.1994.tb00184.x.
@@ -213,12 +188,6 @@ def density_given_rest(system: Factored, filtered: Filtered, y: Array, seen: Arr
 
     What is seen of the smoothed state is normal; without the datum itself, whose noise must be
     independent of that of other channels, it has the precision of that datum less.
-
-    Args:
-        system: The system.
-        filtered: From `filter_states`.
-        y: As for `filter_states`.
-        seen: As for `filter_states`.
     """
     mean, root = smooth_states(system, filtered)
     seen_root = system.sight @ root

@@ -75,12 +75,6 @@ def _split(y: Any) -> tuple[np.ndarray, np.ndarray]:
 def check_parts(draw: Any, y: Any, inputs: Any, observed: Any) -> None:
     """Refuse methods whose laws are of other shapes than states and data.
 
-    Args:
-        draw: A model with values.
-        y: Data of one time.
-        inputs: Of one time.
-        observed: Of one time.
-
     Raises:
         ValueError: Naming the method, the rule and the shapes.
     """

@@ -43,12 +43,7 @@ def _values(found: Any) -> int | None:
 
 
 def form_of(model: Any, inputs: Any) -> str:
-    """Return `"linear"` (and Gaussian), `"finite"`, `"continuous"` or `"discrete"`.
-
-    Args:
-        model: With values, which may be traced.
-        inputs: Those of one time.
-    """
+    """Return `"linear"` (and Gaussian), `"finite"`, `"continuous"` or `"discrete"`."""
     first, t = law(model, "initial"), jnp.zeros((), jnp.int32)
     zero = jnp.zeros(first.shape(), jnp.result_type(float))
     count = _values(first)
@@ -77,13 +72,7 @@ def form_of(model: Any, inputs: Any) -> str:
 
 
 def linear_system(model: Any, length: int, inputs: Any) -> Factored:
-    """Return the system that a linear Gaussian model is.
-
-    Args:
-        model: With values.
-        length: Number of times.
-        inputs: By time, or None.
-    """
+    """Return the system that a linear Gaussian model is."""
     first = law(model, "initial")
     mean, root = gaussian(first)  # pyright: ignore[reportGeneralTypeIssues]
     zero = jnp.zeros(first.shape(), mean.dtype)
@@ -102,14 +91,7 @@ def linear_system(model: Any, length: int, inputs: Any) -> Factored:
 
 
 def finite_chain(model: Any, y: Any, inputs: Any, observed: Any) -> Chain:
-    """Return the chain that a model with finitely many states is, with its data.
-
-    Args:
-        model: With values.
-        y: By time.
-        inputs: By time, or None.
-        observed: Which numbers of `y` count, or None.
-    """
+    """Return the chain that a model with finitely many states is, with its data."""
     first = law(model, "initial")
     dtype = jnp.result_type(float)
     states = jnp.arange(_values(first), dtype=jnp.int32)

@@ -12,18 +12,12 @@ from ...core._types import PRNGKey, Scalar
 
 
 class Chain(NamedTuple):
-    """A hidden Markov chain and its data; log probabilities in nats.
+    """A hidden Markov chain and its data; log probabilities in nats."""
 
-    Attributes:
-        initial: `(state,)`.
-        transition: To each time but the first, from row to column,
-            `(time - 1, state, state)`.
-        emission: Log density of the data at each time in each state, `(time, state)`.
-    """
-
-    initial: Array
+    initial: Array  # `(state,)`
+    # To each time but the first, from row to column, `(time - 1, state, state)`.
     transition: Array
-    emission: Array
+    emission: Array  # log density of the data at each time in each state, `(time, state)`
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -33,10 +27,6 @@ def _product(a: Array, b: Array) -> Array:
 
 def forward(chain: Chain, parallel: bool = False) -> Array:
     """Return the log density of the data up to each time with the state there.
-
-    Args:
-        chain: The chain.
-        parallel: By an associative scan, for accelerators.
 
     Returns:
         `(time, state)`.
@@ -67,12 +57,7 @@ def log_evidence(chain: Chain, parallel: bool = False) -> Scalar:
 
 
 def smooth(chain: Chain, alpha: Array) -> Array:
-    """Return log probabilities of each state given all data, `(time, state)`.
-
-    Args:
-        chain: The chain.
-        alpha: From `forward`.
-    """
+    """Return log probabilities of each state given all data, `(time, state)`."""
 
     def back(beta, link):
         transition, emission = link
@@ -91,13 +76,7 @@ def normalised(alpha: Array) -> Array:
 
 
 def sample_path(chain: Chain, alpha: Array, *, key: PRNGKey) -> Array:
-    """Return one path of states given all data, `(time,)`.
-
-    Args:
-        chain: The chain.
-        alpha: From `forward`.
-        key: A typed key.
-    """
+    """Return one path of states given all data, `(time,)`."""
     keys = jr.split(key, len(alpha))
     last = jr.categorical(keys[-1], alpha[-1])
 
@@ -116,9 +95,5 @@ def density_given_rest(chain: Chain, smoothed: Array) -> Array:
     """Return the log density of each time's data given all others, `(time,)`.
 
     `1 / p(y_t | rest)` is the mean of `1 / p(y_t | x_t)` over the states given all data.
-
-    Args:
-        chain: The chain.
-        smoothed: From `smooth`.
     """
     return -logsumexp(smoothed - chain.emission, axis=1)

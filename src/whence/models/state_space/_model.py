@@ -129,22 +129,11 @@ class StateSpaceModel(Model):
     # -- data ------------------------------------------------------------------------
 
     def prepare(self, y: Any, *inputs: Any) -> tuple[Any, tuple]:
-        """Split numbers that are missing from `y`; refuse what cannot be a sequence.
-
-        Args:
-            y: What `condition` got.
-            *inputs: Inputs by time, and what is observed besides.
-        """
+        """Split numbers that are missing from `y`; refuse what cannot be a sequence."""
         return split_missing(type(self).__name__, y, inputs)
 
     def for_data(self, y: Any, inputs: Any = None, observed: Any = None) -> "StateSpaceModel":
-        """Return the model with the path of states as long as the data are.
-
-        Args:
-            y: As for `log_likelihood`.
-            inputs: As for `log_likelihood`.
-            observed: As for `log_likelihood`.
-        """
+        """Return the model with the path of states as long as the data are."""
         at_once = lambda v: jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], v)
         plain = dataclasses.replace(self, hidden={}, form="", inputs=None)
         form = ""
@@ -171,20 +160,11 @@ class StateSpaceModel(Model):
         )
 
     def review(self, y: Any, *inputs: Any) -> tuple[str, ...]:
-        """Say so if only engines with particles run.
-
-        Args:
-            y: Observed data.
-            *inputs: As for `log_likelihood`.
-        """
+        """Say so if only engines with particles run."""
         return (f"{type(self).__name__}: {DISCRETE}",) if self.form == "discrete" else ()
 
     def sequence(self, target: Any) -> StateSpaceSequence:
-        """Return what engines with particles see.
-
-        Args:
-            target: The target that this model was conditioned to.
-        """
+        """Return what engines with particles see."""
         plain = dataclasses.replace(self, hidden={})
         parameters = dataclasses.replace(target, model=plain, sites=sites(plain))
         y, (inputs, observed) = target.y, (*target.inputs, None, None)[:2]
@@ -225,22 +205,11 @@ class StateSpaceModel(Model):
         return jax.vmap(each)(self.states, times, y, inputs, observed)
 
     def explain(self, y: Any, *inputs: Any) -> str:
-        """Say why there is no log likelihood.
-
-        Args:
-            y: Observed data.
-            *inputs: As for `log_likelihood`.
-        """
+        """Say why there is no log likelihood."""
         return DISCRETE if self.form == "discrete" else ""
 
     def log_density_given_rest(self, y: Any, inputs: Any = None, observed: Any = None) -> Any:
-        """Return the log density of each datum given all others, in nats, if it is known.
-
-        Args:
-            y: As for `log_likelihood`.
-            inputs: As for `log_likelihood`.
-            observed: As for `log_likelihood`.
-        """
+        """Return the log density of each datum given all others, in nats, if it is known."""
         if self.form == "linear":
             linear, data, seen = self._linear(y, inputs, observed)
             filtered = square_root.filter_states(linear, data, seen)
@@ -266,12 +235,6 @@ class StateSpaceModel(Model):
 
     def draw_path(self, y: Any, inputs: Any, observed: Any, *, key: PRNGKey) -> Any:
         """Return a path of states given this draw of parameters and the data.
-
-        Args:
-            y: As for `log_likelihood`.
-            inputs: As for `log_likelihood`.
-            observed: As for `log_likelihood`.
-            key: A typed key.
 
         Raises:
             ValueError: If it takes particles to do so.
@@ -316,14 +279,7 @@ class StateSpaceModel(Model):
         return emit(self, path, jnp.arange(length, dtype=jnp.int32), inputs, key=key_data)
 
     def predict_given(self, y: Any, inputs: tuple, new_inputs: tuple, *, key: PRNGKey) -> Any:
-        """Draw data given the observed ones: at their times, or (new inputs) those to come.
-
-        Args:
-            y: Observed data.
-            inputs: Theirs.
-            new_inputs: The same again; or inputs of the times that follow, or their number.
-            key: A typed key.
-        """
+        """Draw data given the observed ones: at their times, or (new inputs) those to come."""
         covariates, observed = (*inputs, None, None)[:2]
         key_path, key_steps, key_data = jr.split(key, 3)
         path = self.draw_path(y, covariates, observed, key=key_path)
@@ -335,12 +291,7 @@ class StateSpaceModel(Model):
         return emit(self, path, times, covariates, key=key_data)
 
     def check_inputs(self, inputs: tuple, new_inputs: tuple) -> None:
-        """Refuse a forecast without a length, or without the inputs it takes.
-
-        Args:
-            inputs: Those of the data.
-            new_inputs: Those of a prediction.
-        """
+        """Refuse a forecast without a length, or without the inputs it takes."""
         covariates, _, steps = (*new_inputs, None, None, None)[:3]
         whole("steps", least=1)(self._horizon(covariates, steps, 0))
         if (covariates is None) != (self.inputs is None):

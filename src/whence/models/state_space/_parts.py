@@ -20,11 +20,6 @@ def takes_inputs(model: Any, name: str, plain: int) -> bool:
 def law(model: Any, name: str, *arguments: Any) -> Any:
     """Return what `initial`, `transition` or `emission` of a user's model gives.
 
-    Args:
-        model: With values.
-        name: Of the method.
-        *arguments: The state, the time, and inputs, which are left out if it takes none.
-
     Raises:
         ValueError: If it is no distribution, naming the method.
     """
@@ -84,14 +79,7 @@ def emission_terms(model: Any, x: Any, t: Any, y: Any, inputs: Any, seen: Any) -
 
 
 def simulate(model: Any, length: int, inputs: Any, *, key: Any) -> Any:
-    """Return a path of states that knows no data, `(time, ...)`.
-
-    Args:
-        model: With values.
-        length: Number of times.
-        inputs: By time, or None.
-        key: A typed key.
-    """
+    """Return a path of states that knows no data, `(time, ...)`."""
     key_first, key_rest = jax.random.split(key)
     with relaxed():
         first = jnp.asarray(law(model, "initial").sample(key_first))

@@ -14,13 +14,7 @@ class PathLaw(dist.Distribution):
     """States `x_0, ..., x_{T-1}` of a state-space model that know no data."""
 
     def __init__(self, model: Any, length: int, inputs: Any):
-        """Keep the model.
-
-        Args:
-            model: With values.
-            length: T.
-            inputs: By time, or None.
-        """
+        """Keep the model."""
         self.model, self.length, self.inputs = model, length, inputs
         self.first = law(model, "initial")
         super().__init__(event_shape=(length, *self.first.shape()))
@@ -32,22 +26,12 @@ class PathLaw(dist.Distribution):
         return constraints.independent(one, len(self.event_shape) - one.event_dim)
 
     def sample(self, key, sample_shape=()):
-        """Return one path.
-
-        Args:
-            key: A typed key.
-            sample_shape: Must be empty.
-        """
+        """Return one path."""
         assert sample_shape == ()
         return simulate(self.model, self.length, self.inputs, key=key)
 
     def log_prob(self, value: Any, intermediates: Any = None):
-        """Return the log density of a path, in nats.
-
-        Args:
-            value: `(time, ...)`.
-            intermediates: Not used.
-        """
+        """Return the log density of a path, in nats."""
         del intermediates
         times = jnp.arange(1, self.length, dtype=jnp.int32)
         inputs = jax.tree.map(lambda v: v[1:], self.inputs)

@@ -76,11 +76,7 @@ class StateSpaceSequence(AbstractSequenceTarget):
         return {name: value for name, value in position.items() if name != "states"}
 
     def unconstrain(self, draw):
-        """Return the position of the parameters of a draw, or of their values by name.
-
-        Args:
-            draw: A model with values, or a dict.
-        """
+        """Return the position of the parameters of a draw, or of their values by name."""
         return self.parameters.unconstrain(draw)
 
     # -- one time --------------------------------------------------------------------
@@ -141,15 +137,7 @@ class StateSpaceSequence(AbstractSequenceTarget):
     # -- proposals that know the datum -----------------------------------------------
 
     def propose(self, draw, state, time, datum, *, key):
-        """Draw from `proposal` of the model if it has one, else from `_tilted`.
-
-        Args:
-            draw: Parameters.
-            state: At the time before; None at time 0.
-            time: Counted from 0.
-            datum: At `time`.
-            key: A typed key.
-        """
+        """Draw from `proposal` of the model if it has one, else from `_tilted`."""
         y, inputs, _ = datum
         name = "initial_proposal" if state is None else "proposal"
         prior = self._ahead(draw, state, time, inputs)
@@ -167,14 +155,7 @@ class StateSpaceSequence(AbstractSequenceTarget):
         return new, log_prob(prior, new) - log_prob(proposal, new)
 
     def log_lookahead(self, draw, state, time, datum):
-        """Return the log density of the datum given the state before, as `_tilted` has it.
-
-        Args:
-            draw: Parameters.
-            state: At the time before.
-            time: Counted from 0.
-            datum: At `time`.
-        """
+        """Return the log density of the datum given the state before, as `_tilted` has it."""
         prior = self._ahead(draw, state, time, datum[1])
         return self._tilted(draw, prior, time, datum)[3]
 
@@ -229,14 +210,7 @@ class StateSpaceSequence(AbstractSequenceTarget):
         return self.form in ("linear", "finite")
 
     def exact_states(self, draw, paths, *, smooth, key) -> ExactStates:
-        """Return the states given the data, in closed form.
-
-        Args:
-            draw: Parameters.
-            paths: Number of paths to draw.
-            smooth: Given all data, not those up to each time.
-            key: A typed key.
-        """
+        """Return the states given the data, in closed form."""
         keys = jr.split(key, paths)
         if self.form == "finite":
             chain = finite_chain(draw, self.y, self.inputs, self.observed)
