@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from whence.calibration import _calibration
+from whence.calibration import _reported
 from whence.calibration._calibration import Calibration
 from whence.calibration._geweke import _compare
 from whence.calibration._joint import JointTest
@@ -37,7 +37,7 @@ def test_a_quantity_is_judged_among_all_that_are_looked_at(monkeypatch):
     assert not calibration(clear, 39).ok
     levels = []
     band = lambda size, num, level: levels.append(level) or (np.zeros(num), np.full(num, size))
-    monkeypatch.setattr(_calibration, "band", band)
+    monkeypatch.setattr(_reported, "band", band)
     pytest.importorskip("matplotlib")
     calibration(mild, 3).plot()
     assert_allclose(levels, 0.05 / 4)

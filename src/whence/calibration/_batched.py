@@ -26,16 +26,11 @@ from ..core._target import AbstractTarget
 
 
 class BatchedTarget(AbstractTarget):
-    """One target on many data sets.
+    """One target on many data sets."""
 
-    Attributes:
-        target: The target, with any data.
-        data: Observed variables by name, with a leading axis of data sets.
-        numbers: A number for each data set, which its random numbers depend on.
-    """
-
-    target: Any
-    data: dict[str, Array]
+    target: Any  # the target, with any data
+    data: dict[str, Array]  # observed variables by name, with a leading axis of data sets
+    # a number for each data set, which its random numbers depend on
     numbers: Int[Array, " simulation"]
 
     def init(self, *, key):
@@ -55,11 +50,7 @@ class BatchedTarget(AbstractTarget):
 
 
 class BatchedFits(AbstractPausingProcedure):
-    """An engine on every data set of a `BatchedTarget`.
-
-    Attributes:
-        engine: The engine.
-    """
+    """An engine on every data set of a `BatchedTarget`."""
 
     engine: AbstractEngine
 

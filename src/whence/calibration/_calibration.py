@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..diagnostics import Finding, Report
-from ..diagnostics._names import Namer, listing, plural
-from ._rank_messages import explain, probability
-from ._reported import Reported
-from ._uniform import band, counts_below, p_value
+from ..diagnostics._names import plural
+from ._rank_messages import explain
+from ._reported import RankTest, worst_first
+from ._uniform import p_value
 
 SOURCE = (
     "Talts et al. 2018, arXiv:1804.06788; Säilynoja, Bürkner and Vehtari 2022, "
@@ -22,7 +22,7 @@ _FEW = 0.1  # share of fits whose draws may be dependent without effect on the r
 
 
 @dataclass(frozen=True)
-class Calibration(Reported):
+class Calibration(RankTest):
     """Ranks of the truth among posterior draws, over many simulated data sets.
 
     If model and engine are right, every rank is uniform on `0..num_draws`. `print` it for a
@@ -59,11 +59,6 @@ class Calibration(Reported):
         """Number of simulations, failed ones included."""
         return len(self.ess)
 
-    @property
-    def num_quantities(self) -> int:
-        """Number of scalars ranked; levels are divided by it (Bonferroni)."""
-        return sum(math.prod(ranks.shape[1:]) for ranks in self.ranks.values())
-
     @cached_property
     def p_values(self) -> dict[str, np.ndarray]:
         """P-value of every scalar by itself, not adjusted for how many there are."""
@@ -75,14 +70,11 @@ class Calibration(Reported):
     @cached_property
     def report(self) -> Report:
         """All findings, with remedies."""
-        ranks = [self._judge(name) for name in self.ranks]
+        right, false = "ranks are uniform", "ranks are not uniform"
+        ranks = [self._judge(name, right, false, SOURCE) for name in self.ranks]
         wrong = [finding for finding in ranks if finding.is_problem]
         others = [self._failures(), self._dependence(bool(wrong)), self._divergences()]
-        order = ("error", "warning", "note", "ok")
-        findings = sorted(
-            [*ranks, *(f for f in others if f is not None)],
-            key=lambda f: order.index(f.severity),
-        )
+        findings = worst_first([*ranks, *(f for f in others if f is not None)])
         smallest = min((float(p.min()) for p in self.p_values.values()), default=math.nan)
         numbers = {
             "smallest_p_value": smallest,
@@ -92,7 +84,7 @@ class Calibration(Reported):
         title = f"{self.engine}, {self.num_simulations} simulated data sets"
         if self.ranks:
             title += f", ranks among {self.num_draws} draws"
-        return Report(tuple(findings), self._verdict(wrong), numbers, title)
+        return Report(findings, self._verdict(wrong), numbers, title)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the ECDF of every quantity's ranks minus that of uniform ranks.
@@ -108,11 +100,7 @@ class Calibration(Reported):
         Returns:
             The matplotlib figure; `.savefig(path)` writes it.
         """
-        from ._plot import plot_ecdf_difference
-
-        low, high = band(len(self._first), self.num_draws, self.alpha / self.num_quantities)
-        counts = {name: self._counts(name) for name in self.ranks}
-        return plot_ecdf_difference(counts, low, high, len(self._first), axes)
+        return self._plot(self.alpha / self.num_quantities, axes)
 
     def to_datatree(self) -> Any:
         """Return an `xarray.DataTree` with groups `prior_sbc`, `ranks` and `truth`.
@@ -147,30 +135,8 @@ class Calibration(Reported):
         }
         return xarray.DataTree.from_dict(groups)
 
-    @property
-    def _first(self) -> np.ndarray:
-        return next(iter(self.ranks.values()))
-
-    def _counts(self, name: str) -> np.ndarray:
-        """Return the counts of ranks below `1..num_draws`, `(element, num_draws)`."""
-        flat = self.ranks[name].reshape(len(self._first), -1)
-        return np.stack([counts_below(column, self.num_draws) for column in flat.T])
-
-    def _judge(self, name: str) -> Finding:
-        p = np.minimum(1.0, self.p_values[name].ravel() * self.num_quantities)
-        order = np.argsort(p, kind="stable")
-        wrong = [int(i) for i in order if p[i] <= self.alpha]
-        namer, inner = Namer(self.dims, self.coords), self.ranks[name].shape[1:]
-        where = tuple(namer(name, inner, i) for i in wrong)
-        smallest = float(p.min())
-        if not wrong:
-            message = f"ranks are uniform ({probability(smallest)})"
-            return Finding(name, "ok", message, smallest, self.alpha, SOURCE)
-        worst = self.ranks[name].reshape(len(self._first), -1)[:, wrong[0]]
-        meaning, remedy = explain(name, worst, self.num_draws)
-        of = f" for {listing(where)}" if inner else ""
-        message = f"ranks are not uniform ({probability(smallest)}){of}: {meaning}"
-        return Finding(name, "error", message, smallest, self.alpha, SOURCE, remedy, where)
+    def _explain(self, name: str, ranks: np.ndarray) -> tuple[str, str]:
+        return explain(name, ranks, self.num_draws)
 
     def _failures(self) -> Finding | None:
         if not self.failures:
@@ -218,8 +184,7 @@ class Calibration(Reported):
         )
 
     def _verdict(self, wrong: list[Finding]) -> str:
-        names = plural(self.num_quantities, "quantity", "quantities")
-        level = f"probability of a false alarm at most {self.alpha:g}"
+        names, level = self._summed_up()
         if wrong:
             count = sum(len(finding.where) for finding in wrong)
             return (

@@ -28,37 +28,23 @@ _BATCH = 256  # data sets in one program: bounds what a run records
 
 
 class Fit(NamedTuple):
-    """What is kept of one fit.
+    """What is kept of one fit."""
 
-    Attributes:
-        draws: Draws of every quantity, thinned, `(draw, ...)`; empty if it failed.
-        ess: The smallest effective number of draws over quantities, before thinning.
-        divergent: Number of divergent transitions.
-        failure: What went wrong; empty if nothing did.
-    """
-
+    # draws of every quantity, thinned, `(draw, ...)`; empty if it failed
     draws: dict[str, np.ndarray]
-    ess: float
-    divergent: int
-    failure: str
+    ess: float  # the smallest effective number of draws over quantities, before thinning
+    divergent: int  # number of divergent transitions
+    failure: str  # what went wrong; empty if nothing did
 
 
 class Task(NamedTuple):
-    """What all fits share.
+    """What all fits share."""
 
-    Attributes:
-        target: The target, with any data.
-        engine: The engine.
-        functions: Users' quantities.
-        most: Draws kept of every fit, at most.
-        least: Draws that every fit must have.
-    """
-
-    target: ReplacesData
+    target: ReplacesData  # the target, with any data
     engine: AbstractEngine
-    functions: Functions
-    most: int
-    least: int
+    functions: Functions  # users' quantities
+    most: int  # draws kept of every fit, at most
+    least: int  # draws that every fit must have
 
 
 def fit_all(

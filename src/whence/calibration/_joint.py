@@ -1,6 +1,5 @@
 """`JointTest`: has the joint distribution of parameters and data survived a transition?"""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,10 +8,10 @@ import numpy as np
 from scipy.special import ndtr
 
 from ..diagnostics import Finding, Report
-from ..diagnostics._names import Namer, listing, plural
-from ._rank_messages import probability, shape
-from ._reported import Reported
-from ._uniform import band, counts_below, p_value
+from ..diagnostics._names import plural
+from ._rank_messages import shape
+from ._reported import RankTest, worst_first
+from ._uniform import p_value
 
 SOURCE = "Geweke 2004, doi:10.1198/016214504000001132"
 MEANING = {
@@ -32,7 +31,7 @@ _TESTS = 3  # of every quantity: ranks at the end, drift of location, drift of s
 
 
 @dataclass(frozen=True)
-class JointTest(Reported):
+class JointTest(RankTest):
     """What became of parameters and data drawn from the joint distribution.
 
     Attributes:
@@ -70,11 +69,6 @@ class JointTest(Reported):
         """Number of replicates."""
         return len(next(iter(self.ranks.values())))
 
-    @property
-    def num_quantities(self) -> int:
-        """Number of scalars compared."""
-        return sum(math.prod(ranks.shape[1:]) for ranks in self.ranks.values())
-
     @cached_property
     def p_values(self) -> dict[str, np.ndarray]:
         """P-value of every scalar, adjusted for its three tests but not for other scalars."""
@@ -88,13 +82,11 @@ class JointTest(Reported):
     @cached_property
     def report(self) -> Report:
         """All findings, with remedies."""
-        judged = [self._judge(name) for name in self.ranks]
+        right = "distributed as in the prior"
+        judged = [self._judge(n, right, f"not {right}", SOURCE) for n in self.ranks]
         others = [f for f in (self._failures(), self._still(), self._slow()) if f is not None]
-        order = ("error", "warning", "note", "ok")
-        findings = sorted([*judged, *others], key=lambda f: order.index(f.severity))
         wrong = sum(len(f.where) or 1 for f in judged if f.is_problem)
-        names = plural(self.num_quantities, "quantity", "quantities")
-        level = f"probability of a false alarm at most {self.alpha:g}"
+        names, level = self._summed_up()
         verdict = f"No error found in {names} ({level})."
         if wrong:
             verdict = f"Wrong: {wrong} of {names} leave their distribution ({level})."
@@ -104,7 +96,9 @@ class JointTest(Reported):
             f"{self.engine}, {self.num_replicates} replicates of {self.iterations} transitions"
         )
         smallest = min(float(p.min()) for p in self.p_values.values())
-        return Report(tuple(findings), verdict, {"smallest_p_value": smallest}, title)
+        return Report(
+            worst_first([*judged, *others]), verdict, {"smallest_p_value": smallest}, title
+        )
 
     def plot(self) -> Any:
         """Draw the ECDF of values at the end on the scale of the prior, minus uniform.
@@ -112,47 +106,22 @@ class JointTest(Reported):
         Returns:
             A matplotlib figure; `.savefig(path)` writes it.
         """
-        from ._plot import plot_ecdf_difference
+        return self._plot(self.alpha / (_TESTS * self.num_quantities))
 
-        size = self.num_replicates
-        level = self.alpha / (_TESTS * self.num_quantities)
-        low, high = band(size, self.num_draws, level)
-        counts = {
-            name: np.stack(
-                [counts_below(column, self.num_draws) for column in ranks.reshape(size, -1).T]
-            )
-            for name, ranks in self.ranks.items()
-        }
-        return plot_ecdf_difference(counts, low, high, size)
-
-    def _judge(self, name: str) -> Finding:
-        p = np.minimum(1.0, self.p_values[name].ravel() * self.num_quantities)
-        wrong = [int(i) for i in np.argsort(p, kind="stable") if p[i] <= self.alpha]
-        smallest = float(p.min())
-        if not wrong:
-            message = f"distributed as in the prior ({probability(smallest)})"
-            return Finding(name, "ok", message, smallest, self.alpha, SOURCE)
-        ranks = self.ranks[name]
-        namer, inner = Namer(self.dims, self.coords), ranks.shape[1:]
-        where = tuple(namer(name, inner, i) for i in wrong)
-        meaning = MEANING[shape(ranks.reshape(len(ranks), -1)[:, wrong[0]], self.num_draws)]
-        of = f" for {listing(where)}" if inner else ""
-        message = f"not distributed as in the prior ({probability(smallest)}){of}: {meaning}"
-        return Finding(name, "error", message, smallest, self.alpha, SOURCE, REMEDY, where)
+    def _explain(self, name: str, ranks: np.ndarray) -> tuple[str, str]:
+        return MEANING[shape(ranks, self.num_draws)], REMEDY
 
     def _failures(self) -> Finding | None:
         if not self.failures:
             return None
-        return Finding(
-            "failures",
-            "error",
+        message = (
             f"the engine failed in {self.failures} of "
-            f"{plural(self.num_replicates, 'replicate')}",
-            float(self.failures),
-            0.0,
-            remedy="Its outcome is in `whence.infer` on one data set; a smaller step size may "
-            "help.",
+            f"{plural(self.num_replicates, 'replicate')}"
         )
+        remedy = (
+            "Its outcome is in `whence.infer` on one data set; a smaller step size may help."
+        )
+        return Finding("failures", "error", message, float(self.failures), 0.0, remedy=remedy)
 
     def _still(self) -> Finding | None:
         if self.moved > 0:

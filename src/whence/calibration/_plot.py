@@ -15,15 +15,7 @@ def plot_ecdf_difference(
     size: int,
     axes: Any = None,
 ) -> Any:
-    """Draw ECDFs of ranks minus the ECDF of uniform ranks, one panel for each variable.
-
-    Args:
-        counts: Numbers of ranks below `1..L` by variable, `(element, L)`.
-        low: Lowest counts in the band, `(L,)`.
-        high: Highest counts in the band, `(L,)`.
-        size: Number of ranks.
-        axes: Matplotlib axes to draw in, one for each variable; None for a new figure.
-    """
+    """Draw ECDFs minus the uniform one, a panel for each name, of counts `(element, L)`."""
     names = list(counts)
     if axes is None:
         names = names[:_MOST_PANELS]

@@ -18,15 +18,10 @@ from ._generative import Functions, Shapes, draw_data, quantities
 
 
 class StartAt(AbstractDataTarget):
-    """A target whose initial position is given.
+    """A target whose initial position is given."""
 
-    Attributes:
-        target: Everything else.
-        position: Where engines start.
-    """
-
-    target: AbstractDescribedTarget
-    position: Position
+    target: AbstractDescribedTarget  # everything else
+    position: Position  # where engines start
 
     def init(self, *, key):
         """Return the position given."""
@@ -83,11 +78,7 @@ def check_transition(target: AbstractDescribedTarget, engine: AbstractEngine) ->
 def begin(
     target: AbstractDescribedTarget, shapes: Shapes, functions: Functions, keys: Array
 ) -> tuple[Any, Any, Any]:
-    """Draw positions from the prior and data given them.
-
-    Returns:
-        Positions, data and quantities, each with a leading axis as `keys` have.
-    """
+    """Draw positions from the prior and data given them."""
     arguments = (target, shapes, functions, keys)
     return compiled(_begin, *arguments).call(*arguments)
 
@@ -112,11 +103,7 @@ def move(
     data: dict[str, Array],
     keys: Array,
 ) -> tuple[Position, np.ndarray]:
-    """Make some steps of the engine from every position, each on its own data.
-
-    Returns:
-        The new positions, and whether the engine fares well at each.
-    """
+    """Make some steps of the engine from every position, each on its own data."""
     arguments = (target, engine, steps, positions, data, keys)
     state, info, fine = compiled(_move, *arguments).call(*arguments)
     last = jax.tree.map(lambda x: np.asarray(x)[:, None], info)

@@ -18,11 +18,7 @@ _PRECISION = 1e-3  # of the pointwise level, relative
 
 
 def counts_below(ranks: np.ndarray, num_draws: int) -> np.ndarray:
-    """Count the ranks below `1, ..., num_draws`.
-
-    Returns:
-        Shape `(num_draws,)`.
-    """
+    """Count the ranks below each of `1, ..., num_draws`."""
     return np.cumsum(np.bincount(ranks, minlength=num_draws + 1))[:-1]
 
 

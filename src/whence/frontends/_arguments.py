@@ -50,14 +50,7 @@ def _is_hashable(leaf) -> bool:
 
 
 def held(fn: Callable, args: tuple, kwargs: dict[str, Any], names: set[str]):
-    """Return arguments in which the arrays of some parameters are part of the program.
-
-    Args:
-        fn: The model.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        names: Names of the parameters.
-    """
+    """Return arguments in which the arrays of some parameters are part of the program."""
 
     def hold(leaf):
         return Held(np.asarray(leaf)) if isinstance(leaf, jax.Array) else leaf
@@ -76,17 +69,11 @@ def parameters(fn: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, A
 
 
 class Call(NamedTuple):
-    """Arguments of a model at new inputs.
+    """Arguments of a model at new inputs."""
 
-    Attributes:
-        args: Positional ones.
-        kwargs: Keyword arguments.
-        grow: Whether plates may have more entries than in the fit: new groups.
-    """
-
-    args: tuple
-    kwargs: dict[str, Any]
-    grow: bool = False
+    args: tuple  # positional ones
+    kwargs: dict[str, Any]  # keyword arguments
+    grow: bool = False  # whether plates may have more entries than in the fit: new groups
 
 
 def renewed(fn: Callable, old: Call, args: tuple, kwargs: Mapping[str, Any]) -> Call:

@@ -15,7 +15,7 @@ from ..language._latent import UNDRAWN, Latent, latents
 from ..language._model import sites
 from ..language._module_leaves import check_module, select
 from ..language._module_priors import as_data, priors_of
-from ._bayesian_heads import AbstractHead, Custom, classification, poisson, regression
+from ._bayesian_heads import AbstractHead, Function, classification, poisson, regression
 
 _STARTS = ("prior", "module", "uniform")
 
@@ -217,4 +217,4 @@ def _as_head(likelihood) -> AbstractHead | None:
             "`likelihood` must be `regression()`, `classification()`, `poisson()` or a "
             f"function of the outputs that returns a distribution; got {likelihood!r}."
         )
-    return Custom(likelihood)
+    return Function(likelihood)

@@ -55,46 +55,11 @@ class Regression(AbstractHead):
         """Accept all real numbers."""
 
 
-class Classification(AbstractHead):
-    """Labels; made by `classification`."""
-
-    @property
-    def priors(self):
-        return {}
-
-    def __call__(self, output, values):
-        """Return a categorical distribution, or a Bernoulli one for a single logit."""
-        if output.ndim == 1 or output.shape[-1] == 1:
-            return _rows(dist.Bernoulli(logits=squeeze(output)))
-        return _rows(dist.Categorical(logits=output))
-
-    def check(self, y):
-        if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
-            raise ValueError(
-                "`y` must be integers, the numbers of classes from 0, for "
-                f"`classification()`; got dtype {jnp.result_type(y)}."
-            )
-
-
-class Poisson(AbstractHead):
-    """Counts; made by `poisson`."""
-
-    @property
-    def priors(self):
-        return {}
-
-    def __call__(self, output, values):
-        """Return a Poisson distribution for each row."""
-        return _rows(dist.Poisson(jnp.exp(squeeze(output))))
-
-    def check(self, y):
-        """Accept what the support allows."""
-
-
-class Custom(AbstractHead):
-    """A user's function from outputs to a distribution."""
+class Function(AbstractHead):
+    """A function from outputs to a distribution, perhaps of labels."""
 
     function: Any
+    labels: bool = eqx.field(static=True, default=False)
 
     @property
     def priors(self):
@@ -105,7 +70,22 @@ class Custom(AbstractHead):
         return self.function(output)
 
     def check(self, y):
-        """Accept what the support allows."""
+        if self.labels and not jnp.issubdtype(jnp.result_type(y), jnp.integer):
+            raise ValueError(
+                "`y` must be integers, the numbers of classes from 0, for "
+                f"`classification()`; got dtype {jnp.result_type(y)}."
+            )
+
+
+def _categorical(output: Array) -> Any:
+    """Return a categorical distribution, or a Bernoulli one for a single logit."""
+    if output.ndim == 1 or output.shape[-1] == 1:
+        return _rows(dist.Bernoulli(logits=squeeze(output)))
+    return _rows(dist.Categorical(logits=output))
+
+
+def _counts(output: Array) -> Any:
+    return _rows(dist.Poisson(jnp.exp(squeeze(output))))
 
 
 def regression(noise: Any = None) -> Regression:
@@ -138,18 +118,18 @@ def regression(noise: Any = None) -> Regression:
     return Regression(sigma)
 
 
-def classification() -> Classification:
+def classification() -> Function:
     """Labels whose logits are a module's outputs: a likelihood for `bayesian`.
 
     With two outputs per row or more, `y` are classes 0, 1, ...; with a single one it is the
     log odds of class 1 against class 0.
     """
-    return Classification()
+    return Function(_categorical, labels=True)
 
 
-def poisson() -> Poisson:
+def poisson() -> Function:
     """Counts whose log rates are a module's outputs: a likelihood for `bayesian`."""
-    return Poisson()
+    return Function(_counts)
 
 
 def squeeze(output: Array) -> Array:

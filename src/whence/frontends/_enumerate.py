@@ -19,19 +19,12 @@ Values = dict[str, Array]
 
 
 class Summed(NamedTuple):
-    """A model called with its arguments, whose discrete latents are summed out.
+    """A model called with its arguments, whose discrete latents are summed out."""
 
-    Attributes:
-        fn: The model.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        structure: What is known of its sites.
-    """
-
-    fn: Callable[..., Any]
-    args: tuple
-    kwargs: dict[str, Any]
-    structure: Structure
+    fn: Callable[..., Any]  # the model
+    args: tuple  # its positional arguments
+    kwargs: dict[str, Any]  # its keyword arguments
+    structure: Structure  # what is known of its sites
 
     @property
     def discrete(self) -> frozenset[str]:

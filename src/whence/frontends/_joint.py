@@ -22,15 +22,10 @@ Choose = Callable[[str, Any], Any]
 
 
 class Part(NamedTuple):
-    """One component of a joint distribution, given those before it.
+    """One component of a joint distribution, given those before it."""
 
-    Attributes:
-        distribution: The distribution that the joint yields.
-        value: The value chosen for it.
-    """
-
-    distribution: Any
-    value: Any
+    distribution: Any  # the distribution that the joint yields
+    value: Any  # the value chosen for it
 
 
 class Skeleton(NamedTuple):
@@ -38,14 +33,10 @@ class Skeleton(NamedTuple):
 
     A joint is a pytree, but one that can only be filled with arrays: in place of the
     placeholders that go through a compiled program it would be made wrongly, or not at all.
-
-    Attributes:
-        treedef: Its structure as a pytree.
-        others: Leaves that are no arrays, with None for each array.
     """
 
-    treedef: Any
-    others: tuple[Any, ...]
+    treedef: Any  # its structure as a pytree
+    others: tuple[Any, ...]  # leaves that are no arrays, with None for each array
 
     def fill(self, arrays: tuple[Any, ...]) -> Any:
         """Return the joint distribution with these arrays."""
@@ -66,19 +57,12 @@ def take_arrays(joint: Any) -> tuple[tuple[Any, ...], Skeleton]:
 
 
 class JointStructure(NamedTuple):
-    """What does not depend on the numbers in joint and data; hashable.
+    """What does not depend on the numbers in joint and data; hashable."""
 
-    Attributes:
-        names: All components, in the order of the joint.
-        sites: The latents.
-        derived: Components that the others determine (`Deterministic`).
-        dims: Names of axes, by component.
-    """
-
-    names: tuple[str, ...]
-    sites: tuple[Latent, ...]
-    derived: tuple[Latent, ...]
-    dims: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    names: tuple[str, ...]  # all components, in the order of the joint
+    sites: tuple[Latent, ...]  # the latents
+    derived: tuple[Latent, ...]  # components that the others determine (`Deterministic`)
+    dims: tuple[tuple[str, tuple[str, ...]], ...] = ()  # names of axes, by component
 
 
 @contextlib.contextmanager
@@ -104,14 +88,7 @@ def library() -> Any:
 
 
 def walk(joint: Any, names: tuple[str, ...], choose: Choose) -> dict[str, Part]:
-    """Run through the components of a joint in order; return them by name.
-
-    Args:
-        joint: The joint distribution.
-        names: Names of its components.
-        choose: Called with name and distribution of each component; returns its value,
-            which the components after it see.
-    """
+    """Run through the components of a joint in order, with values that `choose` gives."""
     parts: dict[str, Part] = {}
     value = None
     with quietly():

@@ -96,12 +96,7 @@ class NumpyroTarget(AbstractSitesTarget):
         return {n: x[rows] if n in self.local else x for n, x in position.items()}
 
     def log_joint_rows(self, position, rows):
-        """Return the log prior of global latents, and the log density of each row given them.
-
-        Args:
-            position: From `at_rows`.
-            rows: Numbers of the data rows.
-        """
+        """Return the log prior of global latents, and log densities of rows given them."""
         shared, prior, likelihood = self._by_row(position, rows)
         return shared, prior + likelihood
 
@@ -184,22 +179,13 @@ class NumpyroTarget(AbstractSitesTarget):
     def new_inputs(self, inputs: tuple, named: Mapping[str, Any]) -> Call:
         """Return arguments for `predict`; refuse what cannot be one.
 
-        Args:
-            inputs: New positional arguments of the model.
-            named: New keyword arguments.
-
         Raises:
             ValueError: Naming the argument, the rule and what was given.
         """
         return self._renewed(inputs, named, False)
 
     def new_groups(self, inputs: tuple, named: Mapping[str, Any]) -> Call:
-        """As `new_inputs`, where plates may be longer: what is new is drawn from the prior.
-
-        Args:
-            inputs: New positional arguments of the model.
-            named: New keyword arguments.
-        """
+        """As `new_inputs`, where plates may be longer: what is new is drawn from the prior."""
         return self._renewed(inputs, named, True)
 
     def _renewed(self, inputs, named, grow) -> Call:
@@ -401,20 +387,16 @@ def _at_batch(target: NumpyroTarget, position: dict[str, Array], rows: Array) ->
     return target.log_likelihood(position, rows)
 
 
-def _distributions_at(target: NumpyroTarget, position: dict[str, Array]) -> Any:
-    """Return the numbers in the distributions of the observed sites."""
-    trace = target._at(position, key=jr.key(0))
+def _distributions_at(target: NumpyroTarget, position: dict[str, Array], grow=False) -> Any:
+    """Return the numbers in the distributions of observed sites; `grow` allows new groups."""
+    trace = target._at(position, key=jr.key(0), grow=grow)
     return [
         jax.tree.leaves(s["fn"]) for n, s in trace.items() if n in target.structure.observed
     ]
 
 
 def _distributions_grown(target: NumpyroTarget, position: dict[str, Array]) -> Any:
-    """As `_distributions_at`, where plates may be longer."""
-    trace = target._at(position, key=jr.key(0), grow=True)
-    return [
-        jax.tree.leaves(s["fn"]) for n, s in trace.items() if n in target.structure.observed
-    ]
+    return _distributions_at(target, position, grow=True)
 
 
 def observed_values(target: NumpyroTarget, position: dict[str, Array]) -> dict[str, Array]:

@@ -24,50 +24,33 @@ Trace = dict[str, dict[str, Any]]  # what numpyro's `trace` handler records, by 
 
 
 class Latent(NamedTuple):
-    """A latent site; hashable.
+    """A latent site; hashable."""
 
-    Attributes:
-        name: Name of the site.
-        shape: Shape of the value.
-        unconstrained_shape: Shape of its part of the position.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    unconstrained_shape: tuple[int, ...]
+    name: str  # name of the site
+    shape: tuple[int, ...]  # shape of the value
+    unconstrained_shape: tuple[int, ...]  # shape of its part of the position
 
 
 class Structure(NamedTuple):
-    """What does not depend on the numbers in the data; hashable.
+    """What does not depend on the numbers in the data; hashable."""
 
-    Attributes:
-        sites: The latents, in the order of the model.
-        observed: Names of the observed sites, without the auxiliary ones that `factor` makes.
-        dims: Names of the axes that plates give, by site.
-        weighted: Names of latents under a `mask` or `scale` handler.
-        factors: Names of terms of the likelihood that no data could be drawn from: those
-            that `factor` makes, scaled ones, and observed values made of latents.
-        discrete: The latents that are summed out, in the order of the model.
-        varying: Names of deterministic sites that depend on those: they have no one value.
-        scanned: Whether some of those are inside `scan`.
-        enum_dim: The first batch axis from the right that all sites leave free.
-        plates: Names of the plates that take some of their rows at random.
-        num_rows: Number of rows of the one such plate, if it has all data.
-        local: Latents inside it, with one value for each row.
-    """
-
-    sites: tuple[Latent, ...]
+    sites: tuple[Latent, ...]  # the latents, in the order of the model
+    # names of the observed sites, without the auxiliary ones that `factor` makes
     observed: tuple[str, ...]
-    dims: tuple[tuple[str, tuple[str, ...]], ...]
-    weighted: tuple[str, ...]
+    dims: tuple[tuple[str, tuple[str, ...]], ...]  # names of the axes that plates give, by site
+    weighted: tuple[str, ...]  # names of latents under a `mask` or `scale` handler
+    # names of terms of the likelihood that no data could be drawn from: those that `factor`
+    # makes, scaled ones, and observed values made of latents
     factors: tuple[str, ...]
+    # the latents that are summed out, in the order of the model
     discrete: tuple[Latent, ...] = ()
+    # names of deterministic sites that depend on those: they have no one value
     varying: tuple[str, ...] = ()
-    scanned: bool = False
-    enum_dim: int = -1
-    plates: tuple[str, ...] = ()
-    num_rows: int | None = None
-    local: tuple[str, ...] = ()
+    scanned: bool = False  # whether some of those are inside `scan`
+    enum_dim: int = -1  # the first batch axis from the right that all sites leave free
+    plates: tuple[str, ...] = ()  # names of the plates that take some of their rows at random
+    num_rows: int | None = None  # number of rows of the one such plate, if it has all data
+    local: tuple[str, ...] = ()  # latents inside it, with one value for each row
 
 
 class NeedsNumbers(ValueError):
@@ -101,12 +84,7 @@ _ROWS: ContextVar[tuple[str, Any] | None] = ContextVar("rows", default=None)
 
 @contextmanager
 def at_rows(plate: str, rows: Any) -> Iterator[None]:
-    """Run models in `WholePlates` with some rows of a plate.
-
-    Args:
-        plate: Name of the plate.
-        rows: Row numbers.
-    """
+    """Run models in `WholePlates` with some rows of a plate of this name."""
     token = _ROWS.set((plate, rows))
     try:
         yield

@@ -28,21 +28,13 @@ _NOISE = 1e-3
 
 
 class Images(NamedTuple):
-    """Digits to learn from and to be tested on, pixels from 0 to 1.
+    """Digits to learn from and to be tested on, pixels from 0 to 1."""
 
-    Attributes:
-        train: Shape `(rows, 28, 28)`.
-        labels: Of `train`.
-        test: Shape `(rows, 28, 28)`.
-        test_labels: Of `test`.
-        other: Images of something else.
-    """
-
-    train: np.ndarray
-    labels: np.ndarray
-    test: np.ndarray
-    test_labels: np.ndarray
-    other: np.ndarray
+    train: np.ndarray  # shape `(rows, 28, 28)`
+    labels: np.ndarray  # of `train`
+    test: np.ndarray  # shape `(rows, 28, 28)`
+    test_labels: np.ndarray  # of `test`
+    other: np.ndarray  # images of something else
 
 
 def read(data: Path, num_train: int, num_test: int, *, seed: int) -> Images:

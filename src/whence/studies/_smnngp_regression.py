@@ -27,51 +27,30 @@ EPS = 10 ** np.arange(-5, 1.5, 0.5)
 
 
 class Split(NamedTuple):
-    """Data divided and standardised by their training part.
+    """Data divided and standardised by their training part."""
 
-    Attributes:
-        x: Training inputs, shape `(rows, features)`.
-        y: Training outputs, of mean 0 and variance 1.
-        x_new: Test inputs.
-        y_new: Test outputs, on the scale of `y`.
-        unit: Standard deviation of the outputs, in their own unit.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    x_new: np.ndarray
-    y_new: np.ndarray
-    unit: float
+    x: np.ndarray  # training inputs, shape `(rows, features)`
+    y: np.ndarray  # training outputs, of mean 0 and variance 1
+    x_new: np.ndarray  # test inputs
+    y_new: np.ndarray  # test outputs, on the scale of `y`
+    unit: float  # standard deviation of the outputs, in their own unit
 
 
 class Choice(NamedTuple):
-    """A kernel and a noise, as the evidence chose them.
+    """A kernel and a noise, as the evidence chose them."""
 
-    Attributes:
-        name: In words.
-        network: Its kernel has mean 1 on the diagonal of the training inputs.
-        noise: As a multiple of the scale.
-    """
-
-    name: str
-    network: Serial
-    noise: float
+    name: str  # in words
+    network: Serial  # its kernel has mean 1 on the diagonal of the training inputs
+    noise: float  # as a multiple of the scale
 
 
 class Scores(NamedTuple):
-    """Means over test rows, in the unit of the data.
+    """Means over test rows, in the unit of the data."""
 
-    Attributes:
-        nll: Negative log density of an observation, in nats.
-        rmse: Root mean squared error.
-        crps: Continuous ranked probability score.
-        covered: Share of observations inside central 95% intervals.
-    """
-
-    nll: float
-    rmse: float
-    crps: float
-    covered: float
+    nll: float  # negative log density of an observation, in nats
+    rmse: float  # root mean squared error
+    crps: float  # continuous ranked probability score
+    covered: float  # share of observations inside central 95% intervals
 
 
 def split(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> Split:

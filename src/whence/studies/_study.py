@@ -89,10 +89,6 @@ class Study(NamedTuple):
 def carry_out(study: Study, request: Request) -> Sequence[Table]:
     """Run a study and write its tables, as CSV one by one and as Markdown together.
 
-    Args:
-        study: The study.
-        request: What is asked of it.
-
     Raises:
         ValueError: If the size is not one of `SIZES`, or the folder of data is missing.
     """

@@ -31,21 +31,14 @@ REFERENCE_INSTANCES = 2_000
 
 
 class StudySize(NamedTuple):
-    """How large a study is.
+    """How large a study is."""
 
-    Attributes:
-        instances: Instances of each problem.
-        horizon: Rounds of each problem.
-        problems: Names of the problems.
-        horizons: Horizons of the growth with rounds.
-        arms: Numbers of arms of the growth with these.
-    """
-
-    instances: int
-    horizon: int = HORIZON
+    instances: int  # instances of each problem
+    horizon: int = HORIZON  # rounds of each problem
+    # names of the problems
     problems: Sequence[str] = ("p1", "p2", "p4", "bernoulli", "beta", "uniform")
-    horizons: Sequence[int] = tuple(HORIZONS)
-    arms: Sequence[int] = (2, 5, 10, 20, 50)
+    horizons: Sequence[int] = tuple(HORIZONS)  # horizons of the growth with rounds
+    arms: Sequence[int] = (2, 5, 10, 20, 50)  # numbers of arms of the growth with these
 
 
 PLANS = {"small": StudySize(200), "full": StudySize(2_000)}
@@ -122,17 +115,11 @@ def _entries(run: PolicyRun, reference: PublishedRegret | None) -> list[str]:
 
 
 class Results(NamedTuple):
-    """What was played.
+    """What was played."""
 
-    Attributes:
-        problems: All policies, by name of the problem.
-        horizons: `VarTS`, by number of rounds.
-        arms: `VarTS`, by number of arms.
-    """
-
-    problems: dict[str, Simulation]
-    horizons: dict[int, PolicyRun]
-    arms: dict[int, PolicyRun]
+    problems: dict[str, Simulation]  # all policies, by name of the problem
+    horizons: dict[int, PolicyRun]  # `VarTS`, by number of rounds
+    arms: dict[int, PolicyRun]  # `VarTS`, by number of arms
 
 
 def play_all(plan: StudySize, key: Any, request: Request) -> Results:

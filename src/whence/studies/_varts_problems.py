@@ -20,34 +20,21 @@ ARMS, HORIZON = 10, 2_000
 
 
 class PublishedRegret(NamedTuple):
-    """What the independent simulation found.
+    """What the independent simulation found."""
 
-    Attributes:
-        mean: Mean regret.
-        error: Its standard error; None if it was not kept.
-        median: Median regret, rounded; None if it was not kept.
-    """
-
-    mean: float
-    error: float | None = None
-    median: float | None = None
+    mean: float  # mean regret
+    error: float | None = None  # its standard error; None if it was not kept
+    median: float | None = None  # median regret, rounded; None if it was not kept
 
 
 class BanditProblem(NamedTuple):
-    """Instances, and the policies that play them.
+    """Instances, and the policies that play them."""
 
-    Attributes:
-        title: What the arms are.
-        instances: Draws so many instances, given a key.
-        policies: By name, a function of the instances.
-        references: What was found before, by name of the policy.
-        bound: Prior of the policy whose regret is proved to stay below a bound, or None.
-    """
-
-    title: str
-    instances: Callable[[int, PRNGKey], Any]
-    policies: Mapping[str, Callable[[Any], Any]]
-    references: Mapping[str, PublishedRegret]
+    title: str  # what the arms are
+    instances: Callable[[int, PRNGKey], Any]  # draws so many instances, given a key
+    policies: Mapping[str, Callable[[Any], Any]]  # by name, a function of the instances
+    references: Mapping[str, PublishedRegret]  # what was found before, by name of the policy
+    # prior of the policy whose regret is proved to stay below a bound, or None
     bound: Any = None
 
 
@@ -86,9 +73,13 @@ def own_prior(alpha: float, arms: int = ARMS) -> NormalGamma:
     return NormalGamma(0.0, 1.0, alpha, 1.0, arms=arms)
 
 
-def _alike(
-    title: str, alpha: float, references: Mapping[str, PublishedRegret]
-) -> BanditProblem:
+def _of(*values: Any) -> tuple[PublishedRegret, ...]:
+    return tuple(
+        PublishedRegret(*v) if isinstance(v, tuple) else PublishedRegret(v) for v in values
+    )
+
+
+def _alike(title: str, alpha: float, regrets: tuple[PublishedRegret, ...]) -> BanditProblem:
     prior, expected = own_prior(alpha), 1 / (alpha - 1)
     known = lambda env: knowing(KnownVariance(0.0, env.scale**2, env.scale**2))
     policies = {
@@ -103,6 +94,7 @@ def _alike(
         "Bayes-UCB": _always(bandit.BayesUCB(prior)),  # pyright: ignore[reportCallIssue]
     }
     draw = lambda num, key: bandit.sample_instances(prior, instances=num, key=key)
+    references = dict(zip(policies, regrets, strict=True))
     return BanditProblem(title, draw, policies, references, prior)
 
 
@@ -132,21 +124,12 @@ def _groups() -> BanditProblem:
         "TS, variance 0.05": _always(fixed(0.05, 1.0)),
         **_WITHOUT_PRIOR,
     }
-    references = {
-        "VarTS": PublishedRegret(128.2, 1.5),
-        "VarTS, pooled prior": PublishedRegret(151.0, 2.0),
-        "TS, variances known": PublishedRegret(116.6, 1.7),
-        "TS, expected variance of each arm": PublishedRegret(124.0, 1.9),
-        "TS, expected variance": PublishedRegret(143.6, 3.0),
-        "TS, variance 4": PublishedRegret(203.8, 2.5),
-        "TS, variance 0.05": PublishedRegret(202, 10, 27),
-        "UCB1": PublishedRegret(140.7, 3.8),
-        "UCB1-Tuned": PublishedRegret(180.6, 8.8, 33),
-        "UCB-V": PublishedRegret(436.0, 2.6),
-        "UCB1-Normal": PublishedRegret(1393, 9),
-        "MVTS": PublishedRegret(132.6, 4.8),
-        "Honda-Takemura, a = -1/2": PublishedRegret(198.0, 1.3),
-    }
+    regrets = _of(
+        *[(128.2, 1.5), (151.0, 2.0), (116.6, 1.7), (124.0, 1.9), (143.6, 3.0), (203.8, 2.5)],
+        *[(202, 10, 27), (140.7, 3.8), (180.6, 8.8, 33), (436.0, 2.6), (1393, 9)],
+        *[(132.6, 4.8), (198.0, 1.3)],
+    )
+    references = dict(zip(policies, regrets, strict=True))
     title = "Two groups of arms: expected variances 0.05 and 4, means Normal(0, 1)"
     return BanditProblem(title, _draw_groups, policies, references)
 
@@ -196,55 +179,26 @@ def _draw_beta(num: int, key: PRNGKey) -> bandit.BetaArms:
     return bandit.BetaArms(4 * p, 4 * (1 - p))
 
 
-def _of(*values: Any) -> tuple[PublishedRegret, ...]:
-    return tuple(
-        PublishedRegret(*v) if isinstance(v, tuple) else PublishedRegret(v) for v in values
-    )
-
-
 def problems() -> dict[str, BanditProblem]:
-    """Return the problems by name."""
-    r = PublishedRegret
+    """Return the problems by name; regrets are in the order of their policies."""
     return {
         "p1": _alike(
             "Arms alike, expected variance 1/3 (alpha = 4)",
             4.0,
-            {
-                "VarTS": r(53.8, 0.7),
-                "TS, variances known": r(43.2, 0.5),
-                "TS, expected variance": r(53.7, 2.3),
-                "TS, four times that": r(109.7, 0.9),
-                "TS, a quarter of it": r(53.9, 2.9, 20),
-                "UCB1": r(143.7, 0.8),
-                "UCB1-Tuned": r(44.3, 2.7, 28),
-                "UCB-V": r(295.4, 0.6),
-                "UCB1-Normal": r(609, 4),
-                "CHK-UCB": r(116.8, 0.7),
-                "Bayes-UCB": r(54.3, 1.0),
-                "MVTS": r(107.3, 0.7),
-                "Honda-Takemura, a = -1/2": r(92.2, 0.5),
-                "Honda-Takemura, a = -1": r(103.0, 0.5),
-            },
+            _of(
+                *[(53.8, 0.7), (43.2, 0.5), (53.7, 2.3), (109.7, 0.9), (53.9, 2.9, 20)],
+                *[(143.7, 0.8), (44.3, 2.7, 28), (295.4, 0.6), (609, 4), (107.3, 0.7)],
+                *[(92.2, 0.5), (103.0, 0.5), (116.8, 0.7), (54.3, 1.0)],
+            ),
         ),
         "p2": _alike(
             "Arms alike, expected variance 1 whose own variance is infinite (alpha = 2)",
             2.0,
-            {
-                "VarTS": r(99.6, 1.8),
-                "TS, variances known": r(67.3, 1.0),
-                "TS, expected variance": r(104.6, 5.5),
-                "TS, four times that": r(198.4, 2.0),
-                "TS, a quarter of it": r(123, 11, 35),
-                "UCB1": r(130.0, 4.4),
-                "UCB1-Tuned": r(154.8, 12.7, 29),
-                "UCB-V": r(337.5, 1.2),
-                "UCB1-Normal": r(1051, 11),
-                "CHK-UCB": r(190.6, 1.7),
-                "Bayes-UCB": r(104.5, 2.9),
-                "MVTS": r(104.9, 3.8),
-                "Honda-Takemura, a = -1/2": r(151, 1),
-                "Honda-Takemura, a = -1": r(168, 1),
-            },
+            _of(
+                *[(99.6, 1.8), (67.3, 1.0), (104.6, 5.5), (198.4, 2.0), (123, 11, 35)],
+                *[(130.0, 4.4), (154.8, 12.7, 29), (337.5, 1.2), (1051, 11), (104.9, 3.8)],
+                *[(151, 1), (168, 1), (190.6, 1.7), (104.5, 2.9)],
+            ),
         ),
         "p4": _groups(),
         "bernoulli": _bounded(
@@ -253,15 +207,9 @@ def problems() -> dict[str, BanditProblem]:
             lambda env: env.probs * (1 - env.probs) + 1e-9,
             (1.98, 6.93, 0.985),
             _of(
-                *[
-                    (42.5, 0.4),
-                    (46.1, 0.4),
-                    (36.5, 0.3),
-                    (32.0, 0.7),
-                    (72.0, 0.3),
-                    (156.6, 3.8),
-                ],
-                *[(38.3, 0.3), (48.9, 0.4), (43.0, 0.8), 184.4, 46.3, 276.2, 136.7, 63.2],
+                *[(42.5, 0.4), (46.1, 0.4), (36.5, 0.3), (32.0, 0.7), (72.0, 0.3)],
+                *[(156.6, 3.8), (38.3, 0.3), (48.9, 0.4), (43.0, 0.8)],
+                *[184.4, 46.3, 276.2, 136.7, 63.2],
             ),
         ),
         "beta": _bounded(
@@ -270,15 +218,9 @@ def problems() -> dict[str, BanditProblem]:
             lambda env: env.means * (1 - env.means) / 5,
             (0.396, 6.93, 0.197),
             _of(
-                *[
-                    (14.0, 0.1),
-                    (22.0, 0.1),
-                    (12.5, 0.2),
-                    (15.0, 0.6),
-                    (27.6, 0.1),
-                    (186.0, 3.9),
-                ],
-                *[(13.3, 0.2), (47.3, 0.2), (15.0, 0.4), 184.6, 49.4, 226.4, 136.2, 34.0],
+                *[(14.0, 0.1), (22.0, 0.1), (12.5, 0.2), (15.0, 0.6), (27.6, 0.1)],
+                *[(186.0, 3.9), (13.3, 0.2), (47.3, 0.2), (15.0, 0.4)],
+                *[184.6, 49.4, 226.4, 136.2, 34.0],
             ),
         ),
         "uniform": _bounded(
@@ -288,34 +230,18 @@ def problems() -> dict[str, BanditProblem]:
             (1.370, 3.605, 0.0803),
             _of(
                 *[(16.6, 0.2), (22.3, 0.1), (12.8, 0.2), (14.2, 0.3), (26.3, 0.1)],
-                *[
-                    (325, 5),
-                    (13.7, 0.2),
-                    (52.8, 0.4),
-                    (13.8, 0.2),
-                    202.5,
-                    62.9,
-                    211.5,
-                    152.7,
-                    27.6,
-                ],
+                *[(325, 5), (13.7, 0.2), (52.8, 0.4), (13.8, 0.2)],
+                *[202.5, 62.9, 211.5, 152.7, 27.6],
             ),
         ),
     }
 
 
 # Regret of VarTS with the prior of "p1", by horizon and by number of arms.
-HORIZONS = {
-    125: PublishedRegret(24.8, 0.2),
-    250: PublishedRegret(31.4, 0.4),
-    500: PublishedRegret(37.4, 0.4),
-    1_000: PublishedRegret(45.4, 0.7),
-    2_000: PublishedRegret(53.2, 0.7),
-    4_000: PublishedRegret(64.6, 1.1),
-}
-ARM_COUNTS = {
-    2: PublishedRegret(9.1, 0.3),
-    5: PublishedRegret(28.0, 0.6),
-    20: PublishedRegret(99.0, 1.3),
-    50: PublishedRegret(213.5, 2.3),
-}
+_BY_ROUNDS = _of((24.8, 0.2), (31.4, 0.4), (37.4, 0.4), (45.4, 0.7), (53.2, 0.7), (64.6, 1.1))
+HORIZONS: dict[int, PublishedRegret] = dict(
+    zip((125, 250, 500, 1_000, 2_000, 4_000), _BY_ROUNDS)
+)
+ARM_COUNTS: dict[int, PublishedRegret] = dict(
+    zip((2, 5, 20, 50), _of((9.1, 0.3), (28.0, 0.6), (99.0, 1.3), (213.5, 2.3)))
+)

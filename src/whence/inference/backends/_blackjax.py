@@ -125,11 +125,7 @@ class BlackjaxNUTS(AbstractLibraryNUTS):
         return _State(state.sampler, averaging, estimate, step_size)
 
     def _parts(self, dim: int | None = None) -> tuple:
-        """Return kernel, dual averaging, metric estimate and schedule, options applied.
-
-        Args:
-            dim: Dimension of the target, for the initial metric; None after the start.
-        """
+        """Return kernel, dual averaging, metric estimate and schedule, options applied."""
         from blackjax.adaptation.metric_recipes import lookup_recipe
         from blackjax.adaptation.staged_adaptation import build_schedule
         from blackjax.adaptation.step_size import dual_averaging_adaptation

@@ -14,15 +14,8 @@ from ._options import initial_metric, route
 # Arguments of NumPyro's NUTS that the engine sets, that belong to its models, or that its
 # NUTS ignores (`trajectory_length`).
 _OWN = (
-    "model",
-    "potential_fn",
-    "kinetic_fn",
-    "step_size",
-    "dense_mass",
-    "target_accept_prob",
-    "trajectory_length",
-    "max_tree_depth",
-    "init_strategy",
+    *("model", "potential_fn", "kinetic_fn", "step_size", "dense_mass", "target_accept_prob"),
+    *("trajectory_length", "max_tree_depth", "init_strategy"),
 )
 
 

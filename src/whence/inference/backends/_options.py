@@ -37,15 +37,6 @@ def route(
 ) -> tuple[dict[str, Any], ...]:
     """Give each option to the functions of the library that take an argument of its name.
 
-    Args:
-        options: Pairs of name and value.
-        library: Name of the backend, for the message.
-        own: Arguments of `functions` that the engine sets itself and are no options.
-        functions: Callables of the library.
-
-    Returns:
-        Keyword arguments, for each function.
-
     Raises:
         ValueError: If no function takes an option of this name.
     """

@@ -23,22 +23,11 @@ _LEAST_WINDOWED = 100
 _MAX_TREE_DEPTH = 12
 # Arguments of its functions that the engine sets, or that do nothing on JAX.
 _OWN = (
-    "target_log_prob_fn",
-    "step_size",
-    "momentum_distribution",
-    "max_tree_depth",
-    "parallel_iterations",
-    "experimental_shard_axis_names",
-    "name",
-    "inner_kernel",
-    "num_adaptation_steps",
-    "target_accept_prob",
-    "step_size_setter_fn",
-    "step_size_getter_fn",
-    "log_accept_prob_getter_fn",
-    "reduce_fn",
-    "experimental_reduce_chain_axis_names",
-    "validate_args",
+    *("target_log_prob_fn", "step_size", "momentum_distribution", "max_tree_depth"),
+    *("parallel_iterations", "experimental_shard_axis_names", "name", "inner_kernel"),
+    *("num_adaptation_steps", "target_accept_prob", "step_size_setter_fn"),
+    *("step_size_getter_fn", "log_accept_prob_getter_fn", "reduce_fn"),
+    *("experimental_reduce_chain_axis_names", "validate_args"),
 )
 
 

@@ -82,21 +82,13 @@ def _pushed(old: Array, new: Array) -> Array:
 
 
 class Search(NamedTuple):
-    """Where a line search ended.
+    """Where a line search ended."""
 
-    Attributes:
-        length: Of the step, in units of the direction; 0 if no step was good.
-        value: There.
-        gradient: There.
-        at_wall: Whether the value fell right up to where it is no longer finite.
-        evaluations: Of the function.
-    """
-
-    length: Scalar
-    value: Scalar
-    gradient: Float[Array, " dim"]
-    at_wall: Bool[Array, ""]
-    evaluations: Int[Array, ""]
+    length: Scalar  # of the step, in units of the direction; 0 if no step was good
+    value: Scalar  # there
+    gradient: Float[Array, " dim"]  # there
+    at_wall: Bool[Array, ""]  # whether the value fell right up to where it is no longer finite
+    evaluations: Int[Array, ""]  # of the function
 
 
 def search(

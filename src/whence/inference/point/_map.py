@@ -29,33 +29,19 @@ MAX_WALLS = 5  # line searches in a row that end where nothing is finite any mor
 
 
 class MAPState(eqx.Module):
-    """What the next step needs. Losses are minus the objective, in nats.
+    """What the next step needs. Losses are minus the objective, in nats."""
 
-    Attributes:
-        point: The position, flat.
-        loss: There; infinite before the first step.
-        gradient: Of the loss.
-        direction: Where the next step goes.
-        memory: Of the quasi-Newton method.
-        gain: What the next step promises, in nats: `gradient' H^-1 gradient / 2`.
-        fresh: Whether the direction is that of steepest descent.
-        walls: Line searches in a row that ended where nothing is finite any more.
-        stuck: Whether no step along any direction known was of use.
-        converged: Whether the gain is below the tolerance.
-        count: Steps made.
-    """
-
-    point: Float[Array, " dim"]
-    loss: Scalar
-    gradient: Float[Array, " dim"]
-    direction: Float[Array, " dim"]
-    memory: Memory
-    gain: Scalar
-    fresh: Bool[Array, ""]
-    walls: Int[Array, ""]
-    stuck: Bool[Array, ""]
-    converged: Bool[Array, ""]
-    count: Int[Array, ""]
+    point: Float[Array, " dim"]  # the position, flat
+    loss: Scalar  # there; infinite before the first step
+    gradient: Float[Array, " dim"]  # of the loss
+    direction: Float[Array, " dim"]  # where the next step goes
+    memory: Memory  # of the quasi-Newton method
+    gain: Scalar  # what the next step promises, in nats: `gradient' H^-1 gradient / 2`
+    fresh: Bool[Array, ""]  # whether the direction is that of steepest descent
+    walls: Int[Array, ""]  # line searches in a row that ended where nothing is finite any more
+    stuck: Bool[Array, ""]  # whether no step along any direction known was of use
+    converged: Bool[Array, ""]  # whether the gain is below the tolerance
+    count: Int[Array, ""]  # steps made
 
 
 class MAP(AbstractEngine):
@@ -198,12 +184,7 @@ class MAP(AbstractEngine):
         return where(hopeless, RESULTS.nonfinite_start, result)
 
     def explain(self, target: AbstractTarget, state: MAPState) -> str:
-        """Say which latent had gone farthest where no start found a maximum.
-
-        Args:
-            target: The target.
-            state: Final states of all starts, leading axis first.
-        """
+        """Say which latent had gone farthest where no start found a maximum."""
         losses = np.nan_to_num(np.asarray(state.loss), nan=np.inf)
         position = flat_view(target)[1](jnp.asarray(state.point[int(np.argmin(losses))]))
         size = {n: np.max(np.abs(x), initial=0.0) for n, x in named_leaves(position).items()}

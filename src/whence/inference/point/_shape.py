@@ -14,21 +14,15 @@ MAX_HALVINGS = 60  # of a walk that begins with twice the standard deviation
 
 
 class Shape(eqx.Module):
-    """Second derivatives, and what they miss.
+    """Second derivatives, and what they miss."""
 
-    Attributes:
-        curvatures: Eigenvalues of minus the Hessian, ascending.
-        axes: Their eigenvectors, in columns.
-        slopes: First derivatives along them.
-        declines: By how much the objective falls along each, both ways, as a fraction of
-            what its curvature promises; the least over half, one and two standard
-            deviations (less where those are beyond all that is finite). 1 for a parabola, 0
-            or less where nothing is lost by going on.
-    """
-
-    curvatures: Float[Array, " dim"]
-    axes: Float[Array, "dim dim"]
-    slopes: Float[Array, " dim"]
+    curvatures: Float[Array, " dim"]  # eigenvalues of minus the Hessian, ascending
+    axes: Float[Array, "dim dim"]  # their eigenvectors, in columns
+    slopes: Float[Array, " dim"]  # first derivatives along them
+    # by how much the objective falls along each, both ways, as a fraction of what its
+    # curvature promises; the least over half, one and two standard deviations (less where
+    # those are beyond all that is finite). 1 for a parabola, 0 or less where nothing is lost
+    # by going on
     declines: Float[Array, " dim"]
 
 
