@@ -1,20 +1,26 @@
 """Speed of the family `niw`: a step of learning from tasks, and its memory.
 
-    uv run python benchmarks/niw.py [--small]
+    uv run python benchmarks/niw.py [--out benchmarks/results] [--small]
 
 25 tasks of 20 points, a network of 1761 weights (1-40-40-1), 20 inner steps, float32: our step
 beside one written by hand for this network alone, and beside MAML with derivatives through
-every inner step. Wall and processor time, best of several, in one run. Memory is what XLA
-plans for the compiled step's own arrays.
+every inner step. All are compiled first and then called in turn, so that load falls on all
+alike; processor time of this process, the middle of several calls, and ratios of calls made
+after each other. Memory is what XLA plans for the compiled step's own arrays.
 """
 
 import argparse
+import json
+import os
+import platform
 import time
+from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optax
 
 from whence.models import niw
@@ -23,15 +29,17 @@ from whence.studies._niw_tasks import NOISE, mlp, sine_line
 STEPS = 20
 
 
-def best(function, repeats):
-    """Return the least wall and processor time of a call, in ms, after one that compiles."""
-    function()
-    found = []
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), time.process_time()
-        function()
-        found.append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)))
-    return tuple(min(column) for column in zip(*found))
+def in_turn(calls, rounds):
+    """Return processor milliseconds of calls by name, `(round,)`, each round calling all."""
+    for call in calls.values():
+        call()
+    found = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            begin = time.process_time()
+            call()
+            found[name].append(1e3 * (time.process_time() - begin))
+    return {name: np.array(times) for name, times in found.items()}
 
 
 def compiled_step(procedure, meta):
@@ -111,32 +119,72 @@ def by_hand(steps):
     return jax.jit(step).lower(*args).compile(), args
 
 
-def main():
-    """Print the figures."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--small", action="store_true", help="few repetitions")
-    repeats = 3 if parser.parse_args().small else 30
+def programs():
+    """Return functions from the number of inner steps to a compiled step and its arguments."""
     meta = niw.NIWMeta(mlp(jr.key(0)), niw.Gaussian(NOISE))
-    rows = {"by hand, diagonal": by_hand}
+    found = {"by hand, diagonal": by_hand}
     for structure in ("diagonal", "full", "last_layer"):
-        rows[f"niw, {structure}"] = lambda n, s=structure: compiled_step(
+        found[f"niw, {structure}"] = lambda n, s=structure: compiled_step(
             niw.OneTimeIterates(local=niw.GGNLaplace(steps=n, structure=s)), meta
         )
-    rows["niw, SGLD moments"] = lambda n: compiled_step(
+    found["niw, SGLD moments"] = lambda n: compiled_step(
         niw.OneTimeIterates(local=niw.SGLDMoments(steps=n, warmup=n // 2)), meta
     )
-    rows["MAML, unrolled"] = lambda n: compiled_step(niw.PointMeta(inner_steps=n), meta)
-    print(f"{'':20s} {'wall ms':>9s} {'cpu ms':>9s}   MB at 10, 20, 80 inner steps")
-    for name, make in rows.items():
-        memory = []
-        for steps in (10, STEPS, 80):
+    found["MAML, unrolled"] = lambda n: compiled_step(niw.PointMeta(inner_steps=n), meta)
+    return found
+
+
+def measure(rounds):
+    """Return a row of figures for each program."""
+    calls, memory = {}, {}
+    for name, make in programs().items():
+        for steps in (STEPS, 80):
             program, args = make(steps)
-            memory.append(program.memory_analysis().temp_size_in_bytes / 2**20)
+            size = program.memory_analysis().temp_size_in_bytes / 2**20
+            memory.setdefault(name, {})[steps] = size
             if steps == STEPS:
-                run = lambda p=program, a=args: jax.block_until_ready(p(*a))
-                wall, cpu = best(run, repeats)
-        sizes = " ".join(f"{size:8.1f}" for size in memory)
-        print(f"{name:20s} {wall:9.1f} {cpu:9.1f}   {sizes}")
+                calls[name] = lambda p=program, a=args: jax.block_until_ready(p(*a))
+    times = in_turn(calls, rounds)
+    hand, maml = times["by hand, diagonal"], times["MAML, unrolled"]
+    return {
+        name: {
+            "ms": float(np.median(each)),
+            "of by hand": float(np.median(each / hand)),
+            "MAML of it": float(np.median(maml / each)),
+            "MB": memory[name],
+        }
+        for name, each in times.items()
+    }
+
+
+def main():
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="folder of results")
+    parser.add_argument("--small", action="store_true", help="few repetitions")
+    arguments = parser.parse_args()
+    rows = measure(3 if arguments.small else 40)
+    report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load": [round(x, 1) for x in os.getloadavg()],
+        "rows": rows,
+    }
+    lines = [
+        f"{report['date']}, {report['machine']}; load {report['load']}",
+        "",
+        f"{'':20s} {'CPU ms':>8s} {'of by hand':>11s} {'MAML of it':>11s}"
+        "   MB at 20 and 80 inner steps",
+    ]
+    for name, row in rows.items():
+        sizes = " ".join(f"{size:8.1f}" for size in row["MB"].values())
+        ratios = f"{row['of by hand']:11.2f} {row['MAML of it']:11.2f}"
+        lines.append(f"{name:20s} {row['ms']:8.1f} {ratios}   {sizes}")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if arguments.out:
+        (arguments.out / "niw.json").write_text(json.dumps(report, indent=1) + "\n")
+        (arguments.out / "niw.txt").write_text(text)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,22 @@ def test_plates_sampled_by_nuts_agree_with_gibbs():
         assert np.all(np.abs(np.mean(drawn, axis=(0, 1)) - want.mean(0)) < 5 * error)
 
 
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_outputs_vary_between_tasks_by_a_known_size_at_the_start(covariance):
+    """A linear network: the mean of x'Sx over the inputs."""
+    found = model(covariance, components=2).on(niw.Tasks(X, Y)).model
+    given = model(covariance, components=2, precision=4.0).on(niw.Tasks(X, Y)).model
+    size = {}
+    for name, meta in (("found", found), ("given", given)):
+        law = jax.tree.map(lambda a: a[1], meta.population.covariance)
+        size[name] = np.mean([x @ law.times(x) for x in X.reshape(-1, 2)])
+    assert_allclose(size["found"], 1)
+    assert_allclose(size["given"], np.mean(np.sum(X**2, -1)) / 4)
+    # Components begin as far apart as tasks are.
+    apart = [np.linalg.norm(np.diff(m.population.mean, axis=0)) for m in (found, given)]
+    assert_allclose(apart[0] / apart[1], (size["found"] / size["given"]) ** 0.5)
+
+
 TASKS, PRODUCT = niw.Tasks(X, Y), niw.ProductNIW([0, 0], 1, [1, 1], 1)
 WRONG = niw.OneTimeIterates(batch=4, points=(5, 2))
 LABELS = np.tile([0, 1, 2, 0, 1, 2, 0, 1], (4, 1))

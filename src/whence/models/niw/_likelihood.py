@@ -25,6 +25,8 @@ class AbstractLikelihood(eqx.Module):
 
     separable: ClassVar[bool]
     """Whether the scores of a point depend on that point alone."""
+    spread: ClassVar[float] = 1.0
+    """Standard deviation of outputs between tasks that learning is to begin with."""
 
     @abc.abstractmethod
     def scores(self, outputs: Array, y: Array, mask: Array, new: Array | None = None) -> Array:
@@ -138,6 +140,8 @@ class Categorical(AbstractLabels, AbstractSeparable):
         classes: How many, at least 2.
     """
 
+    # With less no prediction from one point of each class could be sure.
+    spread: ClassVar[float] = 5.0
     classes: int = eqx.field(static=True, converter=whole("classes", least=2))
 
     def check(self, y, mask, outputs):

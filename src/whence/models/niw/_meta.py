@@ -77,8 +77,8 @@ class NIWMeta(eqx.Module):
         rank: Of the low-rank part.
         components: Components of a mixture, for tasks of several kinds.
         precision: Of each weight between tasks, at the start. None for one with which outputs
-            vary between tasks by 1 (embeddings for `Prototypes` by 1 in length), which `on`
-            finds at the inputs of the tasks.
+            vary between tasks by 1 (logits by 5, embeddings for `Prototypes` by 1 in length),
+            which `on` finds at the inputs of the tasks.
         tails: Degrees of freedom of a scale v of each task, `theta_i ~ N(mu, v Sigma)` with
             v ~ IG(tails / 2, tails / 2): tasks far from the others cost less, and `adapt`
             says how unusual a task is. None is v = 1.
@@ -268,13 +268,13 @@ def check_fit(meta: NIWMeta, x: Any, y: Any, mask: Any) -> None:
 
 @eqx.filter_jit
 def _in_units(meta: NIWMeta, x: Array) -> NIWMeta:
-    """Return a model whose outputs vary between tasks by 1."""
+    """Return a model whose outputs vary between tasks by what its likelihood asks for."""
     start = jnp.mean(meta.population.mean, axis=0)
     one = lambda weights, x: meta.outputs(weights, x[None])[0]
     jacobian = jax.vmap(jax.jacrev(one), in_axes=(None, 0))(start, x)
     size = jnp.mean(jnp.sum(jacobian**2, axis=2), axis=0)
     size = jnp.mean(size) if meta.likelihood.separable else jnp.sum(size)
-    factor = 1 / jnp.maximum(size, 1e-6)
+    factor = meta.likelihood.spread**2 / jnp.maximum(size, 1e-6)
     mean = start + jnp.sqrt(factor) * (meta.population.mean - start)
     covariance = jax.vmap(lambda c: c.scaled(factor))(meta.population.covariance)
     where = lambda m: (m.population.mean, m.population.covariance)
