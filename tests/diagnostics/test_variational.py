@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from whence.diagnostics import VariationalFit, diagnose
+from whence.diagnostics._trouble import trouble
 
 
 @pytest.fixture
@@ -115,4 +116,14 @@ def test_exact_family_and_too_few_ratios(rng):
 
 def test_verdict_keeps_names_capitalised(rng):
     report = bbvi(rng, log_weights_is=2 * rng.exponential(size=4000))
-    assert report.verdict.startswith("Use with care: the Pareto k-hat of")
+    assert report.verdict.startswith("Do not use these draws: the Pareto k-hat of")
+
+
+def test_a_khat_above_its_limit_is_told_at_once(rng):
+    x = [rng.normal(size=(1, 100))]
+    heavy, light = (shape * rng.exponential(size=4000) for shape in (2.0, 0.3))
+    told = trouble(x, {}, chains=False, log_weights_is=heavy)
+    assert told.startswith("Pareto k-hat ")
+    assert told.endswith("above 0.7: do not use these draws")
+    for fine in (light, np.full(100, 3.0), np.zeros(0), None):
+        assert trouble(x, {}, chains=False, log_weights_is=fine) == ""

@@ -103,6 +103,51 @@ def test_imputed_values_of_dependent_data():
     assert_allclose(found[0][1:], mean[1:], rtol=1e-9)
     assert_allclose(found[1][1:, 1:], covariance[1:, 1:], rtol=1e-9)
     assert_allclose(found[2], evidence, rtol=1e-9)
+    draw = target.constrain(target.init(key=jax.random.key(1)))
+    assert_allclose(target.pointwise_given_rest(draw)["y"], evidence, rtol=1e-9)
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: d.expand((4,))])
+def test_rows_of_which_a_part_is_missing_have_the_term_of_the_other_part(wrap, key):
+    """In leave-one-out cross-validation; of a row of which nothing is known there is none."""
+    cov = np.array([[2.0, 0.6, -0.4], [0.6, 1.0, 0.3], [-0.4, 0.3, 1.5]])
+
+    class Triples(wh.Model):
+        mu: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self):
+            return wrap(dist.MultivariateNormal(self.mu * jnp.ones(3), jnp.asarray(cov)))
+
+    gap = np.nan
+    y = np.array([[0.5, 1.0, -1.0], [gap, 0.2, 0.9], [gap, gap, gap], [gap, 2.0, gap]])
+    target = wh.condition(Triples(), y, missing="impute")
+    draw = target.constrain(target.init(key=key))
+    expected = [
+        stats.multivariate_normal.logpdf(
+            row[at], np.full(at.sum(), float(draw.mu)), cov[np.ix_(at, at)]
+        )
+        for row, at in zip(y, ~np.isnan(y))
+        if at.any()
+    ]
+    assert_allclose(target.pointwise_given_rest(draw)["y"], expected, rtol=1e-6)
+    posterior = wh.Posterior.from_draws(
+        target, {"mu": np.zeros((1, 5)), "y_missing": np.ones((1, 5, 6))}
+    )
+    assert list(posterior.to_datatree()["log_likelihood"]["y"]["y_known_row"]) == [0, 1, 3]
+
+
+def test_rows_of_other_distributions_have_terms_if_they_are_complete(key):
+    class Heavy(wh.Model):
+        mu: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self):
+            return dist.MultivariateStudentT(4.0, self.mu * jnp.ones(2), jnp.eye(2))
+
+    y = np.array([[np.nan, 1.0], [0.3, -0.2]])
+    target = wh.condition(Heavy(), y, missing="impute")
+    draw = target.constrain(target.init(key=key))
+    expected = stats.multivariate_t.logpdf(y[1], np.full(2, float(draw.mu)), np.eye(2), df=4)
+    assert_allclose(target.pointwise_given_rest(draw)["y"], [expected], rtol=1e-6)
 
 
 def test_imputed_values_with_bounds():
@@ -129,6 +174,8 @@ def test_imputed_values_with_bounds():
     assert float(drawn[0]) > 1.0
 
 
+# Of three rows one weighs so much that its k-hat is at the limit.
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")
 def test_imputed_values_by_nuts(key):
     target = wh.condition(Mean(), Y, missing="impute")
     posterior = wh.infer(target, wh.NUTS(chains=2, draws=800, warmup=300), key=key)

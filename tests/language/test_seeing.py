@@ -1,6 +1,10 @@
 """What is shown of models, targets and results: notebooks, graphs, tables of priors."""
 
+import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
 from typing import Any
 
 import jax.random as jr
@@ -52,9 +56,9 @@ def _numpyro(error, y=None):
         numpyro.sample("y", dist.Normal(theta, error), obs=y)
 
 
-def test_notebooks_get_well_formed_html(target, posterior):
-    """Parsed as XML, which is stricter: every tag is closed, all text is escaped."""
-    shown = {
+@pytest.fixture(scope="module")
+def shown(target, posterior):
+    things = {
         "model": MODEL,
         "draw": MODEL.sample_prior(key=0),
         "batch": MODEL.sample_prior(3, key=0),
@@ -66,9 +70,42 @@ def test_notebooks_get_well_formed_html(target, posterior):
         "check": wh.check(target),
         "graph": wh.graph(target),
     }
+    return {name: thing._repr_html_() for name, thing in things.items()}
+
+
+class Nesting(HTMLParser):
+    """Follows which tags are open, as a browser reads them."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.wrong = [], []
+
+    def handle_starttag(self, tag, attrs):
+        cell = tag in ("td", "th") and "tr" not in self.open
+        row = tag == "tr" and "table" not in self.open
+        if (
+            cell
+            or row
+            or tag in ("script", "iframe")
+            or any(n.startswith("on") for n, _ in attrs)
+        ):
+            self.wrong.append(tag)
+        if tag not in ("br", "hr", "img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(f"/{tag}")
+
+
+def test_notebooks_get_well_formed_html(posterior, shown):
+    """Parsed as XML, which is stricter: every tag is closed, all text is escaped."""
     text = {}
-    for name, thing in shown.items():
-        tree = ET.fromstring(thing._repr_html_())
+    for name, html in shown.items():
+        nesting = Nesting()
+        nesting.feed(html)
+        assert (nesting.open, nesting.wrong) == ([], []), name
+        tree = ET.fromstring(html)
         text[name] = " ".join("".join(tree.itertext()).split())
     assert "Normal(loc=0, scale=5)" in text["model"]
     assert "<firm> 3" in text["model"]
@@ -79,6 +116,31 @@ def test_notebooks_get_well_formed_html(target, posterior):
     assert posterior.diagnose().verdict in text["report"]
     assert "no problems found" in text["check"]
     assert "school 3" in text["numpyro"]
+
+
+@pytest.mark.slow
+def test_notebooks_in_a_browser(shown, tmp_path):
+    """What a headless browser makes of them: each has a size, and the text that it should."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip("needs a browser: Chromium or Chrome")
+    parts = "".join(f'<div id="{name}">{html}</div>' for name, html in shown.items())
+    script = """for (const part of document.querySelectorAll("body > div")) {
+        const box = part.getBoundingClientRect(), cells = part.querySelectorAll("td, text");
+        const seen = [...cells].filter(x => x.getBoundingClientRect().height > 0).length;
+        part.title = [box.width > 100, box.height > 20, seen].join(" "); }"""
+    page = tmp_path / "page.html"
+    head = "<!doctype html><meta charset='utf-8'><body>"
+    page.write_text(f"{head}{parts}<script>{script}</script></body>", encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/own"]
+    command = [browser, *flags, "--dump-dom", page.as_uri()]
+    dump = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    for name in shown:
+        wide, high, seen = re.search(rf'id="{name}" title="(.*?)"', dump.stdout)[1].split()
+        assert (wide, high) == ("true", "true"), name
+        assert int(seen) > 2, name
+    assert "theta[&lt;b&gt; &amp; c]" in dump.stdout
 
 
 def _edges(graph):

@@ -126,6 +126,72 @@ def test_two_processes_make_the_draws_of_one(tmp_path, make):
     assert "Process 0" in str(one["refused"])
 
 
+FEDERATED = """
+    import sys, warnings
+    warnings.simplefilter("ignore")
+    import whence as wh
+    port, process, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    wh.enable_x64()
+    wh.distributed(f"localhost:{port}", 2, process)
+    mesh = wh.mesh(data=2)
+    import jax, numpy as np, numpyro.distributions as dist
+    sent = []
+    for name in ("psum", "all_gather", "pmin"):
+        def noted(x, *args, original=getattr(jax.lax, name), **more):
+            sent.extend(leaf.size for leaf in jax.tree.leaves(x))
+            return original(x, *args, **more)
+        setattr(jax.lax, name, noted)
+    class Mean(wh.Model):
+        mu: object = wh.latent(dist.Normal(0.0, 1.0), shape=2)
+        def likelihood(self):
+            return dist.Normal(self.mu, 1.0).to_event(1)
+    own = np.random.default_rng(process).normal(3.0 * process, 1.0, size=(200, 2))
+    target = wh.condition(Mean(), own)
+    engine = wh.FederatedSGLD(shards="processes", batch_size=20, chains=2, steps=12_000,
+                              warmup=2_000, thin=4, local_steps=20, step_size=2.5e-4)
+    try:
+        wh.infer(target, engine, key=0, mesh=mesh, store=f"{folder}/store")
+    except ValueError as error:
+        refused = str(error)
+    try:
+        wh.infer(wh.condition(Mean(), own[process:]), engine, key=0, mesh=mesh)
+    except ValueError as error:
+        unlike = str(error)
+    posterior = wh.infer(target, engine, key=0, mesh=mesh)
+    np.savez(f"{folder}/{process}.npz", mu=posterior["mu"], own=own, sent=sent,
+             refused=refused, unlike=unlike, inflation=posterior.record.inflation,
+             error=posterior.record.inflation_error)
+"""
+
+
+def test_shards_stay_in_their_processes(tmp_path):
+    """Against the exact posterior of all rows, of which each process has half.
+
+    After 20 local steps of a shard, without surrogates, chains would be near its own posterior:
+    the means of the two halves are 3 apart, 40 standard deviations.
+    """
+    port = _free_port()
+    _finish(*(_start(FEDERATED, port, number, tmp_path) for number in (0, 1)))
+    zero, one = (np.load(tmp_path / f"{name}.npz") for name in (0, 1))
+    assert_array_equal(zero["mu"], one["mu"])
+    rows = np.concatenate([zero["own"], one["own"]])
+    precision = len(rows) + 1.0
+    draws, h, a = zero["mu"], 2.5e-4, precision
+    within = np.mean([half["own"].var(axis=0) for half in (zero, one)], axis=0)
+    noise = len(rows) ** 2 / 20 * within
+    variance = (1 + h * noise / 2) / (1 - h * a / 2) / a
+    ess = wh.diagnostics.convergence(draws).ess_bulk
+    assert np.all(np.abs(draws.mean((0, 1)) - rows.sum(0) / a) < 4.5 * np.sqrt(variance / ess))
+    assert_allclose(draws.var(axis=(0, 1)), variance, rtol=4.5 * np.sqrt(2 / ess.min()))
+    # What is told of the bias is by the gradients of all rows.
+    told = zero["inflation"][:2] - variance * a
+    assert np.all(np.abs(told) < 4.5 * zero["error"][:2])
+    # Positions, gradients and surrogates of two latents, for two chains; never a row.
+    assert 0 < max(zero["sent"]) <= 2 * 4
+    assert "has no `store`" in str(zero["refused"])
+    assert "as many data rows in every process" in str(one["unlike"])
+
+
 @pytest.mark.slow
 def test_rows_over_processes_differ_by_rounding_alone(tmp_path):
     port = _free_port()

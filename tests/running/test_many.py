@@ -18,12 +18,28 @@ SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 ENGINE = wh.SGLD(steps=12, step_size=1e-2, warmup=0, chains=1)
 
 
+class Other:
+    """What has an executor's `submit` and is none of the standard library's."""
+
+    def __init__(self, executor):
+        self.submit = executor.submit
+
+
 @pytest.fixture(scope="module")
 def executors():
     """One process started afresh, as on another machine, and two threads."""
     spawn = multiprocessing.get_context("spawn")
     with ThreadPoolExecutor(2) as threads, ProcessPoolExecutor(1, spawn) as processes:
-        yield {"threads": threads, "processes": processes}
+        yield {"threads": threads, "processes": processes, "other": Other(processes)}
+
+
+def _is_same(found, alone, targets):
+    assert list(found) == [0, 1]
+    for name, posterior in found.items():
+        assert posterior.target is targets[name]
+        assert posterior["theta"].dtype == np.float64
+        assert_array_equal(posterior["theta"], alone[name]["theta"])
+        assert list(posterior.dt["posterior"]["school"].values) == list("abcdefgh")
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +53,24 @@ def alone(targets):
     return wh.infer_many(targets, ENGINE, key=5, throw=False)
 
 
-@pytest.mark.parametrize("kind", ["threads", "processes"])
+@pytest.mark.parametrize("kind", ["threads", "processes", "other"])
 def test_wherever_a_fit_runs_its_draws_are_the_same(executors, targets, alone, kind):
     options = {"executor": executors[kind], "throw": False, "threads": 1}
-    found = wh.infer_many(targets, ENGINE, key=5, **options)
-    assert list(found) == [0, 1]
-    for name, posterior in found.items():
-        assert posterior.target is targets[name]
-        assert posterior["theta"].dtype == np.float64
-        assert_array_equal(posterior["theta"], alone[name]["theta"])
-        assert list(posterior.dt["posterior"]["school"].values) == list("abcdefgh")
+    _is_same(wh.infer_many(targets, ENGINE, key=5, **options), alone, targets)
     direct = wh.infer(targets[1], ENGINE, key=jax.random.fold_in(jax.random.key(5), 1))
     assert_array_equal(direct["theta"], alone[1]["theta"])
+
+
+@pytest.mark.slow
+def test_a_cluster_of_dask(targets, alone):
+    """Skipped without `pip install distributed`."""
+    distributed = pytest.importorskip("distributed")
+    how = {"n_workers": 1, "threads_per_worker": 1, "processes": True}
+    cluster = distributed.LocalCluster(dashboard_address=None, **how)
+    with cluster, distributed.Client(cluster) as client:
+        executor = client.get_executor()
+        found = wh.infer_many(targets, ENGINE, key=5, executor=executor, throw=False)
+    _is_same(found, alone, targets)
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])

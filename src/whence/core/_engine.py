@@ -42,6 +42,8 @@ class Schedule(NamedTuple):
             0 if it sees all rows, so that data cannot come from a stream.
         homogeneous: Whether, without warm-up, every step is the same Markov transition; not
             if the first one searches for a step size.
+        sites: Processes each of which has data rows that never leave it; 0 if all have the
+            same. The program runs once in each, along the axis `"data"` of the mesh.
     """
 
     replicas: int
@@ -52,6 +54,7 @@ class Schedule(NamedTuple):
     ensemble: tuple[Literal["chain", "particle"], int] | None = None
     homogeneous: bool = True
     rows_per_step: int = 0
+    sites: int = 0
 
 
 class Info(eqx.Module):

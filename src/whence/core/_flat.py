@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from ._begin import first_position
 from ._target import AbstractTarget
 from ._types import Position, PRNGKey
 
@@ -40,11 +41,14 @@ def flat_view(
     )
 
 
-def flat_init(target: AbstractTarget, *, key: PRNGKey) -> FlatPosition:
-    """Return a random initial position as a flat vector.
+def flat_init(
+    target: AbstractTarget, *, key: PRNGKey, member: Int[Array, ""] | None = None
+) -> FlatPosition:
+    """Return where to begin, as a flat vector: a random position, unless the user chose one.
 
     Args:
         target: The target.
         key: For `target.init`.
+        member: Number of the chain or particle, of an engine that couples several.
     """
-    return ravel_pytree(target.init(key=key))[0]
+    return ravel_pytree(first_position(target, key=key, member=member))[0]

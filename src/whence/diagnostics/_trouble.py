@@ -6,12 +6,18 @@ import numpy as np
 
 from ._chains import RHAT_LIMIT
 from ._convergence import convergence
+from ._variational import EQUAL
+from ._weights import khat_limit, pareto_khat
 
 _LARGE = 2**22  # values; beyond that R-hat costs seconds
 
 
 def trouble(
-    positions: Sequence[np.ndarray], stats: Mapping[str, np.ndarray], *, chains: bool
+    positions: Sequence[np.ndarray],
+    stats: Mapping[str, np.ndarray],
+    *,
+    chains: bool,
+    log_weights_is: np.ndarray | None = None,
 ) -> str:
     """Return a phrase, or nothing.
 
@@ -19,6 +25,7 @@ def trouble(
         positions: Arrays `(chain, draw, ...)`.
         stats: By ArviZ's names, `(chain, draw)`; read is `diverging`.
         chains: Whether the draws are those of Markov chains.
+        log_weights_is: Log importance ratios of the draws of an approximation, if known.
     """
     found = []
     diverging = stats.get("diverging")
@@ -32,4 +39,9 @@ def trouble(
         values = [float(np.nanmax(convergence(x).rhat, initial=1.0)) for x in several]
         if max(values, default=1.0) > RHAT_LIMIT:
             found.append(f"R-hat up to {max(values):.4g}, above {RHAT_LIMIT:g}")
+    ratios = np.ravel([] if log_weights_is is None else log_weights_is)
+    if ratios.size and np.ptp(ratios) >= EQUAL:
+        khat, limit = pareto_khat(ratios), khat_limit(ratios.size)
+        if khat > limit:
+            found.append(f"Pareto k-hat {khat:.2f}, above {limit:.2g}: do not use these draws")
     return " and ".join(found)

@@ -1,11 +1,13 @@
 """Checks of variational fits: has the optimiser arrived, and does the family fit?"""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ._particles import check_khat
 from ._report import Finding, held
 from ._require import numbers
-from ._weights import pareto_khat, weight_ess
+from ._weights import khat_limit, pareto_khat, weight_ess
 
 MATERIAL = 0.1  # nats: a change of the ELBO by this is a change of the divergence by it
 EQUAL = 1e-3  # nats: importance ratios within 0.1% of each other
@@ -117,7 +119,9 @@ def _khat(khat: float, size: int) -> Finding:
     if np.isneginf(khat):
         message = "The importance ratios are equal to 0.1%: the approximation is exact"
         return Finding("khat", "ok", message, khat, 0.7)
-    return check_khat(khat, size, "the approximation's importance ratios", remedy)
+    found = check_khat(khat, size, "the approximation's importance ratios", remedy)
+    # Other than particles, draws of a family carry no weights: they are wrong as they are.
+    return replace(found, severity="error") if khat > khat_limit(size) else found
 
 
 def _last_quarter(trace: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ Where elements of the data are independent given the draw, a missing one is a la
 prior is the distribution of that element: the likelihood is of the others alone. It can be
 drawn from and tempered, and of location-scale distributions engines see it standardised, so
 that it does not tie the other latents together. Where data are dependent (a multivariate
-normal), a missing value has a flat prior of its own and the density of all data counts.
+normal), a missing value has a flat prior of its own and the density of all data counts; in
+leave-one-out cross-validation that of what is known of a row.
 """
 
 from collections.abc import Mapping
@@ -113,10 +114,11 @@ class Holes(eqx.Module):
         y: Observed variables with missing values, by name.
         inputs: Inputs of the likelihood.
         where: Indices of the missing values, by variable.
-        known: Indices of the others.
+        known: Indices of the others; of dependent ones, of rows that have a term in
+            leave-one-out cross-validation.
+        partly: Indices of rows of dependent values some of which are missing, by variable.
         axes: Name of the axis of the imputed values, by variable.
         single: Name of the variable if `y` of the model is no dict.
-        joint: Variables whose elements are dependent.
         standardised: Variables whose imputed values engines see standardised.
     """
 
@@ -124,15 +126,15 @@ class Holes(eqx.Module):
     inputs: tuple
     where: dict[str, tuple[Array, ...]]
     known: dict[str, tuple[Array, ...]]
+    partly: dict[str, tuple[Array, ...]]
     axes: tuple[tuple[str, str], ...] = eqx.field(static=True)
     single: str | None = eqx.field(static=True)
-    joint: tuple[str, ...] = eqx.field(static=True)
     standardised: tuple[str, ...] = eqx.field(static=True)
 
     def elements(self, draw: Model, name: str) -> dist.Distribution:
         """Return the prior of the missing values of a variable given a draw."""
         where = self.where[name]
-        if name in self.joint:
+        if name in self.partly:
             return dist.ImproperUniform(constraints.real, (len(where[0]),), ())
         d = _plain(_named(draw.likelihood(*self.inputs), self.single)[name])
         shape = self.y[name].shape
@@ -190,13 +192,20 @@ def impute(
         raise ValueError(
             '`missing="impute"` is not for models with local latents; use `missing="drop"`.'
         )
-    joint, standardised = _kinds(model, inputs, single, holes)
+    kinds = _kinds(model, inputs, single, holes)
     axes = {n: f"{n}_missing_row" for n in holes}
-    known = {n: np.nonzero(~np.isnan(np.asarray(observed[n]))) for n in holes}
+    seen = {n: ~np.isnan(np.asarray(observed[n])) for n in holes}
+    within = {n: tuple(range(-kinds[n][1], 0)) for n in holes}
+    rows = {n: _RULES[kinds[n][0]](seen[n], axis=within[n]) for n in holes}
+    at = lambda wanted: np.nonzero(wanted) if np.ndim(wanted) else ()
+    known = {n: at(rows[n]) for n in holes}
+    partly = {n: at(rows[n] & ~seen[n].all(within[n])) for n in holes if within[n]}
     labels = {}
     for n, where in holes.items():
         labels[axes[n]] = _row_names(where, coords, dims.get(n, ()))
-        labels[known_row(n)] = _row_names(known[n], coords, dims.get(n, ()))
+        if known[n]:
+            own = dims.get(n, ())[: len(known[n])]
+            labels[known_row(n)] = _row_names(known[n], coords, own)
     model = with_coords(model, labels)
     new: Any = object.__new__(imputing(type(model)))
     for field, value in vars(model).items():
@@ -206,10 +215,10 @@ def impute(
         inputs,
         _indices(holes),
         _indices(known),
+        _indices(partly),
         tuple(axes.items()),
         single,
-        joint,
-        standardised,
+        tuple(n for n in holes if kinds[n][0] == "standardised"),
     )
     object.__setattr__(new, "whence_holes", data)
     object.__setattr__(new, "imputed", {f"{n}_missing": UNDRAWN for n in holes})
@@ -228,8 +237,8 @@ def known_row(name: str) -> str:
 def known_dims(model: Model) -> dict[str, tuple[str, ...]]:
     """Return the axes of pointwise log likelihoods, by `log_likelihood/variable`."""
     holes = getattr(model, "whence_holes", None)
-    independent = [n for n in holes.where if n not in holes.joint] if holes else []
-    return {f"log_likelihood/{n}": (known_row(n),) for n in independent}
+    rows = [n for n, index in holes.known.items() if index] if holes else []
+    return {f"log_likelihood/{n}": (known_row(n),) for n in rows}
 
 
 @cache
@@ -244,16 +253,20 @@ def imputing(cls: type[Model]) -> type[Model]:
             """Return the log likelihood of `y`, zero where a value is a latent with a prior."""
             terms, holes = self._terms(cls.log_likelihood, y, inputs), self.whence_holes
             for name, where in holes.where.items():
-                if name not in holes.joint:
+                if name not in holes.partly:
                     terms[name] = terms[name].at[where].set(0.0)
             return terms if holes.single is None else terms[holes.single]
 
         def log_density_given_rest(self, y, *inputs):
-            """Return the log density of each value that is not missing."""
+            """Return the log density of each value that is not missing, or of each row's."""
             terms, holes = self._terms(cls.log_likelihood, y, inputs), self.whence_holes
             for name, known in holes.known.items():
-                if name not in holes.joint:
-                    terms[name] = terms[name][known]
+                term = jnp.asarray(terms[name])
+                if name in holes.partly:
+                    law = _named(self.likelihood(*holes.inputs), holes.single)[name]
+                    rows = holes.partly[name]
+                    term = term.at[rows].set(_of_seen(law, holes.y[name], rows, term))
+                terms[name] = term[known]
             return terms if holes.single is None else terms[holes.single]
 
         def _terms(self, function, y, inputs) -> dict[str, Any]:
@@ -292,9 +305,31 @@ def _plain(d: Any) -> Any:
     return d
 
 
-def _kinds(model, inputs, single, holes) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return which variables are dependent, and which are of a location-scale family."""
-    found: dict[str, Any] = {}
+# Which rows of dependent values have a term: those of which anything is known, if its density
+# is known in closed form, or those that are complete.
+_RULES = {"parts": np.any, "joint": np.all, "elements": np.any, "standardised": np.any}
+
+
+def _of_seen(law: Any, y: Array, rows: tuple[Array, ...], term: Array) -> Array:
+    """Return the log density of what is known of some rows: a marginal, in closed form."""
+    law = _normal(law)
+    if law is None:
+        return term[rows]
+    loc = jnp.broadcast_to(law.loc, y.shape)[rows]
+    cov = jnp.broadcast_to(law.covariance_matrix, (*y.shape, y.shape[-1]))[rows]
+    seen = ~jnp.isnan(y[rows])
+    # Missing values become standard normal and independent, at zero: their density is known.
+    both = seen[..., :, None] & seen[..., None, :]
+    cov = jnp.where(both, cov, jnp.eye(y.shape[-1], dtype=cov.dtype))
+    rest = jnp.where(seen, y[rows] - loc, 0.0)
+    gone = (~seen).sum(-1).astype(cov.dtype)
+    whole = dist.MultivariateNormal(jnp.zeros_like(rest), cov).log_prob(rest)
+    return jnp.asarray(whole) + gone * jnp.log(2 * jnp.pi) / 2
+
+
+def _kinds(model, inputs, single, holes) -> dict[str, tuple[str, int]]:
+    """Return of which kind each variable is, and how many axes a row has besides."""
+    found: dict[str, tuple[str, int]] = {}
 
     @relaxed()
     def visit(position):
@@ -307,7 +342,7 @@ def _kinds(model, inputs, single, holes) -> tuple[tuple[str, ...], tuple[str, ..
             )
         for name, d in _named(draw.likelihood(*inputs), single).items():
             if name in holes:
-                found[name] = _kind(name, _plain(d))
+                found[name] = _kind(name, d), d.event_dim
 
     visit_shapes = {
         s.name: jax.ShapeDtypeStruct(s.unconstrained_shape, jnp.result_type(float))
@@ -315,11 +350,11 @@ def _kinds(model, inputs, single, holes) -> tuple[tuple[str, ...], tuple[str, ..
         if not s.fixed
     }
     jax.eval_shape(visit, visit_shapes)
-    named = lambda kind: tuple(n for n, k in found.items() if k == kind)
-    return named("joint"), named("standardised")
+    return found
 
 
-def _kind(name: str, d: Any) -> str:
+def _kind(name: str, whole: Any) -> str:
+    d = _plain(whole)
     kind, support = type(d).__name__, d.support
     if support.is_discrete:
         raise ValueError(
@@ -335,7 +370,15 @@ def _kind(name: str, d: Any) -> str:
             f"Missing values of {name!r} cannot be imputed: the values of {kind} in one row "
             f'are tied to each other ({support!r}). Use `missing="drop"`.'
         )
-    return "joint"
+    return "joint" if _normal(whole) is None else "parts"
+
+
+def _normal(d: Any) -> Any:
+    """Return the multivariate normal distribution of each row; None if it is another."""
+    while isinstance(d, dist.ExpandedDistribution):
+        d = d.base_dist
+    kinds = dist.MultivariateNormal | dist.LowRankMultivariateNormal
+    return d if isinstance(d, kinds) else None
 
 
 def _row_names(where, coords, dims) -> np.ndarray:

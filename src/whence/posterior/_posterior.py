@@ -299,7 +299,12 @@ class Posterior:
         from ..diagnostics._trouble import trouble
 
         chains = self.sample.method in CHAINS
-        found = trouble(jax.tree.leaves(self.sample.positions), self.stats, chains=chains)
+        found = trouble(
+            jax.tree.leaves(self.sample.positions),
+            self.stats,
+            chains=chains,
+            log_weights_is=getattr(self.record, "log_weights_is", None),
+        )
         return f"{self.engine}: {found}." if found else ""
 
     def summary(
@@ -336,7 +341,7 @@ class Posterior:
         """
         own = {"kind": kind, "ci_prob": ci_prob, "ci_kind": ci_kind, "round_to": round_to}
         how = {"log_weights": self.log_weights, "method": self.sample.method}
-        described = {**self._described, **how}
+        described = {**self._described, **how, "families": self.stats.get("founder")}
         return summarise(self.variables, self.to_datatree, var_names, own, described, arviz)
 
     def plot(self, kind: str = "trace_dist", **kwargs: Any) -> Any:

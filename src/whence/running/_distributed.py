@@ -5,6 +5,7 @@ devices to one mesh. What they do between chunks must be the same too: they comp
 arrays that all of them have, or agree on it here. Process 0 alone writes files.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,17 @@ def agree(halt: bool, size: int) -> tuple[bool, int]:
     """Return whether any process wants to halt, and the chunk size of process 0."""
     told = multihost_utils.process_allgather(np.array([int(halt), size]))
     return bool(told[:, 0].any()), int(told[0, 1])
+
+
+def require_alike(target: Any) -> None:
+    """Raise `ValueError` unless a target's arrays have the same shapes in all processes."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(target) if hasattr(leaf, "dtype")]
+    told = np.array(zlib.crc32(repr(shapes).encode()) % 2**31, np.int32)
+    if len(np.unique(multihost_utils.process_allgather(told))) > 1:
+        raise ValueError(
+            "`target` must have as many data rows in every process, since all run the same "
+            f"program; here its arrays have the shapes {shapes}. Leave some rows out."
+        )
 
 
 def most(number: int) -> int:

@@ -3,15 +3,15 @@
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 
 
 def check_executor(executor: Any) -> None:
-    """Raise `ValueError` unless this is an executor, or None."""
-    if executor is not None and not isinstance(executor, Executor):
+    """Raise `ValueError` unless this has an executor's `submit`, or is None."""
+    if executor is not None and not callable(getattr(executor, "submit", None)):
         raise ValueError(
             "`executor` must be a `concurrent.futures.Executor`, such as a "
             f"`ProcessPoolExecutor` or Dask's `client.get_executor()`; got {executor!r}."
@@ -19,7 +19,7 @@ def check_executor(executor: Any) -> None:
 
 
 def run_all(
-    executor: Executor,
+    executor: Any,
     function: Callable[..., Any],
     calls: Sequence[tuple],
     on_progress: Callable[[int, int], None] | None = None,

@@ -18,23 +18,30 @@ _KEPT = 3  # slabs in memory: replicas need not be at the same step, and the nex
 
 
 class Feed:
-    """The array leaves of a target and an engine, as of any step."""
+    """The array leaves of a target, an engine and a start, as of any step."""
 
-    def __init__(self, target: Any, engine: AbstractProcedure, place: Placing = lambda x: x):
+    def __init__(
+        self,
+        target: Any,
+        engine: AbstractProcedure,
+        place: Placing = lambda x: x,
+        start: PyTree = None,
+    ):
         """Look at what there is to feed.
 
         Args:
             target: The target.
             engine: What runs on it.
             place: Puts leaves on devices.
+            start: Positions to begin at, or None.
         """
         stream, rows = stream_of(target), engine.schedule.rows_per_step
-        self.target, self.engine = target, engine
+        self.target, self.others = target, (engine, start)
         # A slab stays until each of its rows has been seen about once.
         self.steps = max(1, stream.slab // rows) if stream and stream.slab and rows else None
         self._place = place
         if self.steps is None:
-            self._plain = place(eqx.filter((target, engine), is_data))
+            self._plain = place(eqx.filter((target, engine, start), is_data))
             return
         self._ready: OrderedDict[int, Future] = OrderedDict()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="whence-stream")
@@ -60,7 +67,7 @@ class Feed:
 
     def _read(self, index: int) -> PyTree:
         assert isinstance(self.target, Streamed)
-        return self._place(eqx.filter((self.target.with_slab(index), self.engine), is_data))
+        return self._place(eqx.filter((self.target.with_slab(index), *self.others), is_data))
 
     def end(self, step: int, stop: int) -> int:
         """Return `stop`, or the step before it at which a step after `step` has other data."""

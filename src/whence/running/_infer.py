@@ -27,6 +27,7 @@ def infer(
     engine: AbstractEngine,
     *,
     key: PRNGKey | int,
+    start: Any = None,
     until: Until | None = None,
     progress: bool | None = None,
     throw: bool = True,
@@ -44,6 +45,10 @@ def infer(
         engine: How, for example `whence.NUTS()`.
         key: A typed key, as `jax.random.key` makes, or a whole number for that of it, as
             wherever there is a `key`. Same key, same draws.
+        start: Where to begin: values by name, as `{"mu": 0.0}`, of all latents or of some (the
+            others begin where they would), or one such dict for each chain; a posterior, whose
+            draws are begun at, one for each chain, chosen by the key; or `"prior"` for draws
+            from the prior. By default what the target says (`wh.latent(start=)`).
         until: When to end, for example `whence.Until(ess=1000, rhat=1.01)`; then the
             engine's own number of draws does not count. By default the engine's draws.
         progress: Show a progress bar; by default if standard error is a terminal.
@@ -76,7 +81,7 @@ def infer(
     require_engine(engine)
     check_until(until, engine)
     options = RunOptions(progress, throw, chunk_steps, threads)
-    job = prepare(target, engine, as_key(key), until, vectorised, store, source, mesh)
+    job = prepare(target, engine, as_key(key), until, vectorised, store, source, mesh, start)
     return fit(job, options)
 
 

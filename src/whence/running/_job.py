@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from ..core._convert import flag, whole
 from ..core._engine import AbstractProcedure
@@ -26,6 +27,7 @@ from ._loop import Outcome, run
 from ._manifest import MOST, create_store, manifest
 from ._mesh import Layout, plan_layout
 from ._progress import progress_bar
+from ._start import choose_start
 from ._until import StoppingRule, Until
 
 
@@ -42,6 +44,7 @@ class Job(NamedTuple):
         vectorised: Whether replicas run in one program.
         layout: What is divided over which devices.
         manifest: What is written down of it.
+        start: Positions to begin at, along a leading axis; None for what the target says.
     """
 
     target: Any
@@ -53,6 +56,7 @@ class Job(NamedTuple):
     vectorised: bool
     layout: Layout | None
     manifest: dict[str, Any]
+    start: PyTree = None
 
 
 class RunOptions(eqx.Module):
@@ -73,14 +77,21 @@ def prepare(
     store: str | Path | None,
     source: str | None,
     mesh: Mesh | None,
+    start: Any = None,
 ) -> Job:
     """Return a new run, its store begun; the arguments are those of `infer`."""
     require_key(key)
     check_run(target, procedure)
+    if procedure.schedule.sites and (mesh is None or store is not None):
+        raise ValueError(
+            f"{procedure.name} on rows that stay in {procedure.schedule.sites} processes needs "
+            "a `mesh`, and has no `store`, which would be tied to the rows of one."
+        )
     layout = None if mesh is None else plan_layout(mesh, target, procedure)
     if vectorised is None:
         platform = jax.default_backend() if layout is None else layout.platform
         vectorised = procedure.schedule.replicas > 1 and platform != "cpu"
+    begin, said = choose_start(target, procedure, start, key)
     opened = None
     if store is not None:
         more = {
@@ -88,11 +99,12 @@ def prepare(
             "mesh": layout and layout.described(vectorised),
             "until": until and dataclasses.asdict(until),
             "source": source,
+            **said,
         }
-        create = lambda: create_store(store, target, procedure, key, more)
+        create = lambda: create_store(store, target, procedure, key, more, begin)
         opened = create() if layout is None else create_shared(create, store)
-    content = manifest(target, procedure, key) if opened is None else opened.manifest
-    return Job(target, procedure, key, until, None, opened, vectorised, layout, content)
+    content = manifest(target, procedure, key) | said if opened is None else opened.manifest
+    return Job(target, procedure, key, until, None, opened, vectorised, layout, content, begin)
 
 
 def check_run(target: Any, procedure: AbstractProcedure) -> None:
@@ -159,6 +171,7 @@ def _run(job: Job, options: RunOptions, rule, go_on) -> Outcome:
                 threads=options.threads,
                 store=job.store,
                 layout=job.layout,
+                start=job.start,
             )
         except TimeoutError as error:
             raise InferenceError(f"{job.engine.name}: {error}") from None

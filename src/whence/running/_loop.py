@@ -91,6 +91,7 @@ def run(
     threads: int | None = None,
     store: RunStore | None = None,
     layout: Layout | None = None,
+    start: PyTree = None,
 ) -> Outcome:
     """Run `engine` on `target` to the end of its schedule, or until Ctrl-C.
 
@@ -109,6 +110,7 @@ def run(
         threads: Threads for replicas on CPU; by default one per core.
         store: Where to write every chunk; if it holds a part of the run, go on from there.
         layout: What is divided over which devices; all replicas are in one program then.
+        start: Positions to begin at, along a leading axis; None for what the target says.
 
     Raises:
         KeyboardInterrupt: If Ctrl-C came before any replica had made a step.
@@ -117,11 +119,13 @@ def run(
     schedule = engine.schedule
     if vectorised is None:
         vectorised = schedule.replicas > 1 and jax.default_backend() != "cpu"
-    plan, found = remembered(build_plan, target, engine, key, chunk_steps, vectorised, layout)
+    plan, found = remembered(
+        build_plan, target, engine, key, chunk_steps, vectorised, layout, start
+    )
     if not found:
         note_compilation(target, engine)
     place = (lambda data: data) if layout is None else partial(place_data, layout)
-    feed = Feed(target, engine, place)
+    feed = Feed(target, engine, place, start)
     joint = layout is not None and jax.process_count() > 1
     together = vectorised or layout is not None
     everyone = np.arange(schedule.replicas, dtype=np.int32)

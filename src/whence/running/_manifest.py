@@ -24,7 +24,7 @@ _ENTRIES = {
 }
 _MAYBE = {
     **dict.fromkeys(("model", "mesh", "until"), dict),
-    **dict.fromkeys(("created", "stopped", "source"), str),
+    **dict.fromkeys(("created", "stopped", "source", "start"), str),
     "references": list,
 }
 
@@ -48,6 +48,7 @@ def create_store(
     engine: AbstractProcedure,
     key: PRNGKey,
     more: Mapping[str, Any],
+    start: Any = None,
 ) -> RunStore:
     """Start a store that holds all that `resume` needs but the target."""
     content = manifest(target, engine, key)
@@ -57,7 +58,8 @@ def create_store(
         "complete": False,
         "stopped": None,
     }
-    return RunStore.create(folder, {**content, **more})
+    begin = [np.asarray(leaf) for leaf in jax.tree.leaves(start)]
+    return RunStore.create(folder, {**content, **more}, begin)
 
 
 def open_store(folder: str | Path) -> RunStore:

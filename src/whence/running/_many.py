@@ -12,7 +12,7 @@ from ..posterior._posterior import Posterior
 from ._executor import check_executor, run_all
 from ._infer import infer
 
-_OPTIONS = ("until", "throw", "chunk_steps", "vectorised", "threads")
+_OPTIONS = ("start", "until", "throw", "chunk_steps", "vectorised", "threads")
 
 
 def infer_many(
@@ -36,7 +36,8 @@ def infer_many(
         executor: Any `concurrent.futures.Executor`; by default one fit follows another in
             this process. Where work is sent to another process, models must be importable
             there (or `cloudpickle` installed).
-        **options: As for `infer`: `until`, `throw`, `chunk_steps`, `vectorised`, `threads`.
+        **options: As for `infer`: `start`, `until`, `throw`, `chunk_steps`, `vectorised`,
+            `threads`.
 
     Returns:
         The posteriors, as a list or by name.

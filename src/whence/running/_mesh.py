@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from ..core._convert import whole
 from ..core._engine import AbstractProcedure
 from ..core._stream import rows_at_hand
+from ._distributed import require_alike
 
 AXES = ("chain", "data", "particle")
 
@@ -98,12 +99,14 @@ class Layout(NamedTuple):
         rows: First axis of leaves of the target that lie along `data`; None for none.
         ensemble: For an engine of one replica, the axis along which leaves of its state
             lie, and their size there; None for none.
+        sites: Whether each process has data rows of its own.
     """
 
     mesh: Mesh
     replicas: int
     rows: int | None
     ensemble: tuple[str, int] | None
+    sites: bool = False
 
     @property
     def lanes(self) -> int:
@@ -126,7 +129,8 @@ class Layout(NamedTuple):
         Not if the compiler divides anything: it may put into the loop an exchange in which
         all devices of the mesh take part, and one whose chains are done would not.
         """
-        return self.replicas > 1 and self.mesh.shape["chain"] == self.mesh.size > 1
+        chains = self.mesh.shape["chain"] == self.mesh.size > 1
+        return self.sites or (self.replicas > 1 and chains)
 
     def of(self, *names: str | None) -> NamedSharding:
         """Return the sharding of an array by names of mesh axes for its first axes."""
@@ -152,7 +156,15 @@ def plan_layout(mesh: Mesh, target: Any, engine: AbstractProcedure) -> Layout:
     _check_processes(mesh)
     replicas = engine.schedule.replicas
     chains, data, particles = (mesh.shape[name] for name in AXES)
-    ensemble = None
+    sites, ensemble = engine.schedule.sites, None
+    if sites:
+        if data != sites or mesh.size != sites:
+            raise ValueError(
+                f"`mesh` must be `whence.mesh(data={sites})` here, one device of each of the "
+                f"{sites} processes that have rows of their own; got {dict(mesh.shape)}."
+            )
+        require_alike(target)
+        return Layout(mesh, replicas, None, None, sites=True)
     if chains > 1 and replicas > 1:
         _check_divides("chain", chains, replicas, f"the {replicas} chains of {engine.name}")
     elif chains > 1:

@@ -17,6 +17,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
+from ..core._begin import beginning
 from ..core._cache import Program, compile_now, is_data
 from ..core._engine import split_state
 from ..storage._encoding import memory
@@ -39,7 +40,7 @@ def chunk(plan, data, state, key, replica, start, stop):
 
     Args:
         plan: The `_Shapes` of this run: pure functions and the shapes of what they return.
-        data: Array leaves of the target and the engine.
+        data: Array leaves of the target, the engine and the start.
         state: State after step `start - 1`.
         key: Key of the run.
         replica: Number of this replica.
@@ -50,7 +51,7 @@ def chunk(plan, data, state, key, replica, start, stop):
         The new state, the recorded steps, and a `Status`.
     """
     init_key, step_key = jr.split(jr.fold_in(key, replica))
-    state = jax.lax.cond(start == 0, lambda: plan.init(data, init_key), lambda: state)
+    state = jax.lax.cond(start == 0, lambda: plan.init(data, replica, init_key), lambda: state)
     buffers = jax.tree.map(lambda s: zeros((plan.length, *s.shape), s.dtype), plan.info)
 
     def cond(carry):
@@ -59,7 +60,8 @@ def chunk(plan, data, state, key, replica, start, stop):
 
     def body(carry):
         index, state, buffers = carry
-        state, info = plan.step(data, state, index, jr.fold_in(step_key, index))
+        key = jr.fold_in(step_key, index)
+        state, info = plan.step(data, replica, state, index, key)
         write = lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, index - start, 0)
         return index + 1, state, jax.tree.map(write, buffers, info)
 
@@ -88,27 +90,29 @@ class Plan(NamedTuple):
     length: int  # most steps that one call records
 
 
-def build_plan(target, engine, key, chunk_steps, vectorised, layout=None) -> Plan:
+def build_plan(target, engine, key, chunk_steps, vectorised, layout=None, start=None) -> Plan:
     """Trace and compile `chunk` for a target and an engine of this structure.
 
     `init` and `step` are wrapped in `jit`, which traces each once however often it is used
     here, and are inlined into the one program.
     """
     begin = time.perf_counter()
-    data, static = eqx.partition((target, engine), is_data)
-    rest = None
+    data, static = eqx.partition((target, engine, start), is_data)
+    rest, schedule = None, engine.schedule
 
     @partial(jax.jit, inline=True)
-    def init(data, key):
+    def init(data, replica, key):
         nonlocal rest
-        target, engine = eqx.combine(data, static)
-        state, rest = split_state(engine.init(target, key=key))
+        target, engine, start = eqx.combine(data, static)
+        with beginning(start, replica, schedule):
+            state, rest = split_state(engine.init(target, key=key))
         return keep(layout, state)
 
     @partial(jax.jit, inline=True)
-    def step(data, state, index, key):
-        target, engine = eqx.combine(data, static)
-        state, info = engine.step(target, eqx.combine(state, rest), index, key=key)
+    def step(data, replica, state, index, key):
+        target, engine, start = eqx.combine(data, static)
+        with beginning(start, replica, schedule):
+            state, info = engine.step(target, eqx.combine(state, rest), index, key=key)
         state, other = split_state(state)
         if not eqx.tree_equal(rest, other):
             raise ValueError(f"`step` of {engine.name} must leave what is no array as it is.")
@@ -119,9 +123,8 @@ def build_plan(target, engine, key, chunk_steps, vectorised, layout=None) -> Pla
         return engine.done(state), engine.result(state)
 
     index = jax.ShapeDtypeStruct((), np.int32)
-    state = jax.eval_shape(init, data, key)
-    state, info = jax.eval_shape(step, data, state, index, key)
-    schedule = engine.schedule
+    state = jax.eval_shape(init, data, index, key)
+    state, info = jax.eval_shape(step, data, index, state, index, key)
     replicas = schedule.replicas
     needed, there = bytes_of(state, replicas), memory()
     if needed > there:

@@ -96,7 +96,8 @@ def replay(
     steps = min(outcome.total, int(outcome.steps.max()))
     layout, vectorised = stored_layout(stored, target, None)
     content = stored.store.manifest
-    job = Job(target, stored.engine, stored.key, None, steps, None, vectorised, layout, content)
+    own, key, start = stored.engine, stored.key, stored.start
+    job = Job(target, own, key, None, steps, None, vectorised, layout, content, start)
     now = fit(job, options)
     length = then.num_draws
     before = {n: np.asarray(v) for n, v in then.variables.items()}

@@ -122,14 +122,14 @@ def extend(
 
 
 def _go_on(stored, target, until, plan, options, changes) -> Any:
-    store, engine, key = stored
+    store, engine, key, start = stored
     (layout, vectorised), content = plan, store.manifest
     with locked(store, layout):
         if changes:
             content |= changes
             store.write_manifest()
         steps = int(content["steps"])
-        job = Job(target, engine, key, until, steps, store, vectorised, layout, content)
+        job = Job(target, engine, key, until, steps, store, vectorised, layout, content, start)
         if not isinstance(engine, AbstractEngine):
             return finish(job, options)
         posterior = fit(job, options)

@@ -28,15 +28,21 @@ def place(layout: Layout, data, state, key, replica, start, stop) -> tuple:
 
 
 def place_data(layout: Layout, data: PyTree) -> PyTree:
-    """Return array leaves of `(target, engine)`: rows along `data`, all else everywhere."""
-    target, engine = data
+    """Return array leaves of a run's target, and of what else it is: rows along `data`."""
+    (target, *others), divided = data, layout.of("data")
 
     def put(leaf):
+        if layout.sites:  # the rows of this process, one part of an array of all
+            if isinstance(leaf, jax.Array) and leaf.sharding == divided:
+                return leaf
+            own = np.asarray(leaf)[None]
+            lead = (layout.mesh.size, *own.shape[1:])
+            return jax.make_array_from_process_local_data(divided, own, lead)
         is_row = layout.rows is not None and np.shape(leaf)[:1] == (layout.rows,)
-        return _put(leaf, layout.of("data") if is_row else layout.of())
+        return _put(leaf, divided if is_row else layout.of())
 
-    whole = jax.tree.map(lambda leaf: _put(leaf, layout.of()), engine)
-    return jax.tree.map(put, target), whole
+    whole = jax.tree.map(lambda leaf: _put(leaf, layout.of()), others)
+    return jax.tree.map(put, target), *whole
 
 
 def _put(leaf, sharding: NamedSharding):
@@ -70,8 +76,12 @@ def spread(one: Callable, layout: Layout, vectorised: bool) -> Callable:
             The latter computes for each what it computes alone, to the same last bit.
     """
     in_step = layout.mesh.shape["chain"] > 1 and not layout.apart
+    divided, whole = P("chain"), P()
+    placed = (P("data"), whole, whole) if layout.sites else whole
 
     def local(data, state, key, replica, start, stop):
+        if layout.sites:
+            data = jax.tree.map(lambda x: x[0], data[0]), *data[1:]
         each = lambda s, r: one(data, s, key, r, start, stop)
         if replica.size == 1:
             alone = each(jax.tree.map(lambda x: x[0], state), replica[0])
@@ -84,11 +94,10 @@ def spread(one: Callable, layout: Layout, vectorised: bool) -> Callable:
 
     if not layout.apart:
         return local
-    divided, whole = P("chain"), P()
     return jax.shard_map(
         local,
         mesh=layout.mesh,
-        in_specs=(whole, divided, whole, divided, whole, whole),
+        in_specs=(placed, divided, whole, divided, whole, whole),
         out_specs=divided,
         check_vma=False,  # loops start from constants, which are the same everywhere
     )

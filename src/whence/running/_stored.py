@@ -8,9 +8,12 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
+from ..core._begin import members
 from ..core._convert import whole
 from ..core._engine import AbstractEngine, AbstractProcedure
+from ..core._flat import position_shapes
 from ..core._json import from_json, to_json
 from ..core._provenance import require_same
 from ..core._require import require_target
@@ -36,11 +39,13 @@ class Stored(NamedTuple):
         store: The store.
         engine: The engine.
         key: Key of the run.
+        start: Positions to begin at, if they were chosen.
     """
 
     store: RunStore
     engine: AbstractProcedure
     key: PRNGKey
+    start: PyTree = None
 
 
 def open_run(folder: str | Path, target: Any, engine: AbstractProcedure | None) -> Stored:
@@ -60,7 +65,10 @@ def open_run(folder: str | Path, target: Any, engine: AbstractProcedure | None) 
     if isinstance(engine, AbstractEngine):
         require_target(target)
     check_run(target, engine)
-    return Stored(store, engine, key_from(store))
+    start = None
+    if content.get("start"):
+        start = restored(position_shapes(target), store.start(), members(engine.schedule))
+    return Stored(store, engine, key_from(store), start)
 
 
 def _stored_engine(folder: str | Path, configuration: Any) -> Any:
@@ -153,7 +161,7 @@ def posterior_of(
 
 def stored_outcome(stored: Stored, target: AbstractTarget) -> Outcome:
     """Return where a stored run stands."""
-    store, engine, key = stored
+    store, engine, key = stored.store, _engine(stored), stored.key
     schedule = engine.schedule
     nothing = f"The run in {store.folder} has no draws yet; go on with `whence.resume`."
     empty, rest, info = shapes_of(target, engine, key)

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,7 @@ class Request:
     size: str
     seed: int
     say: Callable[[str], None]
-    executor: Executor | None = None
+    executor: Any = None
 
     def map(self, function: Callable[..., Any], calls: Sequence[tuple]) -> list[Any]:
         """Return `function(*call)` of every call, in order.

@@ -100,9 +100,10 @@ def test_scale_adapted_sampler_is_that_of_the_reference(key):
         warmup=4,
         step_size=epsilon,
         friction=alpha / epsilon,
-        preconditioner=ScaleAdapted(),
+        preconditioner="scale-adapted",
         subtract_noise=True,
     )
+    assert engine.preconditioner == ScaleAdapted()
     target = Gaussian(precision)
     state = engine.init(target, key=key)
     frozen = None

@@ -402,6 +402,11 @@ def test_default_step_size(key):
             {"step_size": float("nan")},
             "`step_size` must be positive and finite, or None; got nan",
         ),
+        (
+            {"preconditioner": "adam"},
+            "`preconditioner` must be one of 'identity', 'rmsprop', 'fisher', 'scale-adapted', "
+            "or an instance of AbstractPreconditioner; got 'adam'",
+        ),
         ({"batching": "sorted"}, "`batching` must be one of 'reshuffle', .*; got 'sorted'"),
     ],
 )

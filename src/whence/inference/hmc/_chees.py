@@ -334,7 +334,8 @@ def _follow(target, state, point, step_size, num_steps, is_search, key):
 
     def redraw(point, number):
         keys = jr.split(jr.fold_in(key, number), step_size.size)
-        fresh = jax.vmap(lambda k: flat_init(target, key=k))(keys)
+        members = jnp.arange(step_size.size, dtype=jnp.int32)
+        fresh = jax.vmap(lambda k, i: flat_init(target, key=k, member=i))(keys, members)
         position = jnp.where(_is_finite(point)[:, None], point.position, fresh)
         zeros = jnp.zeros_like(position)
         # Without force and momentum a leapfrog step of size 0 evaluates, even after NaN.

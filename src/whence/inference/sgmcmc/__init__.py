@@ -16,6 +16,7 @@ from ._gradient import (
 )
 from ._methods import (
     SGHMC as SGHMC,
+    SGLD as SGLD,
     SGMCMC as SGMCMC,
     SGNHT as SGNHT,
     CyclicalSGLD as CyclicalSGLD,
@@ -30,5 +31,4 @@ from ._preconditioner import (
     ScaleAdapted as ScaleAdapted,
 )
 from ._record import StochasticGradientChains as StochasticGradientChains
-from ._sgld import SGLD as SGLD
 from ._structured import StructuredGradient as StructuredGradient

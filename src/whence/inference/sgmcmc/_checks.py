@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 
 from ...core._cache import remembering
@@ -52,6 +53,8 @@ def checked(
     updates, work = engine.updates_per_draw * draws, parts.gradient.work(target)
     rows = None if work is None else int(work * updates * chains)
     looked = look_at(target, made.position, weights, rows, key=key)
+    if parts.sites:
+        looked = looked._replace(gradients=_of_all_sites(target, looked))
     inflation, error = (x / engine.temperature for x in looked.inflation())
     found: dict[str, Any] = {"step_size": made.stats["step_size"].max(axis=1)}
     if not parts.overdamped:
@@ -63,7 +66,7 @@ def checked(
         found["friction"] = made.stats["friction"].mean(axis=1)
     if parts.subtract_noise:
         found["clamped"] = made.stats["clamped"].mean()
-    if engine.checks and updates >= LEAST_UPDATES:
+    if engine.checks and updates >= LEAST_UPDATES and not parts.sites:
         forces, roots = _forces(engine, target, state, found, jr.fold_in(key, 1))
         found |= forces
         needed = 2 * TESTED * chains * rows_of(target)
@@ -95,6 +98,20 @@ def describe_stability(engine: Any, target: AbstractTarget, state: Any) -> str:
         f"Where the chains were last, the largest curvature is {good.max():.3g}: updates are "
         f"stable for a `step_size` below {limit:.3g}; {yours}."
     )
+
+
+def _of_all_sites(target: AbstractTarget, looked: Looked) -> np.ndarray:
+    """Return gradients of the log density of the rows of all processes, which add theirs up."""
+    flat = looked.draws.reshape(-1, looked.draws.shape[2])
+    points = jnp.asarray(flat, flat_view(target)[0].dtype)
+    prior = np.asarray(_prior_gradients(target, points)).reshape(looked.draws.shape)
+    return prior + multihost_utils.process_allgather(looked.gradients - prior).sum(0)
+
+
+@remembering
+def _prior_gradients(target, points):
+    form = flat_view(target)[1]
+    return jax.lax.map(jax.grad(lambda x: target.log_prior(form(x))), points)
 
 
 def _forces(engine, target, state, found, key) -> tuple[dict[str, Any], np.ndarray]:

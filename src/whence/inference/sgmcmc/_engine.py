@@ -16,11 +16,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Int
 
-from ...core._convert import flag, number, part, positive, whole
+from ...core._begin import first_position
+from ...core._convert import flag, number, positive, whole
 from ...core._data import log_density_estimate
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._flat import flat_view
 from ...core._results import RESULTS
+from ...core._sites import everywhere
 from ...core._start import find_start
 from ...core._target import AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
@@ -36,7 +38,7 @@ from ._gradient import (
 )
 from ._integrator import Force, Motion, Terms, integrate, is_cached
 from ._parts import APART, Learned, Parts, SGMCMCState
-from ._preconditioner import AbstractPreconditioner, Identity
+from ._preconditioner import AbstractPreconditioner, Identity, as_preconditioner
 from ._tuning import FIRST, LATER, Tuning, chosen, look
 
 DEFAULT_DRAWS = 1_000  # draws recorded per chain if `thin` is not given
@@ -54,7 +56,7 @@ def decay_field() -> Any:
 
 
 class _Update(eqx.Module):
-    """The moving parts of an update, and the last one's start with what was found there.
+    """The moving parts of an update, and the last one's start if draws are made of it.
 
     Positions and gradients are single vectors: what is done to every coordinate is then one
     operation and not one per array of a network.
@@ -86,7 +88,8 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         steps: Updates per chain, warm-up included; rounded down to a multiple of `thin`.
         step_size: `h`. None finds one in warm-up, chain by chain, from the largest curvature
             and the noise of the gradient; `stats["step_size"]` has it.
-        preconditioner: `Identity()`, `RMSprop()`, `Fisher()` or `ScaleAdapted()`.
+        preconditioner: `Identity()`, `RMSprop()`, `Fisher()` or `ScaleAdapted()`; or
+            `"identity"`, `"rmsprop"`, `"fisher"` or `"scale-adapted"`.
         temperature: 1 for the posterior; below 1 for a cold one, `p ** (1 / temperature)`.
         thin: Updates per recorded draw; None records at most 1000 draws.
         warmup: Updates at the start that are not draws; None is a fifth of `steps`.
@@ -100,9 +103,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         default=None, converter=positive("step_size", optional=True), kw_only=True
     )
     preconditioner: AbstractPreconditioner = eqx.field(
-        default=Identity(),
-        converter=part("preconditioner", AbstractPreconditioner),
-        kw_only=True,
+        default=Identity(), converter=as_preconditioner, kw_only=True
     )
     temperature: float = eqx.field(default=1.0, converter=positive("temperature"), kw_only=True)
     thin: int | None = eqx.field(
@@ -157,6 +158,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
             steps=steps,
             extendable=True,
             rows_per_step=self.parts.streamed * -(-updates // draws),
+            sites=self.parts.sites,
         )
 
     @property
@@ -230,8 +232,9 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         rows = None if size is None else jnp.arange(size, dtype=jnp.int32)
 
         def attempt(key):
-            position = target.init(key=key)
-            return position, jnp.isfinite(log_density_estimate(target, position, rows))
+            position = first_position(target, key=key)
+            finite = jnp.isfinite(log_density_estimate(target, position, rows))
+            return position, everywhere(finite) if parts.sites else finite
 
         zeros, unravel = flat_view(target)
         position, finite = find_start(attempt, unravel(zeros), key=key)
@@ -305,14 +308,15 @@ class AbstractSGMCMC(AbstractOnlineEngine):
             ok = jnp.isfinite(force.log_density) & jnp.all(jnp.isfinite(motion.position))
             going = last.finite + (ok & (last.finite == i)).astype(jnp.int32)
             seen = force if last.motion.force is None else last.motion.force
-            return _Update(motion, learned, going, last.motion.position, seen, clamped)
+            start = last.motion.position if parts.draws_starts else last.start
+            return _Update(motion, learned, going, start, seen, clamped)
 
         none = jnp.zeros((), flat.dtype)
         begin = _Update(
             Motion(flat, state.momentum, state.thermostat, state.force),
             parts.unlearned(flat, state.epoch, state.scale),
             jnp.zeros((), jnp.int32),
-            flat,
+            flat if parts.draws_starts else flat[:0],
             Force(none, jnp.zeros_like(flat)),
             none,
         )

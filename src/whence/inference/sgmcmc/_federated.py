@@ -11,14 +11,17 @@ from jaxtyping import Array, Int
 
 from ...core._convert import number, one_of, whole
 from ...core._rows import check_rows
+from ...core._sites import from_site, gather_sites
 from ...core._target import AbstractDataTarget, AbstractTarget, local_names
 from ...core._types import PRNGKey
 from ._gradient import AbstractGradient, Count, Estimate, Space, Vector, batch_field, rows_of
 from ._surrogate import SURROGATES, Surrogates, fit_surrogates
 
 
-def as_shards(value: Any) -> int | tuple[int, ...]:
-    """Return `shards`: their number, or the rows of each."""
+def as_shards(value: Any) -> int | str | tuple[int, ...]:
+    """Return `shards`: their number, the rows of each, or `"processes"`."""
+    if value == "processes":
+        return value
     if isinstance(value, tuple):
         return tuple(whole("shards", least=1)(rows) for rows in value)
     return whole("shards", least=1)(value)
@@ -61,10 +64,13 @@ class FederatedGradient(AbstractGradient):
     as the surrogates are right (FSGLD). Surrogates are made once, before the first update.
 
     Rows belong to shards in their order: sort the data by shard. Batches are drawn from the
-    shard with replacement.
+    shard with replacement. With `shards="processes"` each process of `whence.distributed` has a
+    target of its own rows, its shard. All follow the same chain; the one whose shard is visited
+    tells the others a gradient, and at the start each tells its surrogate. Rows stay.
 
     Attributes:
-        shards: Number of shards of about equal size, or a tuple of the rows of each.
+        shards: Number of shards of about equal size, a tuple of the rows of each, or
+            `"processes"`.
         batch_size: Rows per batch; None for as many as the smallest shard has.
         local_steps: Evaluations before another shard is drawn.
         probabilities: `f_s`; None for proportional to the rows of the shards.
@@ -78,7 +84,7 @@ class FederatedGradient(AbstractGradient):
         [surrogate: none]
     """
 
-    shards: int | tuple[int, ...] = eqx.field(default=2, converter=as_shards)
+    shards: int | str | tuple[int, ...] = eqx.field(default=2, converter=as_shards)
     batch_size: int | None = batch_field()
     local_steps: int = eqx.field(default=1, converter=whole("local_steps", least=1))
     probabilities: tuple[float, ...] | None = eqx.field(
@@ -91,11 +97,10 @@ class FederatedGradient(AbstractGradient):
     streams: bool = eqx.field(default=False, init=False)
 
     def __check_init__(self):
-        number = self.shards if isinstance(self.shards, int) else len(self.shards)
-        if self.probabilities is not None and len(self.probabilities) != number:
+        if self.probabilities is not None and len(self.probabilities) != self.number:
             raise ValueError(
-                f"`probabilities` must have one entry for each of the {number} shards; got "
-                f"{self.probabilities!r}."
+                f"`probabilities` must have one entry for each of the {self.number} shards; "
+                f"got {self.probabilities!r}."
             )
 
     def validate(self, target: AbstractTarget) -> None:
@@ -116,18 +121,35 @@ class FederatedGradient(AbstractGradient):
                 "`batch_size` must be at most the number of data rows of the smallest shard, "
                 f"{min(sizes)}; got {self.batch_size}."
             )
-        if local_names(target) and (self.surrogate != "none" or self.probabilities is not None):
+        split = self.surrogate != "none" or self.probabilities is not None or self.sites
+        if local_names(target) and split:
             raise ValueError(
-                "With local latents `surrogate` must be 'none' and `probabilities` None: each "
-                f"shard has latents of its own; got {self.surrogate!r}, {self.probabilities!r}."
+                "With local latents `surrogate` must be 'none', `probabilities` None and "
+                "`shards` in one process, since each shard has latents of its own; got "
+                f"{self.surrogate!r}, {self.probabilities!r}, {self.shards!r}."
             )
         check_rows(target, self.batch_size or min(sizes))
 
     def work(self, target: AbstractTarget) -> int | None:
         return self._batch(rows_of(target))
 
+    @property
+    def sites(self) -> int:
+        """Processes with rows of their own; 0 if this one has all."""
+        several = self.shards == "processes" and jax.process_count() > 1
+        return jax.process_count() if several else 0
+
+    @property
+    def number(self) -> int:
+        """Number of shards."""
+        if isinstance(self.shards, str):
+            return jax.process_count()
+        return self.shards if isinstance(self.shards, int) else len(self.shards)
+
     def sizes(self, rows: int) -> tuple[int, ...]:
-        """Return the rows of each shard."""
+        """Return the rows of each shard that is in this process."""
+        if isinstance(self.shards, str):
+            return (rows,)
         if isinstance(self.shards, tuple):
             return self.shards
         return tuple(len(part) for part in np.array_split(np.arange(rows), self.shards))
@@ -137,33 +159,37 @@ class FederatedGradient(AbstractGradient):
         if self.surrogate == "none":
             return Visit(shard, None)
         sizes = self.sizes(rows_of(space.target))
-        return Visit(shard, fit_surrogates(space, flat, sizes, self.surrogate, key=key))
+        own = fit_surrogates(space, flat, sizes, self.surrogate, key=key)
+        return Visit(shard, jax.tree.map(gather_sites, own) if self.sites else own)
 
     def estimate(
         self, space: Space, flat: Vector, state: Visit, counter: Count, *, key: PRNGKey
     ) -> Estimate:
-        target, total = space.target, rows_of(space.target)
-        sizes = np.asarray(self.sizes(total))
-        share = sizes / total if self.probabilities is None else np.asarray(self.probabilities)
+        target, known = space.target, rows_of(space.target)
+        sizes = np.tile(self.sizes(known), self.sites or 1)  # elsewhere as many rows as here
+        share = sizes / sizes.sum()
+        share = share if self.probabilities is None else np.asarray(self.probabilities)
         key_shard, key_rows = jr.split(key)
         drawn = jr.categorical(key_shard, jnp.asarray(np.log(share), flat.dtype))
         arrives = counter % self.local_steps == 0
         s = jnp.where(arrives, drawn.astype(jnp.int32), state.shard)
-        first = jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32)[s]
-        here = jnp.asarray(sizes, jnp.int32)[s]
-        rows = first + jr.randint(key_rows, (self._batch(total),), 0, here, jnp.int32)
+        begin = np.zeros_like(sizes) if self.sites else np.cumsum(sizes) - sizes
+        first, here = (jnp.asarray(x, jnp.int32)[s] for x in (begin, sizes))
+        rows = first + jr.randint(key_rows, (self._batch(known),), 0, here, jnp.int32)
         # Of a batch of the shard the estimate is right up to this factor on the likelihood.
-        factor = jnp.asarray(sizes / (total * share), flat.dtype)[s]
+        factor = jnp.asarray(sizes / (known * share), flat.dtype)[s]
 
         def density(x):
             estimate = space.log_density(x, rows)
-            if self.probabilities is None:
+            if self.probabilities is None and not self.sites:
                 return estimate
             assert isinstance(target, AbstractDataTarget)
             prior = target.log_prior(space.form(x))
             return prior + factor * (estimate - prior)
 
         log_density, gradient = jax.value_and_grad(density)(flat)
+        if self.sites:
+            log_density, gradient = from_site(s, (log_density, gradient))
         if state.surrogates is not None:
             weight = jnp.asarray(1 / share, flat.dtype)[s]
             gradient = gradient + state.surrogates.conducive(s, weight, flat)

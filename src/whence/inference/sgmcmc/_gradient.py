@@ -14,11 +14,12 @@ from ...core._data import BATCHING, Epoch, Minibatches, log_density_estimate, mi
 from ...core._rows import check_rows
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
-from ._mode import find_mode
+from ..point import MAP
 
 Vector = Float[Array, " dim"]
 Count = Int[Array, ""]
 Estimate = tuple[Scalar, Vector, Any]
+SEARCH = MAP(starts=1, steps=500, objective="unconstrained")
 
 
 class Space(eqx.Module):
@@ -145,6 +146,18 @@ def batches_per_epoch(gradient: AbstractGradient, target: AbstractTarget) -> int
     if not plain or gradient.batch_size is None or gradient.batching == "iid":
         return 0
     return batches_of(gradient, target).per_epoch
+
+
+def find_mode(target: AbstractTarget, *, key: PRNGKey) -> Vector:
+    """Return a maximum of the log density on unconstrained space, or how far a search came.
+
+    Args:
+        target: The target density.
+        key: For where to start.
+    """
+    unfinished = lambda state: ~SEARCH.done(state) & (state.count < SEARCH.steps)
+    step = lambda state: SEARCH.step(target, state, state.count, key=key)[0]
+    return jax.lax.while_loop(unfinished, step, SEARCH.init(target, key=key)).point
 
 
 class Centre(eqx.Module):

@@ -76,6 +76,11 @@ class Parts(eqx.Module):
         sees = self.gradient.batch_size or 0
         return sees * len(evaluations(self.word)) if self.gradient.streams else 0
 
+    @property
+    def sites(self) -> int:
+        """Processes with data rows of their own; 0 if this one has all."""
+        return getattr(self.gradient, "sites", 0)
+
     def root(self, scale: PyTree) -> Vector | None:
         """Return the root of the preconditioner's diagonal; None for ones."""
         diagonal = self.preconditioner.diagonal(scale)

@@ -1,12 +1,13 @@
 """Diagonal preconditioners: one step size per coordinate."""
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ...core._convert import flag, number, positive
+from ...core._convert import flag, number, one_of, positive
 
 Vector = Float[Array, " dim"]
 
@@ -181,3 +182,17 @@ class ScaleAdapted(AbstractPreconditioner):
 
     def second_moment(self, state: tuple[Vector, Vector, Vector]) -> Vector:
         return state[2]
+
+
+WORDS = {
+    "identity": Identity,
+    "rmsprop": RMSprop,
+    "fisher": Fisher,
+    "scale-adapted": ScaleAdapted,
+}
+
+
+def as_preconditioner(value: Any) -> AbstractPreconditioner:
+    """Return `preconditioner` as a part; a word stands for one as it comes."""
+    found = one_of("preconditioner", WORDS, kind=AbstractPreconditioner)(value)
+    return WORDS[found]() if isinstance(found, str) else found

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
-from ._gradient import Space, Vector
-from ._mode import find_mode
+from ._gradient import Space, Vector, find_mode
 
 SURROGATES = ("laplace", "local", "none")
 LARGEST = 500  # latents up to which a precision is a matrix, and not its diagonal

@@ -1,5 +1,6 @@
 """Particles that a kernel moves: Stein variational gradient descent, and coin sampling."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -134,7 +135,7 @@ class SVGD(AbstractEngine):
     @property
     def schedule(self) -> Schedule:
         """All particles are one replica."""
-        return Schedule(1, 0, self.steps)
+        return Schedule(1, 0, self.steps, ensemble=("particle", self.particles))
 
     def validate(self, target: AbstractTarget) -> None:
         check_positions(target, "SVGD")
@@ -142,14 +143,15 @@ class SVGD(AbstractEngine):
         check_rows(target, self.batch_size)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> SVGDState:
-        def attempt(key):
-            point = flat_init(target, key=key)
+        def attempt(member, key):
+            point = flat_init(target, key=key, member=member)
             value, slope = jax.value_and_grad(self._density(target, None))(point)
             return point, jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
 
         like = flat_view(target)[0]
-        one = lambda k: find_start(attempt, like, key=k)
-        particles, found = jax.lax.map(one, jr.split(key, self.particles))
+        one = lambda pair: find_start(partial(attempt, pair[0]), like, key=pair[1])
+        members = jnp.arange(self.particles, dtype=jnp.int32)
+        particles, found = jax.lax.map(one, (members, jr.split(key, self.particles)))
         with relaxed():
             optimizer = self._optimizer.init(particles)
         epoch = self._batches(target).init()
