@@ -75,9 +75,9 @@ def test_table_of_estimates(hurst, mean, deviation, key):
 
 def test_normals_of_single_precision(key):
     """Moments of a million, in 5 standard errors, and none of them infinite."""
-    from whence.models.fbm._exact import _normals
+    from whence.models.fbm._exact import normals
 
-    x = np.asarray(_normals(key, (2, 500_000), jnp.dtype("float32")), np.float64)
+    x = np.asarray(normals(key, (2, 500_000), jnp.dtype("float32")), np.float64)
     assert x.dtype == np.float64
     assert np.all(np.isfinite(x))
     assert abs(x.mean()) < 5e-3

@@ -402,6 +402,24 @@ def test_encoder_of_several_series(key):
 
 
 @pytest.mark.slow
+def test_nuts_draws_paths(key):
+    """Mean and spread of log sigma are those with the path integrated out."""
+    model = Unscaled(fbm.FractionalNoise(0.7), theta=0.5, steps=10, first=1.0, error=0.3)
+    exact, target = wh.condition(model, Y, TIMES), wh.condition(as_path(model), Y, TIMES)
+    grid = jnp.linspace(-4, 3, 400)
+    logs = jax.vmap(lambda s: exact.log_density({"sigma": s}))(grid)
+    weights = np.exp(logs - logs.max()) / np.sum(np.exp(logs - logs.max()))
+    mean = weights @ grid
+    engine = wh.NUTS(warmup=500, draws=1_000, chains=4)
+    fit = wh.infer(target, engine, key=key, progress=False)
+    summary = fit.summary(var_names=["sigma"])
+    draws = np.log(fit.variables["sigma"])
+    error = draws.std() / np.sqrt(float(summary["ess_bulk"].iloc[0]))
+    assert abs(draws.mean() - mean) < 5 * error + 0.01  # of Heun's rule
+    assert_allclose(draws.std(), np.sqrt(weights @ (grid - mean) ** 2), rtol=0.15)
+
+
+@pytest.mark.slow
 def test_path_of_rows(key):
     """An encoder by row, and batches of series: the path is a local latent like others."""
     model = Walk(fbm.FractionalNoise(0.7), theta=0.0, sigma=1.0, steps=3, exact=False)
@@ -437,6 +455,7 @@ def test_predictions_given_data(key):
     assert np.all(np.abs(z) < 5)
     with pytest.raises(ValueError, match="beyond the tables"):
         target.new_inputs((np.array([5.0]),), {})
+    target.new_inputs((np.array([0.6, 0.7]),), {})  # as many as the old
 
 
 def test_what_is_refused():

@@ -19,7 +19,7 @@ from ...core._dtype import relaxed
 from ...core._family import AbstractFamily, Layout, Noise, Vector
 from ...core._flat import flat_view, position_shapes
 from ...core._types import PRNGKey, Scalar
-from ._guide import Guide, coloured, guide_of, stacked, whitened
+from ._guide import coloured, guide_of, stacked, whitened
 from ._linear import bends, initial
 from ._path import advance, scan, start_size, started
 from ._sde import FractionalSDE
@@ -27,10 +27,6 @@ from ._sde import FractionalSDE
 PATH = ("start_noise", "step_noise")
 BOUND = 10.0  # of what the network adds to a standard normal number
 WIDTH = 32
-
-
-def _optional(convert: Callable) -> Callable:
-    return lambda value: None if value is None else convert(value)
 
 
 class ControlledPath(AbstractFamily):
@@ -69,7 +65,8 @@ class ControlledPath(AbstractFamily):
     """
 
     parameters: AbstractFamily | None = eqx.field(
-        default=None, converter=_optional(part("parameters", AbstractFamily))
+        default=None,
+        converter=lambda f: f if f is None else part("parameters", AbstractFamily)(f),
     )
     linear: bool = eqx.field(default=True, converter=flag("linear"))
     discrete: bool = eqx.field(default=True, converter=flag("discrete"))
@@ -199,7 +196,7 @@ class ControlledPath(AbstractFamily):
             features = self._features(layers["encoder"]).shape[-1]
             # What is of one series is a function of its features.
             params = {"parameters": params["parameters"]}
-            layers["start"] = [(jnp.zeros((2 * first, features), dtype), jnp.zeros(2 * first))]
+            layers["start"] = _network(key, (features, 2 * first), dtype)
             layers["log_scale"] = _network(key, (2 + features, WIDTH, number), dtype)
         if self.width:
             inputs = 2 + d + number + features
@@ -262,11 +259,9 @@ class ControlledPath(AbstractFamily):
     def _features(self, leaves: Any) -> Array:
         """Return what the encoder makes of each series: `(series, [time,] feature)`."""
         assert self.encoder is not None
-        shapes, rest = eqx.partition(
-            eqx.filter_eval_shape(self.encoder, jr.key(0)),
-            lambda v: isinstance(v, jax.ShapeDtypeStruct),
-        )
-        module = eqx.combine(jax.tree.unflatten(jax.tree.structure(shapes), leaves), rest)
+        made, static = eqx.partition(self.encoder(jr.key(0)), eqx.is_array)
+        made = jax.tree.unflatten(jax.tree.structure(made), leaves)
+        module = eqx.combine(made, static)
         with relaxed():
             return jax.vmap(module)(self._data()[0])
 
@@ -290,20 +285,17 @@ class ControlledPath(AbstractFamily):
         clock = jnp.stack([grid[:-1] - grid[0], grid[at[following]] - grid[:-1]], axis=1) / span
 
         def one(y, seen, numbers, start, log_scale, features):
+            law_of = lambda: guide_of(draw, bank, steps, (at, y, seen), self.rounds)
             if self.linear:
-                guide = guide_of(draw, bank, steps, (at, y, seen), self.rounds)
-                if not self.discrete:
-                    eye = jnp.broadcast_to(jnp.eye(number, dtype=y.dtype), guide.root.shape)
-                    guide = guide._replace(root=eye)
+                guide = law_of()
             else:
-                eye, zero = jnp.eye, jnp.zeros
-                guide = Guide(
-                    zero(first, grid.dtype),
-                    eye(first, dtype=grid.dtype),
-                    zero((length, number, d + number), grid.dtype),
-                    zero((length, number), grid.dtype),
-                    jnp.broadcast_to(eye(number, dtype=grid.dtype), (length, number, number)),
+                like = jax.tree.map(
+                    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(law_of)
                 )
+                guide = like._replace(start_root=jnp.eye(first, dtype=grid.dtype))
+            if not (self.linear and self.discrete):
+                eye = jnp.eye(number, dtype=grid.dtype)
+                guide = guide._replace(root=jnp.broadcast_to(eye, guide.root.shape))
             seen_ahead = clock
             if features is not None:
                 ahead = features if features.ndim == 1 else features[following]

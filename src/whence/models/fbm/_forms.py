@@ -99,14 +99,7 @@ def l2_weights(kind: str, x: Vector, hurst: float) -> Vector:
 
 
 def path_error(kind: str, x: Vector, weights: Vector, hurst: float) -> float:
-    """Return the root of the mean squared error of the path, relative to the process.
-
-    Args:
-        kind: "I" or "II".
-        x: Nodes.
-        weights: Those of the process with unit variance.
-        hurst: H.
-    """
+    """Return the root of the mean squared error of the path, relative to the process."""
     own = weights * np.sqrt(own_variance(kind, hurst))
     error = own @ a_matrix(kind, x) @ own - 2 * b_vector(kind, x, hurst) @ own
     c = c_number(kind, hurst)

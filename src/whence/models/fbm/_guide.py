@@ -61,15 +61,7 @@ def guide_of(
     data: tuple[Array, Array, Array | None],
     rounds: int,
 ) -> Guide:
-    """Return the laws of the noise given data of one series.
-
-    Args:
-        model: With values.
-        bank: Of its noise.
-        steps: Along the grid.
-        data: Where on the grid they are, values, and which were observed.
-        rounds: How often the path is made again along which the equation is made affine.
-    """
+    """Return the laws of the noise given data of one series."""
     loc, _ = initial(model, steps.gap.dtype)
     d, k, length = len(loc), len(bank.rates), len(steps.gap)
     size = d * (1 + k)

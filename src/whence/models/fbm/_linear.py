@@ -123,12 +123,6 @@ def why_not_linear(model: Any, x: Array) -> str:
 def system(model: Any, bank: Bank, times: Array, start: Array) -> System:
     """Return the state (X, Y) of a linear model at each time, Y the bank of each driver.
 
-    Args:
-        model: A `FractionalSDE` with values.
-        bank: Of its noise.
-        times: `(time,)`, not decreasing.
-        start: Where the equation begins.
-
     Raises:
         ValueError: If the model is not linear and Gaussian; naming what is not.
     """

@@ -99,13 +99,7 @@ def grid_of(times: np.ndarray, start: float, steps: int) -> tuple[np.ndarray, np
 
 
 def steps_on(model: Any, bank: Bank, grid: Array) -> Steps:
-    """Return the steps of a model's equation along a grid.
-
-    Args:
-        model: A `FractionalSDE` with values.
-        bank: Of its noise; its weights count where H is constant.
-        grid: `(point,)`, not decreasing.
-    """
+    """Return the steps of a model's equation along a grid."""
     gaps = jnp.diff(grid)
     decay, factor = bank_steps(bank, gaps)
     weights = weights_on(model, bank, grid)
@@ -155,13 +149,6 @@ def advance(model: Any, step: Steps, x: Array, y: Array, noise: Array) -> tuple[
     weights counts too (Tong and others 2022, arXiv:2210.16584). Heun's rule has the
     Stratonovich solution; for a constant diffusion it solves the ordinary equation of
     `X - sigma B` (Doss 1977; Sussmann 1978, doi:10.1214/aop/1176995608).
-
-    Args:
-        model: With values.
-        step: One of them.
-        x: `(component,)`.
-        y: `(driver, node)`.
-        noise: Of the processes, `(driver, node)`.
     """
     new = step.decay[None] * y + noise
     moved = jnp.sum(step.weights * (new - y) + step.turn * y, axis=-1)
@@ -179,15 +166,7 @@ def scan(step: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
 
 
 def path_of(model: Any, bank: Bank, steps: Steps, first: Array, white: Array):
-    """Return states `(point, component)` and banks `(point, driver, node)` on the grid.
-
-    Args:
-        model: With values.
-        bank: Of its noise.
-        steps: Along the grid.
-        first: Whitened, of the start.
-        white: Whitened, of each step, `(step, driver, node)`.
-    """
+    """Return states `(point, component)` and banks `(point, driver, node)` on the grid."""
     begin = started(model, bank, first)
 
     def one(state, inputs):
@@ -202,17 +181,7 @@ def path_of(model: Any, bank: Bank, steps: Steps, first: Array, white: Array):
 def draw_paths(
     model: Any, bank: Bank, times: Array, start: Array, key: PRNGKey, paths: int, steps: int
 ) -> Array:
-    """Return the state at each time of paths drawn anew, `(path, time, component)`.
-
-    Args:
-        model: A `FractionalSDE` with values.
-        bank: Of its noise.
-        times: `(time,)`, increasing.
-        start: Where the equation begins.
-        key: A typed key.
-        paths: Number of paths.
-        steps: Number of even steps; there are further ones to each of the times.
-    """
+    """Return the state at each time of paths drawn anew, `(path, time, component)`."""
     even = start + (times[-1] - start) * jnp.linspace(0.0, 1.0, steps + 1, dtype=times.dtype)
     grid = jnp.sort(jnp.concatenate([even, times]))
     d, k = len(initial(model, times.dtype)[0]), len(bank.rates)
@@ -261,15 +230,6 @@ def between(
 
     Inside a step the processes have the law that their known noise over the whole step
     leaves; after the grid they go on with what they remember.
-
-    Args:
-        model: With values.
-        bank: Of its noise.
-        grid: `(point,)`.
-        path: States and banks on it.
-        white: Whitened noise of its steps.
-        at: New times, not before the grid begins.
-        key: A typed key.
     """
     order = jnp.argsort(at)
     new = at[order]

@@ -26,10 +26,6 @@ POOR = 0.1  # relative error of a variance that a fit with H unknown is warned o
 def review(model: Any, times: Any) -> tuple[str, ...]:
     """Return what is poor, in words; refuse a bank that cannot resolve the times.
 
-    Args:
-        model: A `FractionalSDE`.
-        times: `(time,)`.
-
     Raises:
         ValueError: If the horizon of the noise is too short, or it is too coarse.
     """
@@ -118,11 +114,6 @@ def look(model: Any) -> tuple[int, tuple[int, ...], str]:
 def planned(model: Any, y: Any, times: Any) -> Plan | None:
     """Return what a model knows of its data; None if their times are not known yet.
 
-    Args:
-        model: A `FractionalSDE`.
-        y: Data.
-        times: `(time,)`, or of several series `(series, time)`.
-
     Raises:
         ValueError: If the shape of the data, or an H that varies, does not fit.
     """
@@ -157,13 +148,7 @@ def planned(model: Any, y: Any, times: Any) -> Plan | None:
 
 
 def beyond(model: Any, times: Array, at: Array) -> Array:
-    """Return whether any new time is beyond the law of the noise; refuse it if known.
-
-    Args:
-        model: A `FractionalSDE`.
-        times: Of the data.
-        at: New ones.
-    """
+    """Return whether any new time is beyond the law of the noise; refuse it if known."""
     start = jnp.asarray(times[0] if model.start is None else model.start, times.dtype)
     horizon = model.noise.horizon or times[-1] - start
     slack = 4 * jnp.finfo(times.dtype).eps * jnp.max(jnp.abs(times))

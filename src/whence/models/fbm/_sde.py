@@ -139,12 +139,7 @@ class FractionalSDE(Model):
     # -- data -----------------------------------------------------------------------
 
     def prepare(self, y: Any, *inputs: Any) -> tuple[Any, tuple]:
-        """Leave out what is missing; refuse times and data that cannot be.
-
-        Args:
-            y: What `condition` got.
-            *inputs: Times, and what is observed where `y` has columns.
-        """
+        """Leave out what is missing; refuse times and data that cannot be."""
         name = type(self).__name__
         if len(inputs) not in (1, 2):
             raise ValueError(
@@ -170,13 +165,7 @@ class FractionalSDE(Model):
         return y, (times,) if observed is None else (times, observed)
 
     def for_data(self, y: Any, times: Any, observed: Any = None) -> FractionalSDE:
-        """Return the model with a path as long as the times, if it is not integrated out.
-
-        Args:
-            y: As for `log_likelihood`.
-            times: As for `log_likelihood`.
-            observed: As for `log_likelihood`.
-        """
+        """Return the model with a path as long as the times, if it is not integrated out."""
         del observed
         plan = planned(self, y, times)
         if plan is None or plan.form == "exact":
@@ -186,20 +175,11 @@ class FractionalSDE(Model):
         return with_rows(model, len(y)) if plan.several else model
 
     def review(self, y: Any, *inputs: Any) -> tuple[str, ...]:
-        """Refuse a bank that cannot resolve the times; say where it is poor.
-
-        Args:
-            y: Observed data.
-            *inputs: Their times.
-        """
+        """Refuse a bank that cannot resolve the times; say where it is poor."""
         return review(self, _one(inputs[0]))
 
     def sequence(self, target: Any) -> FractionalSequence | None:
-        """Return what engines with particles see: one series, with its state and bank.
-
-        Args:
-            target: The target that this model was conditioned to.
-        """
+        """Return what engines with particles see: one series, with its state and bank."""
         if self.plan is None or self.plan.several:
             return None
         plain = dataclasses.replace(self, hidden={}, plan=None)
@@ -329,12 +309,7 @@ class FractionalSDE(Model):
         return drawn if vector else drawn[..., 0]
 
     def check_inputs(self, inputs: tuple, new_inputs: tuple) -> None:
-        """Refuse new times beyond the law of the noise.
-
-        Args:
-            inputs: Those of the data.
-            new_inputs: Those of a prediction.
-        """
+        """Refuse new times beyond the law of the noise."""
         times, at = np.asarray(_one(inputs[0])), np.asarray(new_inputs[0])
         if at.ndim != 1 or not np.all(np.isfinite(at)):
             raise ValueError(f"New times must be a vector of finite numbers; got {at!r}.")
@@ -345,11 +320,6 @@ class FractionalSDE(Model):
         """Return the log density of each number given all others, in nats; 0 if not observed.
 
         None if the path is a latent.
-
-        Args:
-            y: As for `log_likelihood`.
-            times: As for `log_likelihood`.
-            observed: As for `log_likelihood`.
         """
         if self._has_path:
             return None
@@ -365,16 +335,12 @@ class FractionalSDE(Model):
     def _has_path(self) -> bool:
         return self.plan is not None and self.plan.form == "path"
 
-    def basis(self, grid: Any = None) -> tuple[Bank, Steps]:
-        """Return the bank of a conditioned model, and the steps along its grid or another.
-
-        Args:
-            grid: `(point,)`, by default that of the path.
-        """
+    def basis(self) -> tuple[Bank, Steps]:
+        """Return the bank of a conditioned model, and the steps along its grid."""
         assert self.plan is not None
-        own = self.plan.grid
-        bank = self.noise.bank(own[-1] - own[0], len(self.plan.at))
-        return bank, steps_on(self, bank, own if grid is None else grid)
+        grid = self.plan.grid
+        bank = self.noise.bank(grid[-1] - grid[0], len(self.plan.at))
+        return bank, steps_on(self, bank, grid)
 
     def path(self) -> tuple[Array, Array]:
         """Return states `(point, component)` and bank `(point, driver, node)` on the grid.
@@ -458,8 +424,10 @@ class FractionalSDE(Model):
             key: A typed key.
         """
         del observed
-        several = jnp.ndim(times) == 2
-        rows, times = jnp.shape(times)[0], _floating(_one(times))
+        path = self.hidden.get("start_noise")
+        several = jnp.ndim(times) == 2 or (path is not None and path.ndim == 2)
+        rows = jnp.shape(times)[0] if path is None else len(path)
+        times = _floating(_one(times))
         fresh = lambda key: self._fresh(times, key)
         keys = jr.split(key, rows) if several else key
         new = lambda: jax.vmap(fresh)(keys) if several else fresh(key)

@@ -42,15 +42,7 @@ def exact_variances(kind: str, hurst: float, s: np.ndarray, t: np.ndarray) -> np
 
 
 def misfit(kind: str, x: np.ndarray, weights: np.ndarray, hurst: float, resolution: float):
-    """Return the log ratio of the approximation's variances to the exact ones, and the lags.
-
-    Args:
-        kind: "I" or "II".
-        x: Nodes, in units of one over the horizon.
-        weights: Those of the process with unit variance.
-        hurst: H.
-        resolution: The shortest lag, in units of the horizon.
-    """
+    """Return the log ratio of the approximation's variances to the exact ones, and the lags."""
     matrices, (s, t) = targets(kind, x, resolution)
     got = np.einsum("pij,i,j->p", matrices, weights, weights)
     return np.log(got / exact_variances(kind, hurst, s, t)), t - s
@@ -128,12 +120,6 @@ def _values(kind: str, x: np.ndarray, mode: str, resolution: float, knots: np.nd
 @functools.lru_cache(maxsize=64)
 def table(kind: str, x: tuple[float, ...], mode: str, resolution: float) -> np.ndarray:
     """Return coefficients `(4, KNOTS - 1, node)` of cubic splines of the weights in H.
-
-    Args:
-        kind: "I" or "II".
-        x: Nodes, in units of one over the horizon, 0 first if it is one of them.
-        mode: "l2", "delta" or "law".
-        resolution: The shortest lag that counts, in units of the horizon.
 
     Returns:
         Those of the process with unit variance at one horizon.

@@ -8,11 +8,6 @@ import numpy as np
 def increasing(name: str, times: Any, start: float | None = None) -> np.ndarray:
     """Return times in float64; raise unless they are numbers that increase.
 
-    Args:
-        name: Of the argument.
-        times: A vector of numbers.
-        start: What they must not be before, if given.
-
     Raises:
         ValueError: Naming the first time that is wrong.
     """
@@ -46,11 +41,6 @@ def increasing(name: str, times: Any, start: float | None = None) -> np.ndarray:
 def filled(y: Any, lead: tuple[int, ...], observed: Any = None) -> tuple[Any, Any]:
     """Return data with one that was observed in place of what is missing, and a mask.
 
-    Args:
-        y: `(time, ...)` or `(series, time, ...)`; NaN or masked where it is missing.
-        lead: What its shape must begin with.
-        observed: Which numbers of `y` were observed besides, or None.
-
     Raises:
         ValueError: If nothing was observed, or the shapes do not fit.
     """
@@ -82,11 +72,6 @@ def filled(y: Any, lead: tuple[int, ...], observed: Any = None) -> tuple[Any, An
 
 def without_missing(y: Any, times: np.ndarray, observed: Any = None) -> tuple[Any, Any, Any]:
     """Return data and times without the rows of which nothing was observed, and a mask.
-
-    Args:
-        y: `(time, ...)`; NaN or masked where it is missing.
-        times: `(time,)`.
-        observed: Which numbers of `y` were observed besides, or None.
 
     Returns:
         `y`, with another number where it is missing; `times`; and which numbers were

@@ -79,14 +79,6 @@ def transitions(
     """Return the transition over each gap.
 
     Where few gaps differ, as on a grid with holes, each is computed once.
-
-    Args:
-        drift: `(state, state)`; below X it is diagonal.
-        shift: c, `(component,)`.
-        spread: Of the drivers on the state, `(state, component)`.
-        gaps: `(step,)`, not negative.
-        most: Largest absolute time that the gaps are differences of: gaps that differ by its
-            rounding are the same.
     """
     if len(gaps) <= DISTINCT:
         return _each(drift, shift, spread, gaps)
