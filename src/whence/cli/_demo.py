@@ -34,11 +34,7 @@ at Choate, -3 at Phillips Andover. The model lets the schools learn from one ano
 
 
 def run_demo(out: Path, engine: str, seed: int, *, import_seconds: float) -> bool:
-    """Fit the eight schools and write a plot, the posterior and the model.
-
-    Returns:
-        Whether the run was interrupted.
-    """
+    """Fit the eight schools, write plot, posterior and model; say if it was interrupted."""
     begin = time.perf_counter()
     check_seed(seed)
     enable_x64()

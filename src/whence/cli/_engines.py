@@ -117,15 +117,7 @@ def build_engine(
 
 
 def stored_engine(configuration: dict[str, Any], name: str | None) -> AbstractEngine | None:
-    """Return the engine of a stored run, with the settings that it had.
-
-    Args:
-        configuration: What the store says of it.
-        name: As for `find_engine`; None for one of whence's own, which the store finds.
-
-    Raises:
-        UsageProblem: If the engine is needed and not given, or is another one.
-    """
+    """Return the engine of a stored run, with the settings that it had."""
     module, _, wanted = configuration["class"].partition(":")
     if name is None:
         if module.partition(".")[0] == "whence":

@@ -27,9 +27,7 @@ class FileProblem(ValueError):
 def one_paragraph(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command report errors in one paragraph, or with `--debug` as tracebacks.
 
-    Returns:
-        The command, which exits with 1 after an error, 2 after wrong usage and 130 after
-        Ctrl-C.
+    It exits with 1 after an error, 2 after wrong usage and 130 after Ctrl-C.
     """
 
     @wraps(command)

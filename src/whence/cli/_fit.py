@@ -59,16 +59,7 @@ def quiet() -> Iterator[None]:
 
 
 def save_and_judge(posterior: Posterior, out: Path | None, store: Path | None) -> bool:
-    """Write a posterior, if a file is asked for, and print summary and verdict.
-
-    Args:
-        posterior: The posterior.
-        out: The file; None if the store is enough.
-        store: The store, if there is one.
-
-    Returns:
-        Whether the run was complete; False after Ctrl-C.
-    """
+    """Write a posterior to `out`, if given; print and judge it; say if it was complete."""
     place = out or store
     if out is not None:
         posterior.save(out)  # before anything else can go wrong

@@ -17,21 +17,13 @@ _CLOSE_BYTES = 2**26  # a group of draws that is cheap to plot
 
 
 class Plot(NamedTuple):
-    """One figure of a report.
+    """One figure of a report."""
 
-    Attributes:
-        name: Short name, as in ArviZ's `plot_<name>`.
-        title: What it shows.
-        caption: How to read it.
-        png: The image; None if it could not be drawn.
-        problem: Why not, or nothing.
-    """
-
-    name: str
-    title: str
-    caption: str
-    png: bytes | None
-    problem: str = ""
+    name: str  # short name, as in ArviZ's `plot_<name>`
+    title: str  # what it shows
+    caption: str  # how to read it
+    png: bytes | None  # the image; None if it could not be drawn
+    problem: str = ""  # why not, or nothing
 
 
 def draw_plots(posterior: Posterior) -> list[Plot]:
