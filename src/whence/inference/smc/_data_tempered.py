@@ -231,6 +231,7 @@ class DataTemperedSMC(AbstractOnlineEngine):
         Douc, Cappe and Moulines (2005), resampling, doi:10.1109/ISPA.2005.195385.
         Neal (2011), arXiv:1206.1901 [kernel: hmc].
         Roberts, Gelman and Gilks (1997), doi:10.1214/aoap/1034625254 [kernel: rwm].
+        Roberts and Rosenthal (1998), doi:10.1111/1467-9868.00123 [kernel: mala].
     """
 
     particles: int = eqx.field(default=2048, converter=whole("particles", least=2))

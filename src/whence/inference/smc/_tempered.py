@@ -160,14 +160,14 @@ class TemperedSMC(AbstractEngine):
         moves: Moves of every particle at each temperature; None goes on until they have
             mixed.
         chains: Waste-free: only so many particles are resampled, each begins a chain of
-            `particles / chains` moves, and all states of chains are particles. None: off.
+            `particles / chains` states, and all states of chains are particles. None: off.
         kernel: `"hmc"`, `"mala"`, `"independent"`, or `"rwm"` for likelihoods without a
             useful gradient, or an `AbstractKernel`.
         resampling: `"systematic"`, `"stratified"`, `"residual"`, `"multinomial"`, `"ssp"` or
             `"killing"`, or an `AbstractResampling`.
         threshold: Resample when the effective sample size is at most this fraction;
             above `ess`, so that only a short step goes without. 0 is annealed importance
-            sampling.
+            sampling (Neal 2001, doi:10.1023/A:1008923215028).
         metric: `"dense"` or `"diagonal"` covariance of the particles to whiten moves, or an
             `AbstractMetric`; `"auto"` is dense up to 100 dimensions if there are 10 particles
             to each.
@@ -180,11 +180,12 @@ class TemperedSMC(AbstractEngine):
     References:
         Del Moral, Doucet and Jasra (2006), doi:10.1111/j.1467-9868.2006.00553.x.
         Zhou, Johansen and Aston (2016), doi:10.1080/10618600.2015.1060885.
-        Neal (2001), annealed importance sampling, doi:10.1023/A:1008923215028.
-        Dau and Chopin (2022), waste-free SMC, doi:10.1111/rssb.12475.
+        Dau and Chopin (2022), waste-free SMC, doi:10.1111/rssb.12475 [chains: int].
         Douc, Cappe and Moulines (2005), resampling, doi:10.1109/ISPA.2005.195385.
         Neal (2011), arXiv:1206.1901 [kernel: hmc].
         Roberts, Gelman and Gilks (1997), doi:10.1214/aoap/1034625254 [kernel: rwm].
+        Roberts and Rosenthal (1998), doi:10.1111/1467-9868.00123 [kernel: mala].
+        Chopin (2002), doi:10.1093/biomet/89.3.539 [kernel: independent].
     """
 
     particles: int = eqx.field(default=2048, converter=whole("particles", least=2))
