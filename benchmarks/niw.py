@@ -163,7 +163,7 @@ def main():
     parser.add_argument("--out", type=Path, help="folder of results")
     parser.add_argument("--small", action="store_true", help="few repetitions")
     arguments = parser.parse_args()
-    rows = measure(3 if arguments.small else 40)
+    rows = measure(10 if arguments.small else 40)
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

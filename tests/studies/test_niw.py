@@ -57,6 +57,18 @@ def test_characters_of_a_task_are_different_ones(tmp_path):
     assert all(len(set(row)) == 5 for row in kinds[..., 0])
     with pytest.raises(ValueError, match="`data` must hold other.npz"):
         images.read(tmp_path, "other", turned=False)
+    # Bars of different height are easily told apart, learned from or not.
+    bars = np.zeros((6, 20, 28, 28), np.uint8)
+    for i in range(6):
+        bars[i, :, 4 * i : 4 * i + 4] = 255
+    bars = np.where(np.random.default_rng(1).uniform(size=bars.shape) < 0.1, 255 - bars, bars)
+    for name in ("omniglot_small1", "omniglot_small2"):
+        some = {"images": bars.reshape(120, 28, 28), "labels": np.repeat(np.arange(6), 20)}
+        np.savez(tmp_path / f"{name}.npz", **some)
+    for rule in ("prototype network", "NIW, linear head, predictive"):
+        score = images.learned_and_judged(tmp_path, 1, rule, 40, 6, 0)
+        assert score.right > 0.6, rule
+        assert 0 < score.loss < np.log(5)
 
 
 @pytest.mark.slow

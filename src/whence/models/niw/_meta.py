@@ -78,7 +78,8 @@ class NIWMeta(eqx.Module):
         components: Components of a mixture, for tasks of several kinds.
         precision: Of each weight between tasks, at the start. None for one with which outputs
             vary between tasks by 1 (logits by 5, embeddings for `Prototypes` by 1 in length),
-            which `on` finds at the inputs of the tasks.
+            which `on` finds at the inputs of the tasks, but at least 100 where more than the
+            last layer varies.
         tails: Degrees of freedom of a scale v of each task, `theta_i ~ N(mu, v Sigma)` with
             v ~ IG(tails / 2, tails / 2): tasks far from the others cost less, and `adapt`
             says how unusual a task is. None is v = 1.
@@ -275,6 +276,8 @@ def _in_units(meta: NIWMeta, x: Array) -> NIWMeta:
     size = jnp.mean(jnp.sum(jacobian**2, axis=2), axis=0)
     size = jnp.mean(size) if meta.likelihood.separable else jnp.sum(size)
     factor = meta.likelihood.spread**2 / jnp.maximum(size, 1e-6)
+    if meta.layout.last:  # outputs are linear in nothing but small changes of the weights
+        factor = jnp.minimum(factor, 0.01)
     mean = start + jnp.sqrt(factor) * (meta.population.mean - start)
     covariance = jax.vmap(lambda c: c.scaled(factor))(meta.population.covariance)
     where = lambda m: (m.population.mean, m.population.covariance)
