@@ -14,6 +14,8 @@ from scipy.stats import invgamma, norm
 import whence as wh
 from whence.models import autoencoder, nngp
 from whence.models.autoencoder.priors._match import (
+    FunctionalFit,
+    Process,
     bures_power,
     critic_distance,
     sliced_power,
@@ -38,9 +40,8 @@ def test_scales_are_those_of_fan_in(per):
     weight = drawn["encoder.layers.1.weight"]
     assert weight.shape == (4_000, 3, 4)
     assert_allclose(weight.std(), 2 / np.sqrt(4), rtol=4 * np.sqrt(1 / (2 * weight.size)))
-    assert_allclose(
-        prior.law("decoder.layers.2.weight").scale * np.ones((4, 3)), 2 / np.sqrt(3)
-    )
+    law = prior.weights({})["decoder.layers.2.weight"].prior
+    assert_allclose(law.scale * np.ones((4, 3)), 2 / np.sqrt(3))
 
 
 def test_around_a_network_and_hierarchical_and_flow():
@@ -128,11 +129,11 @@ def test_selection_comes_to_the_best_scale(selection, metric):
         steps=100, metric=metric, draws=8, batch_size=32, projections=20, learning_rate=0.04
     )
     found = autoencoder.select_prior(model, x, key=jr.key(1), start=far, procedure=procedure)
-    problem = autoencoder.prior_problem(model, x, start=far)
+    problem = autoencoder.PriorProblem(model, x, start=far)
 
     def look(scale):
         prior = autoencoder.GaussianPrior.fan_in(networks, per="net", scale=scale)
-        return float(procedure._look(problem, prior)[0])
+        return float(procedure._look(problem, prior.params)[0])
 
     scales = np.exp(np.linspace(np.log(0.4), np.log(2.5), 15))
     distances = [look(s) for s in scales]
@@ -162,7 +163,7 @@ def test_selection_around_a_trained_network(selection):
     target = wh.condition(changed, x)
     assert np.isfinite(target.log_density(target.init(key=jr.key(0))))
     # The networks of this prior copy, those of the prior before do not.
-    problem = autoencoder.prior_problem(model, x, start=found.prior)
+    problem = autoencoder.PriorProblem(model, x, start=found.prior)
     made = problem.images(found.prior, jnp.asarray(x), 5, key=jr.key(0))
     assert np.mean((made - x) ** 2) < 0.1
     plain = autoencoder.GaussianPrior.fan_in(model.networks())
@@ -171,7 +172,7 @@ def test_selection_around_a_trained_network(selection):
 
 def test_selection_by_train(selection):
     model, x = selection
-    problem = autoencoder.prior_problem(
+    problem = autoencoder.PriorProblem(
         model, x, start=autoencoder.GaussianPrior.fan_in(model.networks())
     )
     procedure = autoencoder.DSWD(steps=4, draws=2, batch_size=8, projections=5, warmup=0)
@@ -186,10 +187,10 @@ def test_what_cannot_be_selected_is_named(selection):
     with pytest.raises(ValueError, match="at least 2 data.* got 1"):
         autoencoder.select_prior(model, x[:1], key=jr.key(0))
     with pytest.raises(ValueError, match="`start` must be a prior with something to select"):
-        autoencoder.prior_problem(model, x)
+        autoencoder.PriorProblem(model, x)
     with pytest.raises(ValueError, match="`family` must be one of"):
         autoencoder.select_prior(model, x, key=jr.key(0), family="all")
-    with pytest.raises(ValueError, match="must be what `autoencoder.prior_problem"):
+    with pytest.raises(ValueError, match="must be an `autoencoder.PriorProblem`"):
         wh.train(x, autoencoder.DSWD(), key=jr.key(0))
 
 
@@ -205,7 +206,8 @@ def test_distances_of_functions_in_one_dimension():
     u = (np.arange(200_000) + 0.5) / 200_000
     steps = np.repeat(s1 * quantiles, 500)
     exact = np.mean((steps - s2 * norm.ppf(u)) ** 2)
-    assert_allclose(sliced_power(functions, matrix, key=jr.key(0)), exact, rtol=1e-3)
+    process = Process(matrix, None)
+    assert_allclose(sliced_power(functions, process, key=jr.key(0)), exact, rtol=1e-3)
     own = np.sqrt(np.mean((s1 * quantiles) ** 2))
     assert_allclose(bures_power(functions, matrix), (own - s2) ** 2, rtol=1e-9)
 
@@ -226,12 +228,11 @@ def test_the_metric_of_gaussians(key):
 
 def test_the_critic_stays_below_the_exact_distance():
     rng = np.random.default_rng(0)
-    functions = jnp.asarray(rng.normal(size=(64, 3)) * 2.0)
-    matrix = jnp.eye(3)
-    key = jr.key(0)
-    found = float(critic_distance(functions, matrix, 300, key=key))
-    drawn = jr.normal(jr.split(key, 3)[0], (64, 3))  # the same draws of the process
-    cost = np.linalg.norm(np.asarray(functions)[:, None] - np.asarray(drawn)[None], axis=-1)
+    functions, drawn = 2.0 * rng.normal(size=(64, 3)), rng.normal(size=(64, 3))
+    found = float(
+        critic_distance(jnp.asarray(functions), jnp.asarray(drawn), 300, key=jr.key(0))
+    )
+    cost = np.linalg.norm(functions[:, None] - drawn[None], axis=-1)
     exact = cost[linear_sum_assignment(cost)].mean()
     assert 0.5 * exact < found < 1.1 * exact
 
@@ -287,6 +288,62 @@ def test_a_wide_network_matches_its_own_limit():
     # Variances of 256 draws have an error of 9%.
     assert off(got) < 0.15
     assert found.after < 0.5 * found.before
+
+
+def _problem(kernel, x, metric, draws):
+    linear = eqx.nn.Linear(1, 1, key=jr.key(0))
+    prior = autoencoder.GaussianPrior.fan_in(linear)
+    network = autoencoder.RandomNetwork(linear, prior, start="prior")
+    return FunctionalFit(network, prior, kernel, jnp.asarray(x), draws, metric, 1e-6, 1)
+
+
+def test_functions_of_a_hierarchical_process_have_their_own_scales():
+    """Covariances are those of a mean over hyper-parameters; functions are no Gaussian ones."""
+    x = np.array([[0.0, 0.0], [0.5, -1.0], [3.0, 1.0]])
+    fixed = autoencoder.HierarchicalKernel(dist.Delta(0.7), dist.Delta(2.0))
+    gap = ((x[:, None] - x[None]) ** 2).sum(-1)
+    assert_allclose(fixed(jnp.asarray(x), key=jr.key(0)), 2 * np.exp(-gap / (2 * 0.7**2)))
+    kernel = autoencoder.HierarchicalKernel(variance=dist.InverseGamma(6.0, 5.0))
+    draws = 100_000
+    process = _problem(kernel, x, "bures", draws).process(jnp.asarray(x), key=jr.key(1))
+    law = invgamma(6, scale=5)
+    error = 4.5 * law.std() / np.sqrt(draws)
+    assert_allclose(jnp.diagonal(process.matrix), law.mean(), atol=error)
+    square = np.asarray(process.draws) ** 2
+    second = law.var() + law.mean() ** 2
+    assert_allclose(square.mean(0), law.mean(), atol=4.5 * np.sqrt(3 * second / draws))
+    # The fourth moment is 3 E v^2, that of a Gaussian process would be 3 (E v)^2, 20% less.
+    fourth = (square**2).mean(0)
+    assert_allclose(fourth, 3 * second, atol=4.5 * np.max((square**2).std(0)) / np.sqrt(draws))
+    # Length scales: the mean correlation of two points by quadrature over one of each feature.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    scale = np.exp(0.5 * np.log(4) + nodes)
+    each = lambda d: weights @ np.exp(-(d**2) / (2 * scale**2)) / weights.sum()
+    exact = law.mean() * each(0.5) * each(1.0)
+    assert_allclose(process.matrix[0, 1], exact, atol=error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["sliced", "bures"])
+def test_a_scale_is_matched_to_a_hierarchical_process(metric):
+    """Functions b + 0 x with b Gaussian, of a process of random constants, at one scale."""
+    kernel = autoencoder.HierarchicalKernel(dist.Delta(1e3), dist.LogNormal(0.1, 1.0))
+    found = autoencoder.match_prior(
+        eqx.nn.Linear(1, 1, key=jr.key(0)),
+        kernel,
+        np.array([[0.0], [1e-3]]),
+        key=jr.key(0),
+        metric=metric,
+        draws=1_024,
+        jitter=1e-6,
+        fit=autoencoder.Adam(400, 0.02),
+    )
+    rng = np.random.default_rng(0)
+    sample = np.sqrt(rng.lognormal(0.1, 1.0, 10**6)) * rng.normal(size=10**6)
+    # Of Gaussians with W2 along a line: the covariance of quantiles; with moments: the spread.
+    quantiles = norm.ppf((np.arange(10**6) + 0.5) / 10**6)
+    best = {"sliced": np.mean(quantiles * np.sort(sample)), "bures": sample.std()}[metric]
+    assert_allclose(np.exp(float(found.prior.log_scales["bias"])), best, rtol=0.08)
 
 
 def test_what_cannot_be_matched_is_named():

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
+import whence as wh
 from whence.models import autoencoder
 from whence.models.autoencoder._variational import discrepancy
 
@@ -44,7 +45,7 @@ def x():
 
 
 def _problem(x, encoder, decoder, **changes):
-    return autoencoder.variational(
+    return autoencoder.VariationalAutoencoder(
         encoder, decoder, x, likelihood=autoencoder.Gaussian(SIGMA), **changes
     )
 
@@ -57,12 +58,32 @@ def test_bounds_are_tight_for_principal_components(x, samples):
     fitted = autoencoder.FittedVariational(problem, params, np.zeros(0))
     assert_allclose(fitted.log_prob(x, key=jr.key(0), samples=samples), exact, rtol=1e-6)
     for changes in (
-        {"objective": "elbo"},
-        {"objective": "iwae", "samples": 3},
-        {"objective": "iwae", "samples": 3, "mix": 0.5},
+        {},
+        {"objective": wh.IWAE(), "samples": 3},
+        {"objective": wh.CIWAE(0.5), "samples": 3},
+        {"objective": wh.MIWAE(2), "samples": 4},
     ):
         loss = _problem(x, encoder, decoder, **changes).loss(params, None, key=jr.key(1))
         assert_allclose(loss, -exact.mean(), rtol=1e-6)
+
+
+def test_decoders_follow_the_objective_of_the_model(x):
+    """PIWAE: encoders by the mean bound of two groups, decoders by that of all four codes."""
+    encoder, decoder, _ = _principal(x)
+    encoder = eqx.tree_at(lambda e: e.layers[1].bias, encoder, jnp.zeros(4))
+    kinds = {"piwae": wh.PIWAE(2), "miwae": wh.MIWAE(2), "iwae": wh.IWAE()}
+    value, slope = {}, {}
+    for name, objective in kinds.items():
+        problem = _problem(x, encoder, decoder, objective=objective, samples=4)
+        loss = lambda params, problem=problem: problem.loss(params, None, key=jr.key(1))
+        value[name], slope[name] = jax.value_and_grad(loss)(problem.start(key=jr.key(0)))
+    assert value["piwae"] == value["miwae"] > value["iwae"] + 1e-3
+    of = lambda name, part: slope[name][part].layers
+    same = lambda a, b: jax.tree.map(lambda u, v: assert_allclose(u, v, rtol=1e-9), a, b)
+    same(of("piwae", 0), of("miwae", 0))
+    same(of("piwae", 1), of("iwae", 1))
+    gap = of("piwae", 1)[0].weight - of("miwae", 1)[0].weight
+    assert np.abs(gap).max() > 1e-3
 
 
 def test_beta_counts_the_divergence(x):
@@ -94,8 +115,8 @@ def test_a_prior_of_pseudo_inputs_is_the_mean_of_their_codes(x):
     encoder, decoder, _ = _principal(x)
     problem = _problem(x, encoder, decoder, pseudo=3)
     params = problem.start(key=jr.key(0))
-    assert params[1].shape == (3, 4)
-    code = np.asarray(jax.vmap(encoder)(params[1]))
+    assert params[2].shape == (3, 4)
+    code = np.asarray(jax.vmap(encoder)(params[2]))
     z = np.array([[0.1, -0.3], [1.0, 2.0]])
     each = norm(code[:, :2], np.exp(code[:, 2:])).logpdf(z[:, None]).sum(-1)
     assert_allclose(
@@ -124,7 +145,7 @@ def test_training_lowers_the_loss_of_each_kind():
     for changes in ({}, {"objective": "wae", "beta": 10.0}):
         codes = 1 if changes else 2
         encoder, decoder = autoencoder.dense((6,), 2, (8,), key=jr.key(0), codes=codes)
-        problem = autoencoder.variational(encoder, decoder, x, **changes)
+        problem = autoencoder.VariationalAutoencoder(encoder, decoder, x, **changes)
         fitted = autoencoder.fit_variational(
             problem, key=jr.key(0), fit=autoencoder.Adam(300, 0.01)
         )
@@ -138,11 +159,16 @@ def test_training_lowers_the_loss_of_each_kind():
 def test_wrong_settings_are_named(x):
     encoder, decoder, _ = _principal(x)
     with pytest.raises(ValueError, match="`likelihood` must be without latents"):
-        autoencoder.variational(encoder, decoder, x, likelihood=autoencoder.Gaussian("global"))
-    with pytest.raises(ValueError, match="`decoder` must take a code of shape"):
+        autoencoder.VariationalAutoencoder(
+            encoder, decoder, x, likelihood=autoencoder.Gaussian("global")
+        )
+    with pytest.raises(ValueError, match="`decoder` must take an array of shape"):
         _problem(x, encoder, decoder, objective="wae")
-    with pytest.raises(ValueError, match="`objective` must be one of"):
-        _problem(x, encoder, decoder, objective="vae")
+    for wrong in ("vae", wh.IWAE, wh.ForwardKL()):
+        with pytest.raises(ValueError, match="`objective` must be None, 'wae' or an instance"):
+            _problem(x, encoder, decoder, objective=wrong)
+    with pytest.raises(ValueError, match="`samples` must be a multiple of `outer` of MIWAE, 2"):
+        _problem(x, encoder, decoder, objective=wh.MIWAE(2), samples=3)
 
 
 def test_evidence_of_a_linear_autoencoder():

@@ -6,6 +6,7 @@ from ._compare import (
     compare_autoencoders as compare_autoencoders,
 )
 from ._evidence import linear_log_evidence as linear_log_evidence
+from ._importance import HeldOut as HeldOut, importance_log_prob as importance_log_prob
 from ._likelihoods import (
     AbstractLikelihood as AbstractLikelihood,
     Bernoulli as Bernoulli,
@@ -19,16 +20,14 @@ from ._posterior import (
     Oddness as Oddness,
     encode as encode,
     generate as generate,
-    importance_log_prob as importance_log_prob,
     log_likelihood as log_likelihood,
     oddness as oddness,
     reconstruct as reconstruct,
 )
 from ._variational import (
     FittedVariational as FittedVariational,
-    Variational as Variational,
+    VariationalAutoencoder as VariationalAutoencoder,
     fit_variational as fit_variational,
-    variational as variational,
 )
 from .density._mixture import (
     DirichletMixture as DirichletMixture,
@@ -53,17 +52,20 @@ from .gp._sparse import SparseLayer as SparseLayer, squared_exponential as squar
 from .priors._abstract_prior import AbstractPrior as AbstractPrior
 from .priors._dswd import DSWD as DSWD
 from .priors._flow import FlowPrior as FlowPrior
-from .priors._match import MatchedPrior as MatchedPrior, match_prior as match_prior
+from .priors._match import (
+    HierarchicalKernel as HierarchicalKernel,
+    MatchedPrior as MatchedPrior,
+    match_prior as match_prior,
+)
 from .priors._network import RandomNetwork as RandomNetwork
 from .priors._priors import (
     FixedPrior as FixedPrior,
     GaussianPrior as GaussianPrior,
     HierarchicalPrior as HierarchicalPrior,
 )
+from .priors._problem import PriorProblem as PriorProblem
 from .priors._select import (
     SelectedPrior as SelectedPrior,
-    pretrain as pretrain,
-    prior_problem as prior_problem,
     select_prior as select_prior,
     selected as selected,
 )

@@ -5,17 +5,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
 from ...core._key import seeded
 from ...core._types import PRNGKey
-from ._posterior import encode, importance_log_prob, log_likelihood, reconstruct
+from ._importance import importance_log_prob
+from ._posterior import encode, log_likelihood, reconstruct
 from ._variational import FittedVariational
 from .density._mixture import DirichletMixture
 from .distance._distributional import distributional_sliced_wasserstein
 from .distance._sliced import sliced_wasserstein
+from .priors._priors import GaussianPrior
 from .priors._problem import PriorProblem, images_of
 
 COLUMNS = {
@@ -30,11 +31,9 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Scores by model; print it. Nats are per datum, NaN where a model has no such score.
+    """Scores by model and column, with standard errors over data of likelihoods; print it.
 
-    Attributes:
-        scores: By model, then by column.
-        errors: Standard errors over data of `held_out`, `plugin` and `generative`.
+    Nats are per datum, NaN where a model has no such score.
     """
 
     scores: dict[str, dict[str, float]]
@@ -76,8 +75,7 @@ def compare_autoencoders(
     scores, errors = {}, {}
     for name, model in models.items():
         key_prior, key_score = jr.split(key)
-        own = dict.fromkeys(COLUMNS, math.nan)
-        each = {}
+        own, each = dict.fromkeys(COLUMNS, math.nan), {}
         if isinstance(model, FittedVariational):
             each["plugin"] = model.log_likelihood(held_out)
             if model.problem.objective != "wae":
@@ -88,9 +86,8 @@ def compare_autoencoders(
             each["held_out"] = log_likelihood(model, held_out)
             each["plugin"] = log_likelihood(model, held_out, mode="plugin")
             mixture = DirichletMixture(components).fit(encode(model, x), key=key_score)
-            each["generative"] = importance_log_prob(
-                model, mixture, held_out, key=key_score, samples=samples
-            )
+            rule = {"key": key_score, "samples": samples}
+            each["generative"] = importance_log_prob(model, mixture, held_out, **rule).log_prob
             image = reconstruct(model, held_out)
         own |= {column: float(v.mean()) for column, v in each.items()}
         own["mse"] = float(np.mean((image - np.asarray(held_out)) ** 2))
@@ -100,11 +97,10 @@ def compare_autoencoders(
 
 
 def _of_prior(model: Any, x: Any, key: PRNGKey) -> dict[str, float]:
-    read = model.observation.read(jnp.asarray(x))
-    flat = jnp.asarray(x).reshape(len(read), -1).astype(jnp.result_type(float))
-    problem = PriorProblem(model, model.prior, read, flat)
+    # Whichever prior the problem starts from: images are made under that of the model.
+    problem = PriorProblem(model, x, start=GaussianPrior.fan_in(model.networks()))
     key_images, key_sliced = jr.split(key)
-    made = np.asarray(images_of(problem, model.prior, key_images))
-    sliced = sliced_wasserstein(made, flat, key=key_sliced)
-    slicer = distributional_sliced_wasserstein(made, flat, key=key_sliced, projections=200)
+    both = images_of(problem, model.prior, key_images), problem.flat
+    slicer = distributional_sliced_wasserstein(*both, key=key_sliced, projections=200)
+    sliced = sliced_wasserstein(*both, key=key_sliced)
     return {"prior_sw2": sliced.distance, "prior_dsw": slicer.distance}

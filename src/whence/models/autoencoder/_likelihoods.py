@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
 
-from ...core._convert import positive, whole
+from ...core._convert import one_of, positive, whole
 from ._continuous_bernoulli import ContinuousBernoulliDistribution
 
 Shape = tuple[int, ...]
@@ -62,16 +62,11 @@ def _rows(law: Any) -> dist.Distribution:
     return law.to_event(len(law.batch_shape) - 1)
 
 
-def _between_0_and_1(x: np.ndarray, name: str) -> None:
-    x = np.asarray(x)
-    outside = ~((x >= 0) & (x <= 1)) & ~np.isnan(x)
-    if outside.any():
-        place = np.unravel_index(np.argmax(outside), x.shape)
-        hint = " Divide 8-bit images by 255." if x.max() > 2 else ""
-        raise ValueError(
-            f"`x` must be between 0 and 1 for {name}; got {x[place]:g} in row "
-            f"{int(place[0])}.{hint}"
-        )
+def _check(x: np.ndarray, good: np.ndarray, rule: str, hint: str = "") -> None:
+    if not good.all():
+        place = np.unravel_index(np.argmin(good), good.shape)
+        row = int(place[0])
+        raise ValueError(f"`x` must be {rule}; got {x[place]:g} in row {row}.{hint}")
 
 
 def _logit(rate: Array) -> Array:
@@ -81,27 +76,31 @@ def _logit(rate: Array) -> Array:
     return jnp.log(rate) - jnp.log1p(-rate)
 
 
-class AbstractLogitLikelihood(AbstractLikelihood):
-    """Pixels of which a decoder gives the logit of a rate, without latents of its own."""
-
-    @property
-    def priors(self):
-        return {}
+class AbstractPixelLikelihood(AbstractLikelihood):
+    """Of numbers each of which has a number of the output, and a parameter that is an image."""
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape
-
-    def parameter(self, output):
-        return jax.nn.sigmoid(output)
-
-    def law(self, parameter, noise):
-        return self.distribution(_logit(parameter), noise)
 
     def image(self, parameter):
         return parameter
 
     def read(self, x):
         return jnp.asarray(x, jnp.result_type(float))
+
+
+class AbstractLogitLikelihood(AbstractPixelLikelihood):
+    """Pixels of which a decoder gives the logit of a rate, without latents of its own."""
+
+    @property
+    def priors(self):
+        return {}
+
+    def parameter(self, output):
+        return jax.nn.sigmoid(output)
+
+    def law(self, parameter, noise):
+        return self.distribution(_logit(parameter), noise)
 
 
 class ContinuousBernoulli(AbstractLogitLikelihood):
@@ -118,7 +117,8 @@ class ContinuousBernoulli(AbstractLogitLikelihood):
         return _rows(ContinuousBernoulliDistribution(output))
 
     def check(self, x):
-        _between_0_and_1(x, "ContinuousBernoulli")
+        hint = " Divide 8-bit images by 255." if x.max() > 2 else ""
+        _check(x, (x >= 0) & (x <= 1), "between 0 and 1 for ContinuousBernoulli", hint)
 
 
 class Bernoulli(AbstractLogitLikelihood):
@@ -128,22 +128,15 @@ class Bernoulli(AbstractLogitLikelihood):
         return _rows(dist.Bernoulli(logits=output))
 
     def check(self, x):
-        _between_0_and_1(x, "Bernoulli")
-        x = np.asarray(x)
-        broken = (x != 0) & (x != 1) & ~np.isnan(x)
-        if broken.any():
-            raise ValueError(
-                f"`x` must be 0 or 1 for Bernoulli; got {x[broken][0]:g}. Use "
-                "ContinuousBernoulli() for grey values, or make them binary."
-            )
+        hint = " Use ContinuousBernoulli() for grey values, or make them binary."
+        _check(x, (x == 0) | (x == 1), "0 or 1 for Bernoulli", hint)
 
 
-class Gaussian(AbstractLikelihood):
+class Gaussian(AbstractPixelLikelihood):
     """Real numbers with Gaussian noise; a decoder gives the mean of each.
 
     Attributes:
-        scale: Standard deviation of the noise: a number, or the prior of one for all numbers
-            or (with the shape of a datum) one for each.
+        scale: Standard deviation of the noise, or its prior.
     """
 
     scale: Any
@@ -156,20 +149,11 @@ class Gaussian(AbstractLikelihood):
                 `"pixel"`, one or one for each number of a datum, with the prior
                 LogNormal(log 0.3, 1).
             shape: Of a datum, for `"pixel"`.
-
-        Raises:
-            ValueError: If it is none of these.
         """
         if isinstance(scale, str):
-            if scale not in ("global", "pixel"):
-                raise ValueError(
-                    "`scale` must be a positive number, a numpyro distribution, 'global' or "
-                    f"'pixel'; got {scale!r}."
-                )
+            scale = one_of("scale", ("global", "pixel"), kind=dist.Distribution)(scale)
             if scale == "pixel" and shape is None:
-                raise ValueError(
-                    "`shape` must be that of one datum for `scale='pixel'`; got None."
-                )
+                raise ValueError("`shape` must be that of one datum for 'pixel'; got None.")
             loc = jnp.full(shape if scale == "pixel" and shape else (), np.log(0.3))
             scale = dist.LogNormal(loc, 1.0)
         if not isinstance(scale, dist.Distribution):
@@ -180,9 +164,6 @@ class Gaussian(AbstractLikelihood):
     def priors(self):
         return {"sigma": self.scale} if isinstance(self.scale, dist.Distribution) else {}
 
-    def output_shape(self, shape: Shape) -> Shape:
-        return shape
-
     def distribution(self, output, noise):
         sigma: Any = noise.get("sigma", self.scale)
         return _rows(dist.Normal(output, jnp.broadcast_to(sigma, output.shape)))
@@ -192,12 +173,6 @@ class Gaussian(AbstractLikelihood):
 
     def law(self, parameter, noise):
         return self.distribution(parameter, noise)
-
-    def image(self, parameter):
-        return parameter
-
-    def read(self, x):
-        return jnp.asarray(x, jnp.result_type(float))
 
     def check(self, x):
         """Accept all real numbers."""
@@ -235,13 +210,7 @@ class Categorical(AbstractLikelihood):
         return jnp.asarray(x, jnp.result_type(float)) / (self.levels - 1)
 
     def check(self, x):
-        x = np.asarray(x)
+        name = f"Categorical({self.levels})"
         if not np.issubdtype(x.dtype, np.integer):
-            raise ValueError(
-                f"`x` must be whole numbers for Categorical({self.levels}); got {x.dtype}."
-            )
-        if x.min() < 0 or x.max() >= self.levels:
-            raise ValueError(
-                f"`x` must be from 0 to {self.levels - 1} for Categorical({self.levels}); got "
-                f"{x.max() if x.max() >= self.levels else x.min()}."
-            )
+            raise ValueError(f"`x` must be whole numbers for {name}; got {x.dtype}.")
+        _check(x, (x >= 0) & (x < self.levels), f"from 0 to {self.levels - 1} for {name}")

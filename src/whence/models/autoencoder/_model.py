@@ -19,7 +19,8 @@ from .priors._abstract_prior import AbstractPrior
 from .priors._network import RandomNetwork
 
 
-def _noise(model: "BayesianAutoencoder") -> dict[str, Latent]:
+def noise_of(model: Any) -> dict[str, Latent]:
+    """Return the latents of a model's likelihood."""
     return {
         name: Latent(prior=prior, shape=None, dims=(), noncentered=False, start="prior")
         for name, prior in model.observation.priors.items()
@@ -38,11 +39,6 @@ class BayesianAutoencoder(Model):
     to explain x, as in denoising. Draws of `posterior.predict(x)` are data with the noise of
     the likelihood; `reconstruct` gives images without.
 
-    Attributes:
-        network: Encoder and decoder with the prior of their weights.
-        observation: The likelihood.
-        noise: Latents of the likelihood.
-
     References:
         Tran, Rossi, Milios, Michiardi, Bonilla and Filippone (2021), Model selection for
         Bayesian autoencoders, NeurIPS, arXiv:2106.06245.
@@ -50,7 +46,7 @@ class BayesianAutoencoder(Model):
 
     network: RandomNetwork
     observation: AbstractLikelihood
-    noise: dict[str, Any] = latents(_noise)
+    noise: dict[str, Any] = latents(noise_of)
 
     def __init__(
         self,
@@ -70,15 +66,10 @@ class BayesianAutoencoder(Model):
             likelihood: By default `ContinuousBernoulli()`.
             prior: By default `whence.FanIn()`; see `RandomNetwork`.
             start: Where engines start: at the weights of the `"module"` or the `"prior"`.
-
-        Raises:
-            ValueError: If an argument is not of this form.
         """
         likelihood = ContinuousBernoulli() if likelihood is None else likelihood
         if isinstance(likelihood, type) and issubclass(likelihood, AbstractLikelihood):
-            raise ValueError(
-                f"`likelihood` must be an instance: write `{likelihood.__name__}()`."
-            )
+            raise ValueError(f"`likelihood` must be made: write `{likelihood.__name__}()`.")
         self.observation = part("likelihood", AbstractLikelihood)(likelihood)
         for name, net in {"encoder": encoder, "decoder": decoder}.items():
             if not isinstance(net, eqx.Module) or not callable(net):
@@ -98,18 +89,10 @@ class BayesianAutoencoder(Model):
         return self.network.template()
 
     def with_prior(self, prior: Any) -> "BayesianAutoencoder":
-        """Return this model with another prior of its weights.
-
-        Args:
-            prior: See `RandomNetwork`; what `select_prior` returned, for example.
-        """
-        encoder, decoder = self.networks()
-        start = "prior" if self.network.begins is None else "module"
-        return BayesianAutoencoder(
-            encoder, decoder, likelihood=self.observation, prior=prior, start=start
-        )
-
-    # -- of a draw ---------------------------------------------------------------
+        """Return this model with another prior, what `select_prior` returned for example."""
+        rule = {"likelihood": self.observation, "prior": prior}
+        rule["start"] = "prior" if self.network.begins is None else "module"
+        return BayesianAutoencoder(*self.networks(), **rule)
 
     def encode(self, x: Any) -> Array:
         """Return the codes of many rows of data, `(row, latent)`."""
@@ -123,15 +106,8 @@ class BayesianAutoencoder(Model):
         output = self.network(self.observation.read(x))
         return self.observation.distribution(output, self.noise)
 
-    # -- data --------------------------------------------------------------------
-
     def prepare(self, y: Any, *inputs: Any) -> tuple[Any, tuple]:
-        """Check data; they are read as well as explained unless others are given to read.
-
-        Args:
-            y: What `condition` got.
-            *inputs: What the encoder reads, if not `y`.
-        """
+        """Check data; they are read as well as explained unless others are given to read."""
         if len(inputs) > 1:
             raise ValueError(
                 "`condition` takes data and at most one other array for the encoder to read; "
@@ -142,47 +118,45 @@ class BayesianAutoencoder(Model):
 
     def check_data(self, x: Any) -> Any:
         """Return data as an array; raise `ValueError` if they cannot be data of this model."""
-        x = np.asarray(x) if not isinstance(x, jax.Array | np.ndarray) else x
-        if x.ndim < 2 or len(x) == 0:
-            raise ValueError(f"`x` must have rows of data along its first axis; got {x.shape}.")
-        check_shapes(self.networks(), self.observation, x)
-        if not isinstance(x, Tracer):
-            self.observation.check(np.asarray(x))
-        return x
+        return check_data(x, self.networks(), self.observation)
 
 
-def check_shapes(networks: Networks, observation: AbstractLikelihood, x: Any) -> int:
-    """Return the width of a code; raise `ValueError` if networks, likelihood, data disagree.
-
-    Args:
-        networks: Encoder and decoder.
-        observation: The likelihood.
-        x: Data, rows first.
-    """
-    encoder, decoder = networks
+def check_data(x: Any, networks: Networks, observation: AbstractLikelihood) -> Any:
+    """Return data as an array; raise `ValueError` unless networks and likelihood fit them."""
+    x = np.asarray(x) if not isinstance(x, jax.Array | np.ndarray) else x
+    if x.ndim < 2 or x.size == 0:
+        raise ValueError(f"`x` must have rows of data along its first axis; got {x.shape}.")
     one = jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype))
-    row = jax.eval_shape(observation.read, one)
-    try:
-        code = jax.eval_shape(lambda r: encoder(r), row)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`encoder` must take one datum, here of shape {row.shape}; it fails: {error}"
-        ) from error
+    code = _output("encoder", networks.encoder, jax.eval_shape(observation.read, one))
     if code.ndim != 1 or code.size == 0:
         raise ValueError(
             f"`encoder` must give a code of shape (latent,) with at least one number; got "
             f"{code.shape}."
         )
+    check_output(networks.decoder, observation, code, tuple(x.shape[1:]))
+    if not isinstance(x, Tracer):
+        if not np.isfinite(np.asarray(x)).all():
+            raise ValueError("`x` must be finite: an encoder cannot read missing values.")
+        observation.check(np.asarray(x))
+    return x
+
+
+def check_output(
+    decoder: Any, observation: AbstractLikelihood, code: Any, shape: tuple[int, ...]
+) -> None:
+    """Raise `ValueError` unless a decoder gives what data of a shape need."""
+    output, want = _output("decoder", decoder, code), tuple(observation.output_shape(shape))
+    if tuple(output.shape) != want:
+        raise ValueError(
+            f"`decoder` must give outputs of shape {want} for data of shape {shape}; got "
+            f"{tuple(output.shape)}."
+        )
+
+
+def _output(name: str, network: Any, given: Any) -> Any:
     try:
-        output = jax.eval_shape(lambda z: decoder(z), code)
+        return jax.eval_shape(lambda v: network(v), given)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`decoder` must take a code of shape {code.shape}; it fails: {error}"
+            f"`{name}` must take an array of shape {given.shape}; it fails: {error}"
         ) from error
-    want = observation.output_shape(tuple(x.shape[1:]))
-    if tuple(output.shape) != tuple(want):
-        raise ValueError(
-            f"`decoder` must give outputs of shape {want} for data of shape "
-            f"{tuple(x.shape[1:])}; got {tuple(output.shape)}."
-        )
-    return code.size

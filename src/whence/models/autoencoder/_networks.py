@@ -31,12 +31,7 @@ class Reshape(eqx.Module):
 
 
 class Networks(eqx.Module):
-    """An encoder and a decoder.
-
-    Attributes:
-        encoder: From a datum to its code, `(latent,)`.
-        decoder: From a code to what the likelihood reads.
-    """
+    """An encoder, from a datum to its code; a decoder, to what the likelihood reads."""
 
     encoder: Any
     decoder: Any
@@ -50,8 +45,8 @@ class Networks(eqx.Module):
         return iter((self.encoder, self.decoder))
 
 
-class _Convolutions(NamedTuple):
-    """A published layout: channels, and (kernel, stride, padding) of each layer."""
+class _Layout(NamedTuple):
+    """Channels of both networks, and (kernel, stride, padding) of each layer."""
 
     shape: tuple[int, ...]
     encoder: tuple[int, ...]
@@ -61,33 +56,16 @@ class _Convolutions(NamedTuple):
     decoding: tuple[tuple[int, int, int], ...]
 
 
-# As in the authors' code of Tran et al. (2021), arXiv:2106.06245.
-LAYOUTS = {
-    "mnist": _Convolutions(
-        (1, 28, 28),
-        (32, 64, 64, 128),
-        (4, 2, 1),
-        (128, 7, 7),
-        (64, 64, 1),
-        ((4, 1, 0), (4, 1, 0), (4, 2, 0)),
-    ),
-    "faces": _Convolutions(
-        (1, 28, 28),
-        (64, 128, 128, 256),
-        (4, 2, 1),
-        (256, 7, 7),
-        (128, 128, 1),
-        ((4, 1, 0), (4, 1, 0), (4, 2, 0)),
-    ),
-    "celeba": _Convolutions(
-        (3, 64, 64),
-        (64, 128, 256, 512),
-        (5, 2, 0),
-        (512, 8, 8),
-        (256, 128, 3),
-        ((5, 2, 2), (5, 2, 1), (4, 2, 0)),
-    ),
-}
+def _small(width: int) -> _Layout:
+    channels, decoding = (width, 2 * width, 2 * width, 4 * width), ((4, 1, 0),) * 2
+    start, up = (4 * width, 7, 7), (2 * width, 2 * width, 1)
+    return _Layout((1, 28, 28), channels, (4, 2, 1), start, up, (*decoding, (4, 2, 0)))
+
+
+_LARGE = (3, 64, 64), (64, 128, 256, 512), (5, 2, 0), (512, 8, 8), (256, 128, 3)
+_UP = ((5, 2, 2), (5, 2, 1), (4, 2, 0))
+# As in the authors' code.
+LAYOUTS = {"mnist": _small(32), "faces": _small(64), "celeba": _Layout(*_LARGE, _UP)}
 
 
 def _leaky() -> eqx.nn.Lambda:
@@ -111,16 +89,12 @@ def dense(
         latent: Numbers in a code, at least 1.
         hidden: Widths of hidden layers of the encoder, leaky ReLU between them.
         key: A typed key.
-        codes: How many numbers the encoder gives for each one of a code: 2 for `VAE`, means
-            and log standard deviations.
+        codes: How many numbers the encoder gives for each one of a code: 2 for
+            `VariationalAutoencoder`, means and log standard deviations.
         outputs: Shape that the decoder gives, by default that of a datum.
-
-    Raises:
-        ValueError: If a width is below 1.
     """
-    latent = whole("latent", least=1)(latent)
-    hidden = [whole("hidden", least=1)(width) for width in hidden]
-    codes, shape = whole("codes", least=1)(codes), tuple(shape)
+    latent, codes = whole("latent", least=1)(latent), whole("codes", least=1)(codes)
+    hidden, shape = [whole("hidden", least=1)(width) for width in hidden], tuple(shape)
     outputs = shape if outputs is None else tuple(outputs)
     key_encoder, key_decoder = jr.split(key)
     down = [math.prod(shape), *hidden, codes * latent]
@@ -142,7 +116,7 @@ def _dense(widths: list[int], key: PRNGKey) -> list:
 def convolutional(
     layout: str, latent: int = 50, *, key: PRNGKey, codes: int = 1, channel: bool = False
 ) -> Networks:
-    """Make the convolutional networks of a published experiment.
+    """Make the convolutional networks of Tran et al. (2021), arXiv:2106.06245.
 
     Args:
         layout: `"mnist"` and `"faces"` for images of 28 by 28, `"celeba"` for `(3, 64, 64)`.
@@ -150,10 +124,6 @@ def convolutional(
         key: A typed key.
         codes: As for `dense`.
         channel: Whether grey images have an axis for their channel, `(1, 28, 28)`.
-
-    References:
-        Tran, Rossi, Milios, Michiardi, Bonilla and Filippone (2021), Model selection for
-        Bayesian autoencoders, arXiv:2106.06245.
     """
     plan = LAYOUTS[one_of("layout", tuple(LAYOUTS))(layout)]
     latent, codes = whole("latent", least=1)(latent), whole("codes", least=1)(codes)

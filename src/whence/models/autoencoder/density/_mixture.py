@@ -13,10 +13,9 @@ from ....core._cache import remembering
 from ....core._convert import number, one_of, positive, whole
 from ....core._key import as_key
 from ....core._types import AnyArray, PRNGKey
-from ._gibbs import gibbs, student_t
-from ._variational import Factors, Prior, VariationalFit, iterate, kmeans
+from ._gibbs import gibbs
+from ._variational import Factors, Prior, iterate, kmeans, mixture, weights
 
-METHODS = ("variational", "gibbs")
 USED = 0.01  # weight above which a component is counted
 
 
@@ -32,10 +31,8 @@ class DirichletMixture(eqx.Module):
         reg: Added to the diagonals of covariances.
 
     References:
-        Blei and Jordan (2006), Variational inference for Dirichlet process mixtures,
-        doi:10.1214/06-BA104. Neal (2000), Markov chain sampling methods for Dirichlet process
-        mixture models, doi:10.2307/1390653. Defaults as in Tran et al. (2021),
-        arXiv:2106.06245.
+        Blei and Jordan (2006), doi:10.1214/06-BA104. Neal (2000), doi:10.2307/1390653.
+        Defaults as in Tran et al. (2021), arXiv:2106.06245.
     """
 
     components: int = eqx.field(default=20, converter=whole("components", least=1))
@@ -43,7 +40,9 @@ class DirichletMixture(eqx.Module):
         default=None, converter=positive("concentration", optional=True), kw_only=True
     )
     method: str = eqx.field(
-        default="variational", converter=one_of("method", METHODS), kw_only=True
+        default="variational",
+        converter=one_of("method", ("variational", "gibbs")),
+        kw_only=True,
     )
     steps: int = eqx.field(default=2_000, converter=whole("steps", least=1), kw_only=True)
     tolerance: float = eqx.field(default=1e-3, converter=positive("tolerance"), kw_only=True)
@@ -60,15 +59,11 @@ class DirichletMixture(eqx.Module):
             key: For the start by k-means, and for the sampler.
             responsibilities: To start from, `(row, component)`.
 
-        Returns:
-            The mixture (or mixtures).
-
         Raises:
             ValueError: If there are fewer codes than components, they are not finite, or they
                 lie in fewer dimensions than they have.
         """
-        codes = jnp.asarray(codes)
-        codes = codes.astype(jnp.promote_types(codes.dtype, jnp.float32))
+        codes = jnp.asarray(codes, jnp.result_type(float))
         if codes.ndim not in (2, 4) or codes.shape[-1] == 0:
             raise ValueError(
                 "`codes` must have shape (row, latent) or (chain, draw, row, latent), with at "
@@ -82,33 +77,29 @@ class DirichletMixture(eqx.Module):
             )
         if not np.isfinite(np.asarray(codes)).all():
             raise ValueError("`codes` must be finite; they are not.")
-        _check_rank(codes)
-        concentration = self.concentration or 1 / self.components
         lead, flat = codes.shape[:-2], codes.reshape(-1, rows, dim)
-        if responsibilities is not None:
-            resp = jnp.asarray(responsibilities, codes.dtype)
-            if resp.shape != (rows, self.components):
-                raise ValueError(
-                    f"`responsibilities` must have shape {(rows, self.components)}; got "
-                    f"{resp.shape}."
-                )
-            responsibilities = jnp.broadcast_to(resp, (len(flat), *resp.shape))
-        keys = jr.split(as_key(key), len(flat))
-        settings = (self.components, self.reg, self.steps, self.tolerance)
-        concentration = jnp.asarray(concentration, codes.dtype)
-        program = _fit if self.method == "variational" else _gibbs
-        factors, bound, made, good = program(
-            flat, responsibilities, concentration, keys, settings
-        )
+        _check_rank(np.asarray(flat, np.float64))
+        want, keys = (rows, self.components), jr.split(as_key(key), len(flat))
+        if responsibilities is None:
+            seeds = np.asarray(jr.bits(as_key(key), (len(flat),)))
+            each = zip(np.asarray(flat), seeds, strict=True)
+            starts = np.stack([kmeans(c, self.components, seed=int(s)) for c, s in each])
+        elif np.shape(responsibilities) == want:
+            starts = np.broadcast_to(responsibilities, (len(flat), *want))
+        else:
+            raise ValueError(
+                f"`responsibilities` must have shape {want}; got {np.shape(responsibilities)}."
+            )
+        concentration = jnp.asarray(self.concentration or 1 / self.components, codes.dtype)
+        found = _fit(self, flat, jnp.asarray(starts, codes.dtype), concentration, keys)
         restore = lambda v: v.reshape(*lead, *v.shape[1:])
-        factors, bound, made = jax.tree.map(restore, (factors, bound, made))
+        factors, bound, made, good = jax.tree.map(restore, found)
         return FittedMixture(factors, bound, made, bool(np.all(good)))
 
 
-def _check_rank(codes: Array) -> None:
-    each = np.asarray(codes, np.float64).reshape(-1, *codes.shape[-2:])
-    for i in range(len(each)):
-        values = np.linalg.eigvalsh(np.atleast_2d(np.cov(each[i].T)))
+def _check_rank(codes: np.ndarray) -> None:
+    for each in codes:
+        values = np.linalg.eigvalsh(np.atleast_2d(np.cov(each.T)))
         if values[0] <= 1e-10 * max(values[-1], 1e-300):
             raise ValueError(
                 f"`codes` must vary in all of their {codes.shape[-1]} dimensions; their "
@@ -117,43 +108,21 @@ def _check_rank(codes: Array) -> None:
             )
 
 
-def _start(codes, resp, concentration, key, components) -> tuple[Array, Prior]:
-    start = kmeans(codes, components, key=key) if resp is None else resp
-    return start, Prior.of(codes, concentration)
-
-
 @remembering
-def _fit(codes, resp, concentration, keys, settings):
-    components, reg, steps, tolerance = settings
+def _fit(settings: DirichletMixture, codes, starts, concentration, keys):
+    steps, most = settings.steps, settings.components
 
-    def one(codes, resp, key) -> VariationalFit:
-        start, prior = _start(codes, resp, concentration, key, components)
-        return iterate(codes, start, prior, reg=reg, steps=steps, tolerance=tolerance)
+    def one(codes, start, key):
+        prior = Prior.of(codes, concentration)
+        if settings.method == "variational":
+            rule = {"reg": settings.reg, "steps": steps, "tolerance": settings.tolerance}
+            fit = iterate(codes, start, prior, **rule)
+            return fit.factors, fit.bound, fit.steps, fit.steps < steps
+        factors, used = gibbs(codes, start, prior, key=key, sweeps=steps)
+        # All clusters used: more would have been made.
+        return factors, jnp.asarray(jnp.nan, codes.dtype), used[-1], used.max() < most
 
-    fits = jax.vmap(one, in_axes=(0, None if resp is None else 0, 0))(codes, resp, keys)
-    return fits.factors, fits.bound, fits.steps, fits.steps < steps
-
-
-@remembering
-def _gibbs(codes, resp, concentration, keys, settings):
-    components, _, sweeps, _ = settings
-
-    def one(codes, resp, key):
-        key_start, key_run = jr.split(key)
-        start, prior = _start(codes, resp, concentration, key_start, components)
-        factors, used = gibbs(codes, start, prior, key=key_run, sweeps=sweeps)
-        # The weights' posterior given the labels: counts, with the process's own at the end.
-        after = jnp.cumsum(factors.dofs[::-1] - prior.dof)[::-1]
-        counts = factors.dofs - prior.dof
-        factors = factors._replace(a=1 + counts, b=concentration + after - counts)
-        return factors, used
-
-    factors, used = jax.vmap(one, in_axes=(0, None if resp is None else 0, 0))(
-        codes, resp, keys
-    )
-    nothing = jnp.full(len(codes), jnp.nan, codes.dtype)
-    # All clusters used: more would have been made.
-    return factors, nothing, used[:, -1], used.max(1) < components
+    return jax.vmap(one)(codes, starts, keys)
 
 
 class FittedMixture(eqx.Module):
@@ -196,73 +165,33 @@ class FittedMixture(eqx.Module):
         return said
 
     def log_prob(self, points: AnyArray) -> Array:
-        """Return log densities of codes, in nats.
+        """Return log densities of codes, in nats, `(point,)` or `(chain, draw, point)`.
 
         Args:
-            points: `(point, latent)`; with one mixture for each draw also
-                `(chain, draw, point, latent)`.
-
-        Returns:
-            `(point,)`; with one mixture for each draw `(chain, draw, point)`.
+            points: `(point, latent)`, or `(chain, draw, point, latent)` for as many mixtures.
         """
-        points = jnp.asarray(points, self.factors.means.dtype)
-        if not self.batched:
-            return _log_prob(points, self.factors)
-        lead = self.factors.a.shape[:-1]
-        points = jnp.broadcast_to(points, (*lead, *points.shape[-2:]))
-        return _log_probs(points, self.factors)
+        points, lead = jnp.asarray(points, self.bound.dtype), self.factors.a.shape[:-1]
+        if self.batched:
+            points = jnp.broadcast_to(points, (*lead, *points.shape[-2:]))
+        return _each(_log_prob, self.factors, points)
 
     def sample(self, num: int, *, key: PRNGKey | int) -> Array:
-        """Draw codes, `(num, latent)` or `(chain, draw, num, latent)`.
-
-        Args:
-            num: How many; for each mixture.
-            key: A typed key.
-        """
+        """Draw codes, `(num, latent)` or, of each mixture, `(chain, draw, num, latent)`."""
         num, key = whole("num", least=1)(num), as_key(key)
-        if not self.batched:
-            return sample(self.factors, num, key=key)
-        lead = self.factors.a.shape[:-1]
-        one = lambda f, k: sample(f, num, key=k)
-        return jax.vmap(jax.vmap(one))(self.factors, jr.split(key, lead))
+        keys = jr.split(key, self.factors.a.shape[:-1]) if self.batched else key
+        return _each(_sample, self.factors, keys, num)
 
 
-def weights(factors: Factors) -> Array:
-    """Return expected weights of the components, renormalised."""
-    stick = factors.a / (factors.a + factors.b)
-    rest = jnp.cumprod(1 - stick, axis=-1)
-    before = jnp.concatenate([jnp.ones_like(rest[..., :1]), rest[..., :-1]], axis=-1)
-    raw = stick * before
-    return raw / raw.sum(-1, keepdims=True)
+def _log_prob(factors, points):
+    return mixture(factors).log_prob(points)
 
 
-def spread(factors: Factors) -> Array:
-    """Return standard deviations of codes, at the expected means and covariances."""
-    each = weights(factors)[:, None]
-    own = jnp.diagonal(factors.scatters, axis1=-2, axis2=-1) / factors.dofs[:, None]
-    mean = jnp.sum(each * factors.means, axis=0)
-    return jnp.sqrt(jnp.sum(each * (own + (factors.means - mean) ** 2), axis=0))
+def _sample(factors, key, num):
+    return mixture(factors).sample(key, (num,))
 
 
-def log_prob(points: Array, factors: Factors) -> Array:
-    """Return the log density of the predictive mixture of Student-t laws."""
-    each = student_t(points, factors) + jnp.log(weights(factors))
-    return jax.scipy.special.logsumexp(each, axis=1)
-
-
-def sample(factors: Factors, num: int, *, key: PRNGKey) -> Array:
-    """Draw from the predictive mixture of Student-t laws."""
-    key_which, key_normal, key_chi = jr.split(key, 3)
-    dim = factors.means.shape[1]
-    which = jr.categorical(key_which, jnp.log(weights(factors)), shape=(num,))
-    free = (factors.dofs + 1 - dim)[which]
-    factor = ((1 + factors.precisions) / factors.precisions)[which] / free
-    trils = jnp.linalg.cholesky(factors.scatters)[which]
-    normal = jr.normal(key_normal, (num, dim), factors.means.dtype)
-    chi = 2 * jr.gamma(key_chi, free / 2) / free
-    scale = jnp.sqrt(factor / chi)[:, None]
-    return factors.means[which] + scale * jnp.einsum("nij,nj->ni", trils, normal)
-
-
-_log_prob = jax.jit(log_prob)
-_log_probs = jax.jit(jax.vmap(jax.vmap(log_prob)))
+@remembering
+def _each(function, factors, values, *rest):
+    one = lambda f, v: function(f, v, *rest)
+    many = jax.vmap(jax.vmap(one)) if factors.a.ndim > 1 else one
+    return many(factors, values)

@@ -24,17 +24,10 @@ from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey
 
 Directions = Float[Array, "direction feature"]
-CONTROLS = ("none", "gaussian")
 
 
 class Sliced(NamedTuple):
-    """A sliced distance with its Monte Carlo error.
-
-    Attributes:
-        distance: In units of the data.
-        power: Its p-th power, of which the estimate is the mean over directions.
-        error: Standard error of `power` from the choice of directions.
-    """
+    """A distance in units of the data; its p-th power with the error from few directions."""
 
     distance: float
     power: float
@@ -42,12 +35,7 @@ class Sliced(NamedTuple):
 
 
 class MaxSliced(NamedTuple):
-    """A direction along which two samples differ most, as far as the search found.
-
-    Attributes:
-        distance: W_p along it: a lower bound of the largest.
-        direction: Of unit length.
-    """
+    """The largest distance along a direction that was found, a lower bound; its direction."""
 
     distance: float
     direction: np.ndarray
@@ -90,21 +78,8 @@ def _power(gap: Array, p: float) -> Array:
 
 
 def powers(x: Array, y: Array, along: Directions, p: float = 2.0) -> Array:
-    """Return W_p^p of two samples along each direction.
-
-    Args:
-        x: Sample, `(n, feature)`.
-        y: Sample, `(m, feature)`.
-        along: Directions.
-        p: Order.
-    """
+    """Return W_p^p of two samples `(n, feature)` and `(m, feature)` along each direction."""
     return wasserstein_power(x @ along.T, y @ along.T, p)
-
-
-def root(power: Array, p: float) -> Array:
-    """Return the p-th root, with a finite gradient at 0."""
-    tiny = jnp.finfo(power.dtype).eps ** 2
-    return jnp.maximum(power, tiny) ** (1 / p)
 
 
 # -- control variate -------------------------------------------------------------
@@ -118,39 +93,26 @@ def root(power: Array, p: float) -> Array:
 # Gaussian samples W_2^2(t) - C(t) is sampling noise alone; for isotropic ones C is constant.
 
 
-class _Forms(NamedTuple):
-    shift: Array  # (t'd)^2
-    first: Array  # t'A t
-    second: Array  # t'B t
-
-
-def _forms(x: Array, y: Array, along: Array) -> _Forms:
+def _forms(x: Array, y: Array, along: Array) -> Array:
     shift = (along @ (x.mean(0) - y.mean(0))) ** 2
-    first, second = jnp.var(x @ along.T, axis=0), jnp.var(y @ along.T, axis=0)
-    return _Forms(shift, first, second)
+    return jnp.stack([shift, jnp.var(x @ along.T, axis=0), jnp.var(y @ along.T, axis=0)])
 
 
 def _controlled(x: Array, y: Array, along: Array, extra: Array) -> tuple[Array, Array]:
-    forms = _forms(x, y, along)
-    few = _gaussian(forms)
-    rest = powers(x, y, along) - few
-    more = _forms(x, y, extra)
+    shift, first, second = _forms(x, y, along)
+    rest = powers(x, y, along) - (shift + first + second - 2 * jnp.sqrt(first * second))
     dim = x.shape[1]
-    first, second = jnp.sum(jnp.var(x, 0)) / dim, jnp.sum(jnp.var(y, 0)) / dim
-    known = jnp.sum((x.mean(0) - y.mean(0)) ** 2) / dim + first + second
-    product = jnp.sqrt(more.first * more.second)
-    features = jnp.stack([more.first - first, more.second - second], axis=1)
-    features = features / jnp.maximum(first + second, jnp.finfo(x.dtype).tiny)
-    gram = features.T @ features + 1e-6 * jnp.eye(2, dtype=x.dtype) * len(extra)
-    slope = jnp.linalg.solve(gram, features.T @ (product - product.mean()))
-    left = product - features @ slope
-    mean = rest.mean() + known - 2 * left.mean()
+    means = jnp.stack([jnp.sum((x.mean(0) - y.mean(0)) ** 2), jnp.var(x, 0).sum()])
+    means = jnp.append(means, jnp.var(y, 0).sum()) / dim
+    squares = _forms(x, y, extra)[1:]
+    product = jnp.sqrt(squares[0] * squares[1])
+    features = (squares - means[1:, None]) / jnp.maximum(
+        means[1:].sum(), jnp.finfo(x.dtype).tiny
+    )
+    gram = features @ features.T + 1e-6 * jnp.eye(2, dtype=x.dtype) * len(extra)
+    left = product - jnp.linalg.solve(gram, features @ (product - product.mean())) @ features
     variance = rest.var(ddof=1) / len(along) + 4 * left.var(ddof=1) / len(extra)
-    return mean, jnp.sqrt(variance)
-
-
-def _gaussian(forms: _Forms) -> Array:
-    return forms.shift + forms.first + forms.second - 2 * jnp.sqrt(forms.first * forms.second)
+    return rest.mean() + means.sum() - 2 * left.mean(), jnp.sqrt(variance)
 
 
 EXTRA = 20  # directions without a sort for each with one
@@ -193,41 +155,33 @@ def sliced_wasserstein(
         The distance with the standard error of its p-th power. That is the error of
         directions only; the bias of finite samples stays.
 
-    Raises:
-        ValueError: If samples differ in their features, or a number is out of bounds.
-
     References:
         Bonneel, Rabin, Peyré and Pfister (2015), doi:10.1007/s10851-014-0506-3.
-        Nguyen and Ho (2023), Sliced Wasserstein estimation with control variates,
-        arXiv:2305.00402 (for the idea; the control differs).
+        Nguyen and Ho (2023), arXiv:2305.00402 (for the idea; the control differs).
     """
     x, y = check_samples(x, y)
     num, p = whole("projections", least=2)(projections), number("p", least=1)(p)
-    controlled = one_of("control", CONTROLS)(control) == "gaussian" and p == 2
+    controlled = one_of("control", ("none", "gaussian"))(control) == "gaussian" and p == 2
     power, error = map(float, _sliced(x, y, key, num, p, controlled))
     return Sliced(max(power, 0.0) ** (1 / p), power, error)
 
 
 @remembering
-def _max_sliced(x, y, key, starts: int, steps: int, p: float):
+def _max_sliced(x, y, key, starts: int, steps: int):
     dim = x.shape[1]
     along = directions(8 * starts, dim, x.dtype, key=key)
     shift = unit((x.mean(0) - y.mean(0))[None])
     spread = jnp.linalg.eigh(jnp.cov(x.T) - jnp.cov(y.T))[1].T if dim > 1 else shift
     some = jnp.concatenate([shift, spread[:1], spread[-1:], along])
-    return ascend(lambda t: powers(x, y, t, p), some, starts, steps)
+    return ascend(lambda t: powers(x, y, t), some, starts, steps)
 
 
 def ascend(
     objective: Callable[[Array], Array], along: Directions, starts: int, steps: int
 ) -> tuple[Array, Array]:
-    """Maximise a function of a direction from the best of some, and return both.
+    """Maximise a function from directions to a number for each; return the best of both.
 
-    Args:
-        objective: From directions to a number for each.
-        along: Directions to choose from.
-        starts: How many of them to start from.
-        steps: Of Adam, each followed by a return to the sphere.
+    From the `starts` best of some directions by steps of Adam and returns to the sphere.
     """
     best = jnp.argsort(-objective(along))[:starts]
     rule = optax.adam(optax.cosine_decay_schedule(0.1, steps))
@@ -241,24 +195,16 @@ def ascend(
         where = jnp.where((value > top)[:, None], t, where)
         return (t, state, jnp.maximum(value, top), where), None
 
-    t = along[best]
-    carry = (t, rule.init(t), objective(t), t)
-    (_, _, top, where), _ = jax.lax.scan(step, carry, None, length=steps)
-    i = jnp.argmax(top)
-    return top[i], where[i]
+    begin = (t := along[best], rule.init(t), objective(t), t)
+    (_, _, top, where), _ = jax.lax.scan(step, begin, None, length=steps)
+    return top.max(), where[jnp.argmax(top)]
 
 
 @seeded
 def max_sliced_wasserstein(
-    x: AnyArray,
-    y: AnyArray,
-    *,
-    key: PRNGKey,
-    starts: int = 8,
-    steps: int = 200,
-    p: float | int = 2,
+    x: AnyArray, y: AnyArray, *, key: PRNGKey, starts: int = 8, steps: int = 200
 ) -> MaxSliced:
-    """Search for the direction along which two samples differ most.
+    """Search for the direction along which W_2 of two samples is largest.
 
     Starts are the difference of the means, the directions in which variances differ most,
     and the best of random ones.
@@ -269,29 +215,22 @@ def max_sliced_wasserstein(
         key: A typed key.
         starts: Directions that are improved.
         steps: Of gradient ascent for each.
-        p: Order, at least 1.
 
     References:
-        Deshpande et al. (2019), Max-sliced Wasserstein distance and its use for GANs,
-        arXiv:1904.05877.
+        Deshpande et al. (2019), Max-sliced Wasserstein distance, arXiv:1904.05877.
     """
     x, y = check_samples(x, y)
     starts, steps = whole("starts", least=1)(starts), whole("steps", least=1)(steps)
-    p = number("p", least=1)(p)
-    power, along = _max_sliced(x, y, key, starts, steps, p)
-    return MaxSliced(float(power) ** (1 / p), np.asarray(along))
+    power, along = _max_sliced(x, y, key, starts, steps)
+    return MaxSliced(float(power) ** 0.5, np.asarray(along))
 
 
 def check_samples(x: AnyArray, y: AnyArray) -> tuple[Array, Array]:
     """Return two samples as matrices of one type."""
     x, y = jnp.asarray(x), jnp.asarray(y)
     for name, sample in {"x": x, "y": y}.items():
-        if sample.ndim < 2 or len(sample) == 0:
-            raise ValueError(
-                f"`{name}` must be a sample, rows along axis 0; got shape {sample.shape}."
-            )
-        if not np.isfinite(np.asarray(sample)).all():
-            raise ValueError(f"`{name}` must be finite; it is not.")
+        if sample.ndim < 2 or len(sample) == 0 or not np.isfinite(np.asarray(sample)).all():
+            raise ValueError(f"`{name}` must be finite, in rows; got shape {sample.shape}.")
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(
             f"`x` and `y` must have rows of one shape; got {x.shape[1:]} and {y.shape[1:]}."

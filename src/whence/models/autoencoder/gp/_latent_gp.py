@@ -15,19 +15,13 @@ from ....core._convert import part, whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
 from ....language import Model, latent
-from ....language._latent import UNDRAWN, Coords, Latent, latents
+from ....language._latent import UNDRAWN, Coords, latents
 from ....language._module_priors import FanIn
 from ..._fit import AbstractFit, Adam, run
 from .._likelihoods import AbstractLikelihood, Gaussian
+from .._model import check_output, noise_of
 from ..priors._network import RandomNetwork
 from ._sparse import SparseLayer, squared_exponential
-
-
-def _noise(model: "LatentGP") -> dict[str, Latent]:
-    return {
-        name: Latent(prior=prior, shape=None, dims=(), noncentered=False, start="prior")
-        for name, prior in model.observation.priors.items()
-    }
 
 
 class LatentGP(Model):
@@ -40,15 +34,8 @@ class LatentGP(Model):
     which samples a posterior of temperature 1 / N.
 
     `whence.condition(model, y, x)`; NaN in y are missing numbers. `posterior.predict(x)` draws
-    data at new inputs.
-
-    Attributes:
-        layers: GPs in turn, the last of which gives the codes.
-        decoder: From a code to what the likelihood reads.
-        observation: The likelihood.
-        noise: Latents of the likelihood.
-        standard: Standardised values of every layer, local to the rows of the data: engines
-            that take minibatches see those of a batch.
+    data at new inputs. `standard` are standardised values of every layer, local to the rows of
+    the data: engines that take minibatches see those of a batch.
 
     References:
         Tran, Shahbaba, Mandt and Filippone (2023), Fully Bayesian autoencoders with latent
@@ -58,7 +45,7 @@ class LatentGP(Model):
     layers: tuple[SparseLayer, ...]
     decoder: RandomNetwork
     observation: AbstractLikelihood
-    noise: dict[str, Any] = latents(_noise)
+    noise: dict[str, Any] = latents(noise_of)
     standard: Array = latent(
         dist.Normal(0.0, 1.0),
         shape=lambda m: (sum(layer.size[1] for layer in m.layers),),
@@ -93,9 +80,6 @@ class LatentGP(Model):
                 correlations, 1 for a row with itself.
             start: Where engines start the decoder: the weights of the `"module"`, or the
                 `"prior"`.
-
-        Raises:
-            ValueError: If an argument is not of this form.
         """
         x = np.asarray(x, jnp.result_type(float))
         if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():
@@ -121,15 +105,10 @@ class LatentGP(Model):
         self.standard = UNDRAWN  # pyright: ignore[reportAttributeAccessIssue]
         self.coords = Coords()
 
-    # -- of a draw ---------------------------------------------------------------
-
     def codes(self, x: Any, standard: Array | None = None) -> Array:
-        """Return codes at inputs: means of the last layer, or values.
+        """Return codes at inputs `(row, feature)`: means of the last layer, or values.
 
-        Args:
-            x: Inputs, `(row, feature)`.
-            standard: Standard normal numbers for values, as `standard` of the model for the
-                rows of the data; None for means.
+        Values need standard normal numbers, as `standard` of the model for the rows of data.
         """
         values, begin = jnp.asarray(x), 0
         for layer in self.layers:
@@ -139,11 +118,6 @@ class LatentGP(Model):
                 own = standard[:, begin : begin + layer.size[1]]
                 values, begin = layer.values(values, own), begin + layer.size[1]
         return values
-
-    def images(self, x: Any) -> Array:
-        """Return what the data look like at inputs, at the means of codes."""
-        read = self.observation
-        return read.image(read.parameter(self.decoder(self.codes(x))))
 
     def law(self, codes: Array) -> Any:
         """Return the law of data given codes, each number by itself."""
@@ -164,15 +138,8 @@ class LatentGP(Model):
         known = len(x) == len(self.standard)
         return self.law(self.codes(x, self.standard if known else None)).sample(key)
 
-    # -- data --------------------------------------------------------------------
-
     def prepare(self, y: Any, *inputs: Any) -> tuple[Any, tuple]:
-        """Check data and say what of them is missing.
-
-        Args:
-            y: What `condition` got.
-            *inputs: Inputs of the data.
-        """
+        """Check data and their inputs, and say what of the data is missing."""
         if len(inputs) != 1:
             raise ValueError(
                 "LatentGP needs the inputs of `y`: `whence.condition(model, y, x)`; got "
@@ -191,13 +158,7 @@ class LatentGP(Model):
         y = np.where(observed, y, y.dtype.type(0))
         self.observation.check(y)
         code = jax.ShapeDtypeStruct((self.layers[-1].size[1],), jnp.result_type(float))
-        output = jax.eval_shape(lambda z: self.decoder.template()(z), code)
-        want = self.observation.output_shape(y.shape[1:])
-        if output.shape != tuple(want):
-            raise ValueError(
-                f"`decoder` must give outputs of shape {want} for data of shape "
-                f"{y.shape[1:]}; got {output.shape}."
-            )
+        check_output(self.decoder.template(), self.observation, code, y.shape[1:])
         return y, (x, observed)
 
 
@@ -205,16 +166,10 @@ class Amortised(AbstractFit):
     """An encoder with noise of its own, whose codes are to be distributed as draws are.
 
     The energy score `|e(y, a) - z| - |e(y, a) - e(y, b)| / 2`, a and b independent noise, is
-    least on average where codes given y have the law of the draws z.
-
-    Attributes:
-        encoder: From a datum and noise of its shape, stacked along a first axis, to a code.
-        y: Data, as the encoder reads them.
-        codes: Draws, `(draw, row, latent)`.
+    least on average where codes given y have the law of the draws z `(draw, row, latent)`.
 
     References:
-        Gneiting and Raftery (2007), Strictly proper scoring rules, prediction, and
-        estimation, doi:10.1198/016214506000001437.
+        Gneiting and Raftery (2007), doi:10.1198/016214506000001437.
     """
 
     encoder: Any
@@ -228,9 +183,13 @@ class Amortised(AbstractFit):
     def start(self, *, key: PRNGKey) -> Any:
         return eqx.filter(self.encoder, eqx.is_inexact_array)
 
-    def loss(self, params, rows, *, key):
+    def trained(self, params: Any) -> Any:
+        """Return the encoder with these weights."""
         rest = eqx.filter(self.encoder, eqx.is_inexact_array, inverse=True)
-        encoder = eqx.combine(params, rest)
+        return eqx.combine(params, rest)
+
+    def loss(self, params, rows, *, key):
+        encoder = self.trained(params)
         key_draw, key_noise = jr.split(key)
         y = self.y if rows is None else self.y[rows]
         which = jr.randint(key_draw, (len(y),), 0, len(self.codes))
@@ -252,16 +211,13 @@ def amortise(posterior: Any, encoder: Any, *, key: PRNGKey, fit: Adam | None = N
     """Train an encoder that draws codes of data as the posterior of a `LatentGP` does.
 
     For data that come without inputs, or too many to sample. It learns the codes of one
-    posterior: decode with draws of that one.
+    posterior: decode with draws of that one. `encode_implicit(encoder, y, key=key)` draws.
 
     Args:
         posterior: Of a `LatentGP`, without missing numbers.
         encoder: An Equinox module that reads `(2, *shape)`, a datum and noise.
         key: A typed key.
         fit: How; by default 2,000 steps of Adam.
-
-    Returns:
-        The encoder, trained; `encode_implicit(encoder, y, key=key)` draws codes.
     """
     model = getattr(getattr(posterior, "target", None), "model", None)
     if not isinstance(model, LatentGP):
@@ -272,5 +228,4 @@ def amortise(posterior: Any, encoder: Any, *, key: PRNGKey, fit: Adam | None = N
     y = jnp.asarray(model.observation.read(jnp.asarray(posterior.target.y)))
     problem = Amortised(encoder, y, codes)
     state, _ = run(problem, Adam() if fit is None else fit, key=key)
-    rest = eqx.filter(encoder, eqx.is_inexact_array, inverse=True)
-    return eqx.combine(state.params, rest)
+    return problem.trained(state.params)

@@ -32,15 +32,10 @@ class SparseLayer(Model):
         size: Numbers of inducing inputs and outputs.
         correlation: Function of inputs in units of length scales.
         identity: Whether the mean is the inputs' own first columns, for deep models.
-        inducing: s.
-        white: v, a column for each output.
-        lengthscale: For each feature.
-        amplitude: Standard deviation of the functions.
 
     References:
         Snelson and Ghahramani (2006), Sparse Gaussian processes using pseudo-inputs, NIPS.
-        Rossi, Heinonen, Bonilla, Shen and Filippone (2021), Sparse Gaussian processes
-        revisited: Bayesian approaches to inducing-variable approximations, arXiv:2003.03080.
+        Rossi, Heinonen, Bonilla, Shen and Filippone (2021), arXiv:2003.03080.
     """
 
     centre: Array

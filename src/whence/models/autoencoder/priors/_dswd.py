@@ -21,33 +21,19 @@ from ....core import (
     positive,
     whole,
 )
-from ..distance._distributional import (
-    PENALTY,
-    blank_slicer,
-    improve,
-    objective,
-    slicer_arrays,
-)
-from ..distance._sliced import ascend, directions, powers, root
-from ._abstract_prior import AbstractPrior
+from ..distance._distributional import PENALTY, Slicer, improve, objective
+from ..distance._sliced import ascend, directions, powers
 from ._problem import PriorProblem
 
-METRICS = ("distributional", "sliced", "max")
+METRICS = ("distributional", "sliced")
 MONITORED = 256  # rows of data, and directions, of what is monitored
 NETWORKS = 8  # of which images are made then, each of a quarter of these rows
 
 
 class SelectionState(eqx.Module):
-    """State of `DSWD`.
+    """Arrays of the prior and the slicer with their optimisers, and what was best so far.
 
-    Attributes:
-        params: Arrays of the prior.
-        rule: State of their optimiser.
-        slicer: Arrays of the slicer.
-        slicer_rule: State of its optimiser.
-        best: Arrays of the prior when SW2 was least of those looked at.
-        monitor: Smallest SW2, and SW2 and max-SW2 of the last look.
-        finite: Whether all was finite so far.
+    `monitor` are the smallest SW2 of all looks, and SW2 and max-SW2 of the last.
     """
 
     params: Any
@@ -72,12 +58,12 @@ class DSWD(AbstractProcedure):
 
     Attributes:
         steps: Of the prior.
-        metric: `"distributional"`; `"sliced"`, with uniform directions and no slicer; or
-            `"max"`, the distributional one without a penalty.
+        metric: `"distributional"`; or `"sliced"`, with uniform directions and no slicer.
         draws: Networks per step.
         batch_size: Rows per step.
         projections: Directions.
-        penalty: On directions that are alike, in the units of the data.
+        penalty: On directions that are alike, in the units of the data; 0 seeks the max-sliced
+            distance.
         inner_steps: Of the slicer in each step.
         hidden: Width of a hidden layer of the slicer; 0 for a linear one.
         warmup: First steps in which only the slicer moves.
@@ -86,10 +72,8 @@ class DSWD(AbstractProcedure):
         look_every: Steps between looks.
 
     References:
-        Tran, Rossi, Milios, Michiardi, Bonilla and Filippone (2021), Model selection for
-        Bayesian autoencoders, NeurIPS, arXiv:2106.06245.
-        Nguyen, Ho, Pham and Bui (2021), Distributional sliced-Wasserstein and applications to
-        generative modeling, ICLR, arXiv:2002.07367.
+        Tran, Rossi, Milios, Michiardi, Bonilla and Filippone (2021), arXiv:2106.06245.
+        Nguyen, Ho, Pham and Bui (2021), arXiv:2002.07367.
     """
 
     steps: int = eqx.field(default=400, converter=whole("steps", least=1))
@@ -116,27 +100,19 @@ class DSWD(AbstractProcedure):
     def validate(self, target: Any) -> None:
         if not isinstance(target, PriorProblem):
             raise ValueError(
-                "`problem` must be what `autoencoder.prior_problem(model, x)` returns; got "
-                f"{type(target)}."
+                f"`problem` must be an `autoencoder.PriorProblem`; got {type(target)}."
             )
-        if not jax.tree.leaves(eqx.filter(target.prior, eqx.is_inexact_array)):
-            raise ValueError("`prior` must have something to select; it has no arrays.")
 
-    def _split(self, target: PriorProblem) -> tuple[Any, Any]:
-        return eqx.partition(target.prior, eqx.is_inexact_array)
+    def _rules(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+        return optax.adam(self.learning_rate), optax.adam(self.slicer_rate)
 
     def init(self, target: PriorProblem, *, key: PRNGKey) -> SelectionState:
-        params, _ = self._split(target)
-        slicer = slicer_arrays(target.flat.shape[1], self.hidden, target.flat.dtype, key=key)
-        monitor = jnp.full((3,), jnp.inf, target.flat.dtype)
+        params, dtype = target.prior.params, target.flat.dtype
+        slicer: Any = Slicer.make(target.flat.shape[1], self.hidden, dtype, key=key)
+        rules = [r.init(v) for r, v in zip(self._rules(), (params, slicer), strict=True)]
+        monitor = jnp.full((3,), jnp.inf, dtype)
         return SelectionState(
-            params,
-            optax.adam(self.learning_rate).init(params),
-            slicer,
-            optax.adam(self.slicer_rate).init(slicer),
-            params,
-            monitor,
-            jnp.asarray(True),
+            params, rules[0], slicer, rules[1], params, monitor, jnp.asarray(True)
         )
 
     def step(
@@ -146,62 +122,49 @@ class DSWD(AbstractProcedure):
         size = min(self.batch_size, len(target.x))
         rows = jr.choice(key_rows, len(target.x), (size,), replace=False)
         x, data = target.x[rows], target.flat[rows]
-        rest = self._split(target)[1]
         dim, dtype = data.shape[1], data.dtype
         along = directions(self.projections, dim, dtype, key=key_along)
-
-        def images(params):
-            prior = eqx.combine(params, rest)
-            drawn = target.images(prior, x, self.draws, key=key_draws)
-            return drawn.reshape(-1, dim).astype(dtype)
-
-        slicer, slicer_rule = state.slicer, state.slicer_rule
-        concentration = jnp.zeros((), dtype)
+        rule, slicer_rule = self._rules()
+        power_along = lambda made: lambda t: powers(made, data, t)
+        made = lambda params: target.made(params, x, self.draws, key=key_draws)
+        slicer, slicer_state = state.slicer, state.slicer_rule
         if self.metric != "sliced":
-            blank = blank_slicer(dim, self.hidden)
-            fixed = images(state.params)
-            power_along = lambda t: powers(fixed, data, t)
-            slicer, slicer_rule = improve(
-                power_along,
+            slicer, slicer_state = improve(
+                power_along(made(state.params)),
                 slicer,
-                blank,
-                slicer_rule,
+                slicer_state,
                 lambda i: along,
-                rule=optax.adam(self.slicer_rate),
+                rule=slicer_rule,
                 steps=self.inner_steps,
-                penalty=self.penalty if self.metric == "distributional" else 0.0,
-                p=2.0,
+                penalty=self.penalty,
             )
-            made = eqx.combine(slicer, blank)
-            concentration = objective(power_along, made, along, 2.0).concentration
-            along = made(along)
+            along = slicer(along)
 
-        def loss(params):
-            return root(powers(images(params), data, along).mean(), 2.0)
-
-        distance, slope = jax.value_and_grad(loss)(state.params)
-        update, rule = optax.adam(self.learning_rate).update(slope, state.rule)
-        moved = optax.apply_updates(state.params, update)
-        moves = index >= self.warmup
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, old)
-        params, rule = keep(moved, state.params), keep(rule, state.rule)
+        loss = lambda params: objective(power_along(made(params)), along)
+        (distance, alike), slope = jax.value_and_grad(loss, has_aux=True)(state.params)
+        update, moved = rule.update(slope, state.rule)
+        new = optax.apply_updates(state.params, update), moved
+        params, moved = jax.tree.map(
+            lambda a, b: jnp.where(index >= self.warmup, a, b), new, (state.params, state.rule)
+        )
         looks = (index % self.look_every == 0) | (index == self.steps - 1)
-        see = lambda _: self._look(target, eqx.combine(params, rest))
-        seen = jax.lax.cond(looks, see, lambda _: state.monitor[1:], None)
+        see, stay = lambda _: self._look(target, params), lambda _: state.monitor[1:]
+        seen = jax.lax.cond(looks, see, stay, None)
         better = looks & (seen[0] < state.monitor[0])
         best = jax.tree.map(lambda a, b: jnp.where(better, a, b), params, state.best)
         monitor = jnp.concatenate([jnp.minimum(state.monitor[:1], seen[:1]), seen])
         finite = state.finite & jnp.isfinite(distance)
-        new = SelectionState(params, rule, slicer, slicer_rule, best, monitor, finite)
-        stats = {"distance": distance, "concentration": concentration}
-        return new, Info(None, stats | {"sw2": seen[0], "max_sw2": seen[1]})
+        stats = {"distance": distance, "concentration": alike}
+        return (
+            SelectionState(params, moved, slicer, slicer_state, best, monitor, finite),
+            Info(None, stats | {"sw2": seen[0], "max_sw2": seen[1]}),
+        )
 
-    def _look(self, target: PriorProblem, prior: AbstractPrior) -> Array:
+    def _look(self, target: PriorProblem, params: Any) -> Array:
         """Return SW2 and max-SW2 of the prior, with random numbers that are always the same."""
         key_draws, key_along = jr.split(jr.key(0))
         data, x = target.flat[:MONITORED], target.x[: MONITORED // 4]
-        drawn = target.images(prior, x, NETWORKS, key=key_draws)
-        made = drawn.reshape(-1, data.shape[1]).astype(data.dtype)
+        made = target.made(params, x, NETWORKS, key=key_draws)
         along = directions(MONITORED, data.shape[1], data.dtype, key=key_along)
         each = powers(made, data, along)
         top, _ = ascend(lambda t: powers(made, data, t), along, 2, 20)

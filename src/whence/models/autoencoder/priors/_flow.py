@@ -1,5 +1,6 @@
 """A normalising flow for the weights of each layer: affine couplings of a Gaussian."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -7,41 +8,42 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ....core._convert import whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
-from ....language._latent import Latent
-from ._abstract_prior import AbstractPrior
-from ._layout import Layout, layout_of
-
-
-class Coupling(eqx.Module):
-    """An invertible map that moves every second number by functions of the others."""
-
-    network: eqx.nn.MLP
-    parity: int = eqx.field(static=True)
-
-    def __call__(self, z: Float[Array, " size"]) -> Array:
-        """Return the image of `z`."""
-        fixed, moved = z[self.parity :: 2], z[1 - self.parity :: 2]
-        log_scale, shift = jnp.split(self.network(fixed), 2)
-        # A step between 1 / e and e.
-        return z.at[1 - self.parity :: 2].set(moved * jnp.exp(jnp.tanh(log_scale)) + shift)
+from ._abstract_prior import AbstractPrior, Layout, layout_of, weight
 
 
 class LayerFlow(eqx.Module):
-    """Couplings in turn, and a scale for all."""
+    """Invertible maps in turn; each moves every second number by functions of the others."""
 
-    couplings: tuple[Coupling, ...]
+    networks: tuple[eqx.nn.MLP, ...]
     log_scale: Array
+
+    @classmethod
+    def identity(cls, size: int, couplings: int, width: int, *, key: PRNGKey) -> "LayerFlow":
+        """Return a flow that does not move anything yet: last layers are zeros."""
+        made = []
+        for i, k in enumerate(jr.split(key, couplings if size > 1 else 0)):
+            fixed = len(range(i % 2, size, 2))
+            net = eqx.nn.MLP(fixed, 2 * (size - fixed), width, 1, jax.nn.tanh, key=k)
+            made.append(eqx.tree_at(lambda n: n.layers[-1], net, replace_fn=_zeros))
+        return cls(tuple(made), jnp.zeros(()))
 
     def __call__(self, z: Array) -> Array:
         """Return standardised weights of a layer."""
-        for coupling in self.couplings:
-            z = coupling(z)
+        for i, network in enumerate(self.networks):
+            fixed, moved = slice(i % 2, None, 2), slice(1 - i % 2, None, 2)
+            log_scale, shift = jnp.split(network(z[fixed]), 2)
+            # A step between 1 / e and e.
+            z = z.at[moved].set(z[moved] * jnp.exp(jnp.tanh(log_scale)) + shift)
         return z * jnp.exp(self.log_scale)
+
+
+def _zeros(layer: eqx.nn.Linear) -> eqx.nn.Linear:
+    return jax.tree.map(jnp.zeros_like, layer)
 
 
 class FlowPrior(AbstractPrior):
@@ -52,14 +54,9 @@ class FlowPrior(AbstractPrior):
     layer of n weights has about `1.5 n width` numbers to select for each coupling: this is
     for small networks.
 
-    Attributes:
-        layout: The network's arrays.
-        flows: By layer.
-
     References:
-        Dinh, Sohl-Dickstein and Bengio (2017), Density estimation using real NVP,
-        arXiv:1605.08803. Tran, Rossi, Milios and Filippone (2022), All you need is a good
-        functional prior for Bayesian deep learning, JMLR 23 (there with planar flows).
+        Dinh, Sohl-Dickstein and Bengio (2017), arXiv:1605.08803. Tran, Rossi, Milios and
+        Filippone (2022), JMLR 23 (there with planar flows).
     """
 
     layout: Layout = eqx.field(static=True)
@@ -70,57 +67,32 @@ class FlowPrior(AbstractPrior):
     def fan_in(
         cls, module: Any, *, key: PRNGKey, couplings: int = 4, width: int = 16
     ) -> "FlowPrior":
-        """Return flows that do not move anything yet.
-
-        Args:
-            module: The network.
-            key: A typed key.
-            couplings: For each layer.
-            width: Of the hidden layer of a coupling.
-        """
-        layout = layout_of(module)
-        couplings, width = (
-            whole("couplings", least=1)(couplings),
-            whole("width", least=1)(width),
-        )
-        sizes: dict[str, int] = {}
-        for entry in layout:
-            sizes[entry.layer] = sizes.get(entry.layer, 0) + entry.size
-        flows = {}
-        for i, (layer, size) in enumerate(sizes.items()):
-            keys = jr.split(jr.fold_in(key, i), couplings)
-            made = [_coupling(size, width, j % 2, k) for j, k in enumerate(keys) if size > 1]
-            flows[layer] = LayerFlow(tuple(made), jnp.zeros(()))
+        """Return flows, for each layer of a module, that do not move anything yet."""
+        layout, couplings = layout_of(module), whole("couplings", least=1)(couplings)
+        width, flows = whole("width", least=1)(width), {}
+        for i, (layer, size) in enumerate(_sizes(layout).items()):
+            own = jr.fold_in(key, i)
+            flows[layer] = LayerFlow.identity(size, couplings, width, key=own)
         return cls(layout, flows)
 
     def scales(self):
         return {}
 
     def weights(self, scales):
-        sizes: dict[str, int] = {}
-        for entry in self.layout:
-            sizes[entry.layer] = sizes.get(entry.layer, 0) + entry.size
         standard = dist.Normal(0.0, 1.0)
-        return {
-            layer: Latent(prior=standard, shape=(n,), dims=(), noncentered=False)
-            for layer, n in sizes.items()
-        }
+        return {layer: weight(standard, (n,)) for layer, n in _sizes(self.layout).items()}
 
     def arrays(self, values):
-        flat = {layer: self.flows[layer](z) for layer, z in values.items()}
-        begin = dict.fromkeys(values, 0)
-        made = {}
+        flat, made = {layer: self.flows[layer](z) for layer, z in values.items()}, {}
         for e in self.layout:
-            i = begin[e.layer]
-            begin[e.layer] += e.size
-            made[e.path] = e.loc + e.scale * flat[e.layer][i : i + e.size].reshape(e.shape)
+            size = math.prod(e.shape)
+            own, flat[e.layer] = flat[e.layer][:size], flat[e.layer][size:]
+            made[e.path] = e.loc + e.scale * own.reshape(e.shape)
         return made
 
 
-def _coupling(size: int, width: int, parity: int, key: PRNGKey) -> Coupling:
-    fixed = len(range(parity, size, 2))
-    network = eqx.nn.MLP(fixed, 2 * (size - fixed), width, 1, jax.nn.tanh, key=key)
-    # A last layer of zeros: the map is the identity.
-    last = lambda net: (net.layers[-1].weight, net.layers[-1].bias)
-    network = eqx.tree_at(last, network, [jnp.zeros_like(x) for x in last(network)])
-    return Coupling(network, parity)
+def _sizes(layout: Layout) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for entry in layout:
+        sizes[entry.layer] = sizes.get(entry.layer, 0) + math.prod(entry.shape)
+    return sizes

@@ -1,5 +1,6 @@
 """A network whose weights are latents with one joint prior."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -12,15 +13,8 @@ from ....core._convert import one_of
 from ....language import Model
 from ....language._latent import UNDRAWN, Coords, Latent, latents
 from ....language._module_leaves import check_module, floating_leaves
-from ._abstract_prior import AbstractPrior
-from ._layout import Arrays
+from ._abstract_prior import AbstractPrior, Arrays
 from ._priors import as_prior
-
-STARTS = ("module", "prior")
-
-
-def _scales(network: "RandomNetwork") -> dict[str, Latent]:
-    return network.prior.scales()
 
 
 def _weights(network: "RandomNetwork") -> dict[str, Latent]:
@@ -28,39 +22,19 @@ def _weights(network: "RandomNetwork") -> dict[str, Latent]:
     drawn = not any(value is UNDRAWN for value in network.scales.values())
     specs = network.prior.weights(network.scales if drawn else _some_scales(network.prior))
     begins = network.begins or {}
-    return {
-        name: Latent(
-            prior=spec.prior,
-            shape=spec.shape,
-            dims=(),
-            noncentered=spec.noncentered,
-            start=begins.get(name, "prior"),
-        )
-        for name, spec in specs.items()
-    }
+    start = lambda name: begins.get(name, "prior")
+    return {n: dataclasses.replace(spec, start=start(n)) for n, spec in specs.items()}
 
 
 class RandomNetwork(Model):
     """An Equinox module whose weights have a joint prior; a field of other models.
 
     What `whence.bayesian` is for independent priors, for any `AbstractPrior`: hierarchical
-    ones, flows, those that were selected. It has no likelihood of its own:
+    ones, flows, those that were selected. It has no likelihood of its own; a model calls it:
+    `dist.Normal(self.network(x)[:, 0], self.sigma)`.
 
-    ```python
-    class Curve(whence.Model):
-        network: autoencoder.RandomNetwork
-        sigma: jax.Array = whence.latent(dist.HalfNormal(1.0))
-
-        def likelihood(self, x):
-            return dist.Normal(self.network(x)[:, 0], self.sigma)
-    ```
-
-    Attributes:
-        prior: Law of the weights.
-        begins: Weights to start from by path; None to start from draws of the prior.
-        rest: The module without its weights.
-        scales: Latents that the weights depend on.
-        values: Latents that the weights are made of.
+    Latents are `scales`, if the weights depend on some, and `values`, what they are made of;
+    `begins` are weights to start from by path, None for draws of the prior.
     """
 
     prior: AbstractPrior
@@ -68,7 +42,7 @@ class RandomNetwork(Model):
     arrays: Any
     rest: Any = eqx.field(static=True)
     structure: Any = eqx.field(static=True)
-    scales: dict[str, Any] = latents(_scales)
+    scales: dict[str, Any] = latents(lambda network: network.prior.scales())
     values: dict[str, Any] = latents(_weights)
 
     def __init__(self, module: Any, prior: Any, *, start: str = "module"):
@@ -80,15 +54,11 @@ class RandomNetwork(Model):
                 takes: a numpyro distribution, `whence.FanIn()`, a dict by pattern of paths.
             start: Where engines start: at the weights that the `"module"` has, all chains
                 alike, or at draws from the `"prior"`.
-
-        Raises:
-            ValueError: If an argument is not of this form.
         """
         check_module(module)
-        module = jax.tree.map(
-            lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, module
-        )
-        start = one_of("start", STARTS)(start)
+        as_jax = lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v
+        module = jax.tree.map(as_jax, module)
+        start = one_of("start", ("module", "prior"))(start)
         self.prior = as_prior(prior, module)
         random, others = eqx.partition(module, eqx.is_inexact_array)
         self.arrays, self.rest = eqx.partition(others, eqx.is_array)
@@ -103,11 +73,8 @@ class RandomNetwork(Model):
 
     def template(self) -> Any:
         """Return the module with weights to start from, zeros if there are none."""
-        zero = lambda e: jnp.zeros(e.shape, jnp.result_type(float))
-        begins = self.begins or {}
-        arrays = [begins.get(e.path, None) for e in self.prior.layout]
-        filled = [zero(e) if a is None else a for a, e in zip(arrays, self.prior.layout)]
-        return eqx.combine(self.structure.unflatten(filled), self.arrays, self.rest)
+        zeros = {e.path: jnp.zeros(e.shape, jnp.result_type(float)) for e in self.prior.layout}
+        return self.with_arrays(zeros | (self.begins or {}))
 
     def with_arrays(self, arrays: Arrays) -> Any:
         """Return the module with these weights, by path."""
@@ -118,10 +85,7 @@ class RandomNetwork(Model):
     def module(self) -> Any:
         """The module with this draw's weights."""
         if any(value is UNDRAWN for value in self.values.values()):
-            raise ValueError(
-                "The weights of this network have no values yet; `posterior.map`, or "
-                "`sample_prior(key)`, gives a model that has."
-            )
+            raise ValueError("Weights have no values yet: see `posterior.map`, `sample_prior`.")
         return self.with_arrays(self.prior.arrays(self.values))
 
     def __call__(self, x: Array) -> Array:

@@ -13,7 +13,7 @@ from ....core._types import PRNGKey
 from ..._fit import AbstractFit
 from .._model import BayesianAutoencoder
 from ._abstract_prior import AbstractPrior
-from ._layout import Arrays
+from ._priors import movable_prior
 
 
 class PriorProblem(eqx.Module):
@@ -31,23 +31,47 @@ class PriorProblem(eqx.Module):
     x: Array
     flat: Float[Array, "row feature"]
 
-    def images(self, prior: AbstractPrior, x: Array, draws: int, *, key: PRNGKey) -> Array:
-        """Return images of rows under draws of the weights, `(draw, row, feature)`.
+    def __init__(self, model: BayesianAutoencoder, x: Any, *, start: Any = None):
+        """Check that there is something to select, and something to select it by.
 
         Args:
-            prior: Law of the weights.
-            x: Rows.
-            draws: How many networks.
-            key: A typed key.
+            model: The autoencoder.
+            x: Data for selection, not those of the fit; rows first.
+            start: The prior to start from; by default that of the model.
+
+        Raises:
+            ValueError: If there is but one datum, data do not fit the model, or the prior has
+                nothing to select.
         """
+        if not isinstance(model, BayesianAutoencoder):
+            raise ValueError(f"`model` must be a BayesianAutoencoder; got {type(model)}.")
+        x = model.check_data(x)
+        if len(x) < 2:
+            raise ValueError(
+                "`x` must have at least 2 data, as distributions are compared (and a few dozen "
+                f"to say much); got {len(x)}."
+            )
+        start = model.prior if start is None else start
+        self.prior = movable_prior("start", start, model.networks())
+        self.model, self.x = model, model.observation.read(jnp.asarray(x))
+        self.flat = jnp.asarray(x).reshape(len(x), -1).astype(jnp.result_type(float))
 
-        def one(key):
-            networks = self.model.network.with_arrays(prior.sample(key=key))
-            read = self.model.observation
-            image = read.image(read.parameter(jax.vmap(networks)(x)))
-            return image.reshape(len(x), -1)
-
+    def images(self, prior: AbstractPrior, x: Array, draws: int, *, key: PRNGKey) -> Array:
+        """Return images of rows under draws of the weights, `(draw, row, feature)`."""
+        one = lambda key: image_of(self.model, prior.sample(key=key), x)
         return jax.vmap(one)(jr.split(key, draws))
+
+    def made(self, params: Any, x: Array, draws: int, *, key: PRNGKey) -> Array:
+        """Return images under the prior with other arrays, `(draw * row, feature)`."""
+        drawn = self.images(self.prior.with_params(params), x, draws, key=key)
+        return drawn.reshape(-1, self.flat.shape[1]).astype(self.flat.dtype)
+
+
+def image_of(model: BayesianAutoencoder, arrays: Any, x: Array) -> Array:
+    """Return images of rows under weights by path, `(row, feature)`."""
+    output = jax.vmap(model.network.with_arrays(arrays))(x)
+    read = model.observation
+    return read.image(read.parameter(output)).reshape(len(x), -1)
 
 
 @remembering
@@ -58,36 +82,24 @@ def images_of(problem: PriorProblem, prior: AbstractPrior, key: PRNGKey) -> Arra
 
 
 class Reconstruction(AbstractFit):
-    """A plain autoencoder: the squared error of its images, weights alone.
+    """A plain autoencoder: the mean squared error of a pixel of its images.
 
-    Attributes:
-        model: The autoencoder.
-        begins: Weights to start from; None to draw them as layers usually are, with a third
-            of the variance of `whence.FanIn()`.
-        x: Data as the encoder reads them.
-        flat: As rows of numbers.
+    It starts from weights as layers usually do, a third of the variance of `whence.FanIn()`.
     """
 
-    model: BayesianAutoencoder
-    begins: Arrays | None
-    x: Array
-    flat: Float[Array, "row feature"]
+    problem: PriorProblem
 
     @property
     def num_data(self) -> int:
-        return len(self.x)
+        return len(self.problem.x)
 
     def start(self, *, key: PRNGKey) -> Any:
-        if self.begins is not None:
-            return self.begins
-        layout = self.model.prior.layout
+        layout = self.problem.prior.layout
         keys = jr.split(key, len(layout))
         scale = lambda e: jnp.asarray(e.scale / 3**0.5 if len(e.shape) > 1 else 0.0)
         return {e.path: e.loc + scale(e) * jr.normal(k, e.shape) for e, k in zip(layout, keys)}
 
     def loss(self, params, rows, *, key):
-        x, flat = (self.x, self.flat) if rows is None else (self.x[rows], self.flat[rows])
-        read = self.model.observation
-        output = jax.vmap(self.model.network.with_arrays(params))(x)
-        image = read.image(read.parameter(output)).reshape(len(x), -1)
-        return jnp.mean(jnp.sum((image - flat) ** 2, axis=1))
+        x, flat = self.problem.x, self.problem.flat
+        x, flat = (x, flat) if rows is None else (x[rows], flat[rows])
+        return jnp.mean((image_of(self.problem.model, params, x) - flat) ** 2)
