@@ -1,37 +1,95 @@
-"""Speed of the family `autoencoder`: an outer step of DSWD, and the Dirichlet mixture.
+"""Speed of the family `autoencoder`: a step of SGHMC, an outer step of DSWD, the mixture.
 
-    uv run python benchmarks/autoencoder.py
+    uv run python benchmarks/autoencoder.py --out benchmarks/results
+    uv run --with scikit-learn python benchmarks/autoencoder.py    # with the mixture of that
 
-The step is compared with one written by hand in plain JAX, the same arithmetic; the mixture
-with that of scikit-learn if it is installed. Processor time, best of several: ratios hold
-on a loaded machine too.
+Networks 784-128-16-128-784, 205,856 weights, float32. The steps are compared with some written
+by hand in plain JAX, the same arithmetic; the mixture with that of scikit-learn if it is
+installed. Programs are compiled, then timed in turns; the least processor time of each counts,
+since other work on a machine only ever adds.
 """
 
+import argparse
 import importlib.util
+import json
+import os
+import platform
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
-from whence.core import advance
+import whence as wh
+from whence.core import advance, log_density_estimate
 from whence.models import autoencoder
 
 DRAWS, BATCH, LINES, INNER, PENALTY = 8, 32, 200, 5, 2.2
 DIM, LATENT, WIDTH = 784, 16, 128
+STEP, DECAY, ROWS = 3e-3, 0.05, 64  # of SGHMC, as published
 
 
-def best(function, repeats=5):
-    """Return the least processor time of a call, in ms, after one that compiles."""
-    function()
-    found = []
+def best(functions, repeats):
+    """Return the least processor time of calls, in ms, in turns after one that compiles."""
+    for function in functions.values():
+        jax.block_until_ready(function())
+    found = {name: [] for name in functions}
     for _ in range(repeats):
-        begin = time.process_time()
-        function()
-        found.append(1e3 * (time.process_time() - begin))
-    return min(found)
+        for name, function in functions.items():
+            begin = time.process_time()
+            jax.block_until_ready(function())
+            found[name].append(1e3 * (time.process_time() - begin))
+    return {name: min(each) for name, each in found.items()}
+
+
+def sampler(x, steps):
+    """Return programs of some steps of scale-adapted SGHMC in its warm-up, and by hand."""
+    networks = autoencoder.dense((DIM,), LATENT, (WIDTH,), key=0)
+    target = wh.condition(autoencoder.BayesianAutoencoder(*networks), x)
+    engine = wh.SGHMC(
+        chains=1,
+        steps=2 * steps,
+        warmup=steps,
+        thin=steps,
+        step_size=STEP,
+        friction=DECAY / STEP,
+        preconditioner="scale-adapted",
+        subtract_noise=True,
+        batching="iid",
+        batch_size=ROWS,
+    )
+    state = jax.jit(lambda key: engine.init(target, key=key))(jr.key(0))
+    key = jr.key(1)
+    ours = jax.jit(lambda target, state: advance(engine, target, state, 0, 1, key=key)[0])
+
+    def program(target):
+        start, back = ravel_pytree(target.init(key=jr.key(0)))
+        density = lambda q, rows: log_density_estimate(target, back(q), rows)
+
+        def step(carry, key):
+            q, p, tau, g, v = carry
+            key_rows, key_noise = jr.split(key)
+            rows = jr.randint(key_rows, (ROWS,), 0, len(x))
+            slope = -jax.grad(density)(q, rows)
+            rate = 1 / (tau + 1)
+            tau = tau - tau * g**2 / (v + 1e-16) + 1
+            g, v = g + rate * (slope - g), v + rate * (slope**2 - v)
+            m = 1 / (jnp.sqrt(v) + 1e-16)
+            q_noise = jnp.maximum(2 * STEP**2 * DECAY * m - STEP**4, 1e-16)
+            noise = jnp.sqrt(q_noise) * jr.normal(key_noise, q.shape)
+            p = (1 - DECAY) * p - STEP**2 * m * slope + noise
+            return (q + p, p, tau, g, v), None
+
+        one = jnp.ones_like(start)
+        begin = start, jnp.zeros_like(start), one, one, one
+        return jax.lax.scan(step, begin, jr.split(key, steps))[0]
+
+    hand = jax.jit(program)
+    return {"whence": lambda: ours(target, state), "hand": lambda: hand(target)}
 
 
 def by_hand(x):
@@ -90,44 +148,71 @@ def by_hand(x):
     return jax.jit(lambda n: jax.lax.fori_loop(0, n, step, start))
 
 
-def main():
-    """Print both comparisons."""
-    x = np.random.default_rng(0).beta(1, 2, size=(100, DIM)).astype(np.float32)
-    steps = 20
+def selection(x, steps):
+    """Return programs of some outer steps of DSWD, and by hand."""
     plain = by_hand(jnp.asarray(x))
-    hand = best(lambda: jax.block_until_ready(plain(steps))) / steps
     networks = autoencoder.dense((DIM,), LATENT, (WIDTH,), key=0)
     model = autoencoder.BayesianAutoencoder(*networks)
     start = autoencoder.GaussianPrior.around(model.networks())
-    problem = autoencoder.prior_problem(model, x, start=start)
+    problem = autoencoder.PriorProblem(model, x, start=start)
     # A look at the whole set is a hundredth of a run: here there is one.
     procedure = autoencoder.DSWD(steps=steps, look_every=10**6, warmup=0)
     state = jax.jit(lambda key: procedure.init(problem, key=key))(jr.key(0))
     go = jax.jit(lambda state: advance(procedure, problem, state, 1, steps, key=jr.key(1))[0])
-    own = best(lambda: jax.block_until_ready(go(state))) / steps
-    print(f"DSWD, an outer step of {DRAWS} networks and {BATCH} images, {LINES} directions and")
-    print(f"{INNER} inner steps: {own:.0f} ms, by hand {hand:.0f} ms; ratio {own / hand:.2f}")
+    return {"whence": lambda: go(state), "hand": lambda: plain(steps)}
 
+
+def mixture(rows, updates):
+    """Return programs of some updates of a mixture of 20 components, and of scikit-learn."""
     rng = np.random.default_rng(0)
-    codes = rng.normal(size=(200, LATENT)) + 3 * rng.integers(0, 3, size=(200, 1))
+    codes = rng.normal(size=(rows, LATENT)) + 3 * rng.integers(0, 3, size=(rows, 1))
     codes = codes.astype(np.float32)
-    mixture = autoencoder.DirichletMixture(20, steps=100, tolerance=1e-30)
-    mine = best(lambda: jax.block_until_ready(mixture.fit(codes).bound))
-    print(
-        f"Dirichlet mixture, 200 codes of {LATENT}, 20 components, 100 updates: {mine:.0f} ms"
-    )
-    many = np.stack([codes + 0.01 * i for i in range(16)])[None]
-    each = best(lambda: jax.block_until_ready(mixture.fit(many).bound)) / 16
-    print(f"  of 16 draws together: {each:.0f} ms each")
-    if importlib.util.find_spec("sklearn") is None:
-        print("  scikit-learn is not installed: no comparison")
-        return
-    from sklearn.mixture import BayesianGaussianMixture
+    ours = autoencoder.DirichletMixture(20, steps=updates, tolerance=1e-30)
+    programs = {"whence": lambda: ours.fit(codes).bound}
+    if importlib.util.find_spec("sklearn") is not None:
+        from sklearn.mixture import BayesianGaussianMixture
 
-    theirs = BayesianGaussianMixture(
-        20, weight_concentration_prior=0.05, max_iter=100, tol=0, random_state=0
-    )
-    print(f"  scikit-learn: {best(lambda: theirs.fit(codes)):.0f} ms")
+        settings = {"weight_concentration_prior": 0.05, "max_iter": updates, "random_state": 0}
+        theirs = BayesianGaussianMixture(n_components=20, tol=0, **settings)
+        programs["scikit-learn"] = lambda: theirs.fit(codes).lower_bound_
+    return programs
+
+
+def main():
+    """Time everything and write what was found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    before = os.getloadavg()[0]
+    x = np.random.default_rng(0).beta(1, 2, size=(200, DIM)).astype(np.float32)
+    found = {}
+    for title, programs, count in (
+        ("a step of SGHMC, 205,856 weights, 64 rows", sampler(x, 100), 100),
+        ("an outer step of DSWD", selection(x[:100], 20), 20),
+        ("an update of the mixture, 200 codes of 16", mixture(200, 100), 100),
+        ("an update of the mixture, 10,000 codes of 16", mixture(10_000, 20), 20),
+    ):
+        times = best(programs, arguments.repeats)
+        found[title] = {name: each / count for name, each in times.items()}
+        own = found[title]["whence"]
+        said = [f"{name} {each:.3g}" for name, each in found[title].items()]
+        rest = [f"{each / own:.2f}" for name, each in found[title].items() if name != "whence"]
+        print(f"{title}: CPU ms {', '.join(said)}; over whence {', '.join(rest) or '-'}")
+    machine = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
+        "load before and after": [round(before, 2), round(os.getloadavg()[0], 2)],
+        "jax": jax.__version__,
+    }
+    if arguments.out is not None:
+        text = json.dumps({"about": machine, "cpu_ms": found}, indent=1)
+        (arguments.out / "autoencoder.json").write_text(text + "\n")
+        lines = [f"{k}: {v}" for k, v in machine.items()]
+        for title, each in found.items():
+            lines += ["", title]
+            lines += [f"  {name:<14}{ms:>9.3f} CPU ms" for name, ms in each.items()]
+        (arguments.out / "autoencoder.txt").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
