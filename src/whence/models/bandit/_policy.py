@@ -13,13 +13,13 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from ...core._convert import whole
+from ...core._convert import part, whole
 from ...core._key import seeded
 from ...core._tree import named_leaves
 from ...core._types import PRNGKey
 from ...storage._atomic import as_path, place, replace_file
 from ...storage._npz import packed, unpacked
-from ._checks import Numbers
+from ._checks import Numbers, known
 
 Arm = Int[Array, "*batch"]
 
@@ -121,6 +121,7 @@ def act_many(
     Raises:
         ValueError: If `num` is not a positive integer.
     """
+    part("policy", AbstractPolicy)(policy)
     num = whole("num", least=1)(num)
     return jax.vmap(lambda k: policy.act(state, key=k))(jr.split(key, num))
 
@@ -138,6 +139,9 @@ def update_many(policy: AbstractPolicy, state: Any, arms: Numbers, rewards: Numb
         ValueError: If there are not as many rewards as arms, an arm does not exist, or a
             reward is impossible.
     """
+    part("policy", AbstractPolicy)(policy)
+    known(arms, "arms")
+    known(rewards, "rewards")
     arms, rewards = jnp.asarray(arms), jnp.asarray(rewards)
     if arms.ndim < 1 or arms.shape != rewards.shape:
         raise ValueError(

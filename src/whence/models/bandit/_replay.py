@@ -10,11 +10,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ...core._convert import whole
+from ...core._convert import flag, part, whole
 from ...core._key import seeded
 from ...core._types import PRNGKey
 from ._checks import Numbers, real, require_all, require_arm, require_finite
-from ._policy import AbstractPolicy
+from ._policy import AbstractLearner, AbstractPolicy
 from .contextual._policies import AbstractContextualPolicy
 
 _FEW_ROWS = 30  # rows below which a mean and its standard error are not to be trusted
@@ -132,6 +132,7 @@ def replay(
         Li, Chu, Langford and Wang (2011), doi:10.1145/1935826.1935878.
     """
     _check_fits(policy, log)
+    flag("learn")(learn)
     if log.propensities is not None:
         off = ~np.isclose(np.asarray(log.propensities) * log.arms, 1, rtol=1e-3)
         if off.any():
@@ -187,7 +188,7 @@ def inverse_propensity(
         Swaminathan and Joachims (2015), "The self-normalized estimator for counterfactual
         learning", NeurIPS.
     """
-    draws = whole("draws", least=1)(draws)
+    draws, normalise = whole("draws", least=1)(draws), flag("normalise")(normalise)
     _check_fits(policy, log)
     if log.propensities is None:
         raise ValueError("`log` must have propensities; got none. Use `replay` if uniform.")
@@ -271,6 +272,8 @@ def _uneven(log) -> list[str]:
 
 
 def _check_fits(policy, log) -> None:
+    part("policy", AbstractLearner)(policy)
+    part("log", LoggedData)(log)
     if _is_blind(policy):
         if policy.arms != log.arms:
             raise ValueError(

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key
 
-from ...core._convert import whole
+from ...core._convert import flag, part, whole
 from ...core._key import seeded
 from ...core._types import PRNGKey
 from ._checks import one_hot
@@ -51,9 +51,10 @@ def simulate(
         ValueError: If there is no policy, a policy is for another number of arms than the
             environment has, or the horizon is shorter than that number.
     """
-    if not policies:
-        raise ValueError("`policies` must have at least one policy; got none.")
-    for name, policy in policies.items():
+    part("environment", AbstractEnvironment)(environment)
+    flag("common_random_numbers")(common_random_numbers)
+    for name, policy in checked_policies(policies).items():
+        part(f"policies[{name!r}]", AbstractPolicy)(policy)
         if policy.arms != environment.arms:
             raise ValueError(
                 f"Policy {name!r} must be for the {environment.arms} arms of the environment; "
@@ -68,6 +69,15 @@ def simulate(
         regret, pulls = _play(policy, environment, keys, jnp.asarray(edges), key_policy)
         runs[name] = PolicyRun(edges[1:], np.asarray(regret), np.asarray(pulls))
     return Simulation(runs)
+
+
+def checked_policies(policies: Any) -> Mapping[str, Any]:
+    """Return policies by name; raise unless there are some."""
+    if not isinstance(policies, Mapping) or not policies:
+        raise ValueError(
+            f"`policies` must be a dict of policies by name, at least one; got {policies!r}."
+        )
+    return policies
 
 
 def checkpoints(horizon: int) -> np.ndarray:

@@ -254,7 +254,7 @@ WRONG = {
     ).kernel(ROWS),
     "weight_variance. must be": lambda: Dense(-1.0),
     "stride. must be as long": lambda: Conv((3, 3), (1,)),
-    "window. and .stride. must": lambda: Conv((3, 0)),
+    "window. must be at least 1; got 0": lambda: Conv((3, 0)),
     "at least one layer": lambda: Serial(),
 }
 

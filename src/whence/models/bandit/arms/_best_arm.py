@@ -117,6 +117,7 @@ def probability_best(
     Raises:
         ValueError: If `draws` is not a positive integer.
     """
+    part("state", AbstractBelief)(state)
     draws = whole("draws", least=1)(draws)
     return _shares(state.sample((draws,), key=key))
 
@@ -140,6 +141,7 @@ def decide(
     Raises:
         ValueError: If `level` is not between 0 and 1, or `draws` not a positive integer.
     """
+    part("state", AbstractBelief)(state)
     level = number("level", least=0, most=1)(level)
     draws = whole("draws", least=1)(draws)
     values = state.sample((draws,), key=key)

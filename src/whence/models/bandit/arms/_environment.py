@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from ....core._convert import whole
+from ....core._convert import part, whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._checks import Numbers, require_finite, require_positive, require_within
@@ -185,6 +185,7 @@ def sample_instances(prior: NormalGamma, *, instances: int, key: PRNGKey) -> Gau
         ValueError: If the prior has batch axes, or `instances` is not a positive integer.
     """
     instances = whole("instances", least=1)(instances)
+    part("prior", NormalGamma)(prior)
     if prior.batch_shape:
         raise ValueError(f"`prior` must be without batch axes; it has {prior.batch_shape}.")
     key_precision, key_mean = jr.split(key)

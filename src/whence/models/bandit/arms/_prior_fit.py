@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import gammaln
 
-from .._checks import Numbers, require_finite
+from .._checks import Numbers, known, require_finite
 
 # Logarithms of kappa, alpha and beta (the last in units of the data) stay within these.
 # They are met when the past arms do not differ in mean (kappa) or in variance (alpha), and
@@ -42,7 +42,9 @@ def match_normal_gamma(means: Numbers, variances: Numbers) -> tuple[float, ...]:
 
 def fit_normal_gamma(rewards: Sequence[Numbers]) -> tuple[float, ...]:
     """Return mu, kappa, alpha and beta of highest evidence: `NormalGamma.fit_evidence`."""
-    arrays = [np.asarray(x, float) for x in rewards]
+    if not isinstance(rewards, Sequence) or isinstance(rewards, str):
+        raise ValueError(f"`rewards` must be a list of arrays, one per arm; got {rewards!r}.")
+    arrays = [np.asarray(known(x, "rewards"), float) for x in rewards]
     for x in arrays:
         if x.ndim != 1:
             raise ValueError(f"`rewards` must hold vectors, one per arm; got shape {x.shape}.")

@@ -30,7 +30,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr
 
-from ....core._convert import whole
+from ....core._convert import part, whole
 from ._known_variance import KnownVariance
 from ._normal_gamma import NormalGamma
 
@@ -53,6 +53,8 @@ def bayes_regret_bound(prior: NormalGamma | KnownVariance, *, horizon: int) -> f
             variance is infinite then), or `horizon` is not a positive integer.
     """
     horizon = whole("horizon", least=1)(horizon)
+    if not isinstance(prior, KnownVariance):
+        part("prior", NormalGamma)(prior)
     if prior.batch_shape:
         raise ValueError(f"`prior` must be without batch axes; it has {prior.batch_shape}.")
     if isinstance(prior, KnownVariance):

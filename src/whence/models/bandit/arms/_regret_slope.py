@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ....core._convert import flag
 from .._checks import Numbers, require_finite, require_positive
 
 
@@ -37,6 +38,7 @@ def regret_slope(
         Cowan, Honda and Katehakis (2018), "Normal bandits of unknown means and variances",
         Journal of Machine Learning Research 18(154).
     """
+    flag("known_variances")(known_variances)
     require_finite("means", means)
     require_positive("variances", variances)
     mean, variance = np.asarray(means, float), np.asarray(variances, float)

@@ -9,11 +9,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
-from ....core._convert import whole
+from ....core._convert import part, whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
 from .._regret import PolicyRun, Simulation
-from .._simulate import checkpoints, play
+from .._simulate import checked_policies, checkpoints, play
 from ._environment import AbstractContextualEnvironment
 
 
@@ -45,9 +45,8 @@ def simulate_contextual(
         ValueError: If there is no policy, a policy does not fit the environment, there are
             fewer rounds of features than `horizon`, or a mean reward turns out impossible.
     """
-    if not policies:
-        raise ValueError("`policies` must have at least one policy; got none.")
-    for name, policy in policies.items():
+    part("environment", AbstractContextualEnvironment)(environment)
+    for name, policy in checked_policies(policies).items():
         if complaint := environment.accepts(policy):
             raise ValueError(f"Policy {name!r} must be one that {complaint}.")
     horizon = whole("horizon", least=1)(horizon)

@@ -11,12 +11,12 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from ....core._convert import number, positive, whole
+from ....core._convert import number, part, positive, whole
 from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey, Scalar
 from .._precision import check_evidence, is_single, lost_nats, resolved
 from ..laws._abstract_law import AbstractLaw, mean_inverse
-from ..process._abstract_conditioned import AbstractOneScale
+from ..process._abstract_conditioned import OneScale
 from ..process._remarks import remarks_of
 from ..process._scale_mixture import ScaleMixture, check_targets
 from ._gradient import evidence_gradient
@@ -44,7 +44,7 @@ class LargeMoments(NamedTuple):
     variance_error: Array
 
 
-class LargeConditioned(AbstractOneScale):
+class LargeConditioned(OneScale, eqx.Module):
     """A `ScaleMixture` given many observations, as `Conditioned` but for joint laws.
 
     Attributes:
@@ -228,6 +228,7 @@ def condition_large(
         Ubaru, Chen, Saad (2017), doi:10.1137/16M1104974. Chen, Epperly, Tropp, Webber
         (2023), arXiv:2207.06503.
     """
+    part("process", ScaleMixture)(process)
     y = check_targets(x, y)
     _check_noise(process)
     tolerance, memory = positive("tolerance")(tolerance), number("memory", least=0)(memory)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,6 +159,15 @@ def scale_law(scale: Any) -> AbstractLaw:
     return part("scale", AbstractLaw)(scale)
 
 
+def _as_draws(values: Any) -> Any:
+    if isinstance(values, jax.Array | jax.ShapeDtypeStruct):
+        return values
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"`values` must be numbers; got {values!r}.")
+    return jnp.asarray(array, float)
+
+
 class Draws(AbstractLaw):
     """A law known by draws only: they are weighted by the likelihood.
 
@@ -168,7 +178,7 @@ class Draws(AbstractLaw):
         values: Draws of v, shape `(draw,)`, positive.
     """
 
-    values: Float[Array, " draw"]
+    values: Float[Array, " draw"] = eqx.field(converter=_as_draws)
 
     def __check_init__(self):
         if self.values.ndim != 1 or not self.values.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ....core._convert import whole
+from ....core._convert import part, whole
 from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey
 from .._parameter import require_values
@@ -120,7 +121,9 @@ class AbstractLayer(eqx.Module):
         """
         require_values(self, "A finite network")
         width, outputs = whole("width", least=1)(width), whole("outputs", least=1)(outputs)
-        *spatial, channels = (inputs,) if isinstance(inputs, int) else inputs
+        part("initialisation", AbstractInitialisation)(initialisation)
+        shape = inputs if isinstance(inputs, tuple | list) else (inputs,)
+        *spatial, channels = sizes("inputs", shape)
         shape = ExampleShape(tuple(spatial), channels, True)
         made, out = self.finite(shape, FinitePlan(width, outputs, initialisation), key=key)
         if out[:2] != ((), outputs):
@@ -129,6 +132,13 @@ class AbstractLayer(eqx.Module):
                 f"gives pixels and channels {out[:2]}."
             )
         return made
+
+
+def sizes(name: str, values: Any) -> tuple[int, ...]:
+    """Return lengths along axes, at least one, as whole numbers."""
+    if not isinstance(values, tuple | list) or not values:
+        raise ValueError(f"`{name}` must be a tuple of whole numbers; got {values!r}.")
+    return tuple(whole(name, least=1)(value) for value in values)
 
 
 @eqx.filter_jit

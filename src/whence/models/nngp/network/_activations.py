@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -127,6 +128,12 @@ class Rbf(AbstractActivation):
         return jnp.ones_like(q), jnp.full_like(q, 2 * self.rate)
 
 
+def _function(value: Any) -> Any:
+    if not callable(value):
+        raise ValueError(f"`function` must be a function of an array; got {value!r}.")
+    return value
+
+
 class Activation(AbstractActivation):
     """Any function of one number, its kernel by Gauss-Hermite quadrature.
 
@@ -137,7 +144,7 @@ class Activation(AbstractActivation):
     coincide; jumps of f are not seen by it.
     """
 
-    function: Callable[[Array], Array] = eqx.field(static=True)
+    function: Callable[[Array], Array] = eqx.field(static=True, converter=_function)
     num_nodes: int = eqx.field(static=True, default=32, converter=whole("num_nodes", least=1))
 
     def __call__(self, x: Array) -> Array:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from ....core._convert import part
 from ....core._types import PRNGKey
 from .._parameter import Number, Parameter, parameter
-from ._abstract_layer import AbstractLayer
+from ._abstract_layer import AbstractLayer, sizes
 from ._finite import (
     Average,
     ExampleShape,
@@ -98,17 +99,13 @@ class Conv(AbstractLayer):
         weight_variance: Number = 1.0,
         bias_variance: Number = 0.0,
     ):
-        self.window = window
-        self.stride = (1,) * len(window) if stride is None else stride
+        self.window = sizes("window", window)
+        self.stride = (1,) * len(self.window) if stride is None else sizes("stride", stride)
         self.weight_variance = parameter("weight_variance", weight_variance, zero=True)
         self.bias_variance = parameter("bias_variance", bias_variance, zero=True)
-        if len(self.stride) != len(window):
+        if len(self.stride) != len(self.window):
             raise ValueError(
-                f"`stride` must be as long as `window`, {len(window)}; got {stride}."
-            )
-        if not window or min(*window, *self.stride, 1) < 1:
-            raise ValueError(
-                f"`window` and `stride` must be at least 1; got {window}, {self.stride}."
+                f"`stride` must be as long as `window`, {len(self.window)}; got {stride}."
             )
 
     def moments(self, state: KernelState) -> KernelState:
@@ -177,7 +174,7 @@ class GlobalAveragePooling(AbstractLayer):
 class Residual(AbstractLayer):
     """An input plus a branch of it with weights of its own; `branch` keeps the shape."""
 
-    branch: AbstractLayer
+    branch: AbstractLayer = eqx.field(converter=part("branch", AbstractLayer))
 
     def moments(self, state: KernelState) -> KernelState:
         new = self.branch.moments(state)
@@ -216,7 +213,7 @@ class Serial(AbstractLayer):
     def __init__(self, *layers: AbstractLayer):
         if not layers:
             raise ValueError("`layers` must hold at least one layer; got none.")
-        self.layers = layers
+        self.layers = tuple(part("layers", AbstractLayer)(layer) for layer in layers)
 
     def moments(self, state: KernelState) -> KernelState:
         for layer in self.layers:

@@ -51,13 +51,13 @@ class AbstractConditioned(eqx.Module):
         return self._predict_each(x, True)
 
 
-class AbstractOneScale(eqx.Module):
+class OneScale:
     """A `ScaleMixture` given observations: what their number and sum of squares say of v."""
 
-    process: eqx.AbstractVar[Any]
-    y: eqx.AbstractVar[Array]
-    quadratic: eqx.AbstractVar[Scalar]
-    log_det: eqx.AbstractVar[Scalar]
+    process: Any
+    y: Array
+    quadratic: Any
+    log_det: Any
 
     @property
     def size(self) -> int:

@@ -226,7 +226,10 @@ class Classification(Model):
             )
 
 
-def _check_inducing(inducing: AnyArray) -> Array:
+def _check_inducing(inducing: Any) -> Array:
+    inducing = inducing if isinstance(inducing, jax.Array) else np.asarray(inducing)
+    if inducing.dtype.kind not in "iuf":
+        raise ValueError(f"`inducing` must be an array of numbers; got {inducing!r}.")
     if inducing.ndim < 2 or 0 in inducing.shape:
         raise ValueError(
             "`inducing` must have shape (inducing, features) or (inducing, *spatial, channels) "

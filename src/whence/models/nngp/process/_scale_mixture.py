@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from ....core._convert import part, whole
+from ....core._convert import flag, part, whole
 from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey, Scalar
 from .._parameter import parameter, require_values
@@ -30,7 +30,7 @@ from .._precision import (
 from ..laws._abstract_law import AbstractLaw, mean_inverse
 from ..laws._numerical import scale_law
 from ..network._abstract_layer import AbstractLayer
-from ._abstract_conditioned import AbstractConditioned, AbstractOneScale
+from ._abstract_conditioned import AbstractConditioned, OneScale
 from ._cholesky import cholesky, factor_or_penalty, plus_diagonal, whitened_covariance
 from ._joint import Joint
 from ._remarks import remarks_of
@@ -116,8 +116,9 @@ class ScaleMixture(eqx.Module):
             noisy: Whether of observations and not of the function.
             outputs: Number of outputs, which share v: the shape is `(rows, outputs)`.
         """
+        outputs = whole("outputs", least=1, optional=True)(outputs)
         covariance = self.network.nngp(x)
-        if noisy:
+        if flag("noisy")(noisy):
             tril, penalty = factor_or_penalty(self._with_noise(covariance))
         else:
             tril = whitened_covariance(covariance, jnp.zeros(()), jnp.diagonal(covariance))
@@ -137,7 +138,7 @@ class LeaveOneOut(NamedTuple):
     quadratic: Array  # whitened sum of squares of the others, shape `(rows,)`
 
 
-class ScaleMixtureConditioned(AbstractOneScale, AbstractConditioned):
+class ScaleMixtureConditioned(OneScale, AbstractConditioned):
     """A `ScaleMixture` given observations: a `whence.core.Conditioned`.
 
     Attributes:

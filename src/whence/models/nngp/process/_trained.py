@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
-from ....core._convert import number
+from ....core._convert import number, part
 from ....core._types import AnyArray
 from ..laws._closed_form import InverseGamma, Jeffreys, PointMass
 from ..laws._normal_mixture import NormalMixture
@@ -68,6 +68,7 @@ class Trained(eqx.Module):
     single: bool = eqx.field(static=True)
 
     def __init__(self, process: ScaleMixture, x: AnyArray, y: AnyArray):
+        part("process", ScaleMixture)(process)
         y = check_targets(jnp.asarray(x), y)
         if not isinstance(process.noise, Tracer) and float(process.noise) != 0:
             raise ValueError(
