@@ -73,14 +73,15 @@ class Clock:
 def make_problem(name, data):
     """Return the model, observed data and inputs of a posterior of the set."""
     import numpy as np
+    import numpyro.distributions as dist
 
     from whence.testing import ZOO, load_shipped, shipped
-    from whence.testing._zoo_regression import HalfCauchyRegression, columns, regression
+    from whence.testing._zoo_regression import column, regression_of
 
     if name == "kidiq_interaction":
-        found = columns(load_shipped("kidiq-kidscore_momhsiq")[0])
-        h, q = found["mom_hs"], found["mom_iq"]
-        return regression(HalfCauchyRegression, found["kid_score"], h=h, q=q, hq=h * q)
+        both = lambda c: {"h": c["mom_hs"], "q": c["mom_iq"], "hq": c["mom_hs"] * c["mom_iq"]}
+        build = regression_of(column("kid_score"), both, dist.HalfCauchy(2.5))
+        return build(load_shipped("kidiq-kidscore_momhsiq")[0])
     if name == "radon_like":
         return radon_like(np)
     full = SHIPPED[name]

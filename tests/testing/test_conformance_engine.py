@@ -187,6 +187,7 @@ def test_an_engine_that_runs_on_nothing(key):
         ("wrong target", "standard errors"),
     ],
 )
+@pytest.mark.usefixtures("standard")  # one of the faults is to mix types
 def test_planted_faults(fault, match, key):
     with pytest.raises(AssertionError, match=match):
         check_engine(Walk(fault=fault), LogGamma(), key=key)

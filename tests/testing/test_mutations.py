@@ -23,6 +23,7 @@ SLOW = {
     "smc: weights forgotten",
     "front end: observed site sampled, by moments",
 }
+pytestmark = pytest.mark.usefixtures("standard")  # what is wrong may mix types, too
 CASES = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MUTANTS]
 
 

@@ -144,8 +144,11 @@ def test_data_targets_are_products_over_rows(make, key):
         (lambda: wt.Gaussian(0), "`dim` must be at least 1; got 0"),
         (lambda: wt.Gaussian(condition_number=0.5), "`condition_number` must be at least 1"),
         (lambda: wt.LogGamma((1.0, -1.0)), "`shape` must be positive"),
-        (lambda: wt.Funnel(scale=0.0), "`scale` must be positive; got 0"),
-        (lambda: wt.Autoregression(correlation=1.0), r"`correlation` must lie in \(-1, 1\)"),
+        (lambda: wt.Funnel(scale=0.0), "`scale` must be positive and finite; got 0"),
+        (
+            lambda: wt.Autoregression(correlation=1.0),
+            "`correlation` must be above -1 and below 1",
+        ),
     ],
 )
 def test_bad_arguments(make, match):

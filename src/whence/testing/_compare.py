@@ -20,6 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike
 
+from ..diagnostics._convergence import rhat
+from ..diagnostics._mcse import mcse, mcse_weighted
+from ..diagnostics._weights import normalise, weight_ess
+
 Array = np.ndarray
 
 
@@ -142,47 +146,26 @@ def estimate(draws: Array, log_weights: Array | None = None) -> Estimate:
     The standard errors of unweighted draws rest on the effective sample sizes of the
     variable and of its squared deviation. Weighted ones are those of self-normalised
     importance sampling from independent particles; resampling and moving make particles
-    dependent, so for a particle method they are a lower bound.
-
-    Returns:
-        The estimates; `rhat` is NaN for a single chain or weighted draws.
+    dependent, so for a particle method they are a lower bound. There is no R-hat of a single
+    chain or of weighted draws.
     """
+    values = draws[..., None]
     if log_weights is not None:
-        return _weighted_estimate(draws, log_weights)
-    from arviz_stats.base import array_stats
-
-    stats: Any = array_stats  # its annotations know no scalars
-    if not np.isfinite(draws).all():
+        weights = normalise(log_weights).reshape(draws.shape)
+        mean, size = (weights * draws).sum(), weight_ess(log_weights)
+        sd = np.sqrt((weights * (draws - mean) ** 2).sum())
+        error = mcse_weighted(values, weights)
+    elif not np.isfinite(draws).all():
         return Estimate(np.nan, np.nan, np.nan, np.nan, 0.0, np.nan)
-    if np.ptp(draws) == 0:  # a chain that never moved knows nothing
+    elif np.ptp(draws) == 0:  # a chain that never moved knows nothing
         return Estimate(float(draws.flat[0]), 0.0, 0.0, 0.0, 0.0, np.nan)
-    return Estimate(
-        mean=float(draws.mean()),
-        sd=float(draws.std(ddof=1)),
-        mcse_mean=float(stats.mcse(draws, method="mean")),
-        mcse_sd=float(stats.mcse(draws, method="sd")),
-        ess=float(stats.ess(draws, method="mean")),
-        rhat=float(stats.rhat(draws)) if len(draws) > 1 else np.nan,
-    )
-
-
-def _weighted_estimate(draws: Array, log_weights: Array) -> Estimate:
-    weights = np.exp(log_weights - log_weights.max())
-    weights /= weights.sum()
-    mean = (weights * draws).sum()
-    squares = (draws - mean) ** 2
-    variance = (weights * squares).sum()
-    error_mean = np.sqrt((weights**2 * squares).sum())
-    error_variance = np.sqrt((weights**2 * (squares - variance) ** 2).sum())
-    sd = np.sqrt(variance)
-    return Estimate(
-        mean=float(mean),
-        sd=float(sd),
-        mcse_mean=float(error_mean),
-        mcse_sd=float(error_variance / (2 * sd)),  # d sd / d variance = 1 / (2 sd)
-        ess=float(1 / (weights**2).sum()),
-        rhat=np.nan,
-    )
+    else:
+        mean, sd, error = draws.mean(), draws.std(ddof=1), mcse(values)
+        size = (sd / error.mean[0]) ** 2
+    single = log_weights is not None or len(draws) == 1
+    between = np.nan if single else float(rhat(values)[0])
+    errors = float(error.mean[0]), float(error.sd[0])
+    return Estimate(float(mean), float(sd), *errors, float(size), between)
 
 
 def compare_moments(

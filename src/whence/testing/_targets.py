@@ -16,6 +16,7 @@ from jax.scipy.special import digamma, gammaln, polygamma
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from ..core._convert import flag, number, positive, whole
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey, Scalar
 
@@ -25,11 +26,6 @@ class Moments(NamedTuple):
 
     mean: Array
     sd: Array
-
-
-def _check_at_least(name: str, value: float | int, least: float | int) -> None:
-    if not value >= least:
-        raise ValueError(f"`{name}` must be at least {least}; got {value}.")
 
 
 class Gaussian(AbstractTarget):
@@ -51,8 +47,8 @@ class Gaussian(AbstractTarget):
     def __init__(
         self, dim: int = 2, *, condition_number: float = 1.0, correlated: bool = False
     ) -> None:
-        _check_at_least("dim", dim, 1)
-        _check_at_least("condition_number", condition_number, 1.0)
+        dim, correlated = whole("dim", least=1)(dim), flag("correlated")(correlated)
+        condition_number = number("condition_number", least=1)(condition_number)
         self.scales = jnp.geomspace(condition_number**-0.5, 1.0, dim)
         rotation = np.eye(dim)
         if correlated:
@@ -96,9 +92,9 @@ class LogGamma(AbstractTarget):
     shape: Float[Array, " dim"]
 
     def __init__(self, shape: tuple[float, ...] = (1.0, 4.0)) -> None:
-        if not all(value > 0 for value in shape):
-            raise ValueError(f"every entry of `shape` must be positive; got {shape}.")
-        self.shape = jnp.asarray(shape, float)
+        if not isinstance(shape, tuple | list):
+            raise ValueError(f"`shape` must be a tuple of positive numbers; got {shape!r}.")
+        self.shape = jnp.asarray([positive("shape")(value) for value in shape], float)
 
     @property
     def truth(self) -> dict[str, Moments]:
@@ -139,11 +135,8 @@ class Funnel(AbstractTarget):
     dim: int = eqx.field(static=True)
 
     def __init__(self, dim: int = 9, *, scale: float = 3.0) -> None:
-        _check_at_least("dim", dim, 1)
-        if not scale > 0:
-            raise ValueError(f"`scale` must be positive; got {scale}.")
-        self.scale = jnp.asarray(scale, float)
-        self.dim = dim
+        self.scale = jnp.asarray(positive("scale")(scale), float)
+        self.dim = whole("dim", least=1)(dim)
 
     @property
     def truth(self) -> dict[str, Moments]:
@@ -187,11 +180,9 @@ class Autoregression(AbstractTarget):
     dim: int = eqx.field(static=True)
 
     def __init__(self, dim: int = 100, *, correlation: float = 0.9) -> None:
-        _check_at_least("dim", dim, 2)
-        if not -1.0 < correlation < 1.0:
-            raise ValueError(f"`correlation` must lie in (-1, 1); got {correlation}.")
+        correlation = number("correlation", above=-1, below=1)(correlation)
         self.correlation = jnp.asarray(correlation, float)
-        self.dim = dim
+        self.dim = whole("dim", least=2)(dim)
 
     @property
     def truth(self) -> dict[str, Moments]:

@@ -92,9 +92,6 @@ def shipped() -> tuple[str, ...]:
 def load_shipped(name: str) -> tuple[Mapping[str, Any], dict[str, Estimate]]:
     """Data and reference moments of a posterior that is in the package.
 
-    Args:
-        name: One of `shipped()`.
-
     Returns:
         The data under Stan's names, for `ZOO[name].build`, and by scalar variable
         (`beta[1]`) the moments of the reference draws with their standard errors.

@@ -48,13 +48,9 @@ class Autoregressive(Model):
 
 
 class Garch(Model):
-    """GARCH(1, 1), flat priors on the stationary region.
+    """GARCH(1, 1), flat priors on the stationary region."""
 
-    Attributes:
-        sigma1: Standard deviation at the first time.
-    """
-
-    sigma1: Array
+    sigma1: Array  # standard deviation at the first time
     mu: Array = latent(FLAT)
     alpha0: Array = latent(dist.ImproperUniform(constraints.positive, (), ()))
     alpha1: Array = latent(dist.ImproperUniform(constraints.unit_interval, (), ()))
@@ -76,12 +72,9 @@ class Garch(Model):
 
 
 class DriveHMM(Model):
-    """A hidden Markov model of a basketball player's drives.
+    """A hidden Markov model of a basketball player's drives."""
 
-    Attributes:
-        alpha: Prior concentrations of the transition rows, shape `(state, state)`.
-    """
-
+    # prior concentrations of the transition rows, shape `(state, state)`
     alpha: Float[Array, "state state"]
     theta1: Array = latent(lambda m: dist.Dirichlet(m.alpha[0]), dims="state")
     theta2: Array = latent(lambda m: dist.Dirichlet(m.alpha[1]), dims="state")
@@ -96,9 +89,8 @@ class DriveHMM(Model):
         over rows that a minibatch could take, so only their sum is returned.
         """
         transition = jnp.log(jnp.stack([self.theta1, self.theta2]))
-        emission = dist.Exponential(self.phi).log_prob(y["u"][:, None]) + dist.Exponential(
-            self.lam
-        ).log_prob(y["v"][:, None])
+        of = lambda rate, value: dist.Exponential(rate[None]).log_prob(value[:, None])
+        emission = of(self.phi, y["u"]) + of(self.lam, y["v"])
 
         def step(forward, log_emission):
             return logsumexp(forward[:, None] + transition, axis=0) + log_emission, None
@@ -120,13 +112,9 @@ class GaussianMixture(Model):
 
 
 class PoissonProcess(Model):
-    """Counts whose log rate is a Gaussian process.
+    """Counts whose log rate is a Gaussian process."""
 
-    Attributes:
-        x: Where the counts were made, shape `(data,)`.
-    """
-
-    x: Float[Array, " data"]
+    x: Float[Array, " data"]  # where the counts were made, shape `(data,)`
     rho: Array = latent(dist.Gamma(25.0, 4.0))
     alpha: Array = latent(dist.HalfNormal(2.0))
     f_tilde: Array = latent(dist.Normal(0.0, 1.0), shape=lambda m: m.x.shape)
@@ -134,7 +122,7 @@ class PoissonProcess(Model):
     @derived
     def f(self) -> Float[Array, " data"]:
         """The log rate."""
-        distance = (self.x[:, None] - self.x) / self.rho
+        distance = (self.x[:, None] - self.x[None]) / self.rho
         covariance = self.alpha**2 * jnp.exp(-0.5 * distance**2)
         # The reference's jitter; with float32 the factor does not exist.
         jitter = 1e-10 * jnp.eye(len(self.x), dtype=self.x.dtype)

@@ -1,6 +1,6 @@
 """Regressions of posteriordb: linear models that differ in priors and design matrices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,31 +17,13 @@ FLAT = dist.ImproperUniform(constraints.real, (), ())
 FLAT_POSITIVE = dist.ImproperUniform(constraints.positive, (), ())
 
 
-class FlatRegression(Model):
-    """Linear regression with flat priors on the coefficients and the noise scale."""
+class LinearRegression(Model):
+    """Linear regression, given the priors of a coefficient and of the noise scale."""
 
-    beta: Array = latent(FLAT, dims="feature")
-    sigma: Array = latent(FLAT_POSITIVE)
-
-    def likelihood(self, x: Float[Array, "data feature"]) -> dist.Distribution:
-        return dist.Normal(x @ self.beta, self.sigma)
-
-
-class HalfCauchyRegression(Model):
-    """Linear regression with flat coefficients and a half-Cauchy noise scale."""
-
-    beta: Array = latent(FLAT, dims="feature")
-    sigma: Array = latent(dist.HalfCauchy(2.5))
-
-    def likelihood(self, x: Float[Array, "data feature"]) -> dist.Distribution:
-        return dist.Normal(x @ self.beta, self.sigma)
-
-
-class GaussianRegression(Model):
-    """Linear regression with weak Gaussian priors."""
-
-    beta: Array = latent(dist.Normal(0.0, 10.0), dims="feature")
-    sigma: Array = latent(dist.HalfNormal(10.0))
+    coefficient: dist.Distribution
+    noise: dist.Distribution
+    beta: Array = latent(lambda m: m.coefficient, dims="feature")
+    sigma: Array = latent(lambda m: m.noise)
 
     def likelihood(self, x: Float[Array, "data feature"]) -> dist.Distribution:
         return dist.Normal(x @ self.beta, self.sigma)
@@ -59,26 +41,39 @@ class CentredRegression(Model):
         return dist.Normal(self.Intercept + x @ self.b, self.sigma)
 
 
-def columns(data: Mapping[str, Any]) -> dict[str, np.ndarray]:
+Named = dict[str, np.ndarray]
+
+
+def columns(data: Mapping[str, Any]) -> Named:
     """The data's arrays as float64 by name."""
     return {k: np.asarray(v, np.float64) for k, v in data.items()}
 
 
-def regression(cls: type[Model], response: np.ndarray, **features: np.ndarray) -> Problem:
-    """A regression of `response` on `features`, an intercept first.
+def regression_of(
+    response: Callable[[Named], np.ndarray],
+    features: Callable[[Named], Named],
+    noise: dist.Distribution = FLAT_POSITIVE,
+) -> Columns:
+    """A regression with flat coefficients, an intercept first, of functions of the columns."""
 
-    Args:
-        cls: A model with a coefficient for each `feature`.
-        response: Shape `(data,)`.
-        **features: Covariates of shape `(data,)` by name.
+    def build(data: Mapping[str, Any]) -> Problem:
+        c = columns(data)
+        y = response(c)
+        named = {"1": np.ones_like(y)} | features(c)
+        model = LinearRegression(FLAT, noise, coords={"feature": list(named)})
+        design = np.stack(list(named.values()), axis=1)
+        return Problem(model, jnp.asarray(y), (jnp.asarray(design),))
 
-    Returns:
-        The model with its data.
-    """
-    features = {"1": np.ones_like(response)} | features
-    model = cls(coords={"feature": list(features)})
-    design = np.stack(list(features.values()), axis=1)
-    return Problem(model, jnp.asarray(response), (jnp.asarray(design),))
+    return build
+
+
+def column(name: str) -> Callable[[Named], np.ndarray]:
+    """The function that takes a column."""
+    return lambda c: c[name]
+
+
+def _only(*names: str) -> Callable[[Named], Named]:
+    return lambda c: {name: c[name] for name in names}
 
 
 def diamonds(data: Mapping[str, Any]) -> Problem:
@@ -93,60 +88,35 @@ def diamonds(data: Mapping[str, Any]) -> Problem:
 def sblri_blr(data: Mapping[str, Any]) -> Problem:
     """Bayesian linear regression on five covariates, simulated."""
     c = columns(data)
-    model = GaussianRegression(coords={"feature": c["X"].shape[1]})
+    priors = dist.Normal(0.0, 10.0), dist.HalfNormal(10.0)
+    model = LinearRegression(*priors, coords={"feature": c["X"].shape[1]})
     return Problem(model, jnp.asarray(c["y"]), (jnp.asarray(c["X"]),))
 
 
-def earn_height(data: Mapping[str, Any]) -> Problem:
-    """Earnings on height."""
-    c = columns(data)
-    return regression(FlatRegression, c["earn"], height=c["height"])
-
-
-def logearn_height(data: Mapping[str, Any]) -> Problem:
-    """Log earnings on height."""
-    c = columns(data)
-    return regression(FlatRegression, np.log(c["earn"]), height=c["height"])
-
-
-def log10earn_height(data: Mapping[str, Any]) -> Problem:
-    """Decimal log earnings on height."""
-    c = columns(data)
-    return regression(FlatRegression, np.log10(c["earn"]), height=c["height"])
-
-
-def logearn_interaction(data: Mapping[str, Any]) -> Problem:
-    """Log earnings on height, sex and their product."""
-    c = columns(data)
-    h, m = c["height"], c["male"]
-    return regression(FlatRegression, np.log(c["earn"]), height=h, male=m, height_male=h * m)
-
-
-def logearn_logheight_male(data: Mapping[str, Any]) -> Problem:
-    """Log earnings on log height and sex."""
-    c = columns(data)
-    return regression(
-        FlatRegression, np.log(c["earn"]), log_height=np.log(c["height"]), male=c["male"]
-    )
+# Earnings, and their logarithms, on height, sex and their product.
+earn_height = regression_of(column("earn"), _only("height"))
+logearn_height = regression_of(lambda c: np.log(c["earn"]), _only("height"))
+log10earn_height = regression_of(lambda c: np.log10(c["earn"]), _only("height"))
+logearn_interaction = regression_of(
+    lambda c: np.log(c["earn"]),
+    lambda c: _only("height", "male")(c) | {"height_male": c["height"] * c["male"]},
+)
+logearn_logheight_male = regression_of(
+    lambda c: np.log(c["earn"]),
+    lambda c: {"log_height": np.log(c["height"]), "male": c["male"]},
+)
 
 
 def kidscore(*names: str) -> Columns:
     """Children's test scores on columns of their mothers', by name."""
-
-    def build(data: Mapping[str, Any]) -> Problem:
-        c = columns(data)
-        chosen = {name: c[name] for name in names}
-        return regression(HalfCauchyRegression, c["kid_score"], **chosen)
-
-    return build
+    return regression_of(column("kid_score"), _only(*names), dist.HalfCauchy(2.5))
 
 
-def _centred(x: np.ndarray) -> np.ndarray:
-    return x - x.mean()
-
-
-def _standardised(x: np.ndarray) -> np.ndarray:
-    return (x - x.mean()) / (2 * x.std(ddof=1))
+_SCALES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "c": lambda x, middle: x - x.mean(),
+    "c2": lambda x, middle: x - middle,
+    "z": lambda x, middle: (x - x.mean()) / (2 * x.std(ddof=1)),
+}
 
 
 def kidscore_interaction(variant: str) -> Columns:
@@ -157,25 +127,19 @@ def kidscore_interaction(variant: str) -> Columns:
             by two standard deviations.
     """
 
-    def build(data: Mapping[str, Any]) -> Problem:
-        c = columns(data)
-        h, q = c["mom_hs"], c["mom_iq"]
-        if variant == "c":
-            h, q = _centred(h), _centred(q)
-        elif variant == "c2":
-            h, q = h - 0.5, q - 100.0
-        else:
-            h, q = _standardised(h), _standardised(q)
-        return regression(FlatRegression, c["kid_score"], mom_hs=h, mom_iq=q, product=h * q)
+    def features(c: Named) -> Named:
+        scale = _SCALES[variant]
+        h, q = scale(c["mom_hs"], 0.5), scale(c["mom_iq"], 100.0)
+        return {"mom_hs": h, "mom_iq": q, "product": h * q}
 
-    return build
+    return regression_of(column("kid_score"), features)
 
 
-def mesquite(data: Mapping[str, Any]) -> Problem:
-    """Weight of mesquite leaves on the bushes' measurements."""
-    c = columns(data)
-    names = ("diam1", "diam2", "canopy_height", "total_height", "density", "group")
-    return regression(FlatRegression, c["weight"], **{name: c[name] for name in names})
+# Weight of mesquite leaves on the bushes' measurements.
+mesquite = regression_of(
+    column("weight"),
+    _only("diam1", "diam2", "canopy_height", "total_height", "density", "group"),
+)
 
 
 def logmesquite(*names: str) -> Columns:
@@ -186,28 +150,23 @@ def logmesquite(*names: str) -> Columns:
             canopy), whose logarithm is meant.
     """
 
-    def build(data: Mapping[str, Any]) -> Problem:
-        c = columns(data)
-        c["area"] = c["diam1"] * c["diam2"]
-        c["volume"] = c["area"] * c["canopy_height"]
-        c["shape"] = c["diam1"] / c["diam2"]
-        chosen = {n: c[n] if n == "group" else np.log(c[n]) for n in names}
-        return regression(FlatRegression, np.log(c["weight"]), **chosen)
+    def features(c: Named) -> Named:
+        area = c["diam1"] * c["diam2"]
+        more = {
+            "area": area,
+            "volume": area * c["canopy_height"],
+            "shape": c["diam1"] / c["diam2"],
+        }
+        return {n: c[n] if n == "group" else np.log((c | more)[n]) for n in names}
 
-    return build
+    return regression_of(lambda c: np.log(c["weight"]), features)
 
 
-def nes(data: Mapping[str, Any]) -> Problem:
-    """Party identification of voters on what is known of them, one election year."""
-    c = columns(data)
+def _voter(c: Named) -> Named:
     ages = {f"age{k}": (c["age_discrete"] == k).astype(float) for k in (2, 3, 4)}
-    return regression(
-        FlatRegression,
-        c["partyid7"],
-        real_ideo=c["real_ideo"],
-        race_adj=c["race_adj"],
-        **ages,
-        educ1=c["educ1"],
-        gender=c["gender"],
-        income=c["income"],
-    )
+    rest = _only("gender", "income")(c)
+    return _only("real_ideo", "race_adj")(c) | ages | {"educ1": c["educ1"]} | rest
+
+
+# Party identification of voters on what is known of them, one election year.
+nes = regression_of(column("partyid7"), _voter)
