@@ -138,7 +138,10 @@ def separation(inside: ArrayLike, outside: ArrayLike) -> Separation:
         Hendrycks and Gimpel (2017), A baseline for detecting misclassified and
         out-of-distribution examples in neural networks, arXiv:1610.02136.
     """
-    inside, outside = np.ravel(inside), np.ravel(outside)
+    inside, outside = (
+        np.ravel(numbers(name, scores))
+        for name, scores in (("inside", inside), ("outside", outside))
+    )
     for name, scores in (("inside", inside), ("outside", outside)):
         if not scores.size:
             raise ValueError(f"`{name}` must hold scores; it is empty.")
