@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,12 +112,14 @@ def test_a_file_that_a_store_names_is_run_only_if_it_is_the_users(
     assert whence("replay", "run", "model.py:target").stderr == ""
 
 
-def test_two_processes_do_not_write_to_one_store(stored, whence, error, folder):
+def test_two_processes_do_not_write_to_one_store(
+    stored, whence, error, folder, storage_process
+):
     """The lock is that of another process; killed, it is gone."""
     code = (
         "import time; from whence.storage import RunStore; s = RunStore.open('run'); s.lock()"
     )
-    command = [sys.executable, "-c", f"{code}; print('locked', flush=True); time.sleep(600)"]
+    command = storage_process(f"{code}; print('locked', flush=True); time.sleep(600)")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "locked\n"
