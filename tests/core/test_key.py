@@ -85,6 +85,14 @@ def test_a_number_is_the_key_of_it(things, name):
     assert_array_equal(TAKERS[name](things, 3), TAKERS[name](things, jr.key(3)))
 
 
+# The types of what `infer` takes are checked before it looks, here.
+@pytest.mark.parametrize("name", sorted(TAKERS.keys() - {"infer"}))
+def test_what_is_no_key_is_refused_wherever_one_is_asked_for(things, name):
+    for bad in ("0", 0.5):
+        with pytest.raises(ValueError, match="`key` must be"):
+            TAKERS[name](things, bad)
+
+
 @pytest.mark.parametrize("bad", [True, -1, 2**32, 0.5, None, "0", jr.split(jr.key(0))])
 def test_what_is_no_key_is_refused(bad):
     with pytest.raises(ValueError, match="`key` must be"):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
 
+import jax
 import jax.random as jr
 import numpy as np
 
@@ -32,7 +33,7 @@ def seeded[F: Callable[..., Any]](function: F) -> F:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if isinstance(kwargs.get("key"), int | np.integer):
+        if not isinstance(kwargs.get("key"), jax.Array | None):
             kwargs["key"] = as_key(kwargs["key"])
         return function(*args, **kwargs)
 

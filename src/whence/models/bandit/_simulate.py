@@ -75,7 +75,7 @@ def checked_policies(policies: Any) -> Mapping[str, Any]:
     """Return policies by name; raise unless there are some."""
     if not isinstance(policies, Mapping) or not policies:
         raise ValueError(
-            f"`policies` must be a dict of policies by name, at least one; got {policies!r}."
+            f"`policies` must be a dict of at least one policy by name; got {policies!r}."
         )
     return policies
 
