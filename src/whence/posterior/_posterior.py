@@ -298,13 +298,9 @@ class Posterior:
         from ..diagnostics._diagnose import CHAINS
         from ..diagnostics._trouble import trouble
 
-        chains = self.sample.method in CHAINS
-        found = trouble(
-            jax.tree.leaves(self.sample.positions),
-            self.stats,
-            chains=chains,
-            log_weights_is=getattr(self.record, "log_weights_is", None),
-        )
+        ratios, sample = getattr(self.record, "log_weights_is", None), self.sample
+        chains, positions = sample.method in CHAINS, jax.tree.leaves(sample.positions)
+        found = trouble(positions, self.stats, chains=chains, log_weights_is=ratios)
         return f"{self.engine}: {found}." if found else ""
 
     def summary(
