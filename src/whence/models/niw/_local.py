@@ -59,7 +59,10 @@ class WeightGaussian(eqx.Module):
         own = self.base.marginal
         if self.rows is None:
             return own
-        return own - jnp.sum(solve_triangular(self.tril, self.gain.T, lower=True) ** 2, axis=0)
+        # By the inverse: triangular solves of as many columns as weights are slow in batches.
+        eye = jnp.eye(len(self.tril), dtype=self.tril.dtype)
+        white = solve_triangular(self.tril, eye, lower=True) @ self.gain.T
+        return own - jnp.sum(white**2, axis=0)
 
     def move(self, noise: Array) -> Weights:
         """Map standard normal numbers to a draw of `N(0, V)`; minus them to minus it."""
