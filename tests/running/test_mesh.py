@@ -298,7 +298,7 @@ def test_particles_are_divided():
     engine = wh.TemperedSMC(particles=256)
     layout = plan_layout(wh.mesh(particle=4), LINE, engine)
     plan = build_plan(LINE, engine, KEY, 1, False, layout)
-    data = eqx.filter((LINE, engine), is_data)
+    data = eqx.filter((LINE, engine, None), is_data)
     number, start, stop = np.zeros(1, np.int32), np.int32(0), np.int32(1)
     state, _, _ = plan.program.call(data, plan.state, KEY, number, start, stop)
     cloud = [leaf for leaf in jax.tree.leaves(state) if leaf.shape[:2] == (1, 256)]
