@@ -284,15 +284,17 @@ def test_particles_against_the_filter(key):
 
     def run(k):
         cloud, history = run_filter(wh.ParticleFilter(300), target.sequence, draw, key=k)
-        path = jax.tree.map(lambda v: v[:, 0], history.state)
+        path = history.state[:, 0]
         position = target.sequence.join({}, path)
-        return cloud.log_evidence.value, position, path[0]
+        return cloud.log_evidence.value, position, path[:, :1]
 
     logs, positions, states = jax.jit(jax.vmap(run))(jr.split(key, 100))
     ratio = np.exp(np.asarray(logs) - float(exact.log_density({})))
     assert abs(ratio.mean() - 1) < 5 * ratio.std() / 10
     # The same law without a latent path; and noise of one particle makes its first state.
-    assert exact.sequence.num_times == 4
+    filtered = wh.filter(exact, wh.ParticleFilter(2_000), key=key)
+    last = exact.constrain({}).smooth(exact.y, exact.inputs[0], exact.inputs[0][-1:])
+    assert abs(filtered.mean[-1, 0] - last.loc[0, 0]) < 5 * float(last.scale[0, 0]) / 20
     own = jax.vmap(lambda p: target.constrain(p).states)(positions)
     assert_allclose(own[:, 0], states[:, 0], rtol=1e-9)
 
@@ -342,14 +344,14 @@ def test_hurst_that_varies(key):
 
 def test_parameters_and_paths_together(key):
     """A fit with sigma unknown: the same posterior as with the path integrated out."""
-    model = Unscaled(fbm.FractionalNoise(0.7), theta=0.0, steps=10, first=1.0, error=0.3)
+    model = Unscaled(fbm.FractionalNoise(0.7), theta=0.0, steps=4, first=1.0, error=0.3)
     exact, target = wh.condition(model, Y, TIMES), wh.condition(as_path(model), Y, TIMES)
     grid = jnp.linspace(-4, 3, 400)
     logs = jax.vmap(lambda s: exact.log_density({"sigma": s}))(grid)
     weights = np.exp(logs - logs.max())
     mean = weights @ grid / weights.sum()
     engine = wh.BBVI(
-        fbm.ControlledPath(parameters=MeanField()), steps=600, samples=5, draws=500
+        fbm.ControlledPath(parameters=MeanField()), steps=500, samples=5, draws=500
     )
     fit = wh.infer(target, engine, key=key, progress=False)
     log_evidence = np.log(weights.sum() * (grid[1] - grid[0])) + logs.max()
@@ -363,6 +365,7 @@ def test_parameters_and_paths_together(key):
     assert abs(sigma - mean) < 0.15
 
 
+@pytest.mark.slow
 def test_fits_go_on_bit_for_bit(key):
     """In chunks and after a stop, with networks and an encoder, as without."""
     model = Growth(fbm.FractionalNoise(0.7), steps=2)
@@ -391,14 +394,14 @@ def test_encoder_of_several_series(key):
     target, held = wh.condition(model, y, TIMES), wh.condition(model, other, TIMES)
     exact = wh.condition(dataclasses.replace(model, exact=True), other, TIMES)
     encoder = lambda key: Flat(eqx.nn.MLP(4, 8, 16, 1, key=key))
-    engine = wh.BBVI(
-        fbm.ControlledPath(linear=False, encoder=encoder), steps=250, samples=2, draws=10
-    )
+    family = fbm.ControlledPath(linear=False, encoder=encoder)
+    engine = wh.BBVI(family, steps=250, samples=2, draws=10)
     fit = wh.infer(target, engine, key=key, progress=False)
     found = engine.bound(held, fit.record, key=1, samples=50)
-    # Of noise at its prior the bound would be lower by hundreds of nats.
     evidence = float(exact.log_density({}))
-    assert evidence - 30 < found < evidence
+    # Before training noise is at its prior: at least nine tenths of the way are made.
+    before = np.mean(log_weights(held, family, start(held, family), 50, key)[0])
+    assert before + 0.9 * (evidence - before) < found < evidence
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from ._path import Plan, advance, datum_term, start_size, started
 
 
 class FractionalSequence(AbstractSequenceTarget):
-    """State and bank at the times of one series; the noise of the way there goes with them.
+    """One series, time after time: a vector of state, bank, and the noise of the way there.
 
     Attributes:
         parameters: The target without a path.
@@ -77,11 +77,13 @@ class FractionalSequence(AbstractSequenceTarget):
         bank, _ = self._on(draw).basis()
         first = start_size(draw, self.plan.components, self.plan.nodes)
         white = jr.normal(key_start, (first,), self.plan.grid.dtype)
-        return self._move(draw, (*started(draw, bank, white), white), 0, self.plan.at[0], key)
+        x, y = started(draw, bank, white)
+        return self._move(draw, x, y, white, 0, self.plan.at[0], key)
 
     def transition(self, draw, state, time, datum, *, key):
         at = self.plan.at
-        return self._move(draw, state[:3], at[time - 1], at[time], key)
+        x, y, first, _ = self._parts(state)
+        return self._move(draw, x, y, first, at[time - 1], at[time], key)
 
     def log_transition(self, draw, state, new, time, datum):
         raise NotImplementedError(
@@ -89,12 +91,12 @@ class FractionalSequence(AbstractSequenceTarget):
         )
 
     def log_potential(self, draw, state, time, datum):
-        return datum_term(draw, state[0], *datum)
+        return datum_term(draw, state[: self.plan.components], *datum)
 
     def join(self, position, path):
         if self.plan.form != "path":
             return position
-        _, _, first, white = path
+        _, _, first, white = jax.vmap(self._parts)(path)
         begin = jnp.concatenate([jnp.zeros_like(self.plan.at[:1]), self.plan.at[:-1]])
         places = begin[:, None] + jnp.arange(self.plan.longest, dtype=begin.dtype)[None, :]
         # What a gap does not need of its block falls off the end of the grid.
@@ -110,9 +112,16 @@ class FractionalSequence(AbstractSequenceTarget):
     def _on(self, draw):
         return eqx.tree_at(lambda m: m.plan, draw, self.plan, is_leaf=lambda v: v is None)
 
-    def _move(self, draw, state, begin, end, key):
-        """Return state, bank, noise of the start, and that of the steps from `begin`."""
-        x, y, first = state
+    def _parts(self, state):
+        """Return state, bank, noise of the start, and that of the last gap."""
+        d, k = self.plan.components, self.plan.nodes
+        x, y, first, white = jnp.split(
+            state, [d, d + d * k, len(state) - self.plan.longest * d * k]
+        )
+        return x, y.reshape(d, k), first, white.reshape(-1, d, k)
+
+    def _move(self, draw, x, y, first, begin, end, key):
+        """Return the vector at a point of the grid, of what it was at one before."""
         _, steps = self._on(draw).basis()
         white = jr.normal(key, (self.plan.longest, *y.shape), y.dtype)
         last = len(self.plan.grid) - 2
@@ -125,4 +134,4 @@ class FractionalSequence(AbstractSequenceTarget):
 
         numbers = begin + jnp.arange(self.plan.longest, dtype=jnp.int32)
         (x, y), _ = jax.lax.scan(one, (x, y), (numbers, white))
-        return x, y, first, white
+        return jnp.concatenate([x, y.ravel(), first, white.ravel()])
