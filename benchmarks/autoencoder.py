@@ -26,6 +26,7 @@ from jax.flatten_util import ravel_pytree
 
 import whence as wh
 from whence.core import advance, log_density_estimate
+from whence.inference.sgmcmc import ScaleAdapted
 from whence.models import autoencoder
 
 DRAWS, BATCH, LINES, INNER, PENALTY = 8, 32, 200, 5, 2.2
@@ -57,7 +58,7 @@ def sampler(x, steps):
         thin=steps,
         step_size=STEP,
         friction=DECAY / STEP,
-        preconditioner="scale-adapted",
+        preconditioner=ScaleAdapted(),
         subtract_noise=True,
         batching="iid",
         batch_size=ROWS,
