@@ -323,7 +323,7 @@ def main() -> None:
     if options.pictures:
         pictures(options.pictures)
         return
-    sizes = [(10_000, 500, 7), (10_000, 5), (500, 1_000, 10)]
+    sizes = [(10_000, 500, 5), (10_000, 5), (500, 1_024, 8)]
     if options.small:
         sizes = [(500, 50, 3), (500, 3), (50, 64, 3)]
     load = os.getloadavg()[0]
