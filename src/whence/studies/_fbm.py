@@ -130,12 +130,12 @@ def recover(plan: StudySize, hurst: float, key: Any) -> list[np.ndarray]:
     times = jnp.asarray(np.arange(plan.times) / (plan.times - 1))[1:]
     paths = fbm.FractionalNoise(hurst).sample(times, key=key, paths=plan.repeats)
     y = paths + 0.01 * jr.normal(jr.fold_in(key, 1), paths.shape, paths.dtype)
-    found = []
+    line_of, found = equations().line, []
     for form in (PUBLISHED, {}):
 
         def log_likelihood(h, form=form):
             noise = fbm.FractionalNoise(h, horizon=1.0, **form)
-            line = equations().line(noise, error=0.01, start=0.0)
+            line = line_of(noise, error=0.01, start=0.0)
             return jax.vmap(lambda y: line.log_likelihood(y, times))(y)
 
         logs = jax.lax.map(log_likelihood, jnp.asarray(GRID))
