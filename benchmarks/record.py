@@ -48,6 +48,7 @@ _STEP = {"posteriordb": "needs a step size of its own for every posterior"}
 _GAUSSIAN = {"posteriordb": "a Gaussian approximation; the exact targets say by how much"}
 _NEEDS_ROWS = "goes along rows of data, and there are none"
 _TOO_NARROW = "a mean field knows no correlations and is too narrow"
+_MOMENTS = ("gaussian", "regression", "skewed", "funnel")
 _FEW_PARTICLES = "a few hundred particles that repel each other are too narrow"
 
 
@@ -206,7 +207,7 @@ ROWS = [
         short=wh.SVGD(particles=100),
         fixed=_NO_CHAIN,
         bias={"": 0.1},
-        known=dict.fromkeys(("gaussian", "regression", "skewed", "funnel", "sbc"), _FEW_PARTICLES),
+        known=dict.fromkeys((*_MOMENTS, "sbc"), _FEW_PARTICLES),
         skip=_NO_EVIDENCE | _STEP,
     ),
     Row(

@@ -470,6 +470,9 @@ def test_what_is_refused():
     path = wh.condition(as_path(walk), Y, TIMES)
     with pytest.raises(ValueError, match=r"`parameters` must be a family .*\(sigma\)"):
         run(path, fbm.ControlledPath())
+    points = wh.BBVI(fbm.ControlledPath(parameters=wh.Point()), objective=wh.IWAE(), samples=5)
+    with pytest.raises(ValueError, match=r"use `estimator=TotalDerivative\(\)`"):
+        wh.infer(path, points, key=0)
     with pytest.raises(ValueError, match="`parameters` must be an instance"):
         fbm.ControlledPath(parameters="mean field")
     with pytest.raises(ValueError, match="`encoder` must be a function of a key"):

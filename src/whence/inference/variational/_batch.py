@@ -11,12 +11,13 @@ from ...core._data import log_density_estimate
 from ...core._family import bound
 from ...core._flat import flat_view, position_shapes
 from ...core._target import AbstractTarget, HasLocals, local_names
+from ._estimator import AbstractEstimator, PathDerivative
 from ._factors import Factors, Point
 from ._family import AbstractFamily
 from ._flat import layout_of, on_flat
 from ._local import AbstractByRow, Amortised, at_rows, has_rows, map_factors
 from ._objective import ELBO, AbstractObjective, LogVariance
-from ._terms import Terms
+from ._terms import Terms, has_points
 
 
 class Batch(NamedTuple):
@@ -88,6 +89,7 @@ def check_parts(
     target: AbstractTarget,
     family: AbstractFamily,
     objective: AbstractObjective,
+    estimator: AbstractEstimator,
     batch_size: int | None,
 ) -> None:
     """Raise `ValueError` unless local latents, family, objective and batches go together.
@@ -96,6 +98,7 @@ def check_parts(
         target: The target.
         family: The family, bound.
         objective: The objective.
+        estimator: Of the objective's gradient.
         batch_size: Rows per update; None for all.
 
     Raises:
@@ -113,6 +116,13 @@ def check_parts(
     if isinstance(objective, ELBO | LogVariance):
         return
     name, parts = type(objective).__name__, []
+    is_path = isinstance(estimator, PathDerivative)
+    if is_path and not has_points(family) and any(family.shared(layout_of(target))):
+        # Which coordinates are points within such a family, the estimator cannot see.
+        raise ValueError(
+            f"{type(estimator).__name__} is not for points within {type(family).__name__} and "
+            f"{name}: use `estimator=TotalDerivative()`."
+        )
     map_factors(parts.append, family)
     if not has_rows(family):
         if batch_size is not None:

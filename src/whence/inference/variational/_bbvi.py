@@ -180,7 +180,7 @@ class BBVI(AbstractOnlineEngine):
 
     def validate(self, target: AbstractTarget) -> None:
         family = self._family(target)
-        check_parts(target, family, self.objective, self.batch_size)
+        check_parts(target, family, self.objective, self.estimator, self.batch_size)
         if self.update is not None:
             self.update.check(family)
         else:
