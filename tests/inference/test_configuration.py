@@ -32,6 +32,7 @@ PARTS = {
     wh.Factors: {},
     wh.Until: {"ess": 10, "max_draws": 5},
     RunOptions: {"progress": None, "throw": True, "chunk_steps": None, "threads": None},
+    wh.TemperedSMC: {"particles": 12},  # so that any small number of chains divides it
 }
 CLASSES = {cls: {} for cls in ENGINES} | PARTS
 INTERNAL = {"index", "places"}  # a family sets these itself, once it knows the latents
@@ -146,7 +147,7 @@ def test_warmup_is_kept_if_asked_for(cls, target):
 
 def _target_of(cls, target):
     """Return what an engine runs on, if it is not a density."""
-    if cls in (wh.ParticleMH, wh.SMC2):
+    if cls in (wh.ParticleGibbs, wh.ParticleMH, wh.SMC2):
         return wh.condition(Level(exact=False), LEVEL_Y[:4])
     if cls is wh.FeynmanKacSMC:
         noise = diffusion.VariancePreserving()

@@ -20,7 +20,7 @@ from ._surrogate import SURROGATES, Surrogates, fit_surrogates
 
 def as_shards(value: Any) -> int | str | tuple[int, ...]:
     """Return `shards`: their number, the rows of each, or `"processes"`."""
-    if value == "processes":
+    if isinstance(value, str) and value == "processes":
         return value
     if isinstance(value, tuple):
         return tuple(whole("shards", least=1)(rows) for rows in value)
