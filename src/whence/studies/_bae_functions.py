@@ -60,9 +60,10 @@ def read_boston(folder: Path, number: int) -> list[Split]:
 
 
 def measurement(data: Split, number: int, seed: int) -> np.ndarray:
-    """Return inputs to compare functions at: 70% of the data, the rest from their box."""
+    """Return inputs to compare functions at: up to 70% of data, the rest from their box."""
     rng = np.random.default_rng(seed)
-    known = data.x[rng.choice(len(data.x), 7 * number // 10, replace=False)]
+    few = min(7 * number // 10, len(data.x))
+    known = data.x[rng.choice(len(data.x), few, replace=False)]
     low, high = data.x.min(axis=0), data.x.max(axis=0)
     box = rng.uniform(low, high, (number - len(known), data.x.shape[1]))
     return rng.permutation(np.concatenate([known, box]))

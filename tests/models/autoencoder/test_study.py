@@ -85,7 +85,7 @@ def test_errors_of_functions_are_in_the_units_of_outputs():
 
 @pytest.mark.slow
 def test_the_study_runs(tmp_path, monkeypatch):
-    plan = bae.StudySize(2, 40, 20, 240, 40, 20, (30, 60), 2, 400, 20)
+    plan = bae.StudySize(2, 40, 5, 240, 40, 20, (30, 60), 2, 400, 20)
     monkeypatch.setitem(bae.PLANS, "small", plan)
     request = studies.Request(tmp_path, None, "small", 0, lambda line: None)
     table, paired = studies.carry_out(bae.STUDY, request)
@@ -96,6 +96,6 @@ def test_the_study_runs(tmp_path, monkeypatch):
     assert "two halves of data" in (tmp_path / "priors.txt").read_text()
     _regression(tmp_path)
     (split,) = functions.read_boston(tmp_path, 1)
-    found = functions.play(split, 0, 600, 20)
+    found = functions.play(split, 0, 200, 20)
     assert set(found) == {"N(0, 1)", "fan-in", "matched"}
     assert all(np.isfinite(errors).all() for errors in found.values())
