@@ -24,7 +24,7 @@ from ..core._dtype import relaxed
 from ._frames import OBSERVED
 from ._latent import UNDRAWN, Coords, Latent, latents
 from ._local import row_axes
-from ._model import Model, all_coords, constrain, sites
+from ._model import Model, all_coords, look_at_draw
 from ._reading import Given, with_coords
 from ._sites import LOCATION_SCALE
 
@@ -329,28 +329,19 @@ def _of_seen(law: Any, y: Array, rows: tuple[Array, ...], term: Array) -> Array:
 
 def _kinds(model, inputs, single, holes) -> dict[str, tuple[str, int]]:
     """Return of which kind each variable is, and how many axes a row has besides."""
-    found: dict[str, tuple[str, int]] = {}
 
     @relaxed()
-    def visit(position):
-        draw = constrain(model, position)[0]
+    def look(draw):
         if type(draw).log_likelihood is not Model.log_likelihood:
             raise ValueError(
                 f'`missing="impute"` needs a `likelihood` of {type(model).__name__} that says '
                 'how `y` is distributed, not `log_likelihood` only. Use `missing="drop"`, or '
                 "declare the missing values as latents."
             )
-        for name, d in _named(draw.likelihood(*inputs), single).items():
-            if name in holes:
-                found[name] = _kind(name, d), d.event_dim
+        laws = _named(draw.likelihood(*inputs), single).items()
+        return {name: (_kind(name, d), d.event_dim) for name, d in laws if name in holes}
 
-    visit_shapes = {
-        s.name: jax.ShapeDtypeStruct(s.unconstrained_shape, jnp.result_type(float))
-        for s in sites(model)
-        if not s.fixed
-    }
-    jax.eval_shape(visit, visit_shapes)
-    return found
+    return look_at_draw(model, look)
 
 
 def _kind(name: str, whole: Any) -> str:

@@ -1,7 +1,7 @@
 """`Model`: priors, a likelihood, and draws, all in one Equinox module."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -291,6 +291,25 @@ def constrain(model: Model, position: dict[str, Array]) -> tuple[Model, Scalar]:
     """Return the draw at `position` and the log prior density there, Jacobian included."""
     draw, terms = constrain_with_terms(model, position)
     return draw, total(terms.values())
+
+
+def look_at_draw(model: Model, look: Callable[[Any], Any]) -> Any:
+    """Return what `look` makes of a draw without values: of its shapes and laws.
+
+    `look` is called while the draw is traced; what it returns must hold no value of it.
+    """
+    found: list[Any] = []
+
+    def visit(position):
+        found.append(look(constrain(model, position)[0]))
+
+    shapes = {
+        site.name: jax.ShapeDtypeStruct(site.unconstrained_shape, jnp.result_type(float))
+        for site in sites(model)
+        if not site.fixed
+    }
+    jax.eval_shape(visit, shapes)
+    return found[-1]
 
 
 def total(terms: Iterable[Array]) -> Scalar:

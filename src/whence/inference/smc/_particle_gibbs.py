@@ -7,16 +7,14 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._convert import fraction, whole
-from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
+from ...core._engine import Info, Sample, Trace
 from ...core._feynman_kac import AbstractSequenceTarget, sequence_of
 from ...core._flat import flat_view, position_shapes
 from ...core._require import check_positions
-from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import Draw, PRNGKey
-from .._chain_sample import chain_schedule
 from ._filter import ParticleFilter
-from ._particle_mh import adapted, find_visit, joined
+from ._particle_mh import AbstractParticleChains, adapted, find_visit, joined
 from ._smoothing import trace_back
 
 
@@ -27,7 +25,7 @@ class _State(eqx.Module):
     is_finite: Bool[Array, ""]
 
 
-class ParticleGibbs(AbstractEngine):
+class ParticleGibbs(AbstractParticleChains):
     """Particle Gibbs with ancestor sampling on a state-space model.
 
     A sweep draws a path of states given the parameters by a particle filter that is conditioned
@@ -57,14 +55,6 @@ class ParticleGibbs(AbstractEngine):
     draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
     moves: int = eqx.field(default=5, converter=whole("moves", least=1))
     target_acceptance: float = eqx.field(default=0.3, converter=fraction("target_acceptance"))
-
-    @property
-    def name(self) -> str:
-        return "ParticleGibbs"
-
-    @property
-    def schedule(self) -> Schedule:
-        return chain_schedule(self.chains, self.warmup, self.draws, homogeneous=True)
 
     def validate(self, target: AbstractTarget) -> None:
         sequence = sequence_of(target)
@@ -121,12 +111,6 @@ class ParticleGibbs(AbstractEngine):
             "renewed": sum(jax.tree.leaves(changed)) / len(jax.tree.leaves(changed)),
         }
         return _State(x, path, root, state.is_finite), Info(position=(x, path), stats=stats)
-
-    def done(self, state: _State) -> Bool[Array, ""]:
-        return never()
-
-    def result(self, state: _State) -> RESULTS:
-        return RESULTS.where(state.is_finite, RESULTS.successful, RESULTS.nonfinite_start)
 
     def posterior(
         self, target: AbstractTarget, state: _State, trace: Trace, *, key: PRNGKey

@@ -50,7 +50,29 @@ class _State(eqx.Module):
     is_finite: Bool[Array, ""]
 
 
-class ParticleMH(AbstractEngine):
+class AbstractParticleChains(AbstractEngine):
+    """Chains of parameters and states; their state says whether its start `is_finite`."""
+
+    chains: eqx.AbstractVar[int]
+    warmup: eqx.AbstractVar[int]
+    draws: eqx.AbstractVar[int]
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def schedule(self) -> Schedule:
+        return chain_schedule(self.chains, self.warmup, self.draws, homogeneous=True)
+
+    def done(self, state: Any) -> Bool[Array, ""]:
+        return never()
+
+    def result(self, state: Any) -> RESULTS:
+        return RESULTS.where(state.is_finite, RESULTS.successful, RESULTS.nonfinite_start)
+
+
+class ParticleMH(AbstractParticleChains):
     """Particle marginal Metropolis-Hastings on a state-space model.
 
     Parameters move by a Gaussian random walk whose covariance is adapted in warm-up; a particle
@@ -80,14 +102,6 @@ class ParticleMH(AbstractEngine):
         default=None, converter=lambda v: v if v is None else part("filter", ParticleFilter)(v)
     )
     target_acceptance: float = eqx.field(default=0.2, converter=fraction("target_acceptance"))
-
-    @property
-    def name(self) -> str:
-        return "ParticleMH"
-
-    @property
-    def schedule(self) -> Schedule:
-        return chain_schedule(self.chains, self.warmup, self.draws, homogeneous=True)
 
     @property
     def settings(self) -> ParticleFilter:
@@ -122,12 +136,6 @@ class ParticleMH(AbstractEngine):
             "log_evidence_error": there.error,
         }
         return state, Info(position=(here.x, here.path), stats=stats)
-
-    def done(self, state: _State) -> Bool[Array, ""]:
-        return never()
-
-    def result(self, state: _State) -> RESULTS:
-        return RESULTS.where(state.is_finite, RESULTS.successful, RESULTS.nonfinite_start)
 
     def posterior(
         self, target: AbstractTarget, state: _State, trace: Trace, *, key: PRNGKey

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -14,7 +13,7 @@ from jaxtyping import Array
 
 from ...core._dtype import relaxed
 from ...language._latent import UNDRAWN
-from ...language._model import constrain, sites
+from ...language._model import look_at_draw
 from ._linear import initial, value, why_not_linear
 from ._noise import REACH, FractionalNoise
 from ._path import Plan, grid_of
@@ -85,10 +84,8 @@ def look(model: Any) -> tuple[int, tuple[int, ...], str]:
     Raises:
         ValueError: If a method of the model is not of the form it must have.
     """
-    plain, found = dataclasses.replace(model, hidden={}, plan=None), []
 
-    def see(position):
-        draw = constrain(plain, position)[0]
+    def see(draw):
         loc, _ = initial(draw, jnp.result_type(float))
         for name in ("drift", "diffusion"):
             value(draw, name, jnp.zeros((), loc.dtype), loc)
@@ -99,16 +96,9 @@ def look(model: Any) -> tuple[int, tuple[int, ...], str]:
                 f"`observe` of {type(model).__name__} must return a numpyro distribution; got "
                 f"{law!r}."
             )
-        found.append((len(loc), tuple(law.shape()), why_not_linear(draw, loc)))
-        return position
+        return len(loc), tuple(law.shape()), why_not_linear(draw, loc)
 
-    shapes = {
-        site.name: jax.ShapeDtypeStruct(site.unconstrained_shape, jnp.result_type(float))
-        for site in sites(plain)
-        if not site.fixed
-    }
-    jax.eval_shape(see, shapes)
-    return found[-1]
+    return look_at_draw(dataclasses.replace(model, hidden={}, plan=None), see)
 
 
 def planned(model: Any, y: Any, times: Any) -> Plan | None:

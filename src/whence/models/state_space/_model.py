@@ -17,7 +17,7 @@ from ...core._convert import flag, whole
 from ...core._key import seeded
 from ...core._types import PRNGKey
 from ...language._latent import UNDRAWN, Latent
-from ...language._model import Model, constrain, sites
+from ...language._model import Model, look_at_draw, sites
 from ..linear_gaussian import _kalman as kalman, _square_root as square_root
 from . import _hidden_markov as hidden_markov
 from ._data import check_parts, split_missing
@@ -136,21 +136,12 @@ class StateSpaceModel(Model):
         """Return the model with the path of states as long as the data are."""
         at_once = lambda v: jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], v)
         plain = dataclasses.replace(self, hidden={}, form="", inputs=None)
-        form = ""
 
-        def look(position):
-            nonlocal form
-            draw = constrain(plain, position)[0]
+        def look(draw):
             check_parts(draw, at_once(y), at_once(inputs), at_once(observed))
-            form = form_of(draw, at_once(inputs))
-            return position
+            return form_of(draw, at_once(inputs))
 
-        shapes = {
-            site.name: jax.ShapeDtypeStruct(site.unconstrained_shape, jnp.result_type(float))
-            for site in sites(plain)
-            if not site.fixed
-        }
-        jax.eval_shape(look, shapes)
+        form = look_at_draw(plain, look)
         if form == "linear" and not self.exact:
             form = "continuous"
         hidden = {"states": UNDRAWN} if form == "continuous" else {}
