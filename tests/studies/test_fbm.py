@@ -21,7 +21,7 @@ def test_all_tables_are_written(tmp_path, monkeypatch):
     monkeypatch.setitem(study.PLANS, "small", plan)
     rng = np.random.default_rng(0)
     rows = np.stack([np.arange(622, 642), rng.normal(1150, 80, 20)], axis=1)
-    np.savetxt(tmp_path / "nile.csv", rows, delimiter=",", header="year,level")
+    np.savetxt(tmp_path / "nile_minima.csv", rows, delimiter=",", header="year,level")
     images = rng.integers(0, 256, (500, 28, 28)).astype(np.uint8)
     np.savez(tmp_path / "mnist_test10k.npz", images=images, labels=np.zeros(500, int))
     request = studies.Request(tmp_path / "out", tmp_path, "small", 0, lambda line: None)

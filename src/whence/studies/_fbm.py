@@ -259,12 +259,12 @@ def run(request: Request) -> list[Table]:
     add("varying", "H(t) from one path", ("largest error", "mean error"), [row])
     _draw(request.out / "fbm.png", found, curves)
     given = request.data or Path("none")
-    if (given / "nile.csv").is_file():
+    if (given / "nile_minima.csv").is_file():
         request.say("Nile")
-        row = nile(given / "nile.csv", plan, jr.fold_in(key, 300))
+        row = nile(given / "nile_minima.csv", plan, jr.fold_in(key, 300))
         add("nile", "Minima of the Nile", ("years", "H", "sd", "R-hat"), [row])
     else:
-        request.say("Without `data` with nile.csv (year, level): no Nile")
+        request.say("Without `data` with nile_minima.csv (year, level): no Nile")
     folder = given if (given / "mnist_test10k.npz").is_file() else None
     request.say("Moving digits" + ", drawn by hand" * (folder is None))
     seeds = range(request.seed, request.seed + plan.seeds)
