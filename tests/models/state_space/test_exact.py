@@ -65,6 +65,45 @@ def test_density_of_each_datum_given_all_others():
     for t in range(len(LEVEL_Y)):
         without = np.where(np.arange(len(LEVEL_Y)) == t, np.nan, LEVEL_Y)
         assert_allclose(rest[t], whole - dense_level(0.7, 0.5, without)[0], rtol=1e-9)
+    # Data that all but determine the state: float32 must not take like from like.
+    exact = wh.condition(Level(s=50.0, r=1e-3), LEVEL_Y)
+    exact = exact.pointwise_given_rest(exact.constrain({}))["y"]
+    with jax.enable_x64(False):
+        target = wh.condition(Level(s=50.0, r=1e-3), LEVEL_Y.astype(np.float32))
+        rest = target.pointwise_given_rest(target.constrain({}))["y"]
+    assert_allclose(rest, exact, rtol=1e-4)
+
+
+def test_density_given_the_rest_with_errors_that_hang_together():
+    errors = np.array([[0.5, 0.3], [0.3, 0.4]])
+
+    class Both(wh.StateSpaceModel):
+        def initial(self):
+            return dist.Normal(0.5, 1.0)
+
+        def transition(self, x, t):
+            return dist.Normal(0.8 * x, 0.6)
+
+        def emission(self, x, t):
+            return dist.MultivariateNormal(jnp.stack([x, -2 * x]), errors)
+
+    y = np.random.default_rng(3).normal(size=(4, 2))
+    y[2, 0] = np.nan
+    target = wh.condition(Both(), y)
+    model = target.constrain({})
+    rest = model.log_density_given_rest(target.y, *target.inputs)
+    state, mean = np.eye(4), 0.5 * 0.8 ** np.arange(4)
+    for t in range(1, 4):
+        state[t] = 0.8 * state[t - 1]
+        state[t, t] = 0.6
+    h = np.kron(np.eye(4), [[1.0], [-2.0]])
+    cov = h @ state @ state.T @ h.T + np.kron(np.eye(4), errors)
+    seen = ~np.isnan(y.ravel())
+    inverse = np.linalg.inv(cov[np.ix_(seen, seen)])
+    precision = np.diag(inverse)
+    off = inverse @ (y.ravel() - h @ mean)[seen]
+    want = 0.5 * (np.log(precision / (2 * np.pi)) - off**2 / precision)
+    assert_allclose(np.ravel(rest)[seen], want, rtol=1e-9)
 
 
 def test_forecasts_continue_the_filtered_state(key):

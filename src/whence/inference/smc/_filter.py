@@ -42,9 +42,10 @@ class Walkers(eqx.Module):
     """States with what their weights are to grow by."""
 
     state: PyTree  # a pytree whose leaves have a leading axis `particle`
-    # Log of what was guessed of the datum to come, in nats, `(particle,)`.
-    ahead: Float[Array, "..."]
-    gain: Float[Array, "..."]  # log weight increment, in nats, `(particle,)`
+    # Log of what was guessed of the datum to come, in nats, `(particle,)`, if anything was.
+    ahead: Float[Array, "..."] | None = None
+    # Log weight increment, in nats, `(particle,)`; None once the weights have it.
+    gain: Float[Array, "..."] | None = None
 
 
 class History(NamedTuple):
@@ -73,8 +74,7 @@ class _Moment(AbstractFeynmanKac):
     guided: bool
 
     def initial(self, *, key):
-        zeros = jnp.zeros((self.num,), wide_dtype())
-        return self._each(None, zeros, key), None
+        return self._each(None, None, key), None
 
     def mutate(self, particles, log_weights, control, *, key):
         return self._each(particles.state, particles.ahead, key), control
@@ -87,7 +87,7 @@ class _Moment(AbstractFeynmanKac):
         sequence, draw, time, datum = self.sequence, self.draw, self.time, self.datum
 
         def one(number, state, ahead):
-            own = jr.fold_in(key, number)
+            own = _key_of(key, number)
             extra = jnp.zeros((), wide_dtype())
             if self.guided:
                 new, ratio = sequence.propose(draw, state, time, datum, key=own)  # pyright: ignore
@@ -96,10 +96,22 @@ class _Moment(AbstractFeynmanKac):
                 new = sequence.initial(draw, key=own)
             else:
                 new = sequence.transition(draw, state, time, datum, key=own)
+            extra = extra if ahead is None else extra - ahead
             seen = sequence.log_potential(draw, new, time, datum)
-            return Walkers(new, jnp.zeros_like(ahead), seen.astype(extra.dtype) + extra - ahead)
+            return Walkers(new, None, seen.astype(extra.dtype) + extra)
 
         return jax.vmap(one)(jnp.arange(self.num, dtype=jnp.uint32), states, ahead)
+
+
+def _key_of(key: PRNGKey, number: Array) -> PRNGKey:
+    """Return the key of one particle: that of all with another word.
+
+    Streams of neighbouring keys of Threefry are as independent as those of neighbouring
+    counters (Salmon and others 2011, doi:10.1145/2063384.2063405); `fold_in` would hash again.
+    """
+    if str(jr.key_impl(key)) != "threefry2x32":
+        return jr.fold_in(key, number)
+    return jr.wrap_key_data(jr.key_data(key) ^ jnp.stack([jnp.zeros_like(number), number]))
 
 
 def _moment(settings, sequence, draw, time, datum) -> _Moment:
@@ -120,7 +132,12 @@ def begin(
     model = _moment(settings, sequence, draw, time, datum)
     cloud = start(model, key=jr.fold_in(key, 0))
     gain, _ = model.log_potential(cloud.particles, cloud.log_weights, None)
-    return weigh(cloud, gain)[0]
+    return _bare(weigh(cloud, gain)[0])
+
+
+def _bare(cloud: Cloud) -> Cloud:
+    """Return the cloud with nothing but states, so that no more is copied when resampled."""
+    return eqx.tree_at(lambda c: c.particles, cloud, Walkers(cloud.particles.state))
 
 
 def move_on(
@@ -139,11 +156,12 @@ def move_on(
         guess = lambda state: sequence.log_lookahead(draw, state, time, datum)  # pyright: ignore
         ahead = jax.vmap(guess)(cloud.particles.state).astype(wide_dtype())
         ahead = jnp.where(jnp.isfinite(ahead), ahead, jnp.zeros_like(ahead))
-        cloud = eqx.tree_at(lambda c: c.particles.ahead, weigh(cloud, ahead)[0], ahead)
+        guessed = Walkers(cloud.particles.state, ahead)
+        cloud = eqx.tree_at(lambda c: c.particles, weigh(cloud, ahead)[0], guessed)
     model = _moment(settings, sequence, draw, time, datum)
     resampler = Resampler(settings.resampling, settings.threshold)
     cloud, did = advance(model, cloud, resampler, key=jr.fold_in(key, time))
-    return cloud, did._replace(log_evidence_increment=cloud.log_evidence.value - before)
+    return _bare(cloud), did._replace(log_evidence_increment=cloud.log_evidence.value - before)
 
 
 def run_filter(

@@ -41,7 +41,7 @@ def effective_sample_size(log_weights: Float[Array, " particle"]) -> Scalar:
     References:
         Kong, Liu and Wong (1994), doi:10.1080/01621459.1994.10476469.
     """
-    return jnp.exp(-logsumexp(2.0 * log_weights))
+    return 1.0 / jnp.sum(jnp.exp(log_weights) ** 2)
 
 
 def conditional_ess_fraction(

@@ -67,6 +67,9 @@ class Filtered(NamedTuple):
     root: Array  # factor of its covariance, `(time, state, state)`
     # Log density of each time's data given those before, in nats, `(time,)`.
     log_evidence: Array
+    spread: Array  # S^(1/2), `(time, channel, channel)`
+    gain: Array  # K S^(1/2), `(time, state, channel)`
+    white: Array  # S^(-1/2) times the data less their prediction, `(time, channel)`
 
 
 class _Kernels(NamedTuple):
@@ -105,20 +108,23 @@ def filter_states(system: Factored, y: Array, seen: Array) -> Filtered:
         white = solve_triangular(spread, residual - sight @ mean, lower=True)
         logs = jnp.log(jnp.abs(jnp.diagonal(spread))) + LOG_2PI / 2
         logs = jnp.sum(jnp.where(seen, logs, jnp.zeros_like(logs)))
-        return mean + gain @ white, whole[channels:, channels:], -logs - 0.5 * white @ white
+        term = -logs - 0.5 * white @ white
+        return Filtered(
+            mean + gain @ white, whole[channels:, channels:], term, spread, gain, white
+        )
 
     def step(carry, inputs):
         mean, root = carry
         (matrix, shift, noise), data = inputs
-        mean, root, term = update(matrix @ mean + shift, (matrix @ root, noise), *data)
-        return (mean, root), Filtered(mean, root, term)
+        found = update(matrix @ mean + shift, (matrix @ root, noise), *data)
+        return found[:2], found
 
     data = (sight, error, residual, seen)
     first = update(system.mean, (system.root,), *jax.tree.map(lambda v: v[0], data))
     steps = (system.matrix, system.shift, system.noise)
     rest = jax.tree.map(lambda v: v[1:], data)
     _, found = jax.lax.scan(step, first[:2], (steps, rest))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), Filtered(*first), found)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, found)
 
 
 def _masked(system: Factored, y: Array, seen: Array) -> tuple[Array, Array, Array]:
@@ -184,19 +190,32 @@ def sample_path(system: Factored, filtered: Filtered, *, key: PRNGKey) -> Array:
 
 
 def density_given_rest(system: Factored, filtered: Filtered, y: Array, seen: Array) -> Array:
-    """Return the log density of each datum given all others, `(time, channel)`; 0 if not seen.
+    """Return the log density of each number given all others, `(time, channel)`; 0 if not seen.
 
-    What is seen of the smoothed state is normal; without the datum itself, whose noise must be
-    independent of that of other channels, it has the precision of that datum less.
+    Backwards in time, r and N = U U' are gradient and curvature of the log density of the data
+    to come by the filtered state. Nothing is subtracted, however well a datum is known.
+
+    References:
+        de Jong (1989), doi:10.1080/01621459.1989.10478878, on deleted residuals.
     """
-    mean, root = smooth_states(system, filtered)
-    seen_root = system.sight @ root
-    centre = jnp.sum(system.sight * mean[:, None, :], axis=-1) + system.offset
-    spread = jnp.sum(seen_root**2, axis=-1)
-    noise = jnp.sum(system.error**2, axis=-1)
-    total = noise**2 / (noise - spread)  # variance of the datum given the others
-    residual = (y - centre) * noise / (noise - spread)
-    terms = -0.5 * (LOG_2PI + jnp.log(total) + residual**2 / total)
+    sight, _, _ = _masked(system, y, seen)
+    moves = jnp.concatenate([system.matrix, jnp.zeros_like(system.root)[None]])
+
+    def back(carry, inputs):
+        matrix, sight, filtered = inputs
+        r, curve = matrix.T @ carry[0], matrix.T @ carry[1]
+        invert = lambda v: solve_triangular(filtered.spread, v, lower=True, trans=1)
+        error = invert(filtered.white - filtered.gain.T @ r)
+        eye = jnp.eye(len(error), dtype=error.dtype)
+        root = jnp.concatenate([invert(eye), invert(filtered.gain.T @ curve)], axis=1)
+        precision = jnp.sum(root**2, axis=1)
+        rest = curve - sight.T @ root[:, len(error) :]
+        curve = tria(jnp.concatenate([sight.T @ root[:, : len(error)], rest], axis=1))
+        return (r + sight.T @ error, curve), (error, precision)
+
+    none = jnp.zeros_like(system.mean), jnp.zeros_like(system.root)
+    _, (error, precision) = jax.lax.scan(back, none, (moves, sight, filtered), reverse=True)
+    terms = 0.5 * (jnp.log(precision) - LOG_2PI - error**2 / precision)
     return jnp.where(seen, terms, jnp.zeros_like(terms))
 
 
