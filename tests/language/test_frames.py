@@ -105,6 +105,66 @@ def test_a_table_gives_names_labels_and_numbers():
     assert list(posterior.draws_df()["tree"]) == list(expected.categories)
 
 
+def test_a_dataset_is_a_dict_of_its_variables(key):
+    whole = xarray.Dataset(TABLE[["wet", "tree"]])
+    target = wh.condition(Forest(Trees()), xarray.DataArray(TABLE.height), whole)
+    expected = wh.condition(Forest(Trees()), TABLE.height, TABLE[["wet", "tree"]])
+    position = {"trees.effect": jnp.array([0.3, -0.2, 0.1, 0.6])}
+    assert_allclose(target.log_density(position), expected.log_density(position), rtol=1e-6)
+    assert target.dims["height"] == ("plot",)
+    posterior = wh.Posterior.from_draws(target, {"trees.effect": np.zeros((1, 3, 4))})
+    assert posterior.predict(whole.isel(plot=slice(5)), key=key).shape == (1, 3, 5)
+
+
+class Soil(wh.Model):
+    slope: Any = wh.latent(dist.Normal(0.0, 1.0))
+    effect: Any = wh.latent(lambda m: dist.Normal(m.slope, 1.0), dims="tree")
+
+    def likelihood(self, tree, depth):
+        return dist.Normal((self.effect + depth)[tree], 0.5)
+
+
+def test_entries_of_a_known_axis_are_in_its_order(key):
+    """A predictor of the groups, in the order of a file of its own."""
+    depth = pd.Series([1.0, 2.0, 3.0, 4.0], pd.Index(["yew", "oak", "elm", "ash"], name="tree"))
+    message = r"`depth`\) must have the labels of axis 'tree'.*'yew' in row 0.*is 'ash'"
+    for column in (depth, xarray.DataArray(depth)):
+        with pytest.raises(ValueError, match=message):
+            wh.condition(Soil(), TABLE.height, TABLE.tree, column)
+    target = wh.condition(Soil(), TABLE.height, TABLE.tree, depth.sort_index())
+    assert_array_equal(target.inputs[1], [4.0, 3.0, 2.0, 1.0])
+    draws = {"slope": np.zeros((1, 2)), "effect": np.zeros((1, 2, 4))}
+    posterior = wh.Posterior.from_draws(target, draws)
+    with pytest.raises(ValueError, match=message):
+        posterior.predict(["oak"], depth, key=key)
+    # Rows of their own, as many as those of the fit, may be called anything.
+    other = TABLE.tree.set_axis([f"q{i}" for i in range(40)])
+    assert posterior.predict(other, depth.sort_index(), key=key).shape == (1, 2, 40)
+
+
+class Field(wh.Model):
+    level: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+    def likelihood(self, x):
+        return dist.Normal(self.level + x, 1.0)
+
+
+def test_axes_of_inputs_are_those_of_the_data():
+    y = xarray.DataArray(np.arange(9.0).reshape(3, 3), dims=("day", "site"), name="t")
+    target = wh.condition(Field(), y, y + 1.0)
+    assert target.dims["t"] == ("day", "site")
+    with pytest.raises(ValueError, match=r"`x`\) must have its axes in the order of `y`"):
+        wh.condition(Field(), y, y.T)
+    named = y.assign_coords(site=["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"axis 'site' of `y`.*got 'c' in row 0"):
+        wh.condition(Field(), named, named.isel(site=[2, 1, 0]))
+    pairs = pd.MultiIndex.from_product([["a", "b"], [1, 2]])
+    levels = pd.Series(np.zeros(4), pairs)
+    assert wh.condition(Field(), levels, levels).dims == {}
+    with pytest.raises(ValueError, match=r"rows of `y`.*got .*'b', .* in row 0"):
+        wh.condition(Field(), levels, levels[::-1])
+
+
 def test_labels_of_the_model_decide():
     model = Trees(coords={"tree": LEVELS})
     target = wh.condition(model, TABLE.height, TABLE.wet, TABLE.tree)
@@ -205,7 +265,7 @@ def make(**columns):
         ),
         (
             lambda: wh.condition(Trees(), TABLE.height, TABLE.wet[::-1], TABLE.tree),
-            r"`inputs\[0\]` \(`wet`\) must have the row labels of `y`.*got 'p39' in row 0",
+            r"`inputs\[0\]` \(`wet`\) must have the labels of rows of `y`.*got 'p39' in row 0",
         ),
         (
             lambda: wh.condition(

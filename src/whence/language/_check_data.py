@@ -88,6 +88,9 @@ def as_array(leaf: Any, where: str, kinds: str = "biuf") -> jax.Array:
             array = array.astype(jnp.result_type(float))
         elif array.dtype.itemsize > 8:  # `longdouble`: JAX has none
             array = array.astype(np.float64)
+    if array.dtype == object and array.ndim == 0:
+        lazy = " Write `.collect()` first." if hasattr(leaf, "collect") else ""
+        raise ValueError(f"{where} must be an array; got {type(leaf).__name__}.{lazy}")
     if array.dtype.kind not in kinds:
         _refuse_kind(array.dtype, where)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)

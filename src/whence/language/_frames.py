@@ -4,7 +4,7 @@ Nothing of pandas, polars or xarray is imported: what an object offers says what
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -176,40 +176,74 @@ def _unique(index: Any) -> np.ndarray | None:
     return labels if len(np.unique(labels.astype(str))) == len(labels) else None
 
 
-def check_aligned(y: Any, inputs: Iterable[tuple[str, Any]]) -> None:
-    """Refuse inputs whose rows carry other labels than those of the data, or in another order.
+def check_aligned(
+    y: Any, inputs: Iterable[tuple[str, Any]], labels: Mapping[str, np.ndarray]
+) -> None:
+    """Refuse inputs whose axes have other labels than those of the data, or another order.
 
     Args:
-        y: Observed data, as the user gave them.
-        inputs: Names for messages, and inputs.
+        y: Observed data, as the user gave them; or nothing, `()`.
+        inputs: Names for messages, and inputs without tables.
+        labels: Labels of the axes that are known.
 
     Raises:
-        ValueError: Naming the input and the first row that differs.
+        ValueError: Naming the input and the first entry that differs.
     """
-    own = _row_index(y)
-    if own is None:
-        return
+    observed = list(y.values()) if isinstance(y, Mapping) else [y]
     for name, value in inputs:
-        other = _row_index(value)
-        if other is None or len(other) != len(own):
-            continue
-        differs = np.flatnonzero(own.astype(str) != other.astype(str))
-        if len(differs):
-            row = int(differs[0])
-            raise ValueError(
-                f"{name} must have the row labels of `y`, in their order; got "
-                f"{str(other[row])!r} in row {row}, where `y` has {str(own[row])!r}. Write "
-                "`x.loc[y.index]`, or pass `x.to_numpy()` if rows belong together by position."
-            )
+        axes = _axes(value)
+        for own in map(_axes, observed):
+            _require_order(name, [n for n, _ in axes], [n for n, _ in own])
+            if axes and own and None in (axes[0][0], own[0][0]):  # rows, by position
+                _require_labels(name, axes[0][1], own[0][1], "rows of `y`")
+            for axis, found in axes:
+                _require_labels(name, found, dict(own).get(axis), f"axis {axis!r} of `y`")
+        for axis, found in row_labels(value):
+            _require_labels(name, found, labels.get(axis or ""), f"axis {axis!r}")
 
 
-def _row_index(value: Any) -> np.ndarray | None:
+def _axes(value: Any) -> list[tuple[str | None, np.ndarray | None]]:
+    """Return name and labels of each axis, repeated ones too; of pandas that of the rows."""
+    if hasattr(value, "data_vars"):  # its axes have no order
+        return []
+    if hasattr(value, "dims") and hasattr(value, "indexes"):
+        return [(str(dim), _labels_of(value.indexes.get(dim))) for dim in value.dims]
     index: Any = getattr(value, "index", None)
-    if hasattr(value, "dims") and hasattr(value, "indexes") and value.dims:
-        index = value.indexes.get(value.dims[0])
-    if not hasattr(index, "to_numpy") or type(index).__name__ == "RangeIndex":
-        return None
-    return index.to_numpy()
+    return [(None, _labels_of(index))] if hasattr(index, "to_numpy") else []
+
+
+def _labels_of(index: Any) -> np.ndarray | None:
+    return None if index is None or type(index).__name__ == "RangeIndex" else index.to_numpy()
+
+
+def is_count(old: np.ndarray, new: np.ndarray) -> bool:
+    """Whether labels only count, in place of others as many."""
+    numbers = old.dtype.kind in "iu" and np.array_equal(old, np.arange(len(old)))
+    return numbers and len(old) == len(new)
+
+
+def _require_order(name, axes, own) -> None:
+    shared = [axis for axis in axes if axis in own and axis is not None]
+    if shared != [axis for axis in own if axis in shared]:
+        raise ValueError(
+            f"{name} must have its axes in the order of `y`, {tuple(own)}; got {tuple(axes)}. "
+            "Write `x.transpose(...)` of xarray."
+        )
+
+
+def _require_labels(name, labels, own, where) -> None:
+    if labels is None or own is None or len(labels) != len(own):
+        return
+    if is_count(own, labels) or np.array_equal(labels, own):
+        return
+    differs = (i for i, (a, b) in enumerate(zip(labels, own)) if key(a) != key(b))
+    row = next(differs, None)
+    if row is not None:
+        raise ValueError(
+            f"{name} must have the labels of {where}, in their order; got "
+            f"{str(labels[row])!r} in row {row}, where there is {str(own[row])!r}. Write "
+            "`x.loc[labels]`, or pass `x.to_numpy()` if entries belong together by position."
+        )
 
 
 def occurring(columns: Iterable[np.ndarray]) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import tree_map_with_path
+from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 
 from ._check_data import is_numbers
 from ._frames import (
@@ -21,6 +21,7 @@ from ._frames import (
     column_name,
     describe,
     encode,
+    is_count,
     key,
     occurring,
     plain_path,
@@ -28,6 +29,7 @@ from ._frames import (
     unknown,
 )
 from ._latent import Coords, as_dims
+from ._local import row_axes
 from ._model import all_coords, derived_dims, derived_names, models_inside
 
 
@@ -76,7 +78,6 @@ def read(
     Raises:
         ValueError: If labels do not fit each other, or a category is missing.
     """
-    check_aligned(y, [(describe((i,), parameters), v) for i, v in enumerate(inputs)])
     inputs = _split(model, inputs)
     if name is None:
         taken = {f.name for f in dataclasses.fields(model)} | {"chain", "draw", *parameters}
@@ -90,6 +91,7 @@ def read(
     found = _columns(inputs, parameters, axes)
     for axis, columns in found.items():
         labels[axis] = _labels(axis, columns, (labels if axis in labels else known).get(axis))
+    _check_aligned(y, inputs, parameters, known | labels)
     fitting = {axis: labels[axis] for axis in found}
     paths = {path: axis for axis, columns in found.items() for path, _ in columns}
 
@@ -115,6 +117,12 @@ def read(
     places = tuple(Place(path, axis) for path, axis in coded.items())
     model = with_coords(model, own) if own else model
     return Given(model, y, inputs, name, dims, Coords(rest), places)
+
+
+def _check_aligned(y, inputs, parameters, labels) -> None:
+    leaves = tree_leaves_with_path(inputs)
+    named = [(describe(plain_path(path), parameters), leaf) for path, leaf in leaves]
+    check_aligned(y, named, labels)
 
 
 def _split(model, inputs) -> tuple:
@@ -155,7 +163,7 @@ def _rows(variable, value, dims, axes, known, labels) -> dict[str, tuple[str, ..
         old = labels.get(axis, known.get(axis)) if axis else None
         if axis is None or new is None:
             continue
-        if old is None or _is_count(old, new):
+        if old is None or is_count(old, new):
             labels[axis] = new
         elif len(old) == len(new):
             _require_same(axis, old, new, variable)
@@ -165,12 +173,6 @@ def _rows(variable, value, dims, axes, known, labels) -> dict[str, tuple[str, ..
         return {variable: given} if given else {}
     names += [None] * (np.ndim(value) - len(names))
     return {variable: tuple(n or f"{variable}_dim_{i}" for i, n in enumerate(names))}
-
-
-def _is_count(old: np.ndarray, new: np.ndarray) -> bool:
-    """Whether labels only count, in place of others as many."""
-    numbers = old.dtype.kind in "iu" and np.array_equal(old, np.arange(len(old)))
-    return numbers and len(old) == len(new)
 
 
 def _require_same(axis, old, new, variable) -> None:
@@ -202,7 +204,7 @@ def _labels(axis, columns, old) -> np.ndarray:
     """Return the labels of an axis: those of the model, of a column, or all that occur."""
     declared = [as_labels(c.labels) for _, c in columns if c.labels is not None]
     made = declared[0] if declared else as_labels(occurring([c.values for _, c in columns]))
-    if old is not None and not _is_count(old, made):
+    if old is not None and not is_count(old, made):
         return old
     for other in declared[1:]:
         if [key(a) for a in other] != [key(a) for a in made]:
@@ -290,6 +292,9 @@ def reread(
 
     if grow:
         visit(collect)
+    own = axes.keys() & coords.keys() - set(row_axes(model))
+    labels = {a: np.asarray([*coords[a], *more[a]]) if a in more else coords[a] for a in own}
+    _check_aligned((), inputs, parameters, labels)
     return visit(convert), more
 
 
