@@ -143,9 +143,11 @@ def recover(plan: StudySize, hurst: float, key: Any) -> list[np.ndarray]:
     return found
 
 
-def bridge(hurst: float, theta: float, key: Any) -> tuple[list[str], np.ndarray]:
+def bridge(hurst: float, theta: Any, key: Any) -> tuple[list[str], np.ndarray]:
     """Return entries of a table, and standard deviations by time."""
-    line = equations().line(fbm.FractionalNoise(hurst), theta, start=0.0, steps=200)
+    # Arrays are data of the program, which is then compiled once for all bridges.
+    noise, theta = fbm.FractionalNoise(jnp.asarray(hurst)), jnp.asarray(theta)
+    line = equations().line(noise, theta, start=0.0, steps=200)
     data, at = (np.zeros(1), np.array([2.0])), jnp.asarray(AT)
     exact = condition(line, *data)
     model: Any = exact.constrain({})

@@ -50,6 +50,18 @@ def test_covariance_of_the_approximation(kind, hurst):
         )
 
 
+def test_scale_start_drivers_and_rates(key):
+    unit, mvn = fbm.FractionalNoise(0.3), fbm.FractionalNoise(0.3, normalize="mvn")
+    for times in (np.array([0.5, 1.0, 1.5]), np.array([0.5, 1.1, 2.5])):
+        drawn = unit.sample(times, key=key)
+        assert_allclose(mvn.sample(times, key=key), drawn * mvn_variance(0.3) ** 0.5)
+        assert_allclose(unit.sample(times + 5.0, key=key, start=5.0), drawn, rtol=1e-8)
+    prior = fbm.FractionalNoise(dist.Beta(2.0, 2.0), drivers=3)
+    assert prior.sample_prior(key).hurst.shape == (3,)
+    # Four times as many times ask for rates four times as large.
+    assert_allclose(unit.bank(1.0, 1000).rates[-1], 4 * unit.bank(1.0, 250).rates[-1])
+
+
 def test_self_similar_and_differentiable_in_h():
     h = 0.3
     one, ten = fbm.FractionalNoise(h, horizon=1.0), fbm.FractionalNoise(h, horizon=10.0)

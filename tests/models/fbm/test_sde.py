@@ -1,5 +1,6 @@
 """Linear equations against dense Gaussian algebra, paths against closed forms, bad input."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -154,16 +155,27 @@ def test_filters_smoother_and_deletion_are_dense_gaussian_algebra(coupled, holes
 
 def test_predictions_given_data_have_the_conditional_law(key):
     """Between, at and beyond observations: mean and covariance of 4,000 draws, in 5 errors."""
-    model = Tracker(theta=1.0, sigma=0.8, noise=fbm.FractionalNoise(0.75))
+
+    class Moved(Tracker):  # everything has a mean
+        def initial(self):
+            return dist.Normal(jnp.ones(1), 1.0)
+
+        def drift(self, t, x):
+            return 0.7 - self.theta * x
+
+        def observe(self, x):
+            return dist.Normal(x[0] - 3.0, 0.1)
+
+    model = Moved(theta=1.0, sigma=0.8, noise=fbm.FractionalNoise(0.75))
     times = np.array([0.0, 0.5, 0.6, 2.0])
     at = np.array([3.5, 0.25, 0.5])
     every = np.array([0.0, 0.25, 0.5, 0.6, 2.0, 3.5])
     bank = model.noise.bank(2.0, 4)
     held = Tracker(theta=1.0, sigma=0.8, noise=fbm.FractionalNoise(0.75, horizon=2.0))
     assert_allclose(held.noise.bank(count=len(every)).weights, bank.weights)
-    mean, cov = dense(held, every, [0.8], -1.0, np.zeros(1), np.zeros(1), np.ones(1))
+    mean, cov = dense(held, every, [0.8], -1.0, np.full(1, 0.7), np.ones(1), np.ones(1))
     old, new = [0, 2, 3, 4], [5, 1, 2]
-    y = np.array([0.5, 0.1, -0.4, 1.0])
+    y = np.array([0.5, 0.1, -0.4, 1.0]) - 3.0
     inverse = np.linalg.inv(cov[np.ix_(old, old)] + 0.01 * np.eye(4))
     gain = cov[np.ix_(new, old)] @ inverse
     left = cov[np.ix_(new, new)] - gain @ cov[np.ix_(old, new)] + 0.01 * np.eye(3)
@@ -171,7 +183,8 @@ def test_predictions_given_data_have_the_conditional_law(key):
         jnp.asarray(y), (jnp.asarray(times),), (jnp.asarray(at),), key=k
     )
     drawn = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(key, 4000)))
-    assert np.all(np.abs(drawn.mean(0) - gain @ y) < 5 * np.sqrt(np.diag(left) / 4000))
+    centre = mean[new, 0] - 3.0 + gain @ (y + 3.0 - mean[old, 0])
+    assert np.all(np.abs(drawn.mean(0) - centre) < 5 * np.sqrt(np.diag(left) / 4000))
     spread = np.sqrt((left**2 + np.outer(np.diag(left), np.diag(left))) / 4000)
     assert np.all(np.abs(np.cov(drawn.T) - left) < 5 * spread)
 
@@ -249,6 +262,28 @@ def test_paths(key):
     assert np.all(np.abs(x.T @ x / paths - want) < 5 * error + 0.01 * want)
 
 
+class Tide(Growth):
+    flow: float = 1.0
+    turn: float = 1.0
+
+    def drift(self, t, x):
+        return self.flow * jnp.sin(t) * jnp.ones(1)
+
+    def diffusion(self, t, x):
+        return jnp.cos(self.turn * t)
+
+
+def test_equations_that_change_with_time(key):
+    """Of what depends on time alone Heun's rule is the trapezoidal one, noise by noise."""
+    noise, times = fbm.FractionalNoise(0.5, horizon=2.0), np.array([0.0, 1.0, 2.0])
+    draw = lambda *v: Tide(noise, *v).simulate(times, key=key, paths=4, steps=2)[:, :, 0]
+    both, shaken, walk = draw(1.0, 1.0), draw(0.0, 1.0), draw(0.0, 0.0)
+    want = np.sin(times) @ [0.5, 1.0, 0.5]
+    assert_allclose((both - shaken)[:, 2], np.full(4, want), rtol=1e-9)
+    want = 1.0 + np.diff(walk, axis=1) @ (np.cos(times)[:-1] + np.cos(times)[1:]) / 2
+    assert_allclose(shaken[:, 2], want, rtol=1e-9)
+
+
 def test_evidence_is_differentiable_and_grids_with_holes_are_shared():
     times = np.delete(np.linspace(0.0, 3.0, 31), [4, 5, 17])
     y = jnp.sin(jnp.asarray(times))
@@ -319,6 +354,10 @@ def test_equations_that_are_refused_or_keep_their_path():
         def observe(self, x):
             return dist.Normal(x[0] ** 2, 0.1)
 
+    class Fuzzy(Tracker):
+        def observe(self, x):
+            return dist.Normal(x[0], 0.1 + x[0] ** 2)
+
     class Long(Tracker):
         def drift(self, t, x):
             return jnp.zeros(2)
@@ -332,7 +371,7 @@ def test_equations_that_are_refused_or_keep_their_path():
             return x[0]
 
     data = np.zeros(3), np.arange(3.0)
-    for model in (Bent, Seasonal, Scaled, Counted, Curved):
+    for model in (Bent, Seasonal, Scaled, Counted, Curved, Fuzzy):
         assert wh.condition(model(), *data).model.plan.form == "path"
         with pytest.raises(ValueError, match="no exact likelihood|path is integrated out"):
             model(theta=1.0, sigma=1.0, noise=fbm.FractionalNoise()).log_likelihood(*data)
@@ -373,22 +412,46 @@ def test_noise_that_does_not_fit_the_times_is_named():
     with pytest.warns(wh.InferenceWarning, match="approximated poorly"):
         wh.condition(Tracker(noise=poor), y, times)
     close = np.sort(np.append(times, 0.50001))
+    fixed = fbm.FractionalNoise(0.3, span=(0.01, 500.0))
     with pytest.warns(wh.InferenceWarning, match="1 of 101 gaps"):
-        wh.condition(Tracker(), np.zeros(102), close)
+        wh.condition(Tracker(noise=fixed), np.zeros(102), close)
+    # Left to itself the noise gets rates for the closest times, and is right there.
+    noise = wh.condition(Tracker(noise=fbm.FractionalNoise(0.3)), np.zeros(102), close)
+    lag = jnp.array(1e-5)
+    found = noise.model.noise.bank(1.0, 102).covariance(lag, lag)
+    assert_allclose(found, 1e-5**0.6, rtol=0.02)
     with pytest.raises(ValueError, match="one for each of the 1 components"):
         wh.condition(Tracker(noise=fbm.FractionalNoise(np.array([0.3, 0.4]))), y, times)
+    with pytest.raises(ValueError, match="not be before the start, 0.5"):
+        wh.condition(Tracker(start=0.5), y, times)
+    path = Tracker(theta=1.0, sigma=0.8, noise=fbm.FractionalNoise(0.3), exact=False, steps=50)
+    wh.condition(path, y, times)
+    with pytest.warns(wh.InferenceWarning, match="too coarse for the noise of an observation"):
+        wh.condition(dataclasses.replace(path, sigma=8.0), y, times)
 
 
 def test_missing_numbers_and_forecasts(coupled, holes):
     """NaN is what was not observed: whole rows leave, single numbers are skipped."""
     model, y, *_ = coupled
-    with pytest.warns(wh.InferenceWarning, match="1 of 5 gaps"):
-        target = wh.condition(model, np.where(holes, y, np.nan), TIMES)
+    target = wh.condition(model, np.where(holes, y, np.nan), TIMES)
     assert target.y.shape == (6, 3)
     assert target.inputs[1].sum() == holes.sum()
     with pytest.raises(ValueError, match="2 horizons after it"):
         target.new_inputs((np.array([7.0]),), {})
     target.new_inputs((np.array([6.0]),), {})
+    with pytest.raises(ValueError, match="must be from the start"):
+        target.new_inputs((np.array([-0.1]),), {})
+    # Within a program, and of rates that no series can follow, there is no number.
+    at = jnp.array([7.0, 6.0])
+    both = lambda a, at: (
+        (c := Coupled(model.noise, a * PULL)).smooth(target.y, target.inputs[0], at).mean,
+        c.log_likelihood(target.y, target.inputs[0]),
+    )
+    beyond, fast = jax.jit(both)(1.0, at)[0], jax.jit(both)(1e9, at - 1.0)[1]
+    assert np.isnan(beyond).all()
+    assert np.isnan(fast)
+    seen = wh.condition(Tracker(), np.zeros(3), np.arange(3.0), np.array([True, False, True]))
+    assert seen.inputs[0].tolist() == [0.0, 2.0]
     single = wh.condition(Tracker(), np.ma.masked_invalid([1.0, np.nan, 2.0]), np.arange(3.0))
     assert single.y.tolist() == [1.0, 2.0]
     assert single.inputs[0].tolist() == [0.0, 2.0]

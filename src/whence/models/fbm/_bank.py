@@ -31,11 +31,6 @@ class Bank(eqx.Module):
     kind: str = eqx.field(static=True)
     count: int = eqx.field(static=True)
 
-    @property
-    def diffusivity(self) -> Array:
-        """Standard deviation of what W adds in unit time: paths are Brownian at short lags."""
-        return jnp.sum(self.weights * self._like_weights(self.scales), axis=-1)
-
     def _like_weights(self, value: Array) -> Array:
         return jnp.broadcast_to(value, self.weights.shape)
 

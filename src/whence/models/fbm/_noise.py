@@ -26,6 +26,7 @@ from ._times import increasing
 REACH = tables.REACH
 SPANS = {"I": (0.01, 500.0), "II": (0.1, 500.0)}  # rates times horizon, for 250 times
 TIMES, DECADES = 250, 1.18  # decades of rates that a node more covers
+FASTEST = 1e6  # rate times horizon that is chosen for close times
 
 
 def _hurst_latent(noise: FractionalNoise) -> dict[str, Latent]:
@@ -101,7 +102,8 @@ class FractionalNoise(Model):
             forecasts allowed, up to `2 T` from the start.
         nodes: Number of processes; by default 6, and more where the rates span more.
         span: Least and largest rate besides 0, times the horizon; by default `(0.01, 500)`
-            (kind II: from 0.1), the largest growing with the number of times above 250.
+            (kind II: from 0.1), the largest growing with the number of times above 250, and
+            for data with how close the closest of their times are.
         zero: Whether one of the processes has rate 0.
         weights: "law" matches the variances of increments at all lags; "delta" rescales the
             weights of least path error to the variance at the shortest lag; "l2" are those.
@@ -177,12 +179,36 @@ class FractionalNoise(Model):
         They depend on the number of times and not on the times: compiled programs, simulated
         data and forecasts then have the same noise.
         """
-        low, high = self.span or SPANS[self.kind]
-        if self.span is None:
-            high *= 2 ** max(0, int(np.ceil(np.log2(count / TIMES))))
+        low, high = self._rates(count)
         moving = (self.nodes or _enough(low, high)) - self.zero
         rates = np.geomspace(low, high, moving) if moving > 1 else [np.sqrt(low * high)]
         return (*[0.0] * self.zero, *map(float, rates)), min(2.0 / high, 0.25)
+
+    def _rates(self, count: int) -> tuple[float, float]:
+        """Return least and largest rate besides 0, times the horizon."""
+        low, high = self.span or SPANS[self.kind]
+        if self.span is None:
+            high *= 2 ** max(0, int(np.ceil(np.log2(count / TIMES))))
+        return low, high
+
+    def for_times(self, times: np.ndarray, start: float) -> FractionalNoise:
+        """Return the noise with rates that resolve the closest times; itself if it has them.
+
+        Args:
+            times: Increasing.
+            start: Where it begins.
+        """
+        gaps = np.diff(times, prepend=start)
+        gaps, low_high = gaps[gaps > 0], self._rates(len(times))
+        if self.span is not None or self.nodes is not None or not gaps.size:
+            return self
+        need = 2 * (self.horizon or times[-1] - start) / gaps.min()
+        doublings = int(np.ceil(np.log2(min(need, FASTEST) / low_high[1])))
+        if doublings <= 0:
+            return self
+        noise = jax.tree.map(lambda leaf: leaf, self)
+        object.__setattr__(noise, "span", (low_high[0], low_high[1] * 2.0**doublings))
+        return noise
 
     def bank(self, horizon: Any = None, count: int = TIMES, hurst: Any = None) -> Bank:
         """Return the bank of processes for a horizon and a number of times.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
@@ -13,13 +15,15 @@ from jaxtyping import Array
 
 from ...core._dtype import relaxed
 from ...language._latent import UNDRAWN
-from ...language._model import look_at_draw
+from ...language._model import look_at_draw, sites
 from ._linear import initial, value, why_not_linear
 from ._noise import REACH, FractionalNoise
 from ._path import Plan, grid_of
 
 JUDGED = (0.1, 0.3, 0.7, 0.9)  # H at which the approximation is judged before H is known
 POOR = 0.1  # relative error of a variance that a fit with H unknown is warned of
+COARSE = 10.0  # noise of a step of a path over that of an observation
+TRIED = 5  # draws of the prior by which that is judged
 
 
 def review(model: Any, times: Any) -> tuple[str, ...]:
@@ -75,7 +79,51 @@ def review(model: Any, times: Any) -> tuple[str, ...]:
         if report.misfit > (POOR if latent else 0.05 + 0.05 * (hurst < 0.2)):
             said.append(f"The noise is approximated poorly. {report}")
             break
-    return tuple(said)
+    return (*said, *_coarse(model))
+
+
+def _coarse(model: Any) -> tuple[str, ...]:
+    """Return that steps of a path are too long for what an observation says of the state.
+
+    Within a step the state is not resolved: its error counts once data are that precise. With
+    unknown parameters it must be so of all of a few draws of the prior.
+    """
+    plan = model.plan
+    if plan is None or plan.form != "path":
+        return ()
+    plain = dataclasses.replace(model, hidden={}, plan=None)
+    grid = np.asarray(plan.grid, float)
+    gap, span = np.diff(grid).max(), grid[-1] - grid[0]
+    keys = jr.split(jr.key(0), 1 if all(s.fixed for s in sites(plain)) else TRIED)
+    try:
+        found = [_precision(plain.sample_prior(k), grid[0], gap, span, plan) for k in keys]
+    except (ValueError, NotImplementedError):  # a prior, or a law, without draws or moments
+        return ()
+    move, ratio, hurst = min(found, key=lambda each: each[1])
+    if not ratio > COARSE:
+        return ()
+    steps = span / gap * (ratio / COARSE) ** (1 / hurst)
+    return (
+        f"The path is too coarse for the noise of an observation: in a step of {gap:.3g} the "
+        f"state moves by {move:.3g}, {ratio:.3g} times what an observation leaves open. Take "
+        f"`steps={min(steps, 1e9):.0f}` or more, or a larger noise in `observe`.",
+    )
+
+
+def _precision(draw: Any, start: float, gap: Any, span: float, plan: Plan) -> tuple:
+    """Return how far a step moves the state, that over the noise of an observation, and H."""
+    dtype = jnp.result_type(float)
+    x, t = initial(draw, dtype)[0], jnp.asarray(start, dtype)
+    hurst = jnp.broadcast_to(jnp.asarray(draw.hurst(t), dtype), x.shape)
+    bank = draw.noise.bank(span, len(plan.at), hurst)
+    lag = jnp.asarray(gap, dtype)
+    move = jnp.abs(value(draw, "diffusion", t, x)) * jnp.sqrt(bank.covariance(lag, lag))
+    with relaxed():
+        slope = jax.jacfwd(lambda x: draw.observe(x).mean)(x).reshape(-1, len(x))
+        known = slope**2 / jnp.reshape(jnp.asarray(draw.observe(x).variance), (-1, 1))
+    ratio = np.asarray(move * jnp.sqrt(jnp.nansum(known, axis=0)))
+    worst = int(np.argmax(ratio))
+    return float(move[worst]), float(ratio[worst]), float(hurst[worst])
 
 
 def look(model: Any) -> tuple[int, tuple[int, ...], str]:
