@@ -1,5 +1,9 @@
 """What a user's code reads is part of the program, and of the manifest of a run."""
 
+import fractions
+import functools
+import types
+from collections import deque
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +14,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import xarray
+from jax.tree_util import Partial
 from numpy.testing import assert_allclose, assert_array_equal
 
 import whence as wh
@@ -43,7 +49,18 @@ def density(position):
     return dist.Normal(0.0, SETTINGS["sigma"]).log_prob(position["mu"])
 
 
+class Density:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, position):
+        return dist.Normal(0.0, SETTINGS["sigma"] * self.scale).log_prob(position["mu"])
+
+
+CALLABLE = Density(1.0)
 MAKERS = {
+    "callable": lambda: wh.from_log_density(CALLABLE, {"mu": jnp.zeros(())}),
+    "partial": lambda: wh.from_log_density(Partial(density), {"mu": jnp.zeros(())}),
     "model": lambda: wh.condition(Reads(), Y),
     "numpyro": lambda: wh.from_numpyro(numpyro_model, y=Y),
     "log_density": lambda: wh.from_log_density(density, {"mu": jnp.zeros(())}),
@@ -91,7 +108,57 @@ def _with_default(scale):
     return function
 
 
+class _Callable:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, x):
+        return x * self.scale
+
+
+def _settings(value):
+    """A class with a class in it, and what is no method."""
+    inner = type("Inner", (), {"scale": value})
+    return type("Settings", (), {"Inner": inner, "link": functools.partial(jnp.power, 2)})
+
+
+def _hidden(value):
+    return type("Settings", (), {"_scale": value})
+
+
+def _read_package(x):
+    return x * outer.inner.SCALE  # noqa: F821  # pyright: ignore
+
+
+def _package(value):
+    """A function that reads a value of a module in a module."""
+    outer, inner = types.ModuleType("outer"), types.ModuleType("outer.inner")
+    vars(outer)["inner"], vars(inner)["SCALE"] = inner, value
+    return types.FunctionType(_read_package.__code__, {"outer": outer})
+
+
+def _keys(make):
+    return tuple(code_key(make(v)) for v in (1.0, 1.0, 2.0))
+
+
 CHANGES = {
+    "partial": lambda: _keys(lambda v: functools.partial(jnp.power, v)),
+    "partial_in_closure": lambda: _keys(lambda v: _scaled(functools.partial(_scaled(v)))),
+    "partial_as_pytree": lambda: _keys(lambda v: Partial(_scaled(v), np.ones(2))),
+    "callable": lambda: _keys(_Callable),
+    "slots": lambda: _keys(lambda v: _scaled(_Callable(v))),
+    "bound": lambda: _keys(lambda v: {"a": v}.get),
+    "class": lambda: _keys(lambda v: _scaled(_settings(v))),
+    "hidden": lambda: _keys(lambda v: _scaled(_hidden(v))),
+    "transformed": lambda: _keys(lambda v: jax.vmap(_scaled(v))),
+    "compiled": lambda: _keys(lambda v: _scaled(jax.jit(_scaled(v)))),
+    "modules": lambda: _keys(_package),
+    "deque": lambda: _keys(lambda v: _scaled(deque([v]))),
+    "proxy": lambda: _keys(lambda v: _scaled(types.MappingProxyType({"a": v}))),
+    "fraction": lambda: _keys(lambda v: _scaled(fractions.Fraction(v))),
+    "dataset": lambda: _keys(lambda v: _scaled(xarray.Dataset({"a": ("x", [v])}))),
     "closure": lambda: (code_key(_scaled(1.0)), code_key(_scaled(1.0)), code_key(_scaled(2.0))),
     "default": lambda: tuple(code_key(_with_default(s)) for s in (1.0, 1.0, 2.0)),
     "array": lambda: tuple(code_key(_scaled(np.arange(n))) for n in (3, 3, 4)),
@@ -110,6 +177,13 @@ def test_what_counts(name):
     one, same, other = CHANGES[name]()
     assert one == same
     assert one != other
+
+
+def test_arrays_of_a_pytree_are_data():
+    function = _scaled(1.0)
+    one, other = (code_key(Partial(function, np.full(2, v))) for v in (0.0, 1.0))
+    assert one == other
+    assert code_key(dist.Normal(0.0, 1.0)) == code_key(dist.Normal(1.0, 1.0))
 
 
 def test_a_helper_and_its_globals_count(monkeypatch):

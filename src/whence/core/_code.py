@@ -14,16 +14,25 @@ import functools
 import hashlib
 import sys
 import sysconfig
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import Partial, all_leaves
 
 _DEPTH = 12  # of values in values
 _INSTALLED = tuple(
@@ -82,8 +91,11 @@ def code_parts(tree: Any) -> dict[str, str]:
                 visit(f"{name}{key}.", item, depth - 1)
         elif isinstance(value, Held):
             parts[name.rstrip(".")] = value.content
-        elif isinstance(value, bool | int | float | str | FunctionType | MethodType):
+        elif isinstance(value, bool | int | float | str) or _is_code(value):
             add(name.rstrip("."), lambda r: r.inner(value))
+        elif isinstance(value, Partial):
+            for part in (value.func, value.args, value.keywords):
+                visit(name, part, depth - 1)
 
     visit("", tree)
     return parts
@@ -183,8 +195,10 @@ class _Reader:
             for field in dataclasses.fields(value):
                 self.metadata(field)
                 self.outer(getattr(value, field.name, None), depth - 1)
-        elif isinstance(value, FunctionType | MethodType | type):
+        elif _is_code(value):
             self.inner(value)
+        elif isinstance(value, Partial):
+            self.outer((value.func, value.args, value.keywords), depth - 1)
         elif isinstance(value, tuple | list):
             for item in value:
                 self.outer(item, depth - 1)
@@ -210,16 +224,23 @@ class _Reader:
         elif isinstance(value, MethodType):
             self.inner(value.__self__, depth - 1)
             self.function(value.__func__, depth)
+        elif isinstance(value, BuiltinMethodType):
+            self.say(value.__name__)
+            self.inner(value.__self__, depth - 1)
         elif isinstance(value, type):
             self.cls(value, depth)
         elif isinstance(value, ModuleType):
             self.say(value.__name__)
-        elif isinstance(value, dict):
+        elif isinstance(value, functools.partial):
+            self.inner((value.func, value.args, value.keywords), depth - 1)
+        elif hasattr(value, "__wrapped__"):  # as `jax.jit` leaves it
+            self.inner(value.__wrapped__, depth - 1)
+        elif isinstance(value, dict | MappingProxyType):
             self.say("dict", len(value))
             for name, item in value.items():
                 self.inner(name, depth - 1)
                 self.inner(item, depth - 1)
-        elif isinstance(value, tuple | list | set | frozenset):
+        elif isinstance(value, tuple | list | set | frozenset | deque):
             self.say(type(value).__name__, len(value))
             ordered = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
             for item in ordered:
@@ -243,9 +264,14 @@ class _Reader:
             return
         self.seen[id(value)] = value
         self.cls(type(value), depth)
-        for name, item in sorted(getattr(value, "__dict__", {}).items()):
-            self.say(name)
-            self.inner(item, depth - 1)
+        slots = [n for n in _slots(type(value)) if hasattr(value, n)]
+        if slots or hasattr(value, "__dict__"):
+            own = {n: getattr(value, n) for n in slots} | getattr(value, "__dict__", {})
+            for name, item in sorted(own.items()):
+                self.say(name)
+                self.inner(item, depth - 1)
+        elif " at 0x" not in repr(value):  # made in C: fractions, dates, ranges
+            self.say(repr(value))
 
     def cls(self, cls: type, depth: int = _DEPTH) -> None:
         self.say("class", cls.__qualname__)
@@ -257,15 +283,19 @@ class _Reader:
             self.function(value, depth - 1)
         for base in cls.__mro__:
             for name, value in sorted(vars(base).items()) if _is_own(base) else ():
-                if not name.startswith("_") and not callable(_plain(value)):
+                if not name.startswith("__") and not isinstance(_plain(value), FunctionType):
                     self.say(name)
                     self.inner(value, depth - 1)
 
     def function(self, function: FunctionType, depth: int) -> None:
         self.say("function", function.__qualname__)
-        if id(function) in self.seen or not _is_users(function):
+        if id(function) in self.seen:
             return
         self.seen[id(function)] = function
+        if hasattr(function, "__wrapped__"):  # what a library made of a user's function
+            self.inner(function.__wrapped__, depth - 1)
+        if not _is_users(function):
+            return
         names = self.code(function.__code__, function.__doc__)
         self.inner(function.__defaults__, depth - 1)
         self.inner(function.__kwdefaults__, depth - 1)
@@ -274,15 +304,19 @@ class _Reader:
                 self.inner(cell.cell_contents, depth - 1)
             except ValueError:  # not filled yet
                 self.say("empty")
-        for name in sorted(names & function.__globals__.keys()):
+        known = ChainMap(function.__globals__, sys.modules)  # it may import what it reads
+        for name in sorted(name for name in names if name in known):
             self.say(name)
-            value = function.__globals__[name]
-            self.inner(value, depth - 1)
-            if not isinstance(value, ModuleType) or not hasattr(value, "__file__"):
-                continue  # what is built in, as `sys`, has no file
-            if not _is_installed(value.__file__ or ""):
-                for inside in sorted(names & vars(value).keys()):
-                    self.inner(vars(value)[inside], depth - 1)
+            self.inner(known[name], depth - 1)
+            self.module(known[name], names, depth - 1)
+
+    def module(self, value: Any, names: set[str], depth: int) -> None:
+        """Read what code may reach through a module of a user, by the names in that code."""
+        if not isinstance(value, ModuleType) or depth < 0 or not _is_own_module(value.__name__):
+            return
+        for name in sorted(names & vars(value).keys()):
+            self.inner(vars(value)[name], depth - 1)
+            self.module(vars(value)[name], names, depth - 1)
 
     def code(self, code: CodeType, doc: str | None) -> set[str]:
         """Read instructions and constants; return the names of globals and attributes."""
@@ -295,6 +329,17 @@ class _Reader:
             elif doc is None or constant != doc:
                 self.inner(constant)
         return names
+
+
+def _is_code(value: Any) -> bool:
+    """Whether a value is a function, or may be called as one and is no pytree of data."""
+    return callable(value) and not isinstance(value, eqx.Module) and all_leaves([value])
+
+
+def _slots(cls: type) -> list[str]:
+    found = [vars(base).get("__slots__", ()) for base in cls.__mro__]
+    names = [n for slots in found for n in ([slots] if isinstance(slots, str) else slots)]
+    return [name for name in names if not name.startswith("__")]
 
 
 def _methods(cls: type) -> list[tuple[str, FunctionType]]:
