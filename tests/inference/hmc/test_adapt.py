@@ -19,7 +19,7 @@ from whence.inference.hmc._adapt import (
     start_adaptation,
 )
 from whence.inference.hmc._estimate import DiagonalEstimator
-from whence.inference.hmc._transition import FAILED, SAMPLING, SCALING, Chain, far
+from whence.inference.hmc._transition import FAILED, SAMPLING, SCALING, Chain
 
 WARMUP, SCALES = 1000, np.asarray([2.0, 0.5])
 FISHER = DiagonalEstimator(many=math.inf)
@@ -92,7 +92,7 @@ def test_a_window_makes_a_metric_and_a_search_for_its_step_size(key):
 
 def test_a_window_on_the_way_is_not_used(key):
     draws, _ = _draws(10, key)
-    climb = jnp.linspace(-10 * far(2), 0, 10)
+    climb = jnp.linspace(-1_200.0, 0, 10)
     adaptation, chain = learn(FISHER, _after(draws, climb), _chain(), 10, WARMUP)
     assert_allclose(adaptation.metric.scale, 1)
     assert adaptation.length == 10
@@ -108,9 +108,10 @@ def test_descent_is_told_from_fluctuation(key):
         window = _after(*_draws(10, jr.fold_in(key, number))).window
         assert not is_descending(window)
     draws, _ = _draws(10, key)
-    # What counts is the rise over the whole window, not that from draw to draw.
-    for rise, want in ((0.5, False), (2.0, True)):
-        climb = jnp.linspace(-rise * far(2), 0, 10)
+    # What counts is the rise over the whole window, not that from draw to draw. The limit is
+    # 10 (dim + 10) nats, as the docs say.
+    for rise, want in ((60.0, False), (240.0, True)):
+        climb = jnp.linspace(-rise, 0, 10)
         assert is_descending(_after(draws, climb).window) == want
     huge = -1e60 * jnp.exp(-jnp.arange(10.0))
     assert is_descending(_after(draws, huge).window)

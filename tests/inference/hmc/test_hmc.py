@@ -47,12 +47,16 @@ def test_keeps_a_skewed_target(step_size, key):
         def one(state, number):
             keys = jr.split(jr.fold_in(key_run, number), len(draws))
             step = lambda s, k: engine.step(target, s, jnp.int32(0), key=k)
-            state, info = jax.vmap(step)(state, keys)
-            return state, info.stats["acceptance_rate"]
+            new, info = jax.vmap(step)(state, keys)
+            is_moved = new.chain.position[:, 0] != state.chain.position[:, 0]
+            return new, (info.stats["acceptance_rate"], is_moved)
 
         return jax.lax.scan(one, state, jnp.arange(10))
 
-    state, rates = advance(jax.vmap(start)(draws))
+    state, (rates, moved) = advance(jax.vmap(start)(draws))
+    rates, moved = np.asarray(rates), np.asarray(moved)
+    # Each trajectory is accepted with the probability that is reported of it.
+    assert abs(np.sum(moved - rates)) < 4.5 * np.sqrt(np.sum(rates * (1 - rates)))
     gamma = np.exp(np.asarray(state.chain.position[:, 0]))
     assert stats.kstest(gamma, stats.gamma(2.0).cdf).pvalue > 1e-5
     assert np.mean(rates) < 0.999
