@@ -257,6 +257,19 @@ def test_bad_input_is_refused_in_words(key):
         wh.smooth(Gaussian(2), key=key)
     with pytest.raises(ValueError, match="`smoother` must be"):
         wh.smooth(_target(), smoother="best", key=key)
+
+    class Wide(Level):
+        def transition(self, x, t):
+            return dist.Normal(jnp.zeros(2), self.s)
+
+    class Spread(Level):
+        def emission(self, x, t):
+            return dist.Normal(x * jnp.ones(2), self.r)
+
+    with pytest.raises(ValueError, match=r"`transition` of Wide .* of the state, \(\).*\(2,\)"):
+        wh.condition(Wide(), Y)
+    with pytest.raises(ValueError, match=r"`emission` of Spread .* would broadcast"):
+        wh.condition(Spread(), Y)
     target = wh.condition(Regimes(), np.array([1.0, 2.0]))
     with pytest.raises(ValueError, match="`proposal='guided'` needs a normal law"):
         wh.filter(target, wh.ParticleFilter(10, "guided"), key=key)

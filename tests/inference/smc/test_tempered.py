@@ -24,6 +24,7 @@ from whence.inference.smc._weights import (
 
 RUNS = 120
 WASTE_FREE = {"kernel": "mala", "particles": 480, "chains": 30}
+PERSISTENT = {"kernel": "mala", "persistent": True, "max_steps": 30}
 CASES = [
     pytest.param(1, {"kernel": "hmc"}, marks=pytest.mark.slow),
     pytest.param(3, {"kernel": "hmc"}, marks=pytest.mark.slow),
@@ -31,6 +32,7 @@ CASES = [
     (3, {"kernel": "rwm"}),
     (3, {"kernel": "independent"}),
     (3, WASTE_FREE),
+    (3, PERSISTENT),
 ]
 cases = pytest.mark.parametrize(("dim", "options"), CASES, ids=str)
 

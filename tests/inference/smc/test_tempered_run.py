@@ -250,12 +250,27 @@ def test_a_reference_of_ones_own(key):
         ReferencePath(scale=-1.0)
 
 
+def test_particles_of_all_temperatures_are_draws(key):
+    target = Conjugate.simulate(2)
+    engine = TemperedSMC(particles=500, kernel="mala", persistent=True, max_steps=30)
+    sample = wh.infer(target, engine, key=key).sample
+    weights = np.exp(sample.log_weights[0])
+    x = sample.positions["x"][0]
+    assert len(x) % 500 == 0
+    assert 1 / np.sum(weights**2) > 600  # those of earlier temperatures count
+    assert np.all(np.abs(weights @ x - target.mean) < 4.5 * target.sd / 500**0.5)
+    off = sample.log_evidence - target.log_evidence
+    assert abs(off) < 4.5 * sample.log_evidence_error
+    assert 0.03 < sample.log_evidence_error < 0.3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"chains": 100}, "`chains` must divide `particles`, 2048.*; got 100"),
         ({"chains": 2048}, "`chains` must divide .*; got 2048"),
         ({"chains": 64, "moves": 3}, "`moves` must be None with `chains`.*; got 3"),
+        ({"chains": 64, "persistent": True}, "`chains` must be None with `persistent=True`"),
     ],
 )
 def test_chains_that_do_not_fit_are_refused(options, message):

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ...core._convert import fraction, number, one_of, whole
+from ...core._convert import flag, fraction, number, one_of, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._feynman_kac import AbstractFeynmanKac
 from ...core._results import RESULTS
@@ -21,6 +22,7 @@ from ._kernels import AbstractKernel, Particles
 from ._metric import AbstractMetric, Factor
 from ._moves import Moves, MoveStats, move_chains, move_particles, no_moves
 from ._path import PATHS, AbstractPath, Reference, choose_path, log_terms
+from ._persistent import Pool
 from ._record import (
     flat_positions,
     kernel_field,
@@ -52,6 +54,7 @@ class Tempered(NamedTuple):
     log_scale: Scalar
     factor: Factor  # of the particles as they are weighted at this temperature
     reference: Reference | None
+    pool: Pool | None  # of persistent particles
     moves: MoveStats
     num_nonfinite: Array
     num_steps: Array
@@ -73,6 +76,7 @@ class Tempering(AbstractFeynmanKac):
     path: str | AbstractPath
     moves: Moves
     chains: int | None
+    stages: int | None  # that persistent particles may have
 
     def initial(self, *, key: PRNGKey) -> tuple[Particles, Tempered]:
         path = choose_path(self.target, self.path)
@@ -88,6 +92,7 @@ class Tempering(AbstractFeynmanKac):
                 jnp.asarray(self.moves.kernel.first_scale(x.shape[1]), wide_dtype())
             ),
             reference=reference,
+            pool=None if self.stages is None else Pool.empty(x, self.stages),
             moves=no_moves(),
             num_nonfinite=none,
             num_steps=none,
@@ -106,19 +111,30 @@ class Tempering(AbstractFeynmanKac):
         key: PRNGKey,
     ) -> tuple[Particles, Tempered]:
         terms = lambda x: log_terms(self.target, control.reference, x)
-        at = control.temperature, control.factor, control.log_scale
+        pool, factor = control.pool, control.factor
+        founders = jnp.arange(self.num, dtype=jnp.int32)
+        if pool is not None:
+            key, key_choose = jr.split(key)
+            choose = lambda p: p.choose(control.temperature, key=key_choose)
+            particles, founders = jax.lax.cond(
+                pool.size > 0, choose, lambda _: (particles, founders), pool
+            )
+            factor = self.moves.metric.factor(particles.x, log_weights)
+        at = control.temperature, factor, control.log_scale
         if self.chains is None:
             found = move_particles(self.moves, terms, particles, log_weights, *at, key=key)
         else:
             found = move_chains(self.moves, terms, particles, self.chains, *at, key=key)
         particles, log_scale, stats = found
-        return particles, control._replace(log_scale=log_scale, moves=stats)
+        if pool is not None:
+            pool = pool.grown(particles, founders)
+        return particles, control._replace(log_scale=log_scale, moves=stats, pool=pool)
 
     def log_potential(
         self, particles: Particles, log_weights: Float[Array, " particle"], control: Tempered
     ) -> tuple[Float[Array, " particle"], Tempered]:
-        old = control.temperature
-        new = next_temperature(log_weights, particles.log_tilt, old, self.ess)
+        old, pool = control.temperature, control.pool
+        new = next_temperature(log_weights, particles.log_tilt, old, self.ess, pool)
         alive = (log_weights > -jnp.inf) & (particles.log_tilt > -jnp.inf)
         finished = old >= 1.0
         nonfinite = ~finished & ~jnp.any(alive)
@@ -128,8 +144,13 @@ class Tempering(AbstractFeynmanKac):
         stays = finished | nonfinite | stalled
         tilt = jnp.where(alive, (new - old) * particles.log_tilt, -jnp.inf)
         tilt, new = jnp.where(stays, 0.0, tilt), jnp.where(stays, old, new)
+        if pool is not None:
+            before = pool.log_evidences[pool.size - 1]
+            pool, found = pool.heading(new)
+            tilt = jnp.full_like(tilt, jnp.where(nonfinite, 0.0, found - before))
         return tilt, control._replace(
             temperature=new,
+            pool=pool,
             recent=jnp.append(control.recent[1:], new),
             factor=self.moves.metric.factor(particles.x, normalise(log_weights + tilt)[0]),
             num_nonfinite=jnp.sum(particles.log_tilt == -jnp.inf, dtype=jnp.int32),
@@ -161,6 +182,9 @@ class TemperedSMC(AbstractEngine):
             mixed.
         chains: Waste-free: only so many particles are resampled, each begins a chain of
             `particles / chains` states, and all states of chains are particles. None: off.
+        persistent: Whether particles of all temperatures are kept and weighted anew at each,
+            as draws of their mixture: more draws for the same moves. They are resampled
+            systematically, and `threshold` has no effect.
         kernel: `"hmc"`, `"mala"`, `"independent"`, or `"rwm"` for likelihoods without a
             useful gradient, or an `AbstractKernel`.
         resampling: `"systematic"`, `"stratified"`, `"residual"`, `"multinomial"`, `"ssp"` or
@@ -181,6 +205,7 @@ class TemperedSMC(AbstractEngine):
         Del Moral, Doucet and Jasra (2006), doi:10.1111/j.1467-9868.2006.00553.x.
         Zhou, Johansen and Aston (2016), doi:10.1080/10618600.2015.1060885.
         Dau and Chopin (2022), waste-free SMC, doi:10.1111/rssb.12475 [chains: int].
+        Karamanis and Seljak (2024), persistent sampling, arXiv:2407.20722 [persistent: True].
         Douc, Cappe and Moulines (2005), resampling, doi:10.1109/ISPA.2005.195385.
         Neal (2011), arXiv:1206.1901 [kernel: hmc].
         Roberts, Gelman and Gilks (1997), doi:10.1214/aoap/1034625254 [kernel: rwm].
@@ -196,6 +221,7 @@ class TemperedSMC(AbstractEngine):
     chains: int | None = eqx.field(
         default=None, converter=whole("chains", least=2, optional=True)
     )
+    persistent: bool = eqx.field(default=False, converter=flag("persistent"))
     kernel: str | AbstractKernel = kernel_field()
     resampling: str | AbstractResampling = resampling_field()
     threshold: float = eqx.field(default=0.75, converter=number("threshold", least=0, most=1))
@@ -209,6 +235,10 @@ class TemperedSMC(AbstractEngine):
     def __check_init__(self):
         if self.chains is None:
             return
+        if self.persistent:
+            raise ValueError(
+                f"`chains` must be None with `persistent=True`; got {self.chains}."
+            )
         if self.particles % self.chains or self.particles == self.chains:
             raise ValueError(
                 f"`chains` must divide `particles`, {self.particles}, into chains of two or "
@@ -233,8 +263,10 @@ class TemperedSMC(AbstractEngine):
 
     def model(self, target: AbstractTarget) -> Tempering:
         """Return the Feynman-Kac model that is run."""
+        stages = self.max_steps if self.persistent else None
+        moves = made_moves(self)
         return Tempering(
-            target, self.particles, self.ess, self.path, made_moves(self), self.chains
+            target, self.particles, self.ess, self.path, moves, self.chains, stages
         )
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
@@ -244,7 +276,7 @@ class TemperedSMC(AbstractEngine):
         self, target: AbstractTarget, state: Cloud, index: Array, *, key: PRNGKey
     ) -> tuple[Cloud, Info]:
         before: Tempered = state.control
-        resampler = Resampler(self.resampling, self.threshold)
+        resampler = Resampler(self.resampling, -1.0 if self.persistent else self.threshold)
         if self.chains is not None:
             scheme = Repeated(named(self.resampling, SCHEMES), self.chains)
             # There are chains from the first move on, and every step resamples.
@@ -256,6 +288,9 @@ class TemperedSMC(AbstractEngine):
             "next_temperature": after.temperature,
             "num_nonfinite": after.num_nonfinite,
         }
+        if (pool := after.pool) is not None:
+            stats["ess"] = pool.sums(after.temperature)[1]
+            state = eqx.tree_at(lambda cloud: cloud.mixing_variance, state, pool.variance)
         return state, Info(position=None, stats=stats)
 
     def done(self, state: Cloud) -> Bool[Array, ""]:
@@ -282,7 +317,9 @@ class TemperedSMC(AbstractEngine):
     def posterior(
         self, target: AbstractTarget, state: Cloud, trace: Trace, *, key: PRNGKey
     ) -> Sample:
-        whole = _finish(only_cloud(state))
+        last = only_cloud(state)
+        pool = last.control.pool
+        whole = _finish(last) if pool is None else pool.cloud(last)
         return weighted_sample(whole, *flat_positions(target, whole.particles), _history(trace))
 
 
@@ -291,20 +328,27 @@ def next_temperature(
     log_tilt: Float[Array, " particle"],
     temperature: Scalar,
     ess: float,
+    pool: Pool | None = None,
 ) -> Scalar:
     """Return the highest temperature that keeps the conditional ESS fraction at `ess`.
 
-    The fraction falls as the temperature rises, so bisection finds it; in the logarithm
-    of the step, as steps from a vague prior may be many powers of ten below 1.
+    Of a pool, the effective sample size over the particles of a stage. Either falls as the
+    temperature rises, so bisection finds it; in the logarithm of the step, as steps from a
+    vague prior may be many powers of ten below 1.
     """
+
+    def fraction(step: Scalar) -> Scalar:
+        if pool is None:
+            return conditional_ess_fraction(log_weights, log_tilt, step)
+        return pool.sums(temperature + step)[1] / len(log_tilt)
+
     largest = 1.0 - temperature
     bracket = (jnp.full((), _LOG_SMALLEST, wide_dtype()), jnp.zeros((), wide_dtype()))
 
     def halve(i: Any, bracket: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
         low, high = bracket
         middle = jnp.where(i == 0, high, 0.5 * (low + high))  # first of all, try the end
-        fraction = conditional_ess_fraction(log_weights, log_tilt, largest * jnp.exp(middle))
-        keeps = fraction >= ess
+        keeps = fraction(largest * jnp.exp(middle)) >= ess
         return jnp.where(keeps, middle, low), jnp.where(keeps, high, middle)
 
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, bracket)
