@@ -92,6 +92,21 @@ class TakesTarget(Protocol):
         ...
 
 
+@runtime_checkable
+class OfBatches(Protocol):
+    """A family whose member is a function of the data, so that it has one for some rows."""
+
+    def of_rows(self, target: Any, rows: Array) -> tuple[AbstractFamily, Any]:
+        """Return the family for some rows, and the target of these alone.
+
+        Densities of what is local count as often as a row of the batch stands for.
+
+        Raises:
+            ValueError: If it is a function of all rows together.
+        """
+        ...
+
+
 def bound(family: AbstractFamily, target: Any, layout: Layout) -> AbstractFamily:
     """Return a family for positions of a target."""
     own = family.at(target) if isinstance(family, TakesTarget) else family

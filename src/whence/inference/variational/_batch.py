@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ...core._data import log_density_estimate
-from ...core._family import bound
+from ...core._family import OfBatches, bound
 from ...core._flat import flat_view, position_shapes
 from ...core._target import AbstractTarget, HasLocals, local_names
 from ._estimator import AbstractEstimator, PathDerivative
@@ -28,12 +28,14 @@ class Batch(NamedTuple):
         rows: Numbers of the rows; None for all, where no part of the family is by row.
         family: The family, bound to what these rows see of a position.
         params: Its parameters there.
+        scale: How many rows each of the target stands for, where it is of these rows alone.
     """
 
     target: Any
     rows: Array | None
     family: AbstractFamily
     params: PyTree
+    scale: float | None = None
 
     @staticmethod
     def of(
@@ -47,6 +49,11 @@ class Batch(NamedTuple):
             params: Parameters of all rows.
             rows: Numbers of the rows.
         """
+        if rows is not None and isinstance(family, OfBatches):
+            own, part = family.of_rows(target, rows)
+            whole: Any = target
+            scale = whole.num_data / len(rows)
+            return Batch(part, None, bound(own, part, layout_of(part)), params, scale)
         if not has_rows(family):
             return Batch(target, rows, bound(family, target, layout_of(target)), params)
         assert isinstance(target, HasLocals)
@@ -69,6 +76,9 @@ class Batch(NamedTuple):
         by_row = has_rows(self.family)
 
         def density(x) -> Any:
+            if self.scale is not None:
+                shared, each = target.log_joint_rows(x, every_row(target))
+                return shared + self.scale * jnp.sum(each)
             if not by_row or rows is None:
                 return log_density_estimate(target, x, rows)
             shared, each = target.log_joint_rows(x, rows)
@@ -106,7 +116,9 @@ def check_parts(
     """
     names = local_names(target)
     alone = [name for name in names if not isinstance(_owner(family, name), AbstractByRow)]
-    if alone and (batch_size is not None or len(alone) < len(names)):
+    if batch_size is not None and isinstance(family, OfBatches):
+        family.of_rows(target, jnp.arange(batch_size))
+    elif alone and (batch_size is not None or len(alone) < len(names)):
         raise ValueError(
             f"Latent `{alone[0]}` has one value per data row, of which a batch sees its own: "
             f"give it a family by row, as `family=Factors({{{alone[0]!r}: Local()}})` or "

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from ...core._convert import flag, one_of, part, positive, whole
 from ...core._data import BATCHING, Epoch, Minibatches, minibatches
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
-from ...core._family import bound
+from ...core._family import OfBatches, bound
 from ...core._flat import flat_init, flat_view
 from ...core._key import as_key
 from ...core._results import RESULTS
@@ -212,7 +212,7 @@ class BBVI(AbstractOnlineEngine):
 
     def draw(self, target: AbstractTarget, state: BBVIState, *, key: PRNGKey) -> Position:
         location, unravel = flat_view(target)
-        family, params = Batch.of(target, self.family, state.params, None)[2:]
+        family, params = Batch.of(target, self.family, state.params, None)[2:4]
         noise = jax.tree.map(lambda x: x[0], family.noise(location, 1, key=key))
         return unravel(family.transform(params, noise))
 
@@ -370,6 +370,7 @@ class BBVI(AbstractOnlineEngine):
     def _may_end_early(self) -> bool:
         # Traces of several fits are compared, so these have one length.
         own = self.optimizer is not None or self.update is not None
+        own |= self.batch_size is not None and isinstance(self.family, OfBatches)
         return not own and self.restarts == 1 and not has_rows(self.family)
 
     def _start(self, target: AbstractTarget, state: BBVIState, key: PRNGKey) -> BBVIState:

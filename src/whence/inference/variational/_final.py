@@ -68,7 +68,7 @@ def draw(
 ) -> Drawn:
     """Draw from a fitted family, as the user gave it."""
     location, unravel = flat_view(target)
-    family, params = Batch.of(target, given, params, None)[2:]
+    family, params = Batch.of(target, given, params, None)[2:4]
     num_draws, checked = sizes
     noise = family.noise(location, num_draws, key=key)
     flat = jax.vmap(lambda n: family.transform(params, n))(noise)

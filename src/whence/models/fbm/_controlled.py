@@ -19,7 +19,9 @@ from ...core._dtype import relaxed
 from ...core._family import AbstractFamily, Layout, Noise, Vector
 from ...core._flat import flat_view, position_shapes
 from ...core._types import PRNGKey, Scalar
-from ._guide import coloured, guide_of, stacked, whitened
+from ...language._local import with_rows
+from ...language._model import sites
+from ._guide import Guide, coloured, guide_of, stacked, whitened
 from ._linear import bends, initial
 from ._path import advance, scan, start_size, started
 from ._sde import FractionalSDE
@@ -55,7 +57,8 @@ class ControlledPath(AbstractFamily):
             the control is exact without.
         encoder: Makes a module, given a key, that is called with the data of one series and
             returns features, `(feature,)` or `(time, feature)`; of the latter the network
-            sees those of the next time. It serves series that no fit has seen.
+            sees those of the next time. It serves series that no fit has seen, and with it
+            an update may see a batch of the series (`batch_size`).
 
     References:
         Daems, Opper, Crevecoeur and Birdal (2024), Variational inference for SDEs driven by
@@ -76,6 +79,7 @@ class ControlledPath(AbstractFamily):
     )
     encoder: Callable[[PRNGKey], Callable[..., Any]] | None = None
     target: Any = None  # set by `at`
+    scale: float = eqx.field(default=1.0, static=True)  # of paths, set by `of_rows`
 
     def __check_init__(self):
         if self.encoder is not None and isinstance(self.encoder, eqx.Module):
@@ -124,6 +128,20 @@ class ControlledPath(AbstractFamily):
             exact = affine and self.linear and self.encoder is None
             width = (0 if exact else WIDTH) if width is None else width
         return dataclasses.replace(self, target=target, width=width, rounds=rounds)
+
+    def of_rows(self, target: Any, rows: Array) -> tuple[ControlledPath, Any]:
+        """Return the family for some of several series, and the target of these alone."""
+        if self.encoder is None or not target.model.plan.several:
+            raise ValueError(
+                "`batch_size` must be None for a `ControlledPath` without an `encoder`, or of "
+                "one series: its parameters are those of all data together."
+            )
+        y, inputs = target.take(rows)
+        model, count = with_rows(target.model, len(rows)), len(rows)
+        part = dataclasses.replace(
+            target, model=model, y=y, inputs=inputs, sites=sites(model), rows=count
+        )
+        return dataclasses.replace(self, scale=target.rows / count), part
 
     def bind(self, layout: Layout) -> ControlledPath:
         own = tuple(entry for entry in layout if entry[0] not in PATH)
@@ -229,7 +247,7 @@ class ControlledPath(AbstractFamily):
 
     def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
         theta, z = self._theta(params, noise), noise["path"]
-        path = _normal(z) + self._paths(params, theta, z, False)[1]
+        path = self.scale * (_normal(z) + self._paths(params, theta, z, False)[1])
         if self.parameters is None:
             return path
         return path + self.parameters.log_prob(params["parameters"], noise["parameters"])
@@ -238,7 +256,7 @@ class ControlledPath(AbstractFamily):
         def log_density(vector):
             theta, path = self._split(vector)
             z, scales = self._paths(params, ravel_pytree(theta)[0], path, True)
-            return scales + _normal(z)
+            return self.scale * (scales + _normal(z))
 
         path = jax.grad(log_density)(self.transform(params, noise))
         if self.parameters is None:
@@ -285,17 +303,10 @@ class ControlledPath(AbstractFamily):
         clock = jnp.stack([grid[:-1] - grid[0], grid[at[following]] - grid[:-1]], axis=1) / span
 
         def one(y, seen, numbers, start, log_scale, features):
-            law_of = lambda: guide_of(draw, bank, steps, (at, y, seen), self.rounds)
+            guide = Guide()
             if self.linear:
-                guide = law_of()
-            else:
-                like = jax.tree.map(
-                    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(law_of)
-                )
-                guide = like._replace(start_root=jnp.eye(first, dtype=grid.dtype))
-            if not (self.linear and self.discrete):
-                eye = jnp.eye(number, dtype=grid.dtype)
-                guide = guide._replace(root=jnp.broadcast_to(eye, guide.root.shape))
+                guide = guide_of(draw, bank, steps, (at, y, seen), self.rounds)
+                guide = guide if self.discrete else guide._replace(root=None)
             seen_ahead = clock
             if features is not None:
                 ahead = features if features.ndim == 1 else features[following]
@@ -311,16 +322,15 @@ class ControlledPath(AbstractFamily):
                     return whitened(root, mean, v) * jnp.exp(-log_scale)
                 return coloured(root, mean, v * jnp.exp(log_scale))
 
-            begun = law(
-                guide.start_mean + start[0], guide.start_root, start[1], numbers[:first]
-            )
+            mean = start[0] if guide.start_mean is None else guide.start_mean + start[0]
+            begun = law(mean, guide.start_root, start[1], numbers[:first])
             noise = numbers[:first] if inverse else begun
 
             def step(state, inputs):
                 step, gain, mean, root, log_scale, clock, v = inputs
                 x, y = state
                 flat = stacked(x, y)
-                mean = mean + gain @ flat
+                mean = jnp.zeros_like(v) if mean is None else mean + gain @ flat
                 if "control" in layers:
                     shift = _apply(layers["control"], jnp.concatenate([clock, flat]))
                     mean = mean + BOUND * jnp.tanh(shift / BOUND)
@@ -331,9 +341,10 @@ class ControlledPath(AbstractFamily):
             steps_in = (steps, guide.gain, guide.mean, guide.root, log_scale, seen_ahead)
             white = numbers[first:].reshape(length, number)
             _, rest = scan(step, started(draw, bank, noise), (*steps_in, white))
-            logs = lambda root: jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)))
-            scales = logs(guide.root) + logs(guide.start_root)
-            scales = scales - jnp.sum(log_scale) - jnp.sum(start[1])
+            scales = -jnp.sum(log_scale) - jnp.sum(start[1])
+            for root in (guide.root, guide.start_root):
+                if root is not None:
+                    scales += jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)))
             return jnp.concatenate([begun, rest.ravel()]), scales
 
         features = self._features(layers["encoder"]) if self.encoder is not None else None

@@ -32,7 +32,7 @@ from ._path import Steps, advance, datum_term, scan, start_size, started
 
 
 class Guide(NamedTuple):
-    """Laws of the noise, of the start and of each step (leading axis).
+    """Laws of the noise, of the start and of each step (leading axis); None as in the prior.
 
     Attributes:
         start_mean: `(number,)`.
@@ -42,11 +42,11 @@ class Guide(NamedTuple):
         root: L, `(step, number, number)`.
     """
 
-    start_mean: Array
-    start_root: Array
-    gain: Array
-    mean: Array
-    root: Array
+    start_mean: Array | None = None
+    start_root: Array | None = None
+    gain: Array | None = None
+    mean: Array | None = None
+    root: Array | None = None
 
 
 def stacked(x: Array, y: Array) -> Array:
@@ -144,11 +144,13 @@ def guide_of(
     return one_round(*near)
 
 
-def whitened(root: Array, mean: Array, e: Array) -> Array:
+def whitened(root: Array | None, mean: Array, e: Array) -> Array:
     """Return the standard normal numbers behind noise of a law."""
-    return root.T @ (e - mean)
+    return e - mean if root is None else root.T @ (e - mean)
 
 
-def coloured(root: Array, mean: Array, z: Array) -> Array:
+def coloured(root: Array | None, mean: Array, z: Array) -> Array:
     """Return noise of a law made of standard normal numbers."""
+    if root is None:
+        return mean + z
     return mean + solve_triangular(root, z, lower=True, trans=1)

@@ -185,22 +185,27 @@ def draw_paths(
     even = start + (times[-1] - start) * jnp.linspace(0.0, 1.0, steps + 1, dtype=times.dtype)
     grid = jnp.sort(jnp.concatenate([even, times]))
     d, k = len(initial(model, times.dtype)[0]), len(bank.rates)
-    move = jax.vmap(lambda *v: advance(model, *v), (None, 0, 0, 0))
+    # Paths are the last axis: what is done to all of them is one loop without strides.
+    move = jax.vmap(lambda *v: advance(model, *v), (None, -1, -1, -1), -1)
 
     @jax.checkpoint
     def one(state, inputs):
         step, key = inputs
-        noise = normals(key, (paths * d, k), times.dtype) @ step.factor.T
-        state = move(step, *state, noise.reshape(paths, d, k))
+        # Single precision will do: 22 bits, far below the error of steps. Fused into the sums,
+        # numbers would be made again for each of them.
+        white = normals(key, (k, d, 1, paths), jnp.dtype("float32")).astype(times.dtype)
+        white = jax.lax.optimization_barrier(white)
+        noise = sum(step.factor[None, :, j, None] * white[j] for j in range(k))
+        state = move(step, *state, noise)
         return state, state[0]
 
     key_start, key_steps = jr.split(key)
     white = jr.normal(key_start, (paths, start_size(model, d, k)), times.dtype)
-    begin = jax.vmap(lambda w: started(model, bank, w))(white)
+    begin = jax.vmap(lambda w: started(model, bank, w), out_axes=-1)(white)
     keys = jr.split(key_steps, len(grid) - 1)
     _, found = jax.lax.scan(one, begin, (steps_on(model, bank, grid), keys))
     found = jnp.concatenate([begin[0][None], found])
-    return jnp.swapaxes(found[jnp.searchsorted(grid, times, side="right") - 1], 0, 1)
+    return jnp.moveaxis(found[jnp.searchsorted(grid, times, side="right") - 1], -1, 0)
 
 
 def datum_term(model: Any, x: Array, y: Array, seen: Array | None) -> Array:
