@@ -75,33 +75,36 @@ def test_density_of_each_datum_given_all_others():
 
 
 def test_density_given_the_rest_with_errors_that_hang_together():
-    errors = np.array([[0.5, 0.3], [0.3, 0.4]])
+    errors, move = np.array([[0.5, 0.3], [0.3, 0.4]]), np.array([[0.8, 0.5], [-0.1, 0.6]])
+    see = np.array([[1.0, 0.0], [-2.0, 1.0]])
 
     class Both(wh.StateSpaceModel):
         def initial(self):
-            return dist.Normal(0.5, 1.0)
+            return dist.Normal(jnp.array([0.5, -0.2]), 1.0)
 
         def transition(self, x, t):
-            return dist.Normal(0.8 * x, 0.6)
+            return dist.Normal(move @ x, 0.6)
 
         def emission(self, x, t):
-            return dist.MultivariateNormal(jnp.stack([x, -2 * x]), errors)
+            return dist.MultivariateNormal(see @ x, errors)
 
     y = np.random.default_rng(3).normal(size=(4, 2))
     y[2, 0] = np.nan
     target = wh.condition(Both(), y)
     model = target.constrain({})
     rest = model.log_density_given_rest(target.y, *target.inputs)
-    state, mean = np.eye(4), 0.5 * 0.8 ** np.arange(4)
+    # Rows of `root` are states as made of all noise.
+    root, mean = [np.eye(2, 8)], [np.array([0.5, -0.2])]
     for t in range(1, 4):
-        state[t] = 0.8 * state[t - 1]
-        state[t, t] = 0.6
-    h = np.kron(np.eye(4), [[1.0], [-2.0]])
-    cov = h @ state @ state.T @ h.T + np.kron(np.eye(4), errors)
+        mean.append(move @ mean[-1])
+        root.append(move @ root[-1] + 0.6 * np.eye(2, 8, k=2 * t))
+    h = np.kron(np.eye(4), see)
+    spread = h @ np.concatenate(root)
+    cov = spread @ spread.T + np.kron(np.eye(4), errors)
     seen = ~np.isnan(y.ravel())
     inverse = np.linalg.inv(cov[np.ix_(seen, seen)])
     precision = np.diag(inverse)
-    off = inverse @ (y.ravel() - h @ mean)[seen]
+    off = inverse @ (y.ravel() - h @ np.concatenate(mean))[seen]
     want = 0.5 * (np.log(precision / (2 * np.pi)) - off**2 / precision)
     assert_allclose(np.ravel(rest)[seen], want, rtol=1e-9)
 
@@ -146,6 +149,32 @@ def test_square_roots_keep_float32_right_where_covariances_lose_their_digits():
         jax.config.update("jax_enable_x64", True)
     assert abs(roots - exact) < 1e-4 * abs(exact)
     assert not abs(covariances - exact) < 1e-2 * abs(exact)
+
+
+@pytest.mark.parametrize(("parallel", "length"), [(False, 50_000), (True, 1_000)])
+def test_long_chains_keep_their_digits_in_float32(parallel, length, key):
+    class Two(wh.StateSpaceModel):
+        def initial(self):
+            return dist.Categorical(probs=jnp.array([0.7, 0.3]))
+
+        def transition(self, x, t):
+            return dist.Categorical(probs=jnp.array([[0.9, 0.1], [0.2, 0.8]])[x])
+
+        def emission(self, x, t):
+            return dist.Normal(jnp.array([-3.0, 40.0])[x], 20.0)
+
+    y = np.random.default_rng(0).normal(20.0, 25.0, size=length)
+    exact = wh.condition(Two(parallel=False), y)
+    with jax.enable_x64(False):
+        target = wh.condition(Two(parallel=parallel), y.astype(np.float32))
+        evidence = float(target.log_density({}))
+        if not parallel:
+            got = wh.smooth(target, key=key, paths=1).mean[:, 0]
+    # Of 230,000 and 4,600 nats.
+    assert abs(evidence - float(exact.log_density({}))) < (0.01 if parallel else 0.1)
+    if not parallel:
+        want = wh.smooth(exact, key=key, paths=1).mean[:, 0]
+        assert np.abs(got - want).max() < 1e-4
 
 
 def test_gradient_of_the_evidence_is_its_slope():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -92,15 +93,21 @@ def log_evidence(system: System, y: Array, seen: Array) -> Array:
     """
 
     def step(carry, inputs):
-        mean, covariance, total = carry
+        mean, covariance = carry
         move, y, seen = inputs
         mean, covariance = move.move(mean), move.spread(covariance)
         mean, covariance, term, _ = _update(system, mean, covariance, y, seen)
-        return (mean, covariance, total + term), None
+        return (mean, covariance), term
 
-    start = (system.mean, system.covariance, jnp.zeros((), y.dtype))
-    (_, _, total), _ = jax.lax.scan(step, start, (system.steps, y, seen))
-    return total
+    start = (system.mean, system.covariance)
+    return long_sum(jax.lax.scan(step, start, (system.steps, y, seen))[1])
+
+
+def long_sum(terms: Array) -> Array:
+    """Return the sum of a vector by way of sums of parts: float32 keeps more of many terms."""
+    size = math.isqrt(len(terms)) + 1
+    padded = jnp.pad(terms, (0, -len(terms) % size))
+    return jnp.sum(jnp.sum(padded.reshape(-1, size), axis=1))
 
 
 def log_evidence_in_parallel(system: System, y: Array, seen: Array) -> Array:
@@ -166,7 +173,7 @@ def log_evidence_in_parallel(system: System, y: Array, seen: Array) -> Array:
         logs = LOG_2PI / 2 + jnp.log(jnp.diagonal(factor))
         return -jnp.sum(jnp.where(seen, logs, jnp.zeros_like(logs))) - 0.5 * white @ white
 
-    return jnp.sum(jax.vmap(term)(moves, means, covariances, sight, noise, centred, seen))
+    return long_sum(jax.vmap(term)(moves, means, covariances, sight, noise, centred, seen))
 
 
 class Smoothed(NamedTuple):

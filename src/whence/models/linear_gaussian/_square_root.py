@@ -31,7 +31,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
 from ...core._types import PRNGKey, Scalar
-from ._kalman import LOG_2PI, Dense, System
+from ._kalman import LOG_2PI, Dense, System, long_sum
 
 
 class Factored(eqx.Module):
@@ -221,4 +221,4 @@ def density_given_rest(system: Factored, filtered: Filtered, y: Array, seen: Arr
 
 def log_evidence(system: Factored, y: Array, seen: Array) -> Scalar:
     """Return the log density of all that is seen, in nats."""
-    return jnp.sum(filter_states(system, y, seen).log_evidence)
+    return long_sum(filter_states(system, y, seen).log_evidence)

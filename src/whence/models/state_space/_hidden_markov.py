@@ -9,6 +9,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
 from ...core._types import PRNGKey, Scalar
+from ..linear_gaussian._kalman import long_sum
 
 
 class Chain(NamedTuple):
@@ -20,40 +21,55 @@ class Chain(NamedTuple):
     emission: Array  # log density of the data at each time in each state, `(time, state)`
 
 
-def _product(a: Array, b: Array) -> Array:
-    """Return the logarithm of a product of matrices; leading axes are batched."""
-    return logsumexp(a[..., :, :, None] + b[..., None, :, :], axis=-2)
+def _scaled(logs: Array) -> tuple[Array, Array]:
+    """Return logs less their largest, over the last two axes, and what was taken off.
+
+    So that a long chain keeps its digits in float32.
+    """
+    most = jax.lax.stop_gradient(jnp.max(logs, axis=(-2, -1), keepdims=True))
+    most = jnp.where(jnp.isfinite(most), most, jnp.zeros_like(most))
+    return logs - most, most[..., 0, 0]
 
 
-def forward(chain: Chain, parallel: bool = False) -> Array:
-    """Return the log density of the data up to each time with the state there.
+def _product(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Return the logarithm of a product of matrices, scaled; leading axes are batched."""
+    product = logsumexp(a[0][..., :, :, None] + b[0][..., None, :, :], axis=-2)
+    scaled, most = _scaled(product)
+    return scaled, a[1] + b[1] + most
+
+
+def forward(chain: Chain, parallel: bool = False) -> tuple[Array, Scalar]:
+    """Return log probabilities of each state given the data so far, and the log evidence.
 
     Returns:
-        `(time, state)`.
+        `(time, state)`, and a number in nats.
 
     References:
         Rabiner (1989), doi:10.1109/5.18626.
         Särkkä and García-Fernández (2021), doi:10.1109/TAC.2020.2976316.
     """
     first = chain.initial + chain.emission[0]
-    if parallel:
-        links = chain.transition + chain.emission[1:, None, :]
-        joined = jax.lax.associative_scan(_product, links)
+    if parallel and len(chain.transition):
+        links = _scaled(chain.transition + chain.emission[1:, None, :])
+        joined, scales = jax.lax.associative_scan(_product, links)
         rest = logsumexp(first[None, :, None] + joined, axis=1)
-        return jnp.concatenate([first[None], rest])
+        total = logsumexp(rest[-1]) + scales[-1]
+        return normalised(jnp.concatenate([first[None], rest])), total
 
     def step(alpha, link):
         transition, emission = link
         alpha = logsumexp(alpha[:, None] + transition, axis=0) + emission
-        return alpha, alpha
+        alpha, gain = normalised(alpha), logsumexp(alpha)
+        return alpha, (alpha, gain)
 
-    _, rest = jax.lax.scan(step, first, (chain.transition, chain.emission[1:]))
-    return jnp.concatenate([first[None], rest])
+    begun = normalised(first)
+    _, (rest, gains) = jax.lax.scan(step, begun, (chain.transition, chain.emission[1:]))
+    return jnp.concatenate([begun[None], rest]), logsumexp(first) + long_sum(gains)
 
 
 def log_evidence(chain: Chain, parallel: bool = False) -> Scalar:
     """Return the log density of the data, in nats."""
-    return logsumexp(forward(chain, parallel)[-1])
+    return forward(chain, parallel)[1]
 
 
 def smooth(chain: Chain, alpha: Array) -> Array:
@@ -61,7 +77,7 @@ def smooth(chain: Chain, alpha: Array) -> Array:
 
     def back(beta, link):
         transition, emission = link
-        beta = logsumexp(transition + (emission + beta)[None, :], axis=1)
+        beta = normalised(logsumexp(transition + (emission + beta)[None, :], axis=1))
         return beta, beta
 
     last = jnp.zeros_like(chain.initial)
@@ -72,7 +88,8 @@ def smooth(chain: Chain, alpha: Array) -> Array:
 
 def normalised(alpha: Array) -> Array:
     """Return log probabilities, from logs of numbers proportional to them."""
-    return alpha - logsumexp(alpha, axis=-1, keepdims=True)
+    total = logsumexp(alpha, axis=-1, keepdims=True)
+    return alpha - jnp.where(jnp.isfinite(total), total, jnp.zeros_like(total))
 
 
 def sample_path(chain: Chain, alpha: Array, *, key: PRNGKey) -> Array:

@@ -208,7 +208,7 @@ class StateSpaceModel(Model):
             return rest.reshape(y.shape)
         if self.form == "finite" and not isinstance(y, Mapping):
             chain = finite_chain(self, y, inputs, observed)
-            smoothed = hidden_markov.smooth(chain, hidden_markov.forward(chain))
+            smoothed = hidden_markov.smooth(chain, hidden_markov.forward(chain)[0])
             return hidden_markov.density_given_rest(chain, smoothed)
         return None
 
@@ -238,7 +238,7 @@ class StateSpaceModel(Model):
             return path.reshape(len(path), *shape)
         if self.form == "finite":
             chain = finite_chain(self, y, inputs, observed)
-            return hidden_markov.sample_path(chain, hidden_markov.forward(chain), key=key)
+            return hidden_markov.sample_path(chain, hidden_markov.forward(chain)[0], key=key)
         if self.form == "discrete":
             raise ValueError(f"{type(self).__name__} has no path to go on from. {DISCRETE}")
         return self.states

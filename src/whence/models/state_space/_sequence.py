@@ -14,7 +14,7 @@ from ...core._feynman_kac import AbstractSequenceTarget, ExactStates
 from ...core._types import Scalar
 from ...language._condition import ModelTarget
 from ..linear_gaussian import _square_root as square_root
-from ..linear_gaussian._kalman import LOG_2PI
+from ..linear_gaussian._kalman import LOG_2PI, long_sum
 from . import _hidden_markov as hidden_markov
 from ._forms import finite_chain, gaussian
 from ._parts import emission_terms, law, log_prob
@@ -214,11 +214,9 @@ class StateSpaceSequence(AbstractSequenceTarget):
         keys = jr.split(key, paths)
         if self.form == "finite":
             chain = finite_chain(draw, self.y, self.inputs, self.observed)
-            alpha = hidden_markov.forward(chain)
-            logs = hidden_markov.smooth(chain, alpha) if smooth else alpha
-            p = jnp.exp(hidden_markov.normalised(logs))
+            alpha, evidence = hidden_markov.forward(chain)
+            p = jnp.exp(hidden_markov.smooth(chain, alpha) if smooth else alpha)
             some = jax.vmap(lambda k: hidden_markov.sample_path(chain, alpha, key=k))(keys)
-            evidence = jax.scipy.special.logsumexp(alpha[-1])
             return ExactStates(p, p * (1 - p), some if smooth else None, evidence)
         linear, y, seen = draw._linear(self.y, self.inputs, self.observed)
         filtered = square_root.filter_states(linear, y, seen)
@@ -231,5 +229,5 @@ class StateSpaceSequence(AbstractSequenceTarget):
         fold = lambda v: v.reshape(*v.shape[:-1], *shape)
         variance = jnp.sum(root**2, axis=-1)
         paths_ = None if some is None else fold(some)
-        total = jnp.sum(filtered.log_evidence)
+        total = long_sum(filtered.log_evidence)
         return ExactStates(fold(mean), fold(variance), paths_, total)
