@@ -10,6 +10,8 @@ from pathlib import Path
 # Most of the time is XLA's: programs run once are not worth optimising, and both workers
 # (and the next run) may share what one has compiled. Set before JAX is imported.
 COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # nor compile these modules in every process
+sys.dont_write_bytecode = False
 os.environ.setdefault("WHENCE_CACHE", "off")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
