@@ -65,7 +65,7 @@ def test_characters_of_a_task_are_different_ones(tmp_path):
     for name in ("omniglot_small1", "omniglot_small2"):
         some = {"images": bars.reshape(120, 28, 28), "labels": np.repeat(np.arange(6), 20)}
         np.savez(tmp_path / f"{name}.npz", **some)
-    for rule in ("prototype network", "NIW, linear head, predictive"):
+    for rule in ("NIW, gains of prototypes", "NIW, linear head"):
         score = images.learned_and_judged(tmp_path, 1, rule, 40, 6, 0)
         assert score.right > 0.6, rule
         assert 0 < score.loss < np.log(5)

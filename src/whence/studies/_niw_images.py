@@ -14,7 +14,7 @@ from ..diagnostics import reliability
 from ..models import niw
 from ..running import train
 
-WAYS, DRAWINGS, RATE = 5, 20, 2e-3
+WAYS, DRAWINGS, RATE, WIDTH = 5, 20, 2e-3, 64
 
 
 class Convolution(eqx.Module):
@@ -41,23 +41,25 @@ class Convolution(eqx.Module):
 
 
 class ConvNet(eqx.Module):
-    """Three convolutions of stride 2 on 14 x 14 pixels, and a linear layer."""
+    """Three convolutions of stride 2 on 14 x 14 pixels, a linear layer, and gains of it."""
 
     layers: list
-    head: eqx.nn.Linear
+    linear: eqx.nn.Linear
+    gains: jax.Array
 
-    def __init__(self, outputs: int, *, key: Any):
+    def __init__(self, *, key: Any):
         keys = jr.split(key, 4)
         sizes = [(1, 32), (32, 32), (32, 32)]
         self.layers = [Convolution(a, b, key=k) for (a, b), k in zip(sizes, keys)]
-        self.head = eqx.nn.Linear(128, outputs, key=keys[3])
+        self.linear = eqx.nn.Linear(128, WIDTH, key=keys[3])
+        self.gains = jnp.ones(WIDTH)
 
     def __call__(self, image):
-        """Return outputs for an image of shape `(14, 14)`."""
+        """Return the embedding of an image of shape `(14, 14)`."""
         x = image[..., None]
         for layer in self.layers:
             x = layer(x)
-        return self.head(x.reshape(-1))
+        return self.gains * self.linear(x.reshape(-1))
 
 
 def read(data: Path, name: str, *, turned: bool) -> np.ndarray:
@@ -155,33 +157,35 @@ def learned_and_judged(
 
 
 def rules(shots: int, steps: int) -> dict[str, tuple[niw.NIWMeta, Any]]:
-    """Return models and procedures on one network, by name; it has 64 outputs or 5.
+    """Return models and procedures on one network, by name; linear heads are put on it.
 
     Args:
         shots: Drawings of each character to adapt to.
         steps: Of learning.
     """
-    key = jr.key(0)
-    embed, label = ConvNet(64, key=key), ConvNet(WAYS, key=key)
-    prototypes, linear = niw.Prototypes(WAYS), niw.Categorical(WAYS)
-    last = lambda net: net.head
-    head = niw.NIWMeta(label, linear, random=last, precision=1.0)
-    embedding = niw.NIWMeta(embed, prototypes, random=last, precision=1e3)
-    point = partial(niw.PointMeta, support=shots, steps=steps, batch=4, learning_rate=RATE)
-    laplace = partial(niw.OneTimeIterates, steps=steps, batch=4, learning_rate=RATE, pairs=4)
-    ten, none = niw.GGNLaplace(steps=10), niw.GGNLaplace(steps=0)
+    key_net, key_head = jr.split(jr.key(0))
+    embed = ConvNet(key=key_net)
+    label = eqx.nn.Sequential([eqx.nn.Lambda(embed), eqx.nn.Linear(WIDTH, WAYS, key=key_head)])
+    linear = niw.Categorical(WAYS)
+    embedding = niw.NIWMeta(embed, niw.Prototypes(WAYS), random=lambda net: net.gains)
+    head = niw.NIWMeta(label, linear, random=lambda net: net.layers[-1])
+    whole = niw.NIWMeta(label, linear)
+    rule = {"steps": steps, "batch": 4, "learning_rate": RATE}
+    point = partial(niw.PointMeta, support=shots, **rule)
+    once, newton, few = niw.GGNLaplace(0), niw.GGNLaplace(0, 2), (shots, shots)
+    laplace = partial(niw.OneTimeIterates, **rule)
     return {
         "prototype network": (embedding, point(rule="prototypes")),
-        "MAML, 5 steps": (niw.NIWMeta(label, linear), point(rule="maml", inner_rate=0.1)),
+        "NIW, gains of prototypes": (embedding, laplace(local=once, support=few, pairs=4)),
+        "NIW, linear head": (head, laplace(local=newton, support=few, pairs=16)),
+        "NIW, linear head, by evidence": (
+            head,
+            laplace(local=newton, points=(1, shots + 5), pairs=4),
+        ),
+        "MAML, 5 steps": (whole, point(rule="maml", inner_rate=0.1)),
         "iMAML, 20 steps": (
-            niw.NIWMeta(label, linear),
+            whole,
             point(rule="imaml", inner_rate=0.1, inner_steps=20, proximity=0.1),
         ),
-        "Reptile, 5 steps": (niw.NIWMeta(label, linear), point(rule="reptile", inner_rate=0.1)),
-        "NIW, linear head, evidence": (head, laplace(local=ten, points=(1, shots + 5))),
-        "NIW, linear head, predictive": (head, laplace(local=ten, support=(shots, shots))),
-        "NIW, prototypes, predictive": (
-            embedding,
-            laplace(local=none if shots == 1 else ten, support=(shots, shots)),
-        ),
+        "Reptile, 5 steps": (whole, point(rule="reptile", inner_rate=0.1)),
     }

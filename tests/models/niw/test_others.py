@@ -176,6 +176,15 @@ def test_outputs_vary_between_tasks_by_a_known_size_at_the_start(covariance):
     assert_allclose(apart[0] / apart[1], (size["found"] / size["given"]) ** 0.5)
 
 
+@pytest.mark.parametrize("likelihood", [niw.Categorical(3), niw.Prototypes(3)])
+def test_where_scores_are_not_linear_tasks_begin_close(likelihood):
+    meta = _network(3, likelihood)
+    if not likelihood.separable:
+        meta = niw.NIWMeta(eqx.nn.Linear(2, 3, key=jr.key(0)), likelihood)
+    law = meta.on(niw.Tasks(X, LABELS)).model.population.covariance
+    assert_allclose(law.log_precision, np.log(100))
+
+
 TASKS, PRODUCT = niw.Tasks(X, Y), niw.ProductNIW([0, 0], 1, [1, 1], 1)
 WRONG = niw.OneTimeIterates(batch=4, points=(5, 2))
 LABELS = np.tile([0, 1, 2, 0, 1, 2, 0, 1], (4, 1))

@@ -9,8 +9,7 @@ with `T = (S^-1 + diag a)^-1`, `G = T B'` and `K = B G`,
     V = T - G (I + K)^-1 G',    m = m0 + T w + G (I + K)^-1 (B d - residual - B T w),
 
 where `d = centre - m0` and `w = a d - slope` (Woodbury's identity, and `V B' = G (I + K)^-1`).
-What is fitted (centre, a, B, ...) is held fixed when the population is differentiated; m and V
-are not, so nothing of the inner iterations is stored.
+Iterations to the centre are not differentiated through, so nothing of them is stored.
 """
 
 from __future__ import annotations
@@ -32,6 +31,12 @@ from ._meta import TaskLoss
 
 _STRUCTURES = ("full", "diagonal", "kronecker", "last_layer")
 _STEPS = (0.0, 1.0, 0.5, 0.25, 0.125)  # parts of a Gauss-Newton step that are tried
+
+
+def stop[T](tree: T) -> T:
+    """Return a pytree that is not differentiated through."""
+    cut = lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a
+    return jax.tree.map(cut, tree)
 
 
 class WeightGaussian(eqx.Module):
@@ -169,7 +174,10 @@ class AbstractLocal(eqx.Module):
     def fit(
         self, loss: TaskLoss, mean: Weights, covariance: AbstractCovariance, *, key: PRNGKey
     ) -> Quadratic:
-        """Make the surrogate of a loss, from the mean of the prior on."""
+        """Make the surrogate of a loss, from the mean of the prior on.
+
+        Derivatives in the loss and the prior do not go through its iterations.
+        """
 
 
 class SGLDMoments(AbstractLocal):
@@ -205,7 +213,7 @@ class SGLDMoments(AbstractLocal):
             raise ValueError(f"`clip` must be a least and a larger number; got {self.clip}.")
 
     def fit(self, loss, mean, covariance, *, key):
-        noise = (2 * self.step_size) ** 0.5
+        (loss, mean), noise = stop((loss, mean)), (2 * self.step_size) ** 0.5
 
         def step(carry, at):
             weights, average, squares = carry
@@ -262,29 +270,17 @@ class GGNLaplace(AbstractLocal):
     structure: str = eqx.field(default="full", converter=one_of("structure", _STRUCTURES))
 
     def fit(self, loss, mean, covariance, *, key):
-        at = lambda u: mean + covariance.root(u)
-        centre = mean
+        centre, none = mean, jnp.zeros((), mean.dtype)
         if self.steps:
-            nearest = lambda u, _: loss(at(u)) + jnp.sum(u**2) / 2
-            start = jnp.zeros(covariance.noise_size, mean.dtype)
-            centre = at(minimised(nearest, start, self.steps, self.learning_rate, key))
-        none = jnp.zeros((), mean.dtype)
-
-        def nearer(centre, _):
-            rows, residual = loss.rows(centre)
-            here = Quadratic(centre, none, none, rows=rows, residual=residual)
-            move = here.combine(mean, covariance).posterior.mean - centre
-            tried = centre + jnp.array(_STEPS, mean.dtype)[:, None] * move
-            height = jax.vmap(lambda w: loss(w) + covariance.quadratic(w - mean) / 2)(tried)
-            return tried[jnp.nanargmin(height)], None
-
+            centre = stop(self._adam(*stop((loss, mean, covariance)), key))
         if self.newton:
-            centre, _ = jax.lax.scan(nearer, centre, None, length=self.newton)
+            centre = self._gauss_newton(loss, mean, covariance, centre)
         value, (rows, residual) = loss(centre), loss.rows(centre)
         if self.structure == "full":
             return Quadratic(centre, value, none, rows=rows, residual=residual)
         if self.structure == "kronecker":
-            return _kronecker(loss, centre, value, rows, residual)
+            # Eigenvectors of equal eigenvalues have no derivative.
+            return _kronecker(loss, *stop((centre, value, rows, residual)))
         first = loss.meta.layout.last if self.structure == "last_layer" else len(mean)
         outside = jnp.arange(len(mean)) < first
         diagonal = jnp.where(outside, jnp.sum(rows**2, axis=0), 0)
@@ -293,6 +289,34 @@ class GGNLaplace(AbstractLocal):
             return Quadratic(centre, value, none, diagonal, slope)
         inside = jnp.where(outside, 0, rows)
         return Quadratic(centre, value, none, diagonal, slope, inside, residual)
+
+    def _adam(self, loss, mean, covariance, key) -> Weights:
+        at = lambda u: mean + covariance.root(u)
+        nearest = lambda u, _: loss(at(u)) + jnp.sum(u**2) / 2
+        start = jnp.zeros(covariance.noise_size, mean.dtype)
+        return at(minimised(nearest, start, self.steps, self.learning_rate, key))
+
+    def _gauss_newton(self, loss, mean, covariance, centre) -> Weights:
+        none = jnp.zeros((), mean.dtype)
+
+        def step(centre, loss, mean, covariance):
+            rows, residual = loss.rows(centre)
+            here = Quadratic(centre, none, none, rows=rows, residual=residual)
+            return here.combine(mean, covariance).posterior.mean - centre
+
+        held, m, s = stop((loss, mean, covariance))
+
+        def nearer(centre, _):
+            move = step(centre, held, m, s)
+            tried = centre + jnp.array(_STEPS, mean.dtype)[:, None] * move
+            height = jax.vmap(lambda w: held(w) + s.quadratic(w - m) / 2)(tried)
+            return tried[jnp.nanargmin(height)], None
+
+        centre, _ = jax.lax.scan(nearer, stop(centre), None, length=self.newton)
+        # At the maximum a step is none, and none is its derivative by where it starts from:
+        # its derivative by all else is that of the maximum.
+        move = step(centre, loss, mean, covariance)
+        return centre + (move - stop(move))
 
 
 def minimised(objective: Any, start: PyTree, steps: int, rate: float, key: PRNGKey) -> PyTree:

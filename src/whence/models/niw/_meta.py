@@ -78,8 +78,8 @@ class NIWMeta(eqx.Module):
         components: Components of a mixture, for tasks of several kinds.
         precision: Of each weight between tasks, at the start. None for one with which outputs
             vary between tasks by 1 (logits by 5, embeddings for `Prototypes` by 1 in length),
-            which `on` finds at the inputs of the tasks, but at least 100 where more than the
-            last layer varies.
+            which `on` finds at the inputs of the tasks, but at least 100 for `Prototypes` and
+            where more than the last layer varies.
         tails: Degrees of freedom of a scale v of each task, `theta_i ~ N(mu, v Sigma)` with
             v ~ IG(tails / 2, tails / 2): tasks far from the others cost less, and `adapt`
             says how unusual a task is. None is v = 1.
@@ -230,12 +230,18 @@ class TaskLoss(eqx.Module):
         kept = jnp.where(likelihood.counted(self.y, self.mask), log_prob, 0)
         return -self.meta.likelihood_scale * jnp.sum(kept)
 
-    def jacobian(self, weights: Weights) -> Array:
-        """Return derivatives of the scores, `(point, score, weight)`."""
+    def jacobian(self, weights: Weights, root: Array | None = None) -> Array:
+        """Return derivatives of the scores, `(point, score, weight)`, or `root` times them."""
         if not self.meta.likelihood.separable:
-            return jax.jacrev(self.scores)(weights)
-        one = lambda w, x: self.meta.outputs(w, x[None])[0]
-        return jax.vmap(jax.jacrev(one), in_axes=(None, 0))(weights, self.x)
+            each = jax.jacrev(self.scores)(weights)
+            return each if root is None else jnp.einsum("pst,ptw->psw", root, each)
+
+        def of_point(x, root):
+            out, back = jax.vjp(lambda w: self.meta.outputs(w, x[None])[0], weights)
+            eye = jnp.eye(len(out), dtype=out.dtype)
+            return jax.vmap(lambda row: back(row)[0])(eye if root is None else root)
+
+        return jax.vmap(of_point)(self.x, root)
 
     def rows(self, weights: Weights) -> tuple[Array, Array]:
         """Return B and c with curvature `B'B` (Gauss-Newton) and gradient `B'c`.
@@ -246,7 +252,7 @@ class TaskLoss(eqx.Module):
         root, residual = likelihood.whitened(self.scores(weights), self.y)
         counted = likelihood.counted(self.y, self.mask).astype(root.dtype)
         factor = (counted * self.meta.likelihood_scale**0.5)[:, None]
-        rows = factor[..., None] * jnp.einsum("pst,ptw->psw", root, self.jacobian(weights))
+        rows = self.jacobian(weights, factor[..., None] * root)
         return rows.reshape(-1, rows.shape[-1]), (factor * residual).ravel()
 
 
@@ -276,7 +282,8 @@ def _in_units(meta: NIWMeta, x: Array) -> NIWMeta:
     size = jnp.mean(jnp.sum(jacobian**2, axis=2), axis=0)
     size = jnp.mean(size) if meta.likelihood.separable else jnp.sum(size)
     factor = meta.likelihood.spread**2 / jnp.maximum(size, 1e-6)
-    if meta.layout.last:  # outputs are linear in nothing but small changes of the weights
+    # Scores are linear in nothing but small changes of the weights, unless a last layer is all.
+    if meta.layout.last or not meta.likelihood.separable:
         factor = jnp.minimum(factor, 0.01)
     mean = start + jnp.sqrt(factor) * (meta.population.mean - start)
     covariance = jax.vmap(lambda c: c.scaled(factor))(meta.population.covariance)

@@ -11,22 +11,15 @@ Where some points are held out, it is minus their log predictive density given t
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array
 
 from ...core._types import PRNGKey, Scalar
-from ._local import AbstractLocal, Combined, Quadratic
+from ._local import AbstractLocal, Combined, Quadratic, stop
 from ._meta import NIWMeta, Population, Scales, TaskLoss
 from ._tasks import Batch
-
-
-def stop[T](tree: T) -> T:
-    """Return a pytree that is not differentiated through."""
-    cut = lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a
-    return jax.tree.map(cut, tree)
 
 
 class LocalPosterior(NamedTuple):
@@ -39,17 +32,22 @@ class LocalPosterior(NamedTuple):
 
 
 def local_posterior(
-    loss: TaskLoss, population: Population, scales: Scales, local: AbstractLocal, key: PRNGKey
+    loss: TaskLoss,
+    population: Population,
+    scales: Scales,
+    local: AbstractLocal,
+    key: PRNGKey,
+    *,
+    held: bool = True,
 ) -> LocalPosterior:
     """Fit surrogates from every component, and combine them with every scale.
 
-    Nothing is differentiated through the fit: its arguments are cut off before it.
+    `held` surrogates are not differentiated: what they are made from is cut off before.
     """
-    number = len(population.log_weights)
-    fit = lambda mean, covariance, key: local.fit(stop(loss), mean, covariance, key=key)
-    surrogates = jax.vmap(fit)(
-        stop(population.mean), stop(population.covariance), jr.split(key, number)
-    )
+    known, source = stop((loss, population)) if held else (loss, population)
+    fit = lambda mean, covariance, key: local.fit(known, mean, covariance, key=key)
+    keys = jr.split(key, len(population.log_weights))
+    surrogates = jax.vmap(fit)(source.mean, source.covariance, keys)
     log_prior = log_prior_of(population, scales)
     combined = combine_all(surrogates, population, scales)
     log_weights = jax.nn.log_softmax(log_prior - combined.energy, axis=(0, 1))
@@ -79,18 +77,26 @@ def task_objective(
     support: Array | None,
     pairs: int,
     key: PRNGKey,
+    most: int | None = None,
 ) -> tuple[Scalar, dict[str, Array]]:
     """Return what one task is to lower, in nats, and what to record.
 
     Averages are over pairs of draws opposite to each other, which cancels the noise of what
     is odd in them.
     The posterior is found from the points of the mask `support`, the others are predicted;
-    with None it is the bound of the evidence of all.
+    with None it is the bound of the evidence of all. `most` is how many points `support` has
+    at most, the only ones that work is done for then.
     """
     key_fit, key_scale, key_noise = jr.split(key, 3)
     x, y, mask = task
-    loss = TaskLoss(meta, x, y, mask if support is None else support)
-    found = local_posterior(loss, meta.population, meta.scales, local, key_fit)
+    loss = TaskLoss(meta, x, y, mask)
+    if support is not None:
+        first = jnp.argsort(~support)[:most]
+        loss = TaskLoss(meta, x[first], y[first], support[first])
+    # The bound has no derivative through its best q; a prediction has one, through all that
+    # q was found from.
+    held = support is None
+    found = local_posterior(loss, meta.population, meta.scales, local, key_fit, held=held)
     number = len(found.log_weights)
     drawn = jr.categorical(key_scale, stop(found.log_weights), axis=1)
     posterior = jax.tree.map(lambda a: a[jnp.arange(number), drawn], found.combined.posterior)

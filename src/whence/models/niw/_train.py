@@ -151,9 +151,10 @@ class OneTimeIterates(AbstractMetaTraining):
     def losses(self, model, batch, *, key):
         key_support, key_tasks = jr.split(key)
         support = self.support and some_points(batch, self.support, key_support)
+        most = self.support and self.support[1] * getattr(model.likelihood, "classes", 1)
 
         def one(task, support, key):
-            return task_objective(model, self.local, task, support, self.pairs, key)
+            return task_objective(model, self.local, task, support, self.pairs, key, most)
 
         keys = jr.split(key_tasks, len(batch.x))
         axes = (0, None if support is None else 0, 0)

@@ -18,8 +18,8 @@ from jaxtyping import Array, PyTree
 from ...core._convert import part, positive, whole
 from ...core._types import Scalar
 from ..nngp import AbstractLayer, ScaleMixture
+from ._local import stop
 from ._meta import Problem
-from ._objective import stop
 from ._tasks import AbstractTasks
 from ._train import AbstractMetaTraining
 
