@@ -283,10 +283,12 @@ def run(request: Request) -> list[Table]:
         draw_images(request.out / f"{name}.png", many[0].test[:12], runs[0])
     (request.out / "priors.txt").write_text("\n".join(notes))
     if request.data is not None and (request.data / "uci" / functions.FILE).is_file():
-        request.say("Boston housing: functional priors")
+        request.say("Functional priors: Boston housing, and curves")
         parts = functions.read_boston(request.data / "uci", plan.splits)
+        parts += [functions.read_curve(seed) for seed in seeds]
         calls = [(s, request.seed + i, plan.chain, plan.matching) for i, s in enumerate(parts)]
-        tables.append(functions.table(request.map(functions.play, calls)))
+        runs = request.map(functions.play, calls)
+        tables += functions.tables(runs[: plan.splits], runs[plan.splits :])
     return tables
 
 

@@ -1,8 +1,9 @@
-"""Functional priors on the Boston housing data: a matched prior against fixed ones.
+"""Functional priors of regressions: a matched prior against fixed ones.
 
 After Tran, Rossi, Milios and Filippone (2022), "All you need is a good functional prior for
-Bayesian deep learning", JMLR 23: 100 tanh units, noise of variance 0.1 of standardised outputs,
-four chains of scale-adapted SGHMC. Chains are shorter than theirs of 84,000 updates.
+Bayesian deep learning", JMLR 23: Boston housing with 100 tanh units, curves with a gap with
+three layers of 50; noise of variance 0.1 of standardised outputs, four chains of scale-adapted
+SGHMC. Chains are shorter than theirs of 84,000 updates.
 """
 
 import warnings
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Array
 
 from ..core._results import InferenceWarning
 from ..inference.sgmcmc import SGHMC, ScaleAdapted
@@ -28,10 +30,11 @@ from ._study import Table
 
 FILE = "bostonHousing.npz"
 NOISE = 0.1**0.5
-PUBLISHED = [
-    ["published, N(0, 1)", "3.132 ± 1.060", "2.567 ± 0.302"],
+BOSTON = [
+    ["published, fan-in", "3.132 ± 1.060", "2.567 ± 0.302"],
     ["published, matched", "2.797 ± 0.915", "2.470 ± 0.146"],
 ]
+CURVE = [["published, fan-in", "0.353", "0.409"], ["published, matched", "0.248", "0.267"]]
 
 
 class Curve(Model):
@@ -59,6 +62,17 @@ def read_boston(folder: Path, number: int) -> list[Split]:
     return [split(x, y, a, b) for a, b in zip(train, tests, strict=True)]
 
 
+def read_curve(seed: int) -> Split:
+    """Make 64 values of a random curve with a gap, on which it is tested as well."""
+    rng = np.random.default_rng(seed)
+    begin = rng.uniform(-10.0, 2.0)
+    x = rng.uniform(-10.0, 2.0, 64)
+    x = np.where(x < begin, x, x + 8.0)[:, None]
+    covariance = 1.6**2 * np.exp(-0.5 * (x - x.T) ** 2 / 1.8**2) + 0.1 * np.eye(64)
+    y = np.linalg.cholesky(covariance) @ rng.normal(size=64)
+    return split(x, y, np.arange(64), np.arange(64))
+
+
 def measurement(data: Split, number: int, seed: int) -> np.ndarray:
     """Return inputs to compare functions at: up to 70% of data, the rest from their box."""
     rng = np.random.default_rng(seed)
@@ -72,12 +86,13 @@ def measurement(data: Split, number: int, seed: int) -> np.ndarray:
 def play(data: Split, seed: int, steps: int, matching: int) -> dict[str, Errors]:
     """Fit a network under every prior to one split; return errors on its test part."""
     key_net, key_match, key_run = jr.split(jr.key(seed), 3)
-    net = eqx.nn.MLP(data.x.shape[1], 1, 100, 1, jnp.tanh, key=key_net)
+    features = data.x.shape[1]
+    width, depth = (50, 3) if features == 1 else (100, 1)
+    net = eqx.nn.MLP(features, 1, width, depth, jnp.tanh, key=key_net)
     at = measurement(data, 200, seed)
+    kernel = smooth if features == 1 else autoencoder.HierarchicalKernel()
     fit = autoencoder.Adam(matching, 0.02, 64)
-    matched = autoencoder.match_prior(
-        net, autoencoder.HierarchicalKernel(), at, key=key_match, draws=128, fit=fit
-    )
+    matched = autoencoder.match_prior(net, kernel, at, key=key_match, draws=128, fit=fit)
     found = {}
     priors = {"N(0, 1)": dist.Normal(0.0, 1.0), "fan-in": FanIn(), "matched": matched}
     for name, prior in priors.items():
@@ -88,6 +103,11 @@ def play(data: Split, seed: int, steps: int, matching: int) -> dict[str, Errors]
         drawn = over_draws(target, _functions, posterior.sample.positions, data.x_new)
         found[name] = errors(drawn.reshape(-1, len(data.x_new)), data)
     return found
+
+
+def smooth(x: Array) -> Array:
+    """Return the covariance of the process that curves are matched to."""
+    return autoencoder.squared_exponential(x / 0.6, x / 0.6)
 
 
 def _functions(target, position, x):
@@ -143,13 +163,22 @@ def errors(drawn: np.ndarray, data: Split) -> Errors:
     return Errors(float(np.sqrt(np.mean(gap**2))), float(nll.mean()))
 
 
-def table(runs: list[dict[str, Errors]]) -> Table:
-    """Return the table of all splits, means and standard deviations as published."""
+def tables(boston: list[dict[str, Errors]], curves: list[dict[str, Errors]]) -> list[Table]:
+    """Return tables of all splits and curves, means and standard deviations as published."""
+    title = f"Boston housing, {len(boston)} splits"
+    line = f"{len(curves)} curves of 64 values with a gap, errors where there are data"
+    return [
+        _table("boston", title, boston, BOSTON),
+        _table("curve", line, curves, CURVE),
+    ]
+
+
+def _table(name: str, title: str, runs: list[dict[str, Errors]], published: list) -> Table:
     rows = []
-    for name in runs[0]:
-        each = np.array([run[name] for run in runs])
+    for prior in runs[0]:
+        each = np.array([run[prior] for run in runs])
         spread = each.std(axis=0, ddof=1) if len(runs) > 1 else np.full(2, np.nan)
         cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(each.mean(axis=0), spread, strict=True)]
-        rows.append([name, *cells])
-    title = f"Boston housing, {len(runs)} splits: mean and standard deviation over splits"
-    return Table("boston", title, ("prior", "RMSE", "NLL"), [*rows, *PUBLISHED])
+        rows.append([prior, *cells])
+    title += ": mean and standard deviation over them"
+    return Table(name, title, ("prior", "RMSE", "NLL"), [*rows, *published])

@@ -79,8 +79,18 @@ def test_errors_of_functions_are_in_the_units_of_outputs():
     mean, spread = drawn.mean(0) * unit, np.sqrt(drawn.var(0) + 0.1) * unit
     assert_allclose(found.rmse, unit * 0.1, rtol=1e-12)
     assert_allclose(found.nll, -norm(mean, spread).logpdf(new * unit).mean(), rtol=1e-12)
-    rows = functions.table([{"p": found}, {"p": functions.Errors(0.5, 1.0)}]).rows
-    assert rows[0][1] == "0.400 ± 0.141"
+    runs = [{"p": found}, {"p": functions.Errors(0.5, 1.0)}]
+    for table in functions.tables(runs, runs):
+        assert table.rows[0][1] == "0.400 ± 0.141"
+
+
+def test_curves_have_a_gap():
+    data = functions.read_curve(0)
+    assert data.x.shape == (64, 1)
+    gaps = np.diff(np.sort(data.x[:, 0]))
+    # 0.4 of the range of inputs; they are standardised.
+    assert 0.35 < gaps.max() / np.ptp(data.x) < 0.6
+    assert_allclose([data.y.mean(), data.y.std()], [0, 1], atol=1e-12)
 
 
 @pytest.mark.slow
