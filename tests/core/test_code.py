@@ -58,8 +58,11 @@ class Density:
 
 
 CALLABLE = Density(1.0)
+inner_jitted = eqx.filter_jit(lambda position: density(position))
+jitted = jax.jit(lambda position: inner_jitted(position))
 MAKERS = {
     "callable": lambda: wh.from_log_density(CALLABLE, {"mu": jnp.zeros(())}),
+    "jitted": lambda: wh.from_log_density(jitted, {"mu": jnp.zeros(())}),
     "partial": lambda: wh.from_log_density(Partial(density), {"mu": jnp.zeros(())}),
     "model": lambda: wh.condition(Reads(), Y),
     "numpyro": lambda: wh.from_numpyro(numpyro_model, y=Y),

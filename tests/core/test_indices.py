@@ -3,12 +3,16 @@
 Right answers are Python's own: an index is right if it is from 0 to the length less one.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
+import whence as wh
 from whence.core._indices import check_indices
 from whence.core._target import AbstractTarget
 
@@ -96,6 +100,49 @@ def test_the_input_the_value_and_the_axis_are_named():
     held = Reads(two.g, two.h, lambda a, b, g, h: a[HELD])
     with pytest.raises(ValueError, match=r"`HELD` must give.*from 0 to 2.*got 7"):
         check_indices(held)
+
+
+def test_indices_in_the_code_itself():
+    """Negative ones count from the end; Python's own are right, JAX takes what is nearest."""
+    make = lambda read: Reads(jnp.arange(3), jnp.zeros(3, int), lambda a, b, g, h: read(a, b))
+    for right in (lambda a, b: a[-3], lambda a, b: a[jnp.array([-1, 2])], lambda a, b: b[2, 3]):
+        check_indices(make(right))
+    check_indices(make(lambda a, b: jnp.where(jnp.arange(2) < 1, a[jnp.array([0, 3])], 0.0)))
+    wrong = [
+        (lambda a, b: a[3], "-3 to 2 .* length 3; got 3"),
+        (lambda a, b: a[-4], "-3 to 2 .* length 3; got -4"),
+        (lambda a, b: b[:, 4], "-4 to 3 .* length 4; got 4"),
+        (lambda a, b: jnp.take(a, jnp.array([0, 7])), "length 3; got 7"),
+        (lambda a, b: a.at[3].set(0.0), "length 3; got 3"),
+    ]
+    for read, message in wrong:
+        with pytest.raises(ValueError, match=f"An index in the code must be from .*{message}"):
+            check_indices(make(read))
+
+
+class Eight(wh.Model):
+    theta: Any = wh.latent(dist.Normal(0.0, 1.0), shape=8)
+
+    def likelihood(self):
+        return dist.Normal(self.theta, 1.0)
+
+
+class Ninth(Eight):
+    @wh.derived
+    def last(self):
+        return self.theta[8]
+
+
+def test_derived_values_and_functions_of_a_posterior(key):
+    with pytest.raises(ValueError, match="index in the code .* length 8; got 8"):
+        wh.condition(Ninth(), np.zeros(8))
+    posterior = wh.Posterior.from_draws(
+        wh.condition(Eight(), np.zeros(8)), {"theta": np.arange(16.0).reshape(1, 2, 8)}
+    )
+    np.testing.assert_array_equal(posterior.map(lambda m: m.theta[7])[0], [7.0, 15.0])
+    for index in (8, jnp.array([0, 8]), np.array([8])):
+        with pytest.raises(ValueError, match="axis of length 8; got 8"):
+            posterior.map(lambda m, i=index: m.theta[i])
 
 
 def back(a, b, g, h):

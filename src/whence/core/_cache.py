@@ -60,7 +60,7 @@ def remembered(build: Callable[..., Any], *args: Any) -> tuple[Any, bool]:
     Raises:
         ValueError: If a static leaf cannot be hashed.
     """
-    code, constants = code_read(args)
+    code, constants, jitted = code_read(args)
     key = (build, _structure(args), code)
     try:
         found = key in _PROGRAMS
@@ -72,6 +72,8 @@ def remembered(build: Callable[..., Any], *args: Any) -> tuple[Any, bool]:
     if found:
         _PROGRAMS.move_to_end(key)
         return _PROGRAMS[key][0], True
+    for function in jitted:  # traced, maybe, when what they read had other values
+        function.clear_cache()
     value = build(*args)
     _PROGRAMS[key] = value, constants
     kept = sum(size for _, size in _PROGRAMS.values())

@@ -50,11 +50,11 @@ def code_key(tree: Any) -> bytes:
     return code_read(tree)[0]
 
 
-def code_read(tree: Any) -> tuple[bytes, int]:
-    """Return `code_key`, and the size in bytes of the arrays among those values."""
+def code_read(tree: Any) -> tuple[bytes, int, list[Any]]:
+    """Return `code_key`, the bytes of arrays among those values, and jitted functions."""
     reader = _Reader()
     reader.outer(tree)
-    return reader.digest.digest(), reader.num_bytes
+    return reader.digest.digest(), reader.num_bytes, reader.jitted
 
 
 def code_parts(tree: Any) -> dict[str, str]:
@@ -182,6 +182,7 @@ class _Reader:
         self.digest = hashlib.blake2b(digest_size=16)
         self.seen: dict[int, Any] = {}  # holds what it names: an id is not used again
         self.num_bytes = 0  # of arrays
+        self.jitted: list[Any] = []
 
     def say(self, *words: Any) -> None:
         self.digest.update("\0".join(map(str, words)).encode())
@@ -235,6 +236,9 @@ class _Reader:
             self.inner((value.func, value.args, value.keywords), depth - 1)
         elif hasattr(value, "__wrapped__"):  # as `jax.jit` leaves it
             self.inner(value.__wrapped__, depth - 1)
+            function, jitted = _plain(value), getattr(value, "_cached", value)  # of Equinox
+            is_users = isinstance(function, FunctionType) and _is_users(function)
+            self.jitted += [jitted] if is_users and hasattr(jitted, "clear_cache") else []
         elif isinstance(value, dict | MappingProxyType):
             self.say("dict", len(value))
             for name, item in value.items():

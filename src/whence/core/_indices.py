@@ -22,24 +22,28 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ._cache import is_data, remembered
 from ._code import named_arrays
 from ._flat import position_shapes
-from ._target import AbstractTarget, NamesArrays
-from ._types import Position, Scalar
+from ._target import AbstractDescribedTarget, AbstractTarget, NamesArrays
+from ._types import Position
 from ._walk import Known, Place, Seen, Walk, content
 
 
-def log_density(target: AbstractTarget, position: Position) -> Scalar:
-    """Return the log density: what `check_indices` looks into by default."""
-    return target.log_density(position)
+def all_of(target: AbstractTarget, position: Position) -> Any:
+    """Return log density and derived values: what `check_indices` looks into by default."""
+    if not isinstance(target, AbstractDescribedTarget):
+        return target.log_density(position)
+    return target.log_density(position), target.variables(target.constrain(position))
 
 
 def check_indices(
-    target: AbstractTarget, function: Callable[[Any, Position], Any] = log_density
+    target: AbstractTarget, function: Callable[[Any, Position], Any] = all_of
 ) -> None:
     """Raise if a target holds an index beyond the axis that it is used on, or a negative one.
 
+    Of indices that code itself holds (`theta[8]`) negative ones count from the end.
+
     Args:
         target: The target; arrays in it are data.
-        function: A module-level function of target and position that uses them.
+        function: Of target and position, and uses them; without arrays of its own.
 
     Raises:
         ValueError: Naming the array, the value and the length of the axis.
@@ -146,6 +150,12 @@ def _judge(function, data, moving, number):
 
 
 def _message(place: Place, seen: Seen, data: Any) -> str:
+    if not place.sources:
+        value = seen.value - place.length if seen.value < 0 else seen.value
+        return (
+            f"An index in the code must be from {-place.length} to {place.most} for an axis of "
+            f"length {place.length}; got {value}. (JAX would read another one silently.)"
+        )
     leaves = dict(_flat(data))
     entry = {s: _entry(leaves.get(s), place, seen) for s in place.sources}
     whole = [s for s in entry if s not in leaves or leaves[s].dtype.kind in "iu"]

@@ -31,7 +31,8 @@ class Place(NamedTuple):
     """An index of one axis.
 
     Attributes:
-        sources: What it follows from: paths of data, names of constants.
+        sources: What it follows from: paths of data, names of constants; nothing if code
+            itself holds it.
         length: Length of the axis.
         most: The largest index allowed.
         certain: Whether what is read there cannot be marked.
@@ -81,13 +82,17 @@ class Walk:
     """Goes through operations with the values that are known, and keeps what indices were.
 
     `marked` says at which places what is read beyond the axis becomes NaN; None where only
-    what follows from data is known.
+    what follows from data is known. Indices that code itself holds count outside of loops and
+    branches: there the first and the last step may be beyond an axis.
     """
 
-    def __init__(self, constants: dict, marked: Any = None, first: int = 0):
+    def __init__(
+        self, constants: dict, marked: Any = None, first: int = 0, is_inner: bool = False
+    ):
         self.constants = constants
         self.marked = marked
         self.first = first
+        self.is_inner = is_inner
         self.places: list[Place] = []
         self.seen: list[Seen] = []
 
@@ -193,9 +198,11 @@ class Walk:
 
         The latter only where it is to be marked.
         """
-        if known is None or not known.sources or known.value.size == 0:
+        if known is None or known.sources is None or jnp.size(known.value) == 0:
             return None, jnp.zeros((), bool)
-        value = known.value
+        if self.is_inner and not known.sources:
+            return None, jnp.zeros((), bool)
+        value = jnp.asarray(known.value)
         beyond = (value < 0) | (value > most)
         place = jnp.argmax(beyond.reshape(-1))
         place = place.astype(jnp.int32)
@@ -218,7 +225,7 @@ class Walk:
 
     def _inside(self, jaxpr, inputs):
         """Go through an inner function by itself; return the walk and what came out."""
-        walk = Walk(self.constants, self.marked, self.first + len(self.places))
+        walk = Walk(self.constants, self.marked, self.first + len(self.places), True)
         return walk, walk.run(jaxpr, inputs)
 
     def _add(self, walk, seen) -> None:

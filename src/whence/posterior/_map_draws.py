@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.random as jr
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
-from ..core._cache import compiled
+from ..core._cache import compiled, is_data
 from ..core._convert import one_of
 from ..core._engine import Sample
+from ..core._indices import check_indices
 from ..core._target import (
     AbstractDescribedTarget,
     DependentData,
@@ -130,6 +132,19 @@ def variables(target, position) -> dict[str, Array]:
 def apply(target, position, function):
     """Return `function` of the draw."""
     return function(target.constrain(position))
+
+
+def mapped(target: Any, positions: PyTree, function: Callable[..., PyTree]) -> PyTree:
+    """Return `function` of all draws; refuse one that reads beyond an axis."""
+    if not callable(function):
+        raise ValueError(f"`function` must be a function of one draw; got {function!r}.")
+    if target is not None and not any(map(is_data, jax.tree.leaves(function))):
+        check_indices(target, Partial(_applied, function))
+    return over_draws(target, apply, positions, function)
+
+
+def _applied(function, target, position):
+    return apply(target, position, function)
 
 
 def pointwise(target, position):

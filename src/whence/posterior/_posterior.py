@@ -24,8 +24,8 @@ from ._from_conditioned import exact
 from ._from_draws import external
 from ._groups import Wish, contents_of, export, saved_tree
 from ._map_draws import (
-    apply,
     constrain,
+    mapped,
     new_inputs,
     over_draws,
     pointwise,
@@ -211,9 +211,9 @@ class Posterior:
                 arrays. It is compiled.
 
         Returns:
-            What it returns, with leading axes `(chain, draw)`.
+            What it returns, with axes `(chain, draw, ...)`. Indices beyond an axis are refused.
         """
-        return self._over_draws(apply, self.sample.positions, function)
+        return mapped(self.target, self.sample.positions, function)
 
     @seeded
     def predict(
