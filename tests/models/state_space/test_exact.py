@@ -151,7 +151,7 @@ def test_square_roots_keep_float32_right_where_covariances_lose_their_digits():
     assert not abs(covariances - exact) < 1e-2 * abs(exact)
 
 
-@pytest.mark.parametrize(("parallel", "length"), [(False, 50_000), (True, 1_000)])
+@pytest.mark.parametrize(("parallel", "length"), [(False, 50_000), (True, 100)])
 def test_long_chains_keep_their_digits_in_float32(parallel, length, key):
     class Two(wh.StateSpaceModel):
         def initial(self):
@@ -170,8 +170,8 @@ def test_long_chains_keep_their_digits_in_float32(parallel, length, key):
         evidence = float(target.log_density({}))
         if not parallel:
             got = wh.smooth(target, key=key, paths=1).mean[:, 0]
-    # Of 230,000 and 4,600 nats.
-    assert abs(evidence - float(exact.log_density({}))) < (0.01 if parallel else 0.1)
+    # Of 230,000 and 460 nats.
+    assert abs(evidence - float(exact.log_density({}))) < (1e-3 if parallel else 0.1)
     if not parallel:
         want = wh.smooth(exact, key=key, paths=1).mean[:, 0]
         assert np.abs(got - want).max() < 1e-4

@@ -97,8 +97,8 @@ def _coarse(model: Any) -> tuple[str, ...]:
     keys = jr.split(jr.key(0), 1 if all(s.fixed for s in sites(plain)) else TRIED)
     try:
         found = [_precision(plain.sample_prior(k), grid[0], gap, span, plan) for k in keys]
-    except (ValueError, NotImplementedError):  # a prior, or a law, without draws or moments
-        return ()
+    except (ValueError, NotImplementedError, AttributeError, TypeError):
+        return ()  # a prior without draws, or a law without moments that can be differentiated
     move, ratio, hurst = min(found, key=lambda each: each[1])
     if not ratio > COARSE:
         return ()
