@@ -191,7 +191,6 @@ def main():
     for title, programs, count in (
         ("a step of SGHMC, 205,856 weights, 64 rows", sampler(x, 100), 100),
         ("an outer step of DSWD", selection(x[:100], 20), 20),
-        ("an update of the mixture, 200 codes of 16", mixture(200, 100), 100),
         ("an update of the mixture, 10,000 codes of 16", mixture(10_000, 20), 20),
     ):
         times = best(programs, arguments.repeats)

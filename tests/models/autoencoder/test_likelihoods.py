@@ -53,6 +53,10 @@ def test_draws_have_the_mean(key):
     assert np.all((drawn >= 0) & (drawn <= 1))
     z = (drawn.mean(0) - law.mean) / jnp.sqrt(law.variance / 20_000)
     assert np.abs(z).max() < 4.5
+    # On either side of where the series takes over.
+    laws = map(cb.ContinuousBernoulliDistribution, (9.99e-4, 1.001e-3))
+    near = [law.sample(key, (9,)) for law in laws]
+    assert_allclose(near[0], near[1], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +88,7 @@ def test_categorical_is_over_the_first_axis():
     assert_allclose(law.log_prob(jnp.array([[2]])), np.log(0.7))
     image = autoencoder.Categorical(3).image(autoencoder.Categorical(3).parameter(output))
     assert_allclose(image, [[0.2 + 1.4]])
+    assert_allclose(autoencoder.Categorical(4).read(jnp.array([0, 3])), [0, 1])
 
 
 @pytest.mark.parametrize(
