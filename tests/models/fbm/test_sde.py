@@ -158,7 +158,7 @@ def test_predictions_given_data_have_the_conditional_law(key):
 
     class Moved(Tracker):  # everything has a mean
         def initial(self):
-            return dist.Normal(jnp.ones(1), 1.0)
+            return dist.Normal(jnp.ones(1), 0.2)
 
         def drift(self, t, x):
             return 0.7 - self.theta * x
@@ -173,7 +173,7 @@ def test_predictions_given_data_have_the_conditional_law(key):
     bank = model.noise.bank(2.0, 4)
     held = Tracker(theta=1.0, sigma=0.8, noise=fbm.FractionalNoise(0.75, horizon=2.0))
     assert_allclose(held.noise.bank(count=len(every)).weights, bank.weights)
-    mean, cov = dense(held, every, [0.8], -1.0, np.full(1, 0.7), np.ones(1), np.ones(1))
+    mean, cov = dense(held, every, [0.8], -1.0, np.full(1, 0.7), np.ones(1), np.full(1, 0.2))
     old, new = [0, 2, 3, 4], [5, 1, 2]
     y = np.array([0.5, 0.1, -0.4, 1.0]) - 3.0
     inverse = np.linalg.inv(cov[np.ix_(old, old)] + 0.01 * np.eye(4))

@@ -131,20 +131,25 @@ def advance(
 ) -> tuple[Cloud, Advance]:
     """Resample if needed, mutate, weigh."""
     key_resample, key_mutate = jr.split(key)
+    before = jnp.exp(cloud.log_weights)
     cloud, resampled, ancestors = _resample_if_uneven(cloud, resampler, key=key_resample)
+    weights = jnp.where(resampled, 1.0 / len(before), before)
     particles, control = model.mutate(
         cloud.particles, cloud.log_weights, cloud.control, key=key_mutate
     )
     log_potential, control = model.log_potential(particles, cloud.log_weights, control)
     cloud = eqx.tree_at(lambda c: (c.particles, c.control), cloud, (particles, control))
-    cloud, increment = weigh(cloud, log_potential, resampler.chains)
+    cloud, increment = weigh(cloud, log_potential, resampler.chains, weights)
     ess = effective_sample_size(cloud.log_weights)
     largest = jnp.exp(jnp.max(cloud.log_weights))
     return cloud, Advance(resampled, ancestors, ess, largest, increment)
 
 
 def weigh(
-    cloud: Cloud, log_potential: Float[Array, " particle"], chains: int | None = None
+    cloud: Cloud,
+    log_potential: Float[Array, " particle"],
+    chains: int | None = None,
+    weights: Float[Array, " particle"] | None = None,
 ) -> tuple[Cloud, Scalar]:
     """Multiply the weights by a potential.
 
@@ -152,13 +157,14 @@ def weigh(
         cloud: Weighted particles.
         log_potential: In nats, shape `(particle,)`.
         chains: Number of chains that the particles are the states of; None if of none.
+        weights: Those of the cloud, if they are at hand: an exponential less.
 
     Returns:
         The reweighted cloud, and the log evidence increment in nats.
     """
     old = cloud.log_weights
     log_weights, increment = normalise(old + log_potential.astype(old.dtype))
-    changes = jnp.exp(log_weights) - jnp.exp(old)
+    changes = jnp.exp(log_weights) - (jnp.exp(old) if weights is None else weights)
     step_variance = jnp.sum(jnp.sum(changes.reshape(chains or len(old), -1), axis=1) ** 2)
     weighed = eqx.tree_at(
         lambda c: (c.log_weights, c.log_evidence, c.mixing_variance),
