@@ -63,7 +63,7 @@ def test_wherever_a_fit_runs_its_draws_are_the_same(executors, targets, alone, k
 
 @pytest.mark.slow
 def test_a_cluster_of_dask(targets, alone):
-    """Skipped without `pip install distributed`."""
+    """Skipped without the extra `dask`."""
     distributed = pytest.importorskip("distributed")
     how = {"n_workers": 1, "threads_per_worker": 1, "processes": True}
     cluster = distributed.LocalCluster(dashboard_address=None, **how)
