@@ -470,6 +470,27 @@ def test_gradients_that_become_nonfinite(key):
     assert_array_equal(state.params["loc"], good.params["loc"][0])
 
 
+def test_values_that_are_not_finite(key):
+    """Beyond a wall with a finite gradient before and behind it: the fit stays before it."""
+
+    class Wall(AbstractTarget):
+        def init(self, *, key):
+            return jr.uniform(key, (1,))
+
+        def log_density(self, position):
+            return jnp.sum(jnp.where(position < 2, 5 * position, -jnp.inf))
+
+        def constrain(self, position):
+            return position
+
+    engine = BBVI(family=MeanField(0.01), steps=300)
+    states, info = run(engine, Wall(), key)
+    assert states.num_nonfinite[0] > 20
+    assert states.num_updates[0] + states.num_nonfinite[0] == 300
+    assert 1.5 < states.params["loc"][0, 0] < 2
+    assert not np.isinf(info.stats["elbo"]).any()
+
+
 def test_one_copy_of_the_gradient(key):
     class Sinh(AbstractTarget):
         def init(self, *, key):

@@ -78,7 +78,9 @@ def at(target, family, params, rows, samples, key, objective=PLAIN, estimator=PA
     """Log weights and gradient of a batch."""
     batch = Batch.of(target, family, params, rows)
     noise = batch.family.noise(batch.view[0], samples, key=key)
-    return estimator.estimate(batch.family, batch.params, batch.log_densities, noise, objective)
+    return estimator.estimate(
+        batch.family, batch.params, batch.log_densities, noise, objective, batch.mask
+    )
 
 
 @pytest.mark.parametrize("objective", [ELBO(), IWAE(), MIWAE(2)], ids=str)

@@ -14,6 +14,7 @@ from whence.inference.variational import (
     IWAE,
     MIWAE,
     PIWAE,
+    AbstractFamily,
     ClosedFormEntropy,
     Factors,
     Flow,
@@ -155,6 +156,70 @@ def test_estimators_agree(objective, key):
         assert abs(difference.mean()) < ALARM * error
 
 
+class Tied(AbstractFamily):
+    """A point, and a normal number around it, whose law depends on what draws share."""
+
+    def bind(self, layout):
+        return self
+
+    def shared(self, layout):
+        return (True, False)
+
+    def noise(self, like, num, *, key):
+        return jr.normal(key, (num, 1))
+
+    def init(self, location):
+        return {"theta": location[:1], "log_scale": jnp.zeros(1)}
+
+    def no_step(self, params):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def move(self, params, step):
+        return jax.tree.map(jnp.add, params, step)
+
+    def transform(self, params, noise):
+        theta = params["theta"]
+        return jnp.concatenate([theta, theta + jnp.exp(params["log_scale"]) * noise])
+
+    def log_prob(self, params, noise):
+        return jnp.sum(jax.scipy.stats.norm.logpdf(noise) - params["log_scale"])
+
+    def score(self, params, noise):
+        score = noise * jnp.exp(-params["log_scale"])
+        return jnp.concatenate([score, -score])
+
+    def entropy(self, params):
+        return jnp.sum(params["log_scale"])
+
+    def describe(self, params):
+        return params
+
+
+@pytest.mark.parametrize("objective", [ELBO(), IWAE()], ids=str)
+def test_points_that_the_law_of_others_depends_on(objective, key):
+    """Estimators agree with the total derivative, which knows nothing of scores."""
+    family, number = Tied(), 40_000
+    params = {"theta": jnp.asarray([0.4]), "log_scale": jnp.asarray([-0.3])}
+    noise = jr.normal(key, (number, 4, 1))
+    target = lambda x: log_density(x[:, ::-1]) - 0.5 * (x[:, 0] + 1) ** 2
+    mask = np.array([True, False])
+
+    @jax.jit
+    @jax.vmap
+    def gradients(noise):
+        kinds = TotalDerivative(), PathDerivative(), ScoreFunction()
+        found = [e.estimate(family, params, target, noise, objective, mask)[1] for e in kinds]
+        return jnp.stack([jnp.concatenate([g["theta"], g["log_scale"]]) for g in found])
+
+    found = np.asarray(gradients(noise))
+    truth = found[:, 0]
+    for other in (found[:, 1], found[:, 2]):
+        difference = other - truth
+        error = difference.std(0) / np.sqrt(number)
+        assert np.all(np.abs(truth.mean(0)) > POWER * error)
+        assert np.all(np.abs(difference.mean(0)) < ALARM * error)
+
+
 def snr(estimator, objective, samples, key, number=15_000):
     """Signal to noise of the gradients by model and family: Rainforth and others (2018)."""
     family = Factors({"theta": Point()}, MeanField()).bind((("theta", 5), ("z", 5)))
@@ -173,7 +238,8 @@ def snr(estimator, objective, samples, key, number=15_000):
     def gradients(key):
         def one(key):
             noise = family.noise(jnp.zeros(10), samples, key=key)
-            gradient = estimator.estimate(family, params, target, noise, objective)[1]
+            mask = np.arange(10) < 5
+            gradient = estimator.estimate(family, params, target, noise, objective, mask)[1]
             return gradient[0]["loc"], gradient[1]["loc"]
 
         return jax.lax.map(one, jr.split(key, number), batch_size=2_000)

@@ -179,6 +179,26 @@ def test_averaged_iterates(key):
     assert off[True] < 0.2 * off[False]
 
 
+def test_sizes_of_default_steps():
+    """Of the first update the learning rate, less for many entries; then by both memories."""
+    from whence.inference.variational._optimizer import default_optimizer
+
+    gradient = {name: jnp.ones(2) for name in ("loc", "whitened", "log_scale")}
+    gradient |= {"lower": jnp.ones((4, 4)), "layers": [(jnp.ones(3),)]}
+    optimizer = default_optimizer(0.1)
+    steps, state = optimizer.update(gradient, optimizer.init(gradient))
+    sizes = {"whitened": 0.1, "log_scale": 0.1, "lower": 0.05, "layers": 0.01}
+    for name, size in sizes.items():
+        assert_allclose(jax.tree.leaves(steps[name])[0], -size, rtol=1e-6)
+    assert_allclose(optimizer.update(gradient, state)[0]["loc"], -0.1, rtol=1e-6)
+    none = jax.tree.map(jnp.zeros_like, gradient)
+    mean = 0.1 * 0.9 / (1 - 0.9**2)
+    for falling, memory in ((False, 0.9), (True, 0.99)):
+        steps, _ = optimizer.update(none, state, falling=falling)
+        square = (1 - memory) * memory / (1 - memory**2)
+        assert_allclose(steps["whitened"], -0.1 * mean / square**0.5, rtol=1e-6)
+
+
 def test_updates_for_other_families():
     target = Gaussian(3)
     for update in (BuresWasserstein(), Proximal(0.1)):

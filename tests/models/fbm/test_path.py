@@ -320,8 +320,8 @@ def test_particles_against_the_filter(key):
 def test_predictions_of_a_path(key):
     """States between points of the grid and beyond it have the law of the noise."""
     times = np.array([0.0, 1.0, 2.0])
-    at = jnp.array([2.9, 0.3, 0.55, 2.0, 1.4])
-    model = Walk(fbm.FractionalNoise(0.75), theta=0.0, sigma=1.0, steps=4, exact=False)
+    at = jnp.array([2.9, 0.3, 0.42, 2.0, 1.4])  # two within one step, two beyond
+    model = Walk(fbm.FractionalNoise(0.3), theta=0.0, sigma=1.0, steps=4, exact=False)
     target = wh.condition(model, np.zeros(3), times)
     every = jnp.concatenate([at, jnp.asarray(times[1:])])
 
@@ -521,9 +521,6 @@ def test_what_is_refused():
     path = wh.condition(as_path(walk), Y, TIMES)
     with pytest.raises(ValueError, match=r"`parameters` must be a family .*\(sigma\)"):
         run(path, fbm.ControlledPath())
-    points = wh.BBVI(fbm.ControlledPath(parameters=wh.Point()), objective=wh.IWAE(), samples=5)
-    with pytest.raises(ValueError, match=r"use `estimator=TotalDerivative\(\)`"):
-        wh.infer(path, points, key=0)
     with pytest.raises(ValueError, match="`parameters` must be an instance"):
         fbm.ControlledPath(parameters="mean field")
     with pytest.raises(ValueError, match="`encoder` must be a function of a key"):

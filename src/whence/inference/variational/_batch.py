@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
@@ -11,13 +13,15 @@ from ...core._data import log_density_estimate
 from ...core._family import OfBatches, bound
 from ...core._flat import flat_view, position_shapes
 from ...core._target import AbstractTarget, HasLocals, local_names
-from ._estimator import AbstractEstimator, PathDerivative
+from ...core._types import PRNGKey
 from ._factors import Factors, Point
-from ._family import AbstractFamily
+from ._family import AbstractFamily, Layout
 from ._flat import layout_of, on_flat
 from ._local import AbstractByRow, Amortised, at_rows, has_rows, map_factors
 from ._objective import ELBO, AbstractObjective, LogVariance
-from ._terms import Terms, has_points
+from ._terms import Terms
+
+TOGETHER = 2**22  # random numbers drawn at once, at most: 16 or 32 MB
 
 
 class Batch(NamedTuple):
@@ -70,6 +74,36 @@ class Batch(NamedTuple):
         seen = jax.eval_shape(self.target.at_rows, whole, self.rows)
         return ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), seen))
 
+    @property
+    def layout(self) -> Layout:
+        """Names and sizes of the parts of a flat position, as the family sees it."""
+        if self.rows is None or not has_rows(self.family):
+            return layout_of(self.target)
+        return layout_of(self.target, len(self.rows))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Which coordinates of a flat position are the same in all draws."""
+        return np.repeat(self.family.shared(self.layout), [part[1] for part in self.layout])
+
+    def noise(self, updates: int, samples: int, key: PRNGKey) -> PyTree:
+        """Return noise for some updates, leading axes `(update, sample)`; or their keys.
+
+        At once, because each call has a cost of its own; unless that takes much memory.
+        """
+        like = self.view[0]
+        if updates * samples * like.size > TOGETHER:
+            return jr.split(key, updates)
+        drawn = self.family.noise(like, updates * samples, key=key)
+        return jax.tree.map(lambda x: x.reshape(updates, samples, *x.shape[1:]), drawn)
+
+    def drawn(self, updates: int, samples: int, noise: PyTree) -> PyTree:
+        """Return the noise of one of these updates, given that or a key."""
+        like = self.view[0]
+        if updates * samples * like.size <= TOGETHER:
+            return noise
+        return self.family.noise(like, samples, key=noise)
+
     def log_densities(self, positions: Float[Array, "sample dim"]) -> Any:
         """Return log densities at flat positions, as `Terms` where parts are by row."""
         target, rows = self.target, self.rows
@@ -84,9 +118,8 @@ class Batch(NamedTuple):
             shared, each = target.log_joint_rows(x, rows)
             return Terms(shared, each, target.num_data / len(rows))
 
-        layout = layout_of(target, len(rows) if by_row and rows is not None else None)
         _, unravel = self.view
-        one = on_flat(density, self.family.shared(layout), unravel, positions[0])
+        one = on_flat(density, self.family.shared(self.layout), unravel, positions[0])
         return jax.vmap(one)(positions)
 
 
@@ -99,7 +132,6 @@ def check_parts(
     target: AbstractTarget,
     family: AbstractFamily,
     objective: AbstractObjective,
-    estimator: AbstractEstimator,
     batch_size: int | None,
 ) -> None:
     """Raise `ValueError` unless local latents, family, objective and batches go together.
@@ -108,7 +140,6 @@ def check_parts(
         target: The target.
         family: The family, bound.
         objective: The objective.
-        estimator: Of the objective's gradient.
         batch_size: Rows per update; None for all.
 
     Raises:
@@ -128,13 +159,6 @@ def check_parts(
     if isinstance(objective, ELBO | LogVariance):
         return
     name, parts = type(objective).__name__, []
-    is_path = isinstance(estimator, PathDerivative)
-    if is_path and not has_points(family) and any(family.shared(layout_of(target))):
-        # Which coordinates are points within such a family, the estimator cannot see.
-        raise ValueError(
-            f"{type(estimator).__name__} is not for points within {type(family).__name__} and "
-            f"{name}: use `estimator=TotalDerivative()`."
-        )
     map_factors(parts.append, family)
     if not has_rows(family):
         if batch_size is not None:

@@ -1,6 +1,5 @@
 """Black-box variational inference: a parametric family fitted by stochastic gradients."""
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ...core._convert import flag, one_of, part, positive, whole
-from ...core._data import BATCHING, Epoch, Minibatches, minibatches
+from ...core._data import BATCHING, Minibatches, minibatches
 from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._family import OfBatches, bound
 from ...core._flat import flat_init, flat_view
@@ -31,7 +30,8 @@ from ._flat import layout_of
 from ._local import has_rows, has_tables, split_tables, with_rows
 from ._objective import ELBO, AbstractObjective
 from ._optimizer import default_optimizer, optimizer_steps, start_optimizer, updated
-from ._pace import Pace, advance, start_pace
+from ._pace import advance, start_pace
+from ._state import BBVIState, Run
 from ._terms import as_terms, evaluate
 from ._update import AbstractUpdate
 from ._watch import LOOK, GradientNoise, Watch, averaged
@@ -41,34 +41,6 @@ MAX_FAILURES = 20  # updates in a row without a finite gradient before it gives 
 # batches of 200 was left 0.1 to 0.2 nats below its best ELBO by 1,000, 0.02 to 0.12 by 2,000.
 FALL, FALL_EPOCHS = 2_000, 10
 DEFAULT_RECORDS = 2_000  # values in the trace of the ELBO, at most
-
-
-class BBVIState(eqx.Module):
-    """What the next step needs.
-
-    Attributes:
-        params: Parameters of the family.
-        optimizer: State of the optimiser.
-        epoch: Running epoch of the minibatches.
-        num_updates: Updates made.
-        num_nonfinite: Updates left out because their gradient was not finite.
-        failures: How many of these came last, in a row.
-        pace: How far the fit has come.
-        gradient: Moments of the gradient.
-        watch: Whether the fit diverges, and its best parameters; of own optimisers and updates.
-        mean: Mean parameters over the second half of the steps, if these are asked for.
-    """
-
-    params: PyTree
-    optimizer: PyTree
-    epoch: Epoch
-    num_updates: Int[Array, ""]
-    num_nonfinite: Int[Array, ""]
-    failures: Int[Array, ""]
-    pace: Pace
-    gradient: GradientNoise
-    watch: Watch | None
-    mean: PyTree | None
 
 
 class BBVI(AbstractOnlineEngine):
@@ -180,7 +152,7 @@ class BBVI(AbstractOnlineEngine):
 
     def validate(self, target: AbstractTarget) -> None:
         family = self._family(target)
-        check_parts(target, family, self.objective, self.estimator, self.batch_size)
+        check_parts(target, family, self.objective, self.batch_size)
         if self.update is not None:
             self.update.check(family)
         else:
@@ -231,35 +203,37 @@ class BBVI(AbstractOnlineEngine):
         self, target: AbstractTarget, state: BBVIState, index: Array, *, key: PRNGKey
     ) -> tuple[BBVIState, Info]:
         """Make some updates and record the mean of their estimates of the ELBO."""
-        first = index * self._block
-        key_start, key_updates = jr.split(key)
+        key_start, key_noise, key_rows = jr.split(key, 3)
+        like, falls_at = flat_view(target)[0], state.pace.falls_at
+        counters = index * self._block + jnp.arange(self._block, dtype=jnp.int32)
+        rows = None if self.batch_size is None else jnp.zeros(self.batch_size, jnp.int32)
+        batch = Batch.of(target, self.family, state.params, rows)
+        noise = batch.noise(self._block, self.samples, key_noise)
+        factors = state.pace.factor(counters).astype(like.dtype)
+        given = (counters, factors, noise, jr.split(key_rows, self._block))
 
         def attempt(carry):
-            tries, _, _ = carry
-            begin = jax.lax.cond(
-                index == 0,
-                lambda: self._start(target, state, jr.fold_in(key_start, tries)),
-                lambda: state,
-            )
-            update = lambda i, now: self._update(
-                target, now, first + i, key=jr.fold_in(key_updates, i)
-            )
-            zero = jnp.zeros((), flat_view(target)[0].dtype)
-            return tries + 1, *jax.lax.fori_loop(0, self._block, update, (begin, zero))
+            tries, *_ = carry
+            start = lambda: self._start(target, jr.fold_in(key_start, tries))
+            params = jax.lax.cond(index == 0, start, lambda: state.params)
+            update = lambda run, own: self._update(target, falls_at, run, *own)
+            run, elbos = jax.lax.scan(update, Run(params, *rest), given)
+            return tries + 1, watched(params), run, elbos
 
         def again(carry):
-            tries, new, _ = carry
-            hopeless = (index == 0) & (new.num_updates == 0) & (tries < MAX_STARTS)
-            return (tries == 0) | hopeless
+            tries, *_, elbos = carry
+            hopeless = (index == 0) & jnp.all(jnp.isnan(elbos))
+            return (tries == 0) | (hopeless & (tries < MAX_STARTS))
 
         # A start without a finite gradient is replaced by another. As a loop around the
         # updates this takes no second copy of the gradient in the program.
-        total = jnp.zeros((), flat_view(target)[0].dtype)
-        _, new, total = jax.lax.while_loop(again, attempt, (jnp.int32(0), state, total))
-        made = new.num_updates - jnp.where(index == 0, 0, state.num_updates)
-        elbo = total / made.astype(total.dtype)
-        stats: dict[str, Any] = {"elbo": elbo, "num_nonfinite": new.num_nonfinite}
-        stats["gradient_signal"] = new.gradient.signal
+        watched = lambda params: None if state.watch is None else params
+        rest = state.optimizer, state.epoch, jnp.zeros_like(state.gradient.mean)
+        carry = jnp.int32(0), watched(state.params), Run(state.params, *rest), 0 * factors
+        _, begin, run, elbos = jax.lax.while_loop(again, attempt, carry)
+        new = self._after(target, state, begin, run, jnp.isnan(elbos), index)
+        stats: dict[str, Any] = {"elbo": jnp.nanmean(elbos)}
+        stats |= {"num_nonfinite": new.num_nonfinite, "gradient_signal": new.gradient.signal}
         return new, Info(None, stats)
 
     def done(self, state: BBVIState) -> Bool[Array, ""]:
@@ -352,7 +326,7 @@ class BBVI(AbstractOnlineEngine):
         return (state.params if state.mean is None else state.mean), None
 
     def _records(self, target: AbstractTarget, params: PyTree) -> tuple:
-        """Return what a state begins with besides parameters, optimiser and counters."""
+        """Return what a state begins with, of which none is used before it is replaced."""
         family = self._family(target)
         watched = params if self._may_end_early else ()
         pace = start_pace(watched, self.steps, self._fall(target))
@@ -373,69 +347,91 @@ class BBVI(AbstractOnlineEngine):
         own |= self.batch_size is not None and isinstance(self.family, OfBatches)
         return not own and self.restarts == 1 and not has_rows(self.family)
 
-    def _start(self, target: AbstractTarget, state: BBVIState, key: PRNGKey) -> BBVIState:
+    def _start(self, target: AbstractTarget, key: PRNGKey) -> PyTree:
         params = self._family(target).init(flat_init(target, key=key))
-        pace, gradient, watch, mean = self._records(target, params)
-        return dataclasses.replace(
-            state, params=params, pace=pace, gradient=gradient, watch=watch, mean=mean
-        )
+        return jax.tree.map(jnp.asarray, params)
 
     def _update(
         self,
         target: AbstractTarget,
-        now: tuple[BBVIState, Scalar],
+        falls_at: Int[Array, ""],
+        run: Run,
         counter: Int[Array, ""],
-        *,
+        factor: Scalar,
+        noise: PyTree,
         key: PRNGKey,
-    ) -> tuple[BBVIState, Scalar]:
-        """Make one update, unless its gradient is not finite, and add up the ELBO."""
-        state, total = now
-        key_noise, key_batch = jr.split(key)
-        rows, epoch = self._batches(target).next(state.epoch, counter, key=key_batch)
-        batch = Batch.of(target, self.family, state.params, rows)
-        family, own, like = batch.family, batch.params, batch.view[0]
-        noise = family.noise(like, self.samples, key=key_noise)
-        gradient_noise, optimizer = state.gradient, None
+    ) -> tuple[Run, Scalar]:
+        """Make one update, and return the ELBO; nan and none if these are not finite."""
+        rows, epoch = self._batches(target).next(run.epoch, counter, key=key)
+        batch = Batch.of(target, self.family, run.params, rows)
+        family, own = batch.family, batch.params
+        noise = batch.drawn(self._block, self.samples, noise)
+        seen, optimizer = run.gradient, None
         if self.update is not None:
-            factor = state.pace.factor(counter).astype(like.dtype)
             weights, moved = self.update.apply(family, own, batch.log_densities, noise, factor)
             flat, _ = ravel_pytree(moved)
         else:
             weights, gradient = self.estimator.estimate(
-                family, own, batch.log_densities, noise, self.objective
+                family, own, batch.log_densities, noise, self.objective, batch.mask
             )
             flat, _ = ravel_pytree(gradient)
-            gradient_noise = gradient_noise.after(split_tables(family, gradient)[0])
-            steps, optimizer = self._steps(gradient, batch, state, counter)
+            seen, _ = ravel_pytree(split_tables(family, gradient)[0])
+            falling = counter >= falls_at
+            steps, optimizer = self._steps(gradient, batch, run.optimizer, falling, factor)
             moved = family.move(own, steps)
         elbo = self._value(weights)
-        finite = jnp.isfinite(elbo) & jnp.all(jnp.isfinite(flat))
+        finite = jnp.isfinite(elbo) & (jnp.sum(0 * flat) == 0)  # one operation less
         either = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-        # Kept rows are written, too: where only these can change, tables are not copied.
-        params = with_rows(family, state.params, either(moved, own), batch.rows)
-        optimizer = updated(batch.rows, state.optimizer, optimizer, either)
-        pace = state.pace
-        if self._may_end_early:
-            pace = advance(pace, self._family(target), params, counter, like)
-        watch, mean = state.watch, state.mean
-        if watch is not None:
-            look = lambda w: w.after(self._look(target, state.params), state.params, counter)
-            watch = jax.lax.cond(counter % LOOK == 0, look, lambda w: w, watch)
-        if mean is not None:
-            mean = averaged(mean, params, counter, self.steps // 2)
-        new = BBVIState(
-            params,
-            optimizer,
+        new = Run(
+            # Kept rows are written, too: where only these can change, tables are not copied.
+            with_rows(family, run.params, either(moved, own), batch.rows),
+            updated(batch.rows, run.optimizer, optimizer, either),
             epoch,
-            state.num_updates + finite.astype(jnp.int32),
-            state.num_nonfinite + (~finite).astype(jnp.int32),
-            jnp.where(finite, 0, state.failures + 1),
+            either(seen, run.gradient),
+        )
+        return new, jnp.where(finite, elbo, jnp.nan)
+
+    def _after(
+        self,
+        target: AbstractTarget,
+        state: BBVIState,
+        begin: PyTree,
+        run: Run,
+        failed: Bool[Array, " update"],
+        index: Int[Array, ""],
+    ) -> BBVIState:
+        """Return the state after a block; `begin` are parameters before it, if watched."""
+        params, num_failed = run.params, jnp.sum(failed, dtype=jnp.int32)
+        made = self._block - num_failed
+        last = jnp.argmin(
+            failed[::-1].astype(jnp.int32)
+        )  # failures since the last update that was made
+        last = jnp.where(made > 0, last.astype(jnp.int32), state.failures + num_failed)
+        gradient, pace, watch, mean = state.gradient, state.pace, state.watch, state.mean
+        if self.update is None:
+            new = gradient.after(run.gradient)
+            gradient = jax.tree.map(lambda a, b: jnp.where(made > 0, a, b), new, gradient)
+        if self._may_end_early:
+            like = flat_view(target)[0]
+            pace = advance(pace, self._family(target), params, index, self._block, like)
+        if watch is not None:
+            look = lambda w: w.after(self._look(target, begin), begin, index * self._block)
+            due = index % max(LOOK // self._block, 1) == 0
+            watch = jax.lax.cond(due, look, lambda w: w, watch)
+        if mean is not None:
+            mean = averaged(mean, params, index, self.steps // self._block // 2)
+        return BBVIState(
+            params,
+            run.optimizer,
+            run.epoch,
+            state.num_updates + made,
+            state.num_nonfinite + num_failed,
+            last,
             pace,
-            either(gradient_noise, state.gradient),
+            gradient,
             watch,
             mean,
         )
-        return new, total + jnp.where(finite, elbo, 0)
 
     def _value(self, weights: Any) -> Scalar:
         """Return the objective, or the ELBO where the value of the objective is no bound."""
@@ -455,16 +451,14 @@ class BBVI(AbstractOnlineEngine):
         return self._value(log_weights(batch, noise))
 
     def _steps(
-        self, gradient: PyTree, batch: Batch, state: BBVIState, counter: Array
+        self, gradient: PyTree, batch: Batch, state: PyTree, falling: Array, factor: Scalar
     ) -> tuple[PyTree, PyTree]:
         """Return the steps of an update and the new state of the optimiser, of its rows."""
         descent = jax.tree.map(jnp.negative, gradient)
         if self.optimizer is not None:
-            return optimizer_steps(self.optimizer.update, batch, state.optimizer, descent)
-        falling = counter >= state.pace.falls_at
+            return optimizer_steps(self.optimizer.update, batch, state, descent)
         update = lambda d, s: self._optimizer.update(d, s, falling=falling)
-        steps, new = optimizer_steps(update, batch, state.optimizer, descent)
-        factor = state.pace.factor(counter)
+        steps, new = optimizer_steps(update, batch, state, descent)
         return jax.tree.map(lambda x: factor.astype(x.dtype) * x, steps), new
 
     def _family(self, target: AbstractTarget) -> AbstractFamily:

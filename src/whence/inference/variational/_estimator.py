@@ -13,6 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ._family import AbstractFamily, Noise
@@ -25,9 +26,7 @@ from ._terms import (
     as_terms,
     coefficients,
     entropy_total,
-    has_points,
     log_prob_terms,
-    point_mask,
     scaled_score,
 )
 
@@ -66,6 +65,7 @@ class AbstractEstimator(eqx.Module):
         log_densities: LogDensities,
         noise: Noise,
         objective: AbstractObjective = PLAIN,
+        mask: np.ndarray | None = None,
     ) -> tuple[LogWeights, PyTree]:
         """Return `log p - log q` of each draw in nats, and the gradient of the objective.
 
@@ -75,8 +75,9 @@ class AbstractEstimator(eqx.Module):
             log_densities: The target's log densities at flat positions, one per draw.
             noise: From the family, with a leading axis `sample`.
             objective: What is maximised.
+            mask: Which coordinates draws share, `(dim,)`; None for none of them.
         """
-        at = Evaluated(family, params, log_densities, noise)
+        at = Evaluated(family, params, log_densities, noise, mask)
         return at.plain, self.gradient(at, objective)
 
 
@@ -105,7 +106,9 @@ class PathDerivative(AbstractEstimator):
     def gradient(self, at: "Evaluated", objective: AbstractObjective) -> PyTree:
         """Pull back the gradient of `log p` less the score of `q`."""
         own = coefficients(path_slopes, objective, at.weights)
-        return at.pull_back(at.force(own, objective) - at.scores(own))
+        is_linear = isinstance(objective, ELBO)
+        scores = at.scores(own) if is_linear else at.moving_scores(own)
+        return at.pull_back(at.force(own, objective) - scores)
 
 
 class TotalDerivative(AbstractEstimator):
@@ -169,7 +172,7 @@ class ScoreFunction(AbstractEstimator):
     def gradient(self, at: "Evaluated", objective: AbstractObjective) -> PyTree:
         """Return the mean of coefficients times scores."""
         own = coefficients(score_slopes, objective, at.weights)
-        force = at.model_force(objective) - at.scores(own)
+        force = at.model_force(objective) - at.moving_scores(own)
         return jax.tree.map(jnp.add, at.pull_back(force), at.prob_pull_back(own))
 
 
@@ -217,17 +220,16 @@ class Evaluated:
     """What estimators are made of, at some draws; unused parts are never computed."""
 
     def __init__(
-        self, family: AbstractFamily, params: PyTree, log_densities: LogDensities, noise: Noise
+        self,
+        family: AbstractFamily,
+        params: PyTree,
+        log_densities: LogDensities,
+        noise: Noise,
+        mask: np.ndarray | None = None,
     ):
-        """Evaluate log densities of draws.
-
-        Args:
-            family: The family.
-            params: Its parameters.
-            log_densities: The target's log densities at flat positions, one per draw.
-            noise: From the family, with a leading axis `sample`.
-        """
+        """Evaluate log densities of draws; arguments as of `AbstractEstimator.estimate`."""
         self.family, self.params, self.noise = family, params, noise
+        self.mask = None if mask is None or not mask.any() else mask
         self._zero = family.no_step(params)
 
         def positions_after(step):
@@ -280,14 +282,14 @@ class Evaluated:
         """Return gradients of `log p` times coefficients; for what draws share, the model's."""
         # Of a coordinate that positions share, one of them has the gradient of all.
         (gradient,) = self._back(own)
-        if isinstance(objective, ELBO) or not has_points(self.family):
+        if isinstance(objective, ELBO) or self.mask is None:
             return gradient
-        return jnp.where(self._mask, self._of_model(objective), gradient)
+        return jnp.where(self.mask[None], self._of_model(objective), gradient)
 
     def model_force(self, objective: AbstractObjective) -> Positions:
         """Return the gradient of the objective by what draws share, zero elsewhere."""
-        if has_points(self.family):
-            return jnp.where(self._mask, self._of_model(objective), 0)
+        if self.mask is not None:
+            return jnp.where(self.mask[None], self._of_model(objective), 0)
         shape = jax.eval_shape(self._back, self.log_density)[0]
         return jnp.zeros(shape.shape, shape.dtype)
 
@@ -296,10 +298,13 @@ class Evaluated:
         one = lambda n, c: scaled_score(self.family, self.params, n, c)
         return jax.vmap(one)(self.noise, own)
 
-    @property
-    def _mask(self) -> Array:
-        mask = jax.vmap(lambda n: point_mask(self.family, self.params, n))(self.noise)
-        return mask.astype(bool)
+    def moving_scores(self, own: Terms) -> Positions:
+        """As `scores`, zero for what draws share: there the law of the rest has a parameter.
+
+        The expected score by that is zero, unless it is weighted.
+        """
+        scores = self.scores(own)
+        return scores if self.mask is None else jnp.where(self.mask[None], 0, scores)
 
     def _of_model(self, objective: AbstractObjective) -> Positions:
         return self._back(coefficients(slopes, objective.of_model, self.weights))[0]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from ...core._dtype import relaxed
@@ -20,6 +21,7 @@ from ._local import has_tables, join_tables, split_tables
 # more than small ones and their law may be skewed: on two skewed coordinates, with 2 samples
 # per update and 32 keys, scales were off by up to 2.9% with 0.9 and 0.9% with 0.99 (0.3%).
 SEARCH_MEMORY, FALL_MEMORY = 0.9, 0.99
+MEAN_MEMORY = 0.9  # of gradients themselves
 NETWORKS = ("layers", "encoder")  # whose steps are smaller, as a network has many weights
 
 
@@ -37,43 +39,58 @@ def default_optimizer(learning_rate: float | int) -> Any:
     # Imported here for the sake of the time that `import whence` takes.
     import optax
 
-    adam = _switched(
-        optax.adam(learning_rate, b2=SEARCH_MEMORY), optax.adam(learning_rate, b2=FALL_MEMORY)
-    )
-    network = _switched(
-        optax.adam(learning_rate / 10, b2=SEARCH_MEMORY),
-        optax.adam(learning_rate / 10, b2=FALL_MEMORY),
-    )
     # The limits only keep float32 finite: from one to the other takes 500 updates.
     reach = optax.rprop(learning_rate, min_step_size=1e-20, max_step_size=1e20)
-    return optax.partition({"adam": adam, "reach": reach, "network": network}, _labels)
+    parts = optax.partition({"adam": _adam(learning_rate), "reach": reach}, _labels)
+    return optax.chain(parts, optax.stateless(lambda steps, _: _named(steps, _shrunk)))
 
 
-def _switched(search, fall) -> Any:
-    """Two transforms that both see all gradients; `falling` says whose step is taken."""
+def _adam(rate: float) -> Any:
+    """Adam with both memories; `falling` says which the steps are taken by.
+
+    Its moments are one array for all parameters: each operation has a cost of its own.
+    """
     import optax
 
     def init(params):
-        return search.init(params), fall.init(params)
+        flat, _ = ravel_pytree(params)
+        return jnp.zeros((), jnp.int32), jnp.zeros((3, flat.size), flat.dtype)
 
     def update(updates, state, params=None, *, falling=False):
         del params
-        steps, states = zip(*(t.update(updates, s) for t, s in zip((search, fall), state)))
-        return jax.tree.map(lambda a, b: jnp.where(falling, b, a), *steps), states
+        count, moments = state[0] + 1, state[1]
+        flat, unravel = ravel_pytree(updates)
+        memory = jnp.asarray([MEAN_MEMORY, SEARCH_MEMORY, FALL_MEMORY], flat.dtype)[:, None]
+        moments = memory * moments + (1 - memory) * jnp.stack([flat, flat**2, flat**2])
+        mean, search, fall = moments / (1 - memory ** count.astype(flat.dtype))
+        size = jnp.sqrt(jnp.where(falling, fall, search)) + 1e-8
+        return unravel(-rate * mean / size), (count, moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _labels(step: PyTree) -> PyTree:
     """Whose step is whose: of a location that can also move in units of its own scale."""
-    if isinstance(step, dict):
+    is_reach = lambda name, both: both and name in ("loc", "location")
+    return _named(step, lambda _, *of: "reach" if is_reach(*of) else "adam")
+
+
+def _shrunk(steps: Array, name: str, both: bool) -> Array:
+    if name in NETWORKS:
+        return 0.1 * steps
+    # The noise of a row's entries adds up.
+    return steps / steps.shape[-1] ** 0.5 if name == "lower" else steps
+
+
+def _named(step: PyTree, function: Callable, name: str = "", both: bool = False) -> PyTree:
+    """Map arrays, given their names and whether the location there has both coordinates."""
+    is_part = name not in NETWORKS
+    if is_part and isinstance(step, dict):
         both = "whitened" in step
-        known = {"loc": "reach", "location": "reach"} if both else {}
-        known |= dict.fromkeys(NETWORKS, "network")
-        return {name: known.get(name) or _labels(value) for name, value in step.items()}
-    if isinstance(step, tuple):
-        return tuple(map(_labels, step))
-    return None if step is None else "adam"
+        return {k: _named(v, function, k, both) for k, v in step.items()}
+    if is_part and isinstance(step, tuple):
+        return tuple(_named(x, function, name, both) for x in step)
+    return jax.tree.map(lambda x: function(x, name, both), step)
 
 
 # The state of an optimiser is that of all steps but those of tables, and one by row for these:

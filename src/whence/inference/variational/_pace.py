@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ...core._types import Scalar
 from ._family import AbstractFamily
 
 ROUND = 100  # updates, whose mean parameters are compared
@@ -47,8 +46,8 @@ class Pace(eqx.Module):
     means: tuple[PyTree, PyTree]
     rounds: Int[Array, ""]
 
-    def factor(self, counter: Int[Array, ""]) -> Scalar:
-        """Return the factor on the size of update `counter`; 1 during the search."""
+    def factor(self, counter: Int[Array, " update"]) -> Float[Array, " update"]:
+        """Return the factor on the size of each update; 1 during the search."""
         left = (self.ends_at - counter) / (self.ends_at - self.falls_at)
         return jnp.clip(left, 0, 1) ** 2
 
@@ -64,30 +63,34 @@ def advance(
     pace: Pace,
     family: AbstractFamily,
     params: PyTree,
-    counter: Int[Array, ""],
+    index: Int[Array, ""],
+    block: int,
     like: Float[Array, " dim"],
 ) -> Pace:
-    """Return the pace after update `counter`.
+    """Return the pace after a block of updates.
 
     Args:
         pace: Before it.
         family: The family.
-        params: Its parameters after the update.
-        counter: Number of the update, from 0.
+        params: Its parameters after the last update.
+        index: Number of the block, from 0.
+        block: Updates in a block.
         like: A flat position, for its size and type.
     """
+    number = -(-ROUND // block)  # blocks in a round
     sums = jax.tree.map(jnp.add, pace.sums, params)
     pace = eqx.tree_at(lambda p: p.sums, pace, sums)
-    is_last = (counter + 1) % ROUND == 0
-    return jax.lax.cond(is_last, lambda: _compare(pace, family, counter, like), lambda: pace)
+    compare = lambda: _compare(pace, family, (index + 1, number, block), like)
+    return jax.lax.cond((index + 1) % number == 0, compare, lambda: pace)
 
 
-def _compare(pace: Pace, family: AbstractFamily, counter, like) -> Pace:
-    mean = jax.tree.map(lambda x: x / ROUND, pace.sums)
+def _compare(pace: Pace, family: AbstractFamily, count: tuple[Array, int, int], like) -> Pace:
+    blocks, number, block = count
+    mean = jax.tree.map(lambda x: x / number, pace.sums)
     last, before = pace.means
-    rests = _at_rest(family, (before, last, mean), like) & (counter >= 2 * ROUND)
+    rests = _at_rest(family, (before, last, mean), like) & (blocks > 2 * number)
     rounds = jnp.where(rests, pace.rounds + 1, 0)
-    saved = jnp.maximum(pace.falls_at - (counter + 1), 0)
+    saved = jnp.maximum(pace.falls_at - blocks * block, 0)
     saved = jnp.where(rounds >= ROUNDS_AT_REST, saved, 0)
     zeros = jax.tree.map(jnp.zeros_like, mean)
     return Pace(pace.falls_at - saved, pace.ends_at - saved, zeros, (mean, last), rounds)

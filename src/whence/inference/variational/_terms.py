@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._factors import Factors, Point
+from ._factors import Factors
 from ._family import AbstractFamily, Noise, Vector
 from ._local import AbstractByRow
 from ._objective import AbstractObjective
@@ -103,27 +103,10 @@ def scaled_score(
     return _join(one, family, params, noise)
 
 
-def has_points(family: AbstractFamily) -> bool:
-    """Whether draws share coordinates."""
-    return any(isinstance(part, Point) for part, _, _ in _parts(family, None, None))
-
-
-def point_mask(family: AbstractFamily, params: PyTree, noise: Noise) -> Vector:
-    """Return 1 for the coordinates that draws share, and 0 for others."""
-
-    def one(part, own, its):
-        position = part.transform(own, its)
-        return jnp.full_like(position, isinstance(part, Point))
-
-    return _join(one, family, params, noise)
-
-
 def _parts(family, params, noise) -> list[tuple]:
     """Return the factors of a product with what is theirs, inner products taken apart."""
     if not isinstance(family, Factors):
         return [(family, params, noise)]
-    number = len(family.families)
-    params, noise = ((None,) * number if x is None else x for x in (params, noise))
     return [
         leaf
         for part, own, its in zip(family.families, params, noise)
