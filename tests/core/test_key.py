@@ -104,3 +104,10 @@ def test_numpys_numbers_are_numbers():
     assert as_key(2**32 - 1).shape == ()
     with jax.enable_x64(False):
         assert_array_equal(jr.key_data(as_key(2**32 - 1)), [0, 2**32 - 1])
+
+
+def test_none_is_no_key(things):
+    posterior = things["posterior"]
+    for call in (posterior.predict, lambda key: posterior.resample(3, key=key)):
+        with pytest.raises(ValueError, match="`key` must be a typed key.*None"):
+            call(key=None)

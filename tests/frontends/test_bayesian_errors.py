@@ -39,7 +39,7 @@ def test_bad_priors():
     refuse("None for all", lambda path, leaf: None)
     refuse("discrete", dist.Poisson(1.0))
     refuse("`layers.0.weight` is to have shape", dist.Normal(jnp.zeros(7), 1.0))
-    refuse("`scale` of `FanIn`", lambda path, leaf: wh.FanIn(-1.0))
+    refuse("`scale` must be positive", lambda path, leaf: wh.FanIn(-1.0))
     refuse("location-scale", dist.HalfNormal(1.0), noncentered=True)
 
 

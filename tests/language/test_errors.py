@@ -106,6 +106,9 @@ def test_duplicate_dims_and_labels():
     _raises(["'chain'"], lambda: wh.latent(dist.Normal(0.0, 1.0), dims=("chain",)))
     _raises(["coords", "'b'", "repeat"], lambda: Line(coords={"g": ["a", "b", "b"]}))
     _raises(["flat"], lambda: Line(coords={"g": np.eye(2)}))
+    _raises(["coords['g']", "at least 0", "-1"], lambda: Line(coords={"g": -1}))
+    _raises(["`function`", "method", "3"], lambda: wh.derived(3))
+    _raises(["`shape`", "at least 0"], lambda: wh.latent(dist.Normal(0.0, 1.0), shape=(2, -1)))
 
 
 def test_discrete_latent():
@@ -238,11 +241,25 @@ def test_a_log_likelihood_that_forgot_its_return():
         def log_likelihood(self, y):
             return y > self.mu
 
+    class Half(wh.Model):
+        mu: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def log_likelihood(self, y):
+            return {"a": dist.Normal(self.mu, 1.0).log_prob(y["a"]), "b": None}
+
     _raises(["`log_likelihood` of Forgot", "`return`"], lambda: wh.condition(Forgot(), X))
+    _raises(["of Half", "`return`"], lambda: wh.condition(Half(), {"a": X, "b": X}))
     _raises(
         ["`log_likelihood` of Masked", "real numbers", "bool"],
         lambda: wh.condition(Masked(), X),
     )
+
+
+@pytest.mark.parametrize("wrong", [None, "text", ["a"], (X, X)])
+def test_what_is_no_input_of_predictions(wrong):
+    draws = {"slope": np.ones((1, 2)), "sigma": np.ones((1, 2))}
+    posterior = wh.Posterior.from_draws(wh.condition(Line(), X, X), draws)
+    _raises(["`likelihood` of Line failed"], lambda: posterior.predict(wrong, key=0))
 
 
 def test_an_input_with_the_name_of_something_else():

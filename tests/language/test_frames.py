@@ -106,7 +106,8 @@ def test_a_table_gives_names_labels_and_numbers():
 
 
 def test_a_dataset_is_a_dict_of_its_variables(key):
-    whole = xarray.Dataset(TABLE[["wet", "tree"]])
+    columns = {"wet": ("plot", TABLE.wet.to_numpy()), "tree": ("plot", TEXT)}
+    whole = xarray.Dataset(columns, {"plot": TABLE.index.to_numpy(str)})
     target = wh.condition(Forest(Trees()), xarray.DataArray(TABLE.height), whole)
     expected = wh.condition(Forest(Trees()), TABLE.height, TABLE[["wet", "tree"]])
     position = {"trees.effect": jnp.array([0.3, -0.2, 0.1, 0.6])}

@@ -1,5 +1,6 @@
 """What ArviZ, pandas and R get of a posterior: groups, names of axes, tables, files."""
 
+import itertools
 from typing import Any
 
 import arviz as az
@@ -14,6 +15,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import whence as wh
+from whence.storage import in_order, to_datatree
 
 matplotlib.use("Agg")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of ArviZ, on so few draws
@@ -50,6 +52,35 @@ def test_the_tree_is_made_once(posterior):
     assert posterior.dt is tree
     assert posterior.resample(10, key=jax.random.key(0)).dt is not tree
     assert np.isfinite(az.loo(posterior.dt).elpd)
+
+
+AXES = {"c": ("coef",), "b": ("firm", "coef"), "e": ("coef", "firm")}
+LABELS = {"coef": ["i", "s", "t"], "firm": ["A", "B"]}
+
+
+def _number(name, where):
+    """A number for each label, another one for each entry of each variable."""
+    own = [10.0**i * v.index(where[n]) for i, (n, v) in enumerate(LABELS.items()) if n in where]
+    return 100.0 * "cbe".index(name) + sum(own)
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(AXES)), ids="".join)
+def test_arviz_finds_numbers_under_their_labels(names):
+    """Over orders of variables of which one has the axes of another the other way round."""
+    draws, expected = {}, {}
+    for name in names:
+        labels = list(itertools.product(*(LABELS[axis] for axis in AXES[name])))
+        found = [_number(name, dict(zip(AXES[name], label))) for label in labels]
+        shape = tuple(len(LABELS[axis]) for axis in AXES[name])
+        draws[name] = np.broadcast_to(np.reshape(found, shape), (2, 4, *shape))
+        expected |= {f"{name}[{', '.join(sorted(k))}]": v for k, v in zip(labels, found)}
+    tree = in_order(to_datatree({"posterior": draws}, dims=AXES, coords=LABELS))
+    table = az.summary(tree, kind="stats", round_to="none")["mean"]
+    by_labels = lambda row: f"{row[0]}[{', '.join(sorted(row[2:-1].split(', ')))}]"
+    assert {by_labels(row): value for row, value in table.items()} == expected
+    two = {name: draws[name] for name in names if name != "e"}  # stay as they are
+    pair = in_order(to_datatree({"posterior": two}, dims=AXES, coords=LABELS))["posterior"]
+    assert pair["b"].dims == tuple(pair.sizes) == ("chain", "draw", "firm", "coef")
 
 
 def test_log_prior_is_in_the_space_of_the_model(posterior):

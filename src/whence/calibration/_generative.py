@@ -38,6 +38,10 @@ def check_arguments(target: Any, engine: Any, key: Any, alpha: float) -> Any:
 
 def check_functions(test_quantities: Mapping[str, Any] | None) -> Functions:
     """Return users' quantities as pairs, which can be part of a program."""
+    if not isinstance(test_quantities, Mapping | None):
+        raise ValueError(
+            f"`test_quantities` must be a dict of functions by name; got {test_quantities!r}."
+        )
     for name, function in (test_quantities or {}).items():
         if not callable(function):
             raise ValueError(

@@ -9,7 +9,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from ..core._convert import whole
+from ..core._convert import flag, whole
 from ..core._engine import AbstractEngine
 from ..core._key import seeded
 from ..core._target import AbstractTarget, latent_names
@@ -85,6 +85,8 @@ def sbc(
     num_draws = whole("num_draws", least=2, optional=True)(num_draws)
     functions = check_functions(test_quantities)
     check_executor(executor)
+    vectorised = flag("vectorised", optional=True)(vectorised)
+    progress = flag("progress")(progress)
     if executor is not None and vectorised:
         raise ValueError("`vectorised` fits are one program; leave it out, or `executor`.")
     begin = time.perf_counter()

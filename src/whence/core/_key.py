@@ -1,5 +1,6 @@
 """Keys of random numbers: a typed key, or a whole number that seeds one."""
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
@@ -30,11 +31,13 @@ def as_key(key: Any) -> PRNGKey:
 
 def seeded[F: Callable[..., Any]](function: F) -> F:
     """Return a function whose keyword argument `key` may also be a whole number."""
+    optional = inspect.signature(function).parameters["key"].default is None
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not isinstance(kwargs.get("key"), jax.Array | None):
-            kwargs["key"] = as_key(kwargs["key"])
+        key = kwargs.get("key")
+        if "key" in kwargs and not (isinstance(key, jax.Array) or (optional and key is None)):
+            kwargs["key"] = as_key(key)
         return function(*args, **kwargs)
 
     return cast(F, call)

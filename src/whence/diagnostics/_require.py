@@ -55,5 +55,5 @@ def require(name: str, value: Any, holds: Any, rule: str) -> None:
 
 def require_probability(name: str, value: float) -> None:
     """Raise `ValueError` unless a number is between 0 and 1."""
-    if not 0 < value < 1:
+    if not isinstance(value, int | float | np.number) or not 0 < value < 1:
         raise ValueError(f"`{name}` must be between 0 and 1; got {value}.")

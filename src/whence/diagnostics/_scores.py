@@ -98,7 +98,7 @@ def crps_normal_mixture(
         for circular variables and its application to mesoscale forecast ensemble
         verification, doi:10.1256/qj.05.235.
     """
-    loc, scale = np.broadcast_arrays(np.asarray(loc, float), np.asarray(scale, float))
+    loc, scale = np.broadcast_arrays(numbers("loc", loc), numbers("scale", scale))
     if not loc.ndim:
         raise ValueError("`loc` must have an axis of components; got a number.")
     weights = np.broadcast_to(weights, loc.shape)

@@ -57,9 +57,13 @@ def summary_table(
     Raises:
         ValueError: If there are no variables, or `ci_prob` or `ci_kind` is out of range.
     """
-    prob = float(rcParams["stats.ci_prob"] if ci_prob is None else ci_prob)
-    ci_kind = rcParams["stats.ci_kind"] if ci_kind is None else ci_kind
+    prob = rcParams["stats.ci_prob"] if ci_prob is None else ci_prob
     require_probability("ci_prob", prob)
+    ci_kind = rcParams["stats.ci_kind"] if ci_kind is None else ci_kind
+    if not isinstance(round_to, int | np.integer | str | None):
+        raise ValueError(
+            f"`round_to` must be a whole number, a word or None; got {round_to!r}."
+        )
     if ci_kind not in INTERVALS:
         raise ValueError(f"`ci_kind` must be one of {', '.join(INTERVALS)}; got {ci_kind!r}.")
     draws = Draws(variables, {}, dims=dims, coords=coords)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 from numpyro.distributions import Distribution
 
+from ..core._convert import flag, one_of
 from ..language import Model
 from ..language._latent import UNDRAWN, Latent, latents
 from ..language._model import sites
@@ -161,8 +162,7 @@ def bayesian(
             dropout.
     """
     check_module(module)
-    if start not in _STARTS:
-        raise ValueError(f"`start` must be one of {', '.join(_STARTS)}; got {start!r}.")
+    start, noncentered = one_of("start", _STARTS)(start), flag("noncentered")(noncentered)
     module = jax.tree.map(_as_array, module)
     leaves = select(module, where)
     priors = priors_of(prior, leaves)
@@ -211,7 +211,7 @@ def _as_array(leaf):
 def _as_head(likelihood) -> AbstractHead | None:
     if likelihood is None or isinstance(likelihood, AbstractHead):
         return jax.tree.map(as_data, likelihood)
-    forgotten = likelihood in (regression, classification, poisson)
+    forgotten = any(likelihood is made for made in (regression, classification, poisson))
     if isinstance(likelihood, Distribution) or not callable(likelihood) or forgotten:
         raise ValueError(
             "`likelihood` must be `regression()`, `classification()`, `poisson()` or a "

@@ -110,7 +110,7 @@ def regression(noise: Any = None) -> Regression:
         sigma = jnp.asarray(noise, dtype=float)
     except (TypeError, ValueError):
         sigma = None
-    if sigma is None or not bool(jnp.all((sigma > 0) & jnp.isfinite(sigma))):
+    if sigma is None or not sigma.size or not bool(jnp.all((sigma > 0) & jnp.isfinite(sigma))):
         raise ValueError(
             "`noise` must be a prior for the standard deviation, a positive number or "
             f"'output'; got {noise!r}."

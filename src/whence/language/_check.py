@@ -11,6 +11,7 @@ import numpyro
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..core._cache import compiled
+from ..core._convert import whole
 from ..core._flat import position_shapes
 from ..core._key import seeded
 from ..core._prior import draw_prior
@@ -107,8 +108,7 @@ def check(
         ValueError: If `target` is not a target or `points` is not positive.
     """
     require_target(target)
-    if points < 1:
-        raise ValueError(f"`points` must be at least 1; got {points}.")
+    points = whole("points", least=1)(points)
     key = jr.key(0) if key is None else key
     if isinstance(target, Streamed):
         target = target.at_hand()

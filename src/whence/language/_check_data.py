@@ -163,7 +163,7 @@ def check_likelihood(target: Any) -> int | None:
     def visit(position):
         draw, _ = constrain(target.model, position)
         if type(draw).log_likelihood is Model.log_likelihood:
-            likelihood = _likelihood(draw, target)
+            likelihood = likelihood_of(draw, target)
             _check_names(target, likelihood)
             draw.check_observed(target.y, likelihood)
             named = likelihood if isinstance(likelihood, Mapping) else {target.name: likelihood}
@@ -187,8 +187,8 @@ def check_likelihood(target: Any) -> int | None:
 def _check_log_likelihood(target, found) -> None:
     """Refuse what adds nothing to a density, or no number: a forgotten `return`, a mask."""
     where = f"`log_likelihood` of {type(target.model).__name__}"
-    leaves = jax.tree.leaves(found)
-    if not leaves:
+    leaves = jax.tree.leaves(found, is_leaf=lambda leaf: leaf is None)
+    if not leaves or any(leaf is None for leaf in leaves):
         raise ValueError(
             f"{where} must return the log likelihood of the data; got {found!r}. Is a `return` "
             "missing?"
@@ -220,7 +220,8 @@ def fixed_by_others(target: Any) -> tuple[str, ...]:
     return tuple(name for name in fixed if depends(name))
 
 
-def _likelihood(draw, target):
+def likelihood_of(draw: Any, target: Any) -> Any:
+    """Return the likelihood at a target's inputs; refuse those that it fails on."""
     try:
         return draw.likelihood(*target.inputs)
     except (TypeError, ValueError, IndexError) as error:

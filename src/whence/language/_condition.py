@@ -23,7 +23,7 @@ from ..core._stream import Stream
 from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
 from ..core._values import check_values, require_finite
-from ._check_data import check_data, check_likelihood, fixed_by_others
+from ._check_data import check_data, check_likelihood, fixed_by_others, likelihood_of
 from ._frames import Place
 from ._inputs import bound, parameters
 from ._latent import Coords
@@ -385,7 +385,7 @@ def _likelihood_at(target: ModelTarget, position: Mapping[str, Array]) -> Any:
     draw = target.constrain(position)
     if type(draw).likelihood is Model.likelihood:
         return draw.predict(*target.inputs, key=jr.key(0))
-    return jax.tree.leaves(draw.likelihood(*target.inputs))
+    return jax.tree.leaves(likelihood_of(draw, target))
 
 
 @overload

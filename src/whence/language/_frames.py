@@ -75,6 +75,10 @@ def categories(values: Any, labels: Any = None, *, name: str | None = None) -> C
         if array.ndim != 1:
             raise ValueError(f"`values` must be a column; got an array of shape {array.shape}.")
         column = Column(array.astype(object), None, column_name(values))
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"`name` must be text; got {name!r}.")
+    if labels is not None and np.ndim(labels) != 1:
+        raise ValueError(f"`labels` must be a sequence of labels; got {labels!r}.")
     known = column.labels if labels is None else list(labels)
     known = as_labels(occurring([column.values]) if known is None else known)
     codes = encode(column.values, known, "`values`", "`labels`")

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Distribution
 
+from ..core._convert import flag, whole
+
 
 @jax.tree_util.register_pytree_node_class
 class Undrawn:
@@ -64,8 +66,10 @@ class Latent:
 
 def as_dims(dims: str | tuple[str, ...] | list[str], owner: str) -> tuple[str, ...]:
     """Return `dims` as a tuple of names; refuse duplicates and names ArviZ owns."""
+    if not isinstance(dims, str | tuple | list):
+        raise ValueError(f"`dims` of {owner} must be a name or a tuple of them; got {dims!r}.")
     dims = (dims,) if isinstance(dims, str) else tuple(dims)
-    if len(set(dims)) != len(dims):
+    if len(set(map(repr, dims))) != len(dims):
         raise ValueError(f"`dims` of {owner} must differ from each other; got {dims}.")
     for name in dims:
         if not isinstance(name, str) or name in ("chain", "draw"):
@@ -120,15 +124,13 @@ def latent(
             "`prior` must be a numpyro distribution or a function of the model that returns "
             f"one; got {prior!r}."
         )
-    if isinstance(shape, int):
-        shape = (shape,)
     if shape is not None and not callable(shape):
-        shape = tuple(shape)
-        if any(not isinstance(n, int | np.integer) or n < 0 for n in shape):
-            raise ValueError(f"`shape` must be non-negative integers; got {shape}.")
+        given = shape if isinstance(shape, tuple | list) else (shape,)
+        shape = tuple(map(whole("shape", least=0), given))
     names = as_dims(dims, "a latent")
     begin = _as_start(start)
-    spec = Latent(prior, shape, names, bool(noncentered), begin, bool(local))
+    flags = flag("noncentered")(noncentered), flag("local")(local)
+    spec = Latent(prior, shape, names, flags[0], begin, flags[1])
     return eqx.field(
         default=UNDRAWN, converter=_as_value, kw_only=True, metadata={"latent": spec}
     )
@@ -191,6 +193,8 @@ def derived(function: Any = None, /, *, dims: str | tuple[str, ...] = ()) -> Any
     """
     if function is None:
         return lambda f: derived_property(f, dims)
+    if not callable(function):
+        raise ValueError(f"`function` must be a method without arguments; got {function!r}.")
     return derived_property(function, dims)
 
 
@@ -209,7 +213,7 @@ def is_derived(value: Any) -> bool:
 def _as_labels(name: str, values: Any) -> np.ndarray:
     """Return labels as an array that a file can hold."""
     if isinstance(values, int | np.integer) and not isinstance(values, bool):
-        return np.arange(values)
+        return np.arange(whole(f"coords[{name!r}]", least=0)(values))
     try:
         array = np.asarray(values)
         if array.dtype == object and all(hasattr(x, "isoformat") for x in array.flat):
@@ -251,7 +255,10 @@ class Coords(Mapping):
             ValueError: If labels are not a flat sequence, or repeat.
         """
         self._labels: dict[str, np.ndarray] = {}
-        for name, values in dict(labels or {}).items():
+        labels = {} if labels is None else labels
+        if not isinstance(labels, Mapping):
+            raise ValueError(f"`coords` must be a dict of labels by axis; got {labels!r}.")
+        for name, values in labels.items():
             as_dims(name, "`coords`")
             plain = isinstance(values, int | np.integer)
             values = _as_labels(name, values)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Distribution, Normal
 
+from ..core._convert import positive
+
 _NORMALISING = eqx.nn.LayerNorm | eqx.nn.GroupNorm | eqx.nn.RMSNorm
 
 
@@ -46,11 +48,7 @@ class FanIn(eqx.Module):
         layer exists under this scaling, and is a Gaussian process.
     """
 
-    scale: float = eqx.field(default=1.0, converter=float)
-
-    def __check_init__(self):
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"`scale` of `FanIn` must be positive; got {self.scale}.")
+    scale: float = eqx.field(default=1.0, converter=positive("scale"))
 
     def prior(self, leaf: Leaf) -> Normal:
         """Return the prior of one entry of an array."""

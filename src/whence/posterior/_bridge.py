@@ -9,6 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.special import logsumexp
 
+from ..core._convert import part
 from ..core._flat import flat_view
 from ..core._key import seeded
 from ..core._types import PRNGKey
@@ -57,6 +58,7 @@ def bridge_sampling(posterior: Posterior, *, key: PRNGKey) -> Evidence:
         Steingroever (2017), A tutorial on bridge sampling, doi:10.1016/j.jmp.2017.09.005.
         Frühwirth-Schnatter (2004), the error, doi:10.1111/j.1368-423X.2004.00125.x.
     """
+    part("posterior", Posterior)(posterior)
     if posterior.sample.method not in ("mcmc", "smc", "exact"):
         raise ValueError(
             "`posterior` must hold draws of the posterior itself; got those of "

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ..core._cache import compiled
+from ..core._convert import whole
 from ..core._engine import Sample
 from ..core._json import to_json
 from ..core._names import exported
@@ -174,6 +175,11 @@ def _with_rows(contents: Contents) -> tuple[dict[str, Sequence[str]], str | None
 
 def export(contents: Contents, groups, wish: Wish) -> "xarray.DataTree":
     """Return the groups asked for as a `DataTree`; see `Posterior.to_datatree`."""
+    from ..storage import in_order
+
+    if groups is not None and not isinstance(groups, tuple | list):
+        raise ValueError(f"`groups` must be names of groups; got {groups!r}.")
+    whole("prior_draws", least=1)(wish.prior_draws)
     wanted = GROUPS if groups is None else tuple(groups)
     unknown = [name for name in wanted if name not in GROUPS]
     if unknown:
@@ -192,7 +198,7 @@ def export(contents: Contents, groups, wish: Wish) -> "xarray.DataTree":
             continue
         if values or groups is not None:
             made[name] = values
-    return contents.tree(made)
+    return in_order(contents.tree(made))
 
 
 def saved_tree(contents: Contents) -> "xarray.DataTree":
@@ -298,8 +304,13 @@ def _new_inputs(contents, wish) -> Any:
     _described(contents)
     if wish.inputs is None:
         raise _NotApplicable("it is of new inputs; give them: `to_datatree(inputs=(x,))`.")
-    by_name = isinstance(wish.inputs, Mapping)
-    given = ((), wish.inputs) if by_name else (tuple(wish.inputs), {})
+    given: tuple[tuple, Mapping[str, Any]]
+    if isinstance(wish.inputs, Mapping):
+        given = (), wish.inputs
+    elif isinstance(wish.inputs, tuple | list):
+        given = tuple(wish.inputs), {}
+    else:
+        raise ValueError(f"`inputs` must be a tuple, or a dict by name; got {wish.inputs!r}.")
     return new_inputs(contents.target, *given, wish.new_groups)
 
 

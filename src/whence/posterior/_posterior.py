@@ -34,7 +34,7 @@ from ._map_draws import (
 )
 from ._plot import plot
 from ._resample import resampled
-from ._summary import summarise
+from ._summary import names_of, summarise
 
 MOST_SHOWN = 50  # variables, and their elements, in the table of a notebook
 
@@ -437,8 +437,7 @@ class Posterior:
         """
         from ._frame import long_frame
 
-        names = [var_names] if isinstance(var_names, str) else list(var_names or self)
-        chosen = {name: self[name] for name in names}
+        chosen = {name: self[name] for name in names_of(var_names, self)}
         return long_frame(chosen, **self._described, log_weights=self.log_weights)
 
     def save(self, path: str | Path) -> None:
@@ -454,7 +453,7 @@ class Posterior:
         save(saved_tree(contents_of(self)), path)
 
     def __repr__(self) -> str:
-        what = ", ".join(f"{n}{list(v.shape[2:])}" for n, v in self.variables.items())
+        what = ", ".join(f"{n}{list(v.shape[2:]) or ''}" for n, v in self.variables.items())
         kind = "particles" if self.sample.method == "smc" else "draws"
         kind = kind if self.log_weights is None else f"weighted {kind}"
         return (

@@ -1,6 +1,6 @@
 """A posterior's summary table, by our own diagnostics or by ArviZ."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,21 @@ def summarise(
     """Return a `DataFrame`; see `Posterior.summary`."""
     from ..diagnostics._summary import KINDS
 
-    names = [var_names] if isinstance(var_names, str) else list(var_names or variables)
+    names = names_of(var_names, variables)
     if arviz or own["kind"] not in KINDS or not set(names) <= set(variables):
         return _by_arviz(to_datatree, var_names=var_names, **own, **arviz)
     from ..diagnostics._table import summary_table
 
     return summary_table({name: variables[name] for name in names}, **described, **own)
+
+
+def names_of(var_names: Any, variables: Iterable[str]) -> list[str]:
+    """Return the names asked for, by default all."""
+    listed = [var_names] if isinstance(var_names, str) else var_names
+    listed = list(variables) if listed is None else listed
+    if not isinstance(listed, Sequence) or not all(isinstance(n, str) for n in listed):
+        raise ValueError(f"`var_names` must be names of variables; got {var_names!r}.")
+    return list(listed) or list(variables)
 
 
 def _by_arviz(to_datatree: Callable[..., Any], *, group: str = "posterior", **kwargs) -> Any:

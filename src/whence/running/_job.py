@@ -88,6 +88,9 @@ def prepare(
             "a `mesh`, and has no `store`, which would be tied to the rows of one."
         )
     layout = None if mesh is None else plan_layout(mesh, target, procedure)
+    flag("vectorised", optional=True)(vectorised)
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"`source` must be text, as 'model.py:target'; got {source!r}.")
     if vectorised is None:
         platform = jax.default_backend() if layout is None else layout.platform
         vectorised = procedure.schedule.replicas > 1 and platform != "cpu"

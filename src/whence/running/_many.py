@@ -46,6 +46,8 @@ def infer_many(
         ValueError: If an argument is wrong, or work cannot be sent.
         InferenceError: As `infer`.
     """
+    if not isinstance(targets, Mapping | Iterable):
+        raise ValueError(f"`targets` must be targets, or a dict of them; got {targets!r}.")
     named = dict(targets) if isinstance(targets, Mapping) else dict(enumerate(targets))
     for target in named.values():
         require_target(target)

@@ -12,7 +12,7 @@ Replicas keep their numbers and so their keys, wherever they run.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +61,9 @@ def mesh(
         sizes = (len(jax.devices() if devices is None else devices), 1, 1)
     shape = tuple(1 if size is None else size for size in sizes)
     count = math.prod(shape)
+    listed = [] if devices is None else devices
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise ValueError(f"`devices` must be devices, as of `jax.devices()`; got {devices!r}.")
     devices = _first_devices(count) if devices is None else list(devices)
     if len(devices) != count:
         raise ValueError(f"`devices` must hold {count} devices; got {len(devices)}.")

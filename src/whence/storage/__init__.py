@@ -6,7 +6,7 @@
 """
 
 from ._atomic import as_path as as_path
-from ._datatree import GROUPS as GROUPS, to_datatree as to_datatree
+from ._datatree import GROUPS as GROUPS, in_order as in_order, to_datatree as to_datatree
 from ._encoding import SCHEMA_VERSION as SCHEMA_VERSION
 from ._netcdf import load_netcdf as load_netcdf, save_netcdf as save_netcdf
 from ._runstore import RUN_SCHEMA as RUN_SCHEMA, RunStore as RunStore

@@ -66,6 +66,44 @@ def to_datatree(
     return xarray.DataTree.from_dict(datasets)
 
 
+def in_order(tree: "xarray.DataTree") -> "xarray.DataTree":
+    """Return groups in which each variable has its axes in the order of its group.
+
+    ArviZ puts numbers under wrong labels elsewhere. The order is that in which axes appear:
+    variables are moved where that helps, else axes are.
+    """
+    import xarray
+
+    for group in tree.children:
+        dataset = tree[group].to_dataset()
+        names, order = _sequence({str(n): v.dims for n, v in dataset.data_vars.items()})
+        if names is not None:
+            tree[group] = xarray.DataTree(dataset[names].transpose(*order, ...))
+    return tree
+
+
+def _sequence(axes: dict[str, tuple[Any, ...]]) -> tuple[list[str] | None, list[Any]]:
+    """Return variables and axes in order; None if the variables are in order already."""
+    order = list(dict.fromkeys(axis for own in axes.values() for axis in own))
+    if _agree(axes, order):
+        return None, order
+    left, names, order = dict(axes), [], []
+    extended = lambda name: list(dict.fromkeys((*order, *left[name])))
+    while left:
+        fitting = (name for name in left if _agree(left, extended(name)))
+        names.append(next(fitting, next(iter(left))))
+        order = extended(names[-1])
+        del left[names[-1]]
+    return names, order
+
+
+def _agree(axes: Mapping[str, tuple[Any, ...]], order: Sequence[Any]) -> bool:
+    """Whether each variable has the axes that are in order first, and in that order."""
+    rank = {axis: i for i, axis in enumerate(order)}
+    places = [[rank.get(axis, len(order)) for axis in own] for own in axes.values()]
+    return all(own == sorted(own) for own in places)
+
+
 def _dataset(group: str, variables, dims, coords) -> "xarray.Dataset":
     import xarray
 

@@ -25,7 +25,7 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionEr
 
 def is_zarr(path: str | os.PathLike[str]) -> bool:
     """Whether a path names a zarr folder: whether it ends in `.zarr`."""
-    return Path(path).suffix == ".zarr"
+    return as_path(path).suffix == ".zarr"
 
 
 def save_zarr(tree: "xarray.DataTree", path: str | os.PathLike[str]) -> Path:
