@@ -57,13 +57,13 @@ def mesh(
         whole(name, least=1, optional=True)(size)
         for name, size in zip(AXES, (chain, data, particle))
     )
+    listed = [] if devices is None else devices
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise ValueError(f"`devices` must be devices, as of `jax.devices()`; got {devices!r}.")
     if sizes == (None, None, None):
         sizes = (len(jax.devices() if devices is None else devices), 1, 1)
     shape = tuple(1 if size is None else size for size in sizes)
     count = math.prod(shape)
-    listed = [] if devices is None else devices
-    if isinstance(listed, str) or not isinstance(listed, Iterable):
-        raise ValueError(f"`devices` must be devices, as of `jax.devices()`; got {devices!r}.")
     devices = _first_devices(count) if devices is None else list(devices)
     if len(devices) != count:
         raise ValueError(f"`devices` must hold {count} devices; got {len(devices)}.")
