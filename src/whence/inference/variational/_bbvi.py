@@ -403,10 +403,9 @@ class BBVI(AbstractOnlineEngine):
         """Return the state after a block; `begin` are parameters before it, if watched."""
         params, num_failed = run.params, jnp.sum(failed, dtype=jnp.int32)
         made = self._block - num_failed
-        last = jnp.argmin(
-            failed[::-1].astype(jnp.int32)
-        )  # failures since the last update that was made
-        last = jnp.where(made > 0, last.astype(jnp.int32), state.failures + num_failed)
+        # Failures since the last update that was made.
+        last = jnp.argmin(failed[::-1].astype(jnp.int32)).astype(jnp.int32)
+        last = jnp.where(made > 0, last, state.failures + num_failed)
         gradient, pace, watch, mean = state.gradient, state.pace, state.watch, state.mean
         if self.update is None:
             new = gradient.after(run.gradient)
