@@ -130,7 +130,8 @@ def test_new_images_pair_codes_with_their_decoder(posterior, x):
     alone = autoencoder.DirichletMixture(2).fit(codes.mean(axis=(0, 1)))
     assert autoencoder.generate(posterior, alone, 3, key=jr.key(2)).shape == (3, *SHAPE)
     scores = autoencoder.oddness(posterior, x, mixture)
-    assert scores.far.shape == (12,)
+    density = np.asarray(mixture.log_prob(codes))
+    assert_allclose(scores.far, np.log(6) - logsumexp(density, axis=(0, 1)), rtol=1e-6)
     with pytest.raises(ValueError, match=r"each of the \(2, 3\) draws"):
         autoencoder.generate(
             posterior, autoencoder.DirichletMixture(2).fit(codes[:1]), 3, key=jr.key(2)

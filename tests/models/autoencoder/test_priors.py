@@ -74,6 +74,10 @@ def test_a_flow_moves_and_engines_see_standard_numbers():
     flat = lambda v: bent.flows["encoder.layers.1"](v)
     jacobian = jax.jacobian(flat)(values["encoder.layers.1"])
     assert np.linalg.matrix_rank(jacobian) == len(jacobian)
+    # It is more than a shift: its determinant is not that of the common scale alone.
+    layer = bent.flows["encoder.layers.1"]
+    log_det = np.linalg.slogdet(jacobian)[1] - len(jacobian) * layer.log_scale
+    assert abs(log_det) > 0.1
     network = autoencoder.RandomNetwork(networks, bent)
     drawn = network.sample_prior(key=jr.key(0))
     made = bent.arrays(drawn.values)
