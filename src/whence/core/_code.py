@@ -336,16 +336,9 @@ class _Reader:
 
 
 def _is_code(value: Any) -> bool:
-    """Whether a value is a function, or may be called as one and is no pytree of data.
-
-    What a library compares by value, as JAX does meshes, is no code: comparing is enough.
-    """
-    if isinstance(value, FunctionType | MethodType | BuiltinMethodType | type):
-        return True
-    if not callable(value) or isinstance(value, eqx.Module) or not all_leaves([value]):
-        return False
-    by_identity = type(value).__eq__ is object.__eq__
-    return by_identity or hasattr(value, "__wrapped__") or _is_own(type(value))
+    """Whether a value is a function, or may be called as one and is no pytree of data."""
+    other = eqx.Module | contextlib.ContextDecorator  # the latter as meshes of JAX are
+    return callable(value) and not isinstance(value, other) and all_leaves([value])
 
 
 def _slots(cls: type) -> list[str]:
