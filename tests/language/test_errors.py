@@ -228,6 +228,18 @@ def test_check_is_content_with_a_good_model():
     assert "no problems" in str(report)
 
 
+def test_a_likelihood_of_data_alone_is_told():
+    class Forgot(wh.Model):
+        mu: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self):
+            return dist.Normal(0.0, 1.0)
+
+    with pytest.warns(wh.InferenceWarning, match="Forgot depends on none of its latents"):
+        wh.condition(Forgot(), X)
+    wh.condition(Forgot(mu=0.0), X)  # nothing is left to learn
+
+
 def test_a_log_likelihood_that_forgot_its_return():
     class Forgot(wh.Model):
         mu: Any = wh.latent(dist.Normal(0.0, 1.0))

@@ -144,6 +144,8 @@ def _executed(path: Path, real: Path, changed: int) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up by name
     # As `python FILE.py` does, so that it can import its neighbours.
     sys.path.insert(0, str(real.parent))
+    # Folders of models are the user's own: no bytecode is left in them.
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -151,6 +153,8 @@ def _executed(path: Path, real: Path, changed: int) -> ModuleType:
         raise FileProblem(f"{where}: {type(error).__name__}: {error.msg}.") from error
     except (Exception, SystemExit) as error:
         raise _problem(error, path) from error
+    finally:
+        sys.dont_write_bytecode = writes
     return module
 
 

@@ -1,5 +1,6 @@
 """Checks of data against a likelihood that need no compilation."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.tree_util import keystr, tree_map_with_path
 from numpyro.distributions import MaskedDistribution
 
 from ..core._dtype import check_resolution
+from ..core._results import InferenceWarning
 from ._frames import OBSERVED
 from ._model import Model, constrain, constrain_with_terms
 
@@ -177,8 +179,15 @@ def check_likelihood(target: Any) -> int | None:
         s.name: jax.ShapeDtypeStruct(s.unconstrained_shape, jnp.result_type(float))
         for s in target.free
     }
-    found = jax.eval_shape(visit, position)
+    closed, found = jax.make_jaxpr(visit, return_shape=True)(position)
     _check_log_likelihood(target, found)
+    if position and not any(dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))[1]):
+        warnings.warn(
+            f"The likelihood of {type(target.model).__name__} depends on none of its latents: "
+            "its posterior is its prior. See that `likelihood` reads `self`.",
+            InferenceWarning,
+            stacklevel=4,
+        )
     shapes = [leaf.shape for leaf in jax.tree.leaves(found)]
     lengths = {shape[0] if shape else None for shape in shapes}
     return lengths.pop() if len(lengths) == 1 else None
