@@ -129,6 +129,15 @@ def test_indices(name):
     assert_allclose(policy.index(_history(policy)), _reference(name))
 
 
+def test_ucb1_normal_of_arms_with_many_rewards():
+    """Below `8 log(round)` rewards an arm has no index, as all have in the history above."""
+    policy, rewards = UCB1Normal(2), np.random.default_rng(3).normal(size=(2, 100))
+    moments = np.full(2, 100.0), rewards.mean(1), 100 * rewards.var(1)
+    state = type(policy.init())(*map(jnp.asarray, moments))
+    width = np.sqrt(16 * rewards.var(1, ddof=1) * np.log(200) / 100)
+    assert_allclose(policy.index(state), rewards.mean(1) + width)
+
+
 def test_the_cap_of_ucb1_tuned_binds():
     state = UCB1Tuned(4).init()
     state = update_many(UCB1Tuned(4), state, [0, 1, 2, 3, 0], [0.0, 0.5, 0.5, 0.5, 100.0])
