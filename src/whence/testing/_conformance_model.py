@@ -10,6 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from ..core._dtype import relaxed
 from ..core._key import seeded
 from ..core._target import AbstractDescribedTarget, HasJacobian, SplitsPrior
 from ..core._types import Position, PRNGKey
@@ -284,8 +285,10 @@ def _inside_and_log_prior(target, draw):
         del value  # that of the undrawn model
         value = values[prior.name]
         support = prior.value_prior.support
-        inside[prior.name] = support(value) if support is not None else False
-        total += jnp.sum(prior.value_prior.log_prob(value))
+        with relaxed():
+            inside[prior.name] = support(value) if support is not None else False
+            log_prob = prior.value_prior.log_prob(value)
+        total += jnp.sum(log_prob)
         return value
 
     values = named_latents(draw)

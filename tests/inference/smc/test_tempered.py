@@ -112,7 +112,7 @@ class Fixed(AbstractMetric):
 @pytest.mark.slow
 def test_without_adaptation_the_evidence_is_exactly_unbiased(monkeypatch):
     ladder = jnp.asarray([0.005, 0.02, 0.06, 0.15, 0.4, 1.0])
-    climb = lambda weights, tilt, old, ess: jnp.min(jnp.where(ladder > old + 1e-9, ladder, 1.0))
+    climb = lambda weights, tilt, old, *_: jnp.min(jnp.where(ladder > old + 1e-9, ladder, 1.0))
     monkeypatch.setattr(_tempered, "next_temperature", climb)
     monkeypatch.setattr(_moves, "GAIN", 0.0)
     target = Conjugate.simulate(3)
