@@ -175,13 +175,10 @@ def check_likelihood(target: Any) -> int | None:
                 _check_support(target, name, d)
         return draw.log_likelihood(target.y, *target.inputs)
 
-    position = {
-        s.name: jax.ShapeDtypeStruct(s.unconstrained_shape, jnp.result_type(float))
-        for s in target.free
-    }
+    position = _free_shapes(target)
     closed, found = jax.make_jaxpr(visit, return_shape=True)(position)
     _check_log_likelihood(target, found)
-    if position and not any(dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))[1]):
+    if position and not _reads_inputs(closed.jaxpr):
         warnings.warn(
             f"The likelihood of {type(target.model).__name__} depends on none of its latents: "
             "its posterior is its prior. See that `likelihood` reads `self`.",
@@ -216,17 +213,23 @@ def fixed_by_others(target: Any) -> tuple[str, ...]:
     fixed = [site.name for site in target.sites if site.fixed]
     if not fixed or not target.free:
         return ()
-    position = {
-        s.name: jax.ShapeDtypeStruct(s.unconstrained_shape, jnp.result_type(float))
-        for s in target.free
-    }
+    position = _free_shapes(target)
     terms = lambda position: constrain_with_terms(target.model, position)[1]
 
     def depends(name: str) -> bool:
-        jaxpr = jax.make_jaxpr(lambda position: terms(position)[name])(position).jaxpr
-        return any(dce_jaxpr(jaxpr, [True])[1])
+        return _reads_inputs(jax.make_jaxpr(lambda p: terms(p)[name])(position).jaxpr)
 
     return tuple(name for name in fixed if depends(name))
+
+
+def _free_shapes(target: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    dtype = jnp.result_type(float)
+    return {s.name: jax.ShapeDtypeStruct(s.unconstrained_shape, dtype) for s in target.free}
+
+
+def _reads_inputs(jaxpr: Any) -> bool:
+    """Whether what a program returns depends on any of its inputs."""
+    return any(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
 
 
 def likelihood_of(draw: Any, target: Any) -> Any:
