@@ -7,6 +7,7 @@ compiled program. Which slab belongs to which step follows from the number of th
 that a run that is resumed goes on at the right row.
 """
 
+import mmap
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -85,8 +86,12 @@ class Slabs:
         beyond = max(start + self.rows - length, 0)
 
         def cut(array):
-            part = np.asarray(array[start : start + self.rows])
-            return np.concatenate([part, np.asarray(array[:beyond])]) if beyond else part
+            parts = [np.asarray(array[start : start + self.rows])]
+            if beyond:
+                parts.append(np.asarray(array[:beyond]))
+            slab = np.concatenate(parts)  # a copy
+            _forget_pages(array)
+            return slab
 
         return cut
 
@@ -270,6 +275,17 @@ def _length(arrays: Any) -> int:
             f"number in all; got shapes {shapes}."
         )
     return lengths.pop()
+
+
+def _forget_pages(array: Any) -> None:
+    """Let go of the pages of a mapped file, which count as memory of this process."""
+    if not isinstance(array, np.memmap) or array.mode == "c":  # "c": pages hold changes
+        return
+    base = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _form(slab: tuple) -> str:
