@@ -12,10 +12,18 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import xarray
 from numpy.testing import assert_allclose, assert_array_equal
 
 import whence as wh
-from whence.storage import in_order, to_datatree
+from whence.storage import (
+    in_order,
+    load_netcdf,
+    load_zarr,
+    save_netcdf,
+    save_zarr,
+    to_datatree,
+)
 
 matplotlib.use("Agg")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of ArviZ, on so few draws
@@ -64,23 +72,79 @@ def _number(name, where):
     return 100.0 * "cbe".index(name) + sum(own)
 
 
+def _labelled(axes):
+    """Draws of variables with these axes, and the number that belongs to each label."""
+    draws, expected = {}, {}
+    for name, own in axes.items():
+        labels = list(itertools.product(*(LABELS[axis] for axis in own)))
+        found = [_number(name, dict(zip(own, label))) for label in labels]
+        shape = tuple(len(LABELS[axis]) for axis in own)
+        draws[name] = np.broadcast_to(np.reshape(found, shape), (2, 4, *shape))
+        expected |= {f"{name}[{', '.join(sorted(k))}]": v for k, v in zip(labels, found)}
+    return draws, expected
+
+
+def _read(tree):
+    """What ArviZ's table has, labels sorted."""
+    table = az.summary(tree, kind="stats", round_to="none")["mean"]
+    by_labels = lambda row: f"{row[0]}[{', '.join(sorted(row[2:-1].split(', ')))}]"
+    return {by_labels(row): value for row, value in table.items()}
+
+
 @pytest.mark.parametrize("names", list(itertools.permutations(AXES)), ids="".join)
 def test_arviz_finds_numbers_under_their_labels(names):
     """Over orders of variables of which one has the axes of another the other way round."""
-    draws, expected = {}, {}
-    for name in names:
-        labels = list(itertools.product(*(LABELS[axis] for axis in AXES[name])))
-        found = [_number(name, dict(zip(AXES[name], label))) for label in labels]
-        shape = tuple(len(LABELS[axis]) for axis in AXES[name])
-        draws[name] = np.broadcast_to(np.reshape(found, shape), (2, 4, *shape))
-        expected |= {f"{name}[{', '.join(sorted(k))}]": v for k, v in zip(labels, found)}
+    draws, expected = _labelled({name: AXES[name] for name in names})
     tree = in_order(to_datatree({"posterior": draws}, dims=AXES, coords=LABELS))
-    table = az.summary(tree, kind="stats", round_to="none")["mean"]
-    by_labels = lambda row: f"{row[0]}[{', '.join(sorted(row[2:-1].split(', ')))}]"
-    assert {by_labels(row): value for row, value in table.items()} == expected
+    assert _read(tree) == expected
     two = {name: draws[name] for name in names if name != "e"}  # stay as they are
     pair = in_order(to_datatree({"posterior": two}, dims=AXES, coords=LABELS))["posterior"]
     assert pair["b"].dims == tuple(pair.sizes) == ("chain", "draw", "firm", "coef")
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(AXES)), ids="".join)
+@pytest.mark.parametrize("kind", ["nc", "zarr"])
+def test_arviz_finds_numbers_of_files_under_their_labels(tmp_path, names, kind):
+    """netCDF gives variables back as written, zarr sorted; here both, of any axes."""
+    axes = dict(zip("bce", (AXES[name] for name in names)))
+    path, save, load, read = {
+        "nc": (tmp_path / "a.nc", save_netcdf, load_netcdf, az.from_netcdf),
+        "zarr": (tmp_path / "a.zarr", save_zarr, load_zarr, az.from_zarr),
+    }[kind]
+    for order in ("bce", "ecb"):
+        own = {name: axes[name] for name in order}
+        draws, expected = _labelled(own)
+        tree = to_datatree({"posterior": draws}, dims=own, coords=LABELS)
+        save(tree, path)
+        assert _read(read(path)) == expected
+        for name, variable in load(path)["posterior"].data_vars.items():
+            xarray.testing.assert_identical(variable, tree["posterior"][name])
+
+
+class Crossed(wh.Model):
+    """Latents whose axes are in conflicting orders."""
+
+    c: Any = wh.latent(dist.Normal(0.0, 1.0), dims="coef")
+    b: Any = wh.latent(dist.Normal(0.0, 1.0), dims=("firm", "coef"))
+    e: Any = wh.latent(dist.Normal(0.0, 1.0), dims=("coef", "firm"))
+
+    def likelihood(self):
+        return dist.Normal(self.c[None] + self.b + self.e.T, 1.0)
+
+
+@pytest.mark.parametrize("name", ["a.nc", "a.zarr"])
+def test_a_saved_posterior_is_as_it_was(tmp_path, name):
+    draws, expected = _labelled(AXES)
+    target = wh.condition(Crossed(coords=LABELS), np.zeros((2, 3)), dims=("firm", "coef"))
+    fit = wh.Posterior.from_draws(target, draws)
+    fit.save(tmp_path / name)
+    tree = xarray.open_datatree(tmp_path / name)
+    assert _read(tree) == expected
+    back = wh.load(tmp_path / name, target=target)
+    assert list(back.variables) == list(fit.variables)
+    jax.tree.map(assert_array_equal, dict(back.variables), dict(fit.variables))
+    jax.tree.map(assert_array_equal, back.sample.positions, fit.sample.positions)
+    assert back.summary().to_string() == fit.summary().to_string()
 
 
 def test_log_prior_is_in_the_space_of_the_model(posterior):

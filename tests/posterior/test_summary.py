@@ -46,6 +46,9 @@ def posterior():
         {"kind": "all_median"},
         {"filter_vars": "like", "var_names": ["b"]},
         {"skipna": True},
+        {"kind": "all_median", "var_names": ["mu", "b"]},
+        {"kind": "all_median", "var_names": ["b", "mu"]},
+        {"kind": "all_median", "var_names": ["~mu"]},
     ],
 )
 def test_labels_are_right_whoever_makes_the_table(posterior, arguments):

@@ -150,6 +150,8 @@ def test_replaces_only_what_it_wrote_and_no_link(tree, tmp_path):
         ({"compressor": {"id": "json2"}}, "codec 'json2'"),
         ({"dtype": "|O"}, "holds objects"),
         ({"shape": [2, 10**13], "chunks": [2, 10**13]}, r"1\.6e\+14 bytes"),
+        ({"chunks": [2, 10**13]}, r"1\.6e\+14 bytes"),
+        ({"shape": [2, -(10**13)]}, "negative"),
         ({"compressor": 3}, "not as this library writes it"),
     ],
 )

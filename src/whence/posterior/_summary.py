@@ -34,9 +34,27 @@ def names_of(var_names: Any, variables: Iterable[str]) -> list[str]:
     return list(listed) or list(variables)
 
 
-def _by_arviz(to_datatree: Callable[..., Any], *, group: str = "posterior", **kwargs) -> Any:
+def _by_arviz(
+    to_datatree: Callable[..., Any],
+    *,
+    var_names: Any,
+    group: str = "posterior",
+    filter_vars: str | None = None,
+    **kwargs,
+) -> Any:
+    from arviz_base import extract
     from arviz_stats import summary
 
     dataset = to_datatree(groups=(group,))[group].to_dataset()
-    # ArviZ labels elements wrongly where a variable's axes are not in the Dataset's order.
-    return summary(dataset.transpose(*dataset.sizes), **kwargs)
+    dataset = extract(
+        dataset,
+        var_names=var_names,
+        filter_vars=filter_vars,
+        combined=False,
+        keep_dataset=True,
+        sample_dims=kwargs.get("sample_dims"),
+    )
+    # ArviZ labels elements wrongly where a variable's axes are not in the order in which axes
+    # appear, in the variables that are chosen.
+    order = dict.fromkeys(axis for v in dataset.data_vars.values() for axis in v.dims)
+    return summary(dataset.transpose(*order, ...), **kwargs)

@@ -1,6 +1,7 @@
 """Arrays to an `xarray.DataTree` with the groups, dims and coords that ArviZ expects."""
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,9 +83,26 @@ def in_order(tree: "xarray.DataTree") -> "xarray.DataTree":
     return tree
 
 
+def in_file_order(dataset: "xarray.Dataset") -> "xarray.Dataset":
+    """Return a group that stays in order in a file, of which some readers sort the variables.
+
+    Where that takes it, variables are sorted by name as zarr does, and axes are moved.
+    """
+    axes = {str(n): v.dims for n, v in dataset.data_vars.items()}
+    names = sorted(axes, key=lambda n: unicodedata.normalize("NFKC", n).casefold())
+    order = _appearing(axes[name] for name in names)
+    if _agree(axes, _appearing(axes.values())) and _agree(axes, order):
+        return dataset
+    return dataset[names].transpose(*order, ...)
+
+
+def _appearing(axes: Iterable[tuple[Any, ...]]) -> list[Any]:
+    return list(dict.fromkeys(axis for own in axes for axis in own))
+
+
 def _sequence(axes: dict[str, tuple[Any, ...]]) -> tuple[list[str] | None, list[Any]]:
     """Return variables and axes in order; None if the variables are in order already."""
-    order = list(dict.fromkeys(axis for own in axes.values() for axis in own))
+    order = _appearing(axes.values())
     if _agree(axes, order):
         return None, order
     left, names, order = dict(axes), [], []

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._datatree import in_file_order
+
 if TYPE_CHECKING:
     import xarray
 
 SCHEMA_VERSION = 1
 _SCHEMA = "whence_schema"
+_AXES = "whence_axes"  # of the variables of a group that the file has in another order
 _JSON_ATTRS = "whence_json_attrs"
 
 
@@ -30,7 +33,10 @@ def check_schema(attrs: Mapping[Any, Any], path: Path) -> None:
 
 
 def encoded(tree: "xarray.DataTree") -> "xarray.DataTree":
-    """Return a tree whose attributes a file can hold, marked as ours."""
+    """Return a tree whose attributes a file can hold, marked as ours.
+
+    ArviZ reads numbers under their labels, in whatever order variables are read.
+    """
     import xarray
 
     datasets = {}
@@ -42,7 +48,10 @@ def encoded(tree: "xarray.DataTree") -> "xarray.DataTree":
                     f"Variable {name!r} in {node.path} must be of numbers, bools or strings to "
                     f"be stored; got dtype {variable.dtype}."
                 )
-        datasets[node.path] = dataset.assign_attrs(_encode_attrs(dataset.attrs))
+        attrs, ordered = dataset.attrs, in_file_order(dataset)
+        if ordered is not dataset:
+            attrs = {**attrs, _AXES: {n: list(v.dims) for n, v in dataset.data_vars.items()}}
+        datasets[node.path] = ordered.assign_attrs(_encode_attrs(attrs))
     root = datasets["/"]
     datasets["/"] = root.assign_attrs({_SCHEMA: SCHEMA_VERSION})
     return xarray.DataTree.from_dict(datasets, name=tree.name)
@@ -52,6 +61,11 @@ def decoded(tree: "xarray.DataTree") -> "xarray.DataTree":
     """Undo `encoded`."""
     for node in tree.subtree:
         node.attrs = _decode_attrs(node.attrs)
+        axes = node.attrs.pop(_AXES, None)
+        if axes is not None:
+            dataset = node.to_dataset(inherit=False)[list(axes)]
+            own = {name: dataset[name].transpose(*dims) for name, dims in axes.items()}
+            node.dataset = dataset.assign(own)
     tree.attrs.pop(_SCHEMA, None)
     return tree
 

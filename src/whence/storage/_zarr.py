@@ -160,7 +160,11 @@ def _checked_size(array: dict) -> int:
     dtype = np.dtype(array["dtype"])
     if dtype.hasobject and [c["id"] for c in codecs][:1] != ["vlen-utf8"]:
         raise ValueError("it holds objects")
-    return math.prod(int(length) for length in array["shape"]) * dtype.itemsize
+    shape, chunk = ([int(n) for n in array[name]] for name in ("shape", "chunks"))
+    if min((*shape, *chunk), default=0) < 0:
+        raise ValueError("a length in it is negative")
+    # A chunk that is not in the folder is made, of whatever length it is said to have.
+    return max(math.prod(shape), math.prod(chunk)) * dtype.itemsize
 
 
 def _require_zarr() -> None:
