@@ -13,6 +13,7 @@ import jax.random as jr
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pandas as pd
 import pytest
 import xarray
 from jax.tree_util import Partial
@@ -20,7 +21,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import whence as wh
 from whence.core import _cache
-from whence.core._code import code_key, code_parts
+from whence.core._code import Held, code_key, code_parts
 
 Y = np.array([1.0, 2.0, 3.0, 4.0])
 KEY = jr.key(0)
@@ -267,3 +268,23 @@ def test_another_model_with_the_same_data_is_refused(name, tmp_path):
             ask()
     assert_array_equal(wh.load(tmp_path / "a.nc", target=target)["mu"], posterior["mu"])
     jax.tree.map(assert_array_equal, wh.resume(tmp_path / "a", target).sample, posterior.sample)
+
+
+def test_tables_are_read_with_their_labels():
+    """Two tables of the same numbers: a model may read names, rows and codes of categories."""
+    table = pd.DataFrame({"a": [1.0, 2.0], "g": pd.Categorical(["u", "v"])}, index=["p", "q"])
+    others = [
+        table.rename(columns={"a": "b"}),
+        table[["g", "a"]],
+        table.set_axis(["q", "p"]),
+        table.assign(g=table["g"].cat.reorder_categories(["v", "u"])),
+        table.assign(a=[1.0, 2.5]),
+        xarray.DataArray([1.0, 2.0], dims="a"),
+        xarray.DataArray([1.0, 2.0], dims="b"),
+        xarray.DataArray([1.0, 2.0], coords={"b": [4, 7]}),
+        table["a"],
+        table["a"].rename("b"),
+    ]
+    found = [Held(value) for value in (table, *others)]
+    assert len(set(found)) == len(found)
+    assert Held(table.copy()) == Held(table)

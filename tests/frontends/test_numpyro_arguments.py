@@ -113,3 +113,33 @@ def test_sites_that_exist_only_in_predictions(key):
     assert_allclose(drawn["ahead"].mean((0, 1)), [2.0, 4.0, 6.0], atol=4.5 * 0.1 / np.sqrt(500))
     tree = posterior.to_datatree(groups=("predictions",), inputs={"y": Y, "future": 3})
     assert tree["predictions"]["ahead"].shape == (1, 500, 3)
+
+
+def tabled(table, y=None):
+    with numpyro.plate("row", len(table)):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        mean = a + jnp.asarray(table["x"].to_numpy())
+        numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_table_is_given_to_the_model_as_it_is(library):
+    """As numpyro does: not a matrix, nor a dict, whose length is that of its columns."""
+    make = pytest.importorskip(library).DataFrame
+    table = make({"x": X, "group": G})
+    target = wh.from_numpyro(tabled, table, y=Y)
+    position = {"a": jnp.asarray(X**2)}
+    expected = -util.potential_energy(tabled, (table,), {"y": Y}, position)
+    assert_allclose(target.log_density(position), expected, rtol=1e-14)
+    draws = {"a": np.zeros((1, 5, 6))}
+    posterior = wh.Posterior.from_draws(target, draws)
+    assert posterior.predict(make({"x": X + 100.0}), key=0).min() > 90.0
+    other = wh.from_numpyro(tabled, make({"x": X + 1.0, "group": G}), y=Y)
+    assert not np.isclose(other.log_density(position), expected)
+
+    def scaled(table):
+        numpyro.sample("y", dist.Normal(numpyro.sample("a", dist.Normal()) * table["x"], 1.0))
+
+    with pytest.raises((ValueError, TypeError)) as refused:  # as numpyro does
+        wh.from_numpyro(scaled, table)
+    assert "to_numpy" in refused.value.__notes__[0]

@@ -250,7 +250,7 @@ class _Reader:
             for item in ordered:
                 self.inner(item, depth - 1)
         elif hasattr(value, "to_numpy"):
-            self.array(value.to_numpy())
+            self.labelled(value, depth)
         else:
             self.instance(value, depth)
 
@@ -262,6 +262,18 @@ class _Reader:
         self.say("array", array.shape, array.dtype)
         content = repr(array.tolist()).encode() if array.dtype == object else array
         self.digest.update(np.ascontiguousarray(content).tobytes())
+
+    def labelled(self, value: Any, depth: int) -> None:
+        """Read a column or table of pandas and the like: numbers, names and labels."""
+        if hasattr(value, "columns"):
+            for name in value.columns:
+                self.inner((name, value[name]), depth - 1)
+        else:
+            self.array(value.to_numpy())
+            self.inner(getattr(value.dtype, "categories", None), depth - 1)
+        coords = {name: labels.values for name, labels in getattr(value, "coords", {}).items()}
+        parts = (getattr(value, name, None) for name in ("name", "index", "dims"))
+        self.inner((*parts, coords), depth - 1)
 
     def instance(self, value: Any, depth: int) -> None:
         if id(value) in self.seen:

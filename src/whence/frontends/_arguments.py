@@ -18,14 +18,18 @@ from ._trace import Conditioned, Holding, WholePlates
 
 
 def as_data(tree: Any, argument: str) -> Any:
-    """Put arrays on the device, make NumPy's integers and bools plain, hold what is no key."""
+    """Put arrays on the device, make NumPy's integers and bools plain, hold what is no key.
+
+    Columns of pandas and the like are arrays; a table is held as it is, for numpyro's own
+    inference gives it to the model as it is.
+    """
 
     def convert(path, leaf):
         where = f"`{argument}` at {keystr(path, simple=True, separator='.')!r}"
         if isinstance(leaf, np.integer | np.bool_):
             return leaf.item()  # a length or a switch
         is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array)
-        if isinstance(leaf, Tracer) or not (is_array or joined(leaf) or _is_table(leaf)):
+        if isinstance(leaf, Tracer) or not (is_array or joined(leaf) or _is_column(leaf)):
             return leaf if _is_hashable(leaf) else Held(leaf)
         if is_array and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
             return leaf
@@ -37,8 +41,8 @@ def as_data(tree: Any, argument: str) -> Any:
     return tree_map_with_path(convert, tree, is_leaf=joined)
 
 
-def _is_table(leaf) -> bool:
-    return hasattr(leaf, "to_numpy")
+def _is_column(leaf) -> bool:
+    return hasattr(leaf, "to_numpy") and not hasattr(leaf, "columns")
 
 
 def _is_hashable(leaf) -> bool:

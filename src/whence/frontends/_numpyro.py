@@ -59,8 +59,8 @@ def _inspected(fn, args, kwargs):
     all of them held, then with one after another free again.
     """
     free = {n: v for n, v in parameters(fn, args, kwargs).items() if has_arrays(v)}
-    is_held = any(isinstance(x, Held) for x in jax.tree.leaves((args, kwargs), is_leaf=_held))
-    whole = WholePlates(Holding(fn) if is_held else fn)
+    known = [x for x in jax.tree.leaves((args, kwargs), is_leaf=_held) if _held(x)]
+    whole = WholePlates(Holding(fn) if known else fn)
     try:
         structure = inspect_model(whole, args, kwargs)
     except (NeedsNumbers, AttributeError, TypeError) as error:
@@ -68,6 +68,11 @@ def _inspected(fn, args, kwargs):
         try:
             inspect_model(whole, *held(fn, args, kwargs, names))
         except (NeedsNumbers, AttributeError, TypeError):
+            if any(hasattr(x.value, "columns") for x in known):
+                error.add_note(
+                    "Columns of a table are no JAX arrays: take them by "
+                    '`jnp.asarray(table["x"].to_numpy())`.'
+                )
             raise error from None
         for name in free:
             with contextlib.suppress(NeedsNumbers, AttributeError, TypeError):
