@@ -168,7 +168,7 @@ def clear_programs() -> None:
 
 def use_persistent_cache() -> None:
     """Turn JAX's compilation cache on, unless the user chose, or `WHENCE_CACHE=off`."""
-    wish = os.environ.get("WHENCE_CACHE", "")
+    wish = os.path.expanduser(os.environ.get("WHENCE_CACHE", ""))
     if jax.config.jax_compilation_cache_dir is not None or wish.lower() in ("off", "0", "no"):
         return
     folder = Path(wish) if wish else _user_cache() / "whence" / platform.machine()

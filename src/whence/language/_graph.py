@@ -94,8 +94,8 @@ class Graph:
 
     def save(self, path: str | Path) -> None:
         """Write the picture if `path` ends in `.svg`, else the source."""
-        text = self.svg() if Path(path).suffix == ".svg" else self.source
-        Path(path).write_text(text, encoding="utf-8")
+        path = Path(path).expanduser()
+        path.write_text(self.svg() if path.suffix == ".svg" else self.source, encoding="utf-8")
 
     def _repr_html_(self) -> str:
         return self.svg()
