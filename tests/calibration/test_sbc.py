@@ -127,6 +127,30 @@ def test_the_size_of_a_batch_changes_nothing(key, monkeypatch):
     np.testing.assert_array_equal(whole.ranks["mu"], parts.ranks["mu"])
 
 
+@pytest.mark.parametrize("made", [0, 1])
+def test_ctrl_c_keeps_whole_batches(key, monkeypatch, made):
+    arguments = {"key": key, "simulations": 40, "vectorised": True, "num_draws": 20}
+    whole = wh.sbc(planted.mean_target(), planted.Exact(), **arguments)
+    batches, run_job = [], _fits.run_job
+
+    def interrupted(*args):
+        batches.append(None)
+        if len(batches) > made:
+            raise KeyboardInterrupt
+        return run_job(*args)
+
+    monkeypatch.setattr(_fits, "run_job", interrupted)
+    monkeypatch.setattr(_fits, "_BATCH", 16)
+    if not made:
+        with pytest.raises(KeyboardInterrupt, match="after 0 of 40 fits"):
+            wh.sbc(planted.mean_target(), planted.Exact(), **arguments)
+        return
+    with pytest.warns(wh.InferenceWarning, match="in the first 16 of 40 fits"):
+        part = wh.sbc(planted.mean_target(), planted.Exact(), **arguments)
+    np.testing.assert_array_equal(part.ranks["mu"], whole.ranks["mu"][:16])
+    assert part.num_simulations == 16
+
+
 @pytest.mark.slow
 def test_engines_that_end_early_in_one_program(key):
     calibration = wh.sbc(
@@ -174,6 +198,13 @@ def test_dependent_draws_are_noted(key):
     calibration = wh.sbc(planted.mean_target(), engine, key=key, simulations=20)
     assert calibration.num_draws == 19
     assert "dependence" in calibration.report
+
+
+def test_chains_that_do_not_move_are_told(key):
+    engine = wh.NUTS(chains=1, warmup=0, draws=30, step_size=1e-30)
+    calibration = wh.sbc(planted.mean_target(), engine, key=key, simulations=20)
+    assert "20 of 20 fits had chains that did not move" in calibration.report["stuck"].message
+    assert not calibration.ok
 
 
 def _schools(sigma, y=None):

@@ -1,5 +1,6 @@
 """The loop: determinism, one compilation, failing and interrupted replicas."""
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from threadpoolctl import threadpool_info
 import whence as wh
 from whence.core import RESULTS, Info, Sample, Schedule, _cache, clear_programs, never
 from whence.core._engine import AbstractPausingEngine
-from whence.running._loop import run
+from whence.running._collect import judge
+from whence.running._loop import Outcome, run
 from whence.running._manifest import create_store
 
 
@@ -50,6 +52,7 @@ class Counting(wh.AbstractEngine):
     last: int = 10**9  # done after this many steps
     error_above: float = 1e9  # where a walk raises an error
     error_from: int = 10**9  # the step from which on all do
+    extendable: bool = False
 
     @property
     def name(self):
@@ -57,7 +60,7 @@ class Counting(wh.AbstractEngine):
 
     @property
     def schedule(self):
-        return Schedule(self.chains, self.warmup, self.warmup + self.draws)
+        return Schedule(self.chains, self.warmup, self.warmup + self.draws, self.extendable)
 
     def validate(self, target):
         del target
@@ -153,6 +156,88 @@ def test_errors_in_compiled_code_cost_one_replica_and_no_finished_chunk(tmp_path
         with pytest.warns(wh.InferenceWarning, match="no way from here"):
             part = wh.infer(Plane(), broken, throw=False, **how)
         assert_array_equal(part["x"], walk[:, :8])
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_draws_before_an_error_are_kept_whatever_the_chunks(tmp_path, vectorised):
+    """A chunk of sixteen steps breaks off at its eighth."""
+    walk = wh.infer(Plane(), Counting(warmup=2, draws=14), key=KEY)["x"]
+    engine = Counting(warmup=2, draws=14, error_from=7)
+    with pytest.warns(wh.InferenceWarning, match=r"Failed: chain \d after 7 steps: .*no way"):
+        part = wh.infer(
+            Plane(), engine, key=KEY, throw=False, vectorised=vectorised, store=tmp_path / "a"
+        )
+    assert_array_equal(part["x"], walk[:, :5])
+    assert "no way from here" in str(part.diagnose())
+    assert wh.load(tmp_path / "a", target=Plane(), engine=engine).num_draws == 5
+
+
+def test_a_pause_before_an_error_is_made_once():
+    paused = []
+
+    class Pausing(AbstractPausingEngine):
+        engine: Counting = Counting(chains=1, warmup=0, error_from=9)
+        name = property(lambda self: "Pausing")
+
+        @property
+        def schedule(self):
+            return self.engine.schedule._replace(pauses=(6,))
+
+        def pause(self, state, index):
+            paused.append(index)
+            return state
+
+        def validate(self, target):
+            del target
+
+        def init(self, target, *, key):
+            return self.engine.init(target, key=key)
+
+        def step(self, target, state, index, *, key):
+            return self.engine.step(target, state, index, key=key)
+
+        def done(self, state):
+            return self.engine.done(state)
+
+        def result(self, state):
+            return self.engine.result(state)
+
+        def posterior(self, target, state, trace, *, key):
+            return self.engine.posterior(target, state, trace, key=key)
+
+    with pytest.warns(wh.InferenceWarning, match="after 9 steps"):
+        wh.infer(Plane(), Pausing(), key=KEY, throw=False)
+    assert paused == [6]
+
+
+def test_chains_that_broke_off_early_do_not_cost_the_others_draws():
+    walk = wh.infer(Plane(), Counting(warmup=0, draws=40), key=KEY)["x"]
+    limit = float(walk[..., 0].max(axis=1).min()) - 1e-6  # every chain breaks off
+    made = (walk[..., 0] > limit).argmax(axis=1)
+    every = [c for n in (1, 2, 3) for c in itertools.combinations(range(3), n)]
+    best = max(len(chains) * made[list(chains)].min() for chains in every)
+    engine = Counting(warmup=0, draws=40, error_above=limit, extendable=True)
+    with pytest.warns(wh.InferenceWarning, match="no way from here"):
+        part = wh.infer(Plane(), engine, key=KEY, throw=False)
+    assert part.num_chains * part.num_draws == best
+    until = wh.Until(ess=1000)  # which would never be reached
+    with pytest.raises(wh.InferenceError, match="no way from here"):
+        wh.infer(Plane(), engine, key=KEY, until=until)
+
+
+def test_chains_that_hardly_began_do_not_cost_the_others_draws():
+    """Of a run that was stopped: all chains kept would end with the shortest."""
+    engine = Counting(warmup=0, draws=100, extendable=True)
+    steps = np.array([100, 90, 3])
+    fine = [RESULTS.successful] * 3
+    outcome = Outcome(None, list, steps, fine, steps >= 100, {}, "interrupted", 100)
+    verdict = judge(outcome, engine, Plane(), KEY, throw=True)
+    assert verdict.keep == [0, 1]
+    assert verdict.failed == (
+        "chain 2 after 3 steps: left out, so that the others keep the draws they have more",
+    )
+    equal = outcome._replace(steps=np.array([52, 50, 48]))
+    assert judge(equal, engine, Plane(), KEY, throw=True).keep == [0, 1, 2]
 
 
 def test_failed_replica_is_named_and_dropped():

@@ -40,6 +40,7 @@ class Calibration(RankTest):
         seconds: Durations: `simulate`, `fit`, `total`, in seconds.
         dims: Names of the axes, by quantity.
         coords: Labels along named axes.
+        stuck: Number of simulations with a chain that did not move, or hardly.
     """
 
     engine: str
@@ -53,6 +54,7 @@ class Calibration(RankTest):
     seconds: dict[str, float] = field(default_factory=dict)
     dims: dict[str, tuple[str, ...]] = field(default_factory=dict)
     coords: dict[str, Any] = field(default_factory=dict)
+    stuck: int = 0
 
     @property
     def num_simulations(self) -> int:
@@ -73,7 +75,10 @@ class Calibration(RankTest):
         right, false = "ranks are uniform", "ranks are not uniform"
         ranks = [self._judge(name, right, false, SOURCE) for name in self.ranks]
         wrong = [finding for finding in ranks if finding.is_problem]
-        others = [self._failures(), self._dependence(bool(wrong)), self._divergences()]
+        others = [
+            *(self._failures(), self._stuck()),
+            *(self._dependence(bool(wrong)), self._divergences()),
+        ]
         findings = worst_first([*ranks, *(f for f in others if f is not None)])
         smallest = min((float(p.min()) for p in self.p_values.values()), default=math.nan)
         numbers = {
@@ -152,6 +157,20 @@ class Calibration(RankTest):
             remedy="Fits that fail are not a random part of all, so the ranks of the others "
             "need not be uniform. Priors with very heavy tails simulate data that no one "
             "would see: tighten them; or reparameterise.",
+        )
+
+    def _stuck(self) -> Finding | None:
+        if not self.stuck:
+            return None
+        return Finding(
+            "stuck",
+            "warning",
+            f"{self.stuck} of {plural(self.num_simulations, 'fit')} had chains that did not "
+            "move, or hardly",
+            float(self.stuck),
+            0.0,
+            remedy="Draws of such a chain are all at one place, where they count as too "
+            "narrow. Use smaller steps (a higher target acceptance) or more warm-up.",
         )
 
     def _dependence(self, is_wrong: bool) -> Finding | None:

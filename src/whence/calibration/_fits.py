@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -14,6 +15,7 @@ from ..core._engine import AbstractEngine, Sample
 from ..core._target import AbstractDescribedTarget, ReplacesData
 from ..core._types import PRNGKey
 from ..diagnostics import convergence
+from ..diagnostics._stuck import stuck_chains
 from ..posterior._posterior import Posterior
 from ..running._collect import trace_of
 from ..running._executor import run_all
@@ -35,6 +37,7 @@ class Fit(NamedTuple):
     ess: float  # the smallest effective number of draws over quantities, before thinning
     divergent: int  # number of divergent transitions
     failure: str  # what went wrong; empty if nothing did
+    stuck: bool = False  # whether a chain did not move, or hardly
 
 
 class Task(NamedTuple):
@@ -58,7 +61,7 @@ def fit_all(
     """Fit every data set by itself, by default in threads that share one compiled program.
 
     On CPU that is faster than one program for all: trees of NUTS need not wait for the
-    longest one.
+    longest one. After Ctrl-C there are the fits of the first data sets.
     """
     calls = {
         int(i): (task, {name: value[i] for name, value in data.items()}, keys[i])
@@ -74,20 +77,21 @@ def fit_all(
         fits[first] = _fit(*calls.pop(first))  # compiles what threads then share
         _check_enough(fits[first], task.least)
         pool = executor or ThreadPoolExecutor(cores(), thread_name_prefix="whence-sbc")
+        told = on_progress and (lambda made, total: on_progress(made + 1, total + 1))
         try:
-            found = run_all(pool, _fit, list(calls.values()), on_progress)
+            found = run_all(pool, _fit, list(calls.values()), told, part=True)
         finally:
             if executor is None:
                 pool.shutdown(cancel_futures=True)
     for i, fit in zip(calls, found):
         fits[i] = fit
-    return fits
+    return fits[: [*calls, len(fits)][len(found)]]
 
 
 def fit_batched(
     task: Task, data: dict[str, np.ndarray], key: PRNGKey, usable: np.ndarray
 ) -> list[Fit]:
-    """Fit all data sets in one program, in batches of `_BATCH`."""
+    """Fit all data sets in one program, in batches of `_BATCH`; after Ctrl-C the first ones."""
     good, fits = np.flatnonzero(usable), [_failed(NOT_FINITE) for _ in usable]
     size = min(_BATCH, len(good))
     for begin in range(0, len(good), max(size, 1)):
@@ -96,9 +100,13 @@ def fit_batched(
         some = {name: jnp.asarray(value[numbers]) for name, value in data.items()}
         stack = BatchedTarget(task.target, some, jnp.asarray(numbers, jnp.int32))
         job = prepare(stack, BatchedFits(task.engine), key, None, True, None, None, None)
-        outcome, _ = run_job(job, RunOptions(False, True, None, None))
-        if outcome.ending == "interrupted":
-            raise KeyboardInterrupt
+        try:
+            outcome, _ = run_job(job, RunOptions(False, True, None, None))
+            interrupted = outcome.ending == "interrupted"
+        except KeyboardInterrupt:  # before there were any draws
+            interrupted = True
+        if interrupted:
+            return fits[: good[begin]]
         schedule = task.engine.schedule
         trace = trace_of(outcome, list(range(schedule.replicas)), schedule.warmup)
         samples = samples_of(stack, task.engine, outcome.state, trace, key=key)
@@ -129,6 +137,8 @@ def _fit(task: Task, data: dict[str, Any], key: PRNGKey) -> Fit:
         posterior = infer(target, task.engine, key=key, progress=False, throw=False, threads=1)
     except InferenceError as error:
         return _failed(str(error))
+    if not posterior.complete:  # Ctrl-C reached this process, or this thread
+        raise KeyboardInterrupt
     if posterior.failed:
         return _failed(posterior.failed[0])
     return _keep(task, target, posterior, data, key)
@@ -156,7 +166,9 @@ def _keep(
         ess = _smallest_ess(found)
     draws = {name: _thin(_joined(value), task.most) for name, value in found.items()}
     diverging = posterior.stats.get("diverging")
-    return Fit(draws, ess, 0 if diverging is None else int(np.sum(diverging)), "")
+    flat = [np.reshape(x, (*x.shape[:2], -1)) for x in jax.tree.leaves(sample.positions)]
+    stuck = sample.method == "mcmc" and bool(stuck_chains(np.concatenate(flat, 2)).any())
+    return Fit(draws, ess, 0 if diverging is None else int(np.sum(diverging)), "", stuck)
 
 
 def thin(draws: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Simulation-based calibration: does an engine recover what data were simulated from?"""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from ..core._convert import flag, whole
 from ..core._engine import AbstractEngine
 from ..core._key import seeded
+from ..core._results import InferenceWarning
 from ..core._target import AbstractTarget, latent_names
 from ..core._types import PRNGKey
 from ..running._executor import check_executor
@@ -50,6 +52,8 @@ def sbc(
     `test_quantities`. A quantity that the prior does not vary is left out.
 
     All fits share one compiled program. Draws are thinned, and weighted ones resampled.
+    Ctrl-C ends it when the fits that have begun are made; those count, and a warning says how
+    many they are.
 
     Args:
         target: Says what model and, by its data and inputs, what shapes; the values of its
@@ -73,6 +77,7 @@ def sbc(
 
     Raises:
         ValueError: If the target cannot be simulated from, or an argument is wrong.
+        KeyboardInterrupt: If Ctrl-C came before there were 10 fits.
 
     References:
         Cook, Gelman and Rubin (2006), doi:10.1198/106186006X136976.
@@ -104,6 +109,11 @@ def sbc(
         else:
             keys = list(jr.split(fit_key, simulations))
             fits = fit_all(task, data, keys, usable, on_progress, executor)
+    if len(fits) < simulations:
+        if len(fits) < LEAST_SIMULATIONS:
+            raise KeyboardInterrupt(f"Interrupted after {len(fits)} of {simulations} fits.")
+        said = f"Interrupted: ranks are those in the first {len(fits)} of {simulations} fits."
+        warnings.warn(said, InferenceWarning, stacklevel=3)
     size = num_draws or _affordable(fits)
     good = [i for i, fit in enumerate(fits) if not fit.failure]
     # Compiled code returns dicts sorted by name; people want the model's order.
@@ -125,6 +135,7 @@ def sbc(
         seconds={"simulate": middle - begin, "fit": end - middle, "total": end - begin},
         dims=dict(model.dims),
         coords=dict(model.coords),
+        stuck=sum(fit.stuck for fit in fits),
     )
 
 

@@ -47,6 +47,13 @@ class RESULTS(eqx.Enumeration):
     model_error = "The model raised an error while it ran."
 
 
+INSTEAD_OF_ERROR = (
+    "Proposals go to places that the posterior does not: where the model has no value there, "
+    "return a log density of minus infinity instead of an error (a solver of diffrax with "
+    "`throw=False` and infinite times does), and they are rejected."
+)
+
+
 class InferenceError(RuntimeError):
     """A run failed; the message says what happened and what to do."""
 

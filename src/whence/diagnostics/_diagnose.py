@@ -138,7 +138,7 @@ def _check_run(failed: Sequence[object], incomplete: bool) -> list[Finding]:
             Finding(
                 "failed_chains",
                 "warning",
-                f"{len(failed)} of the chains failed and were dropped: {what}",
+                f"{len(failed)} of the chains failed, and were dropped unless all did: {what}",
                 value=float(len(failed)),
                 threshold=0.0,
                 remedy="Find out why before you trust the others: chains that fail tend to "

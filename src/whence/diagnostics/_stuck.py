@@ -20,11 +20,21 @@ def check_stuck(draws: Draws) -> tuple[list[Finding], np.ndarray]:
     positions = draws.positions
     if draws.num_draws < 2 or positions.shape[2] == 0:
         return [], np.zeros(draws.num_chains, bool)
-    moves = (positions[:, 1:] != positions[:, :-1]).any(axis=2)
-    frozen = ~moves.any(axis=1)
-    stuck = frozen | _narrow(positions)
+    moves, frozen, stuck = _movement(positions)
     runs = np.array([_longest_stay(chain) for chain in moves])
     return _findings(draws, runs, frozen, stuck), stuck
+
+
+def stuck_chains(positions: np.ndarray) -> np.ndarray:
+    """Return which chains, of draws `(chain, draw, dim)`, do not move or hardly."""
+    return _movement(positions)[2]
+
+
+def _movement(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which steps move, `(chain, draw - 1)`, and which chains never do, or hardly."""
+    moves = (positions[:, 1:] != positions[:, :-1]).any(axis=2)
+    frozen = ~moves.any(axis=1)
+    return moves, frozen, frozen | _narrow(positions)
 
 
 def _findings(

@@ -18,7 +18,7 @@ from ..core._engine import (
     Trace,
     split_state,
 )
-from ..core._results import RESULTS, InferenceError
+from ..core._results import INSTEAD_OF_ERROR, RESULTS, InferenceError
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
 from ..language._check import check
@@ -30,11 +30,17 @@ class Verdict(NamedTuple):
 
     Attributes:
         keep: Their numbers.
-        failed: What became of the others, one sentence each.
+        failed: What became of the others, or of all if all failed, one sentence each.
+        none_good: Whether all failed.
     """
 
     keep: list[int]
     failed: tuple[str, ...]
+    none_good: bool = False
+
+    def told(self) -> list[str]:
+        """Return what a warning says of each that failed."""
+        return [f"{'Failed:' if self.none_good else 'Dropped'} {text}" for text in self.failed]
 
 
 def judge(
@@ -62,15 +68,33 @@ def judge(
     if not any(good):
         if throw or not enough.any():
             raise InferenceError(_explain(outcome, engine, target, messages, key))
-        return Verdict([i for i in range(len(good)) if enough[i]], tuple(messages.values()))
+        keep = _most_draws([i for i in range(len(good)) if enough[i]], outcome, engine)
+        return Verdict(keep, tuple(messages.values()), none_good=True)
     for i in range(len(good)):
         if good[i] and not enough[i]:
             messages[i] = f"chain {numbers[i]}: stopped during warm-up"
     for i in set(range(engine.schedule.replicas)) - set(numbers):
         said = outcome.errors.get(i, "not started before the run was stopped")
         messages[len(messages) + len(good)] = f"chain {i}: {said}"
-    keep = [i for i in range(len(good)) if good[i] and enough[i]]
+    able = [i for i in range(len(good)) if good[i] and enough[i]]
+    keep = _most_draws(able, outcome, engine)
+    for i in set(able) - set(keep):
+        why = "left out, so that the others keep the draws they have more"
+        messages[i] = f"chain {numbers[i]} after {outcome.steps[i]} steps: {why}"
     return Verdict(keep, tuple(messages.values()))
+
+
+def _most_draws(able: list[int], outcome: Outcome, engine: AbstractProcedure) -> list[int]:
+    """Return the replicas with the most draws in all, if each has as many as the shortest.
+
+    Those of a run that was stopped may be at very different steps.
+    """
+    if not engine.schedule.extendable:
+        return able
+    draws = outcome.steps - engine.schedule.warmup
+    longest = sorted(able, key=lambda i: -draws[i])
+    size = max(range(1, len(able) + 1), key=lambda n: (n * draws[longest[n - 1]], n))
+    return sorted(longest[:size])
 
 
 def collect(
@@ -134,7 +158,10 @@ def _is(result, item) -> bool:
 
 
 def _explain(outcome, engine, target, messages, key) -> str:
-    text = f"{engine.name} failed. " + " ".join(dict.fromkeys(messages.values()))
+    said = [f"{text.rstrip('.')}." for text in dict.fromkeys(messages.values())]
+    text = f"{engine.name} failed. " + " ".join(said)
+    if outcome.errors:
+        text += f" {INSTEAD_OF_ERROR}"
     if isinstance(engine, Explains):
         text += " " + engine.explain(target, outcome.state)
     failed_to_start = any(_is(r, RESULTS.nonfinite_start) for r in outcome.results)

@@ -3,7 +3,8 @@
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -23,8 +24,12 @@ def run_all(
     function: Callable[..., Any],
     calls: Sequence[tuple],
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    part: bool = False,
 ) -> list[Any]:
     """Return `function(*call)` of every call, in order; an error cancels what has not begun.
+
+    Ctrl-C does so, too: what has begun is finished.
 
     Args:
         executor: Threads share this process and what it has compiled. To any other executor
@@ -32,24 +37,35 @@ def run_all(
         function: A module-level function.
         calls: Arguments of each call.
         on_progress: Called with calls done and calls in all.
+        part: Whether, after Ctrl-C, the results of the first calls may be returned.
 
     Raises:
+        KeyboardInterrupt: If Ctrl-C came before there were such results.
         ValueError: If work is to be sent that cannot be pickled.
     """
     here = isinstance(executor, ThreadPoolExecutor)
     is_double = bool(jax.config.jax_enable_x64)
-    futures = []
+    take = lambda future: future.result() if here else _unpacked(future.result())
+    futures, results = [], []
     try:
         for call in calls:
             if here:
                 futures.append(executor.submit(function, *call))
             else:
                 futures.append(executor.submit(_there, _packed(function, call), is_double))
-        results = []
         for future in futures:
-            results.append(future.result() if here else _unpacked(future.result()))
+            results.append(take(future))
             if on_progress:
-                on_progress(len(results), len(calls))
+                on_progress(sum(future.done() for future in futures), len(calls))
+    except KeyboardInterrupt:
+        if not part:
+            raise
+        waiting = [future.cancel() for future in futures]
+        with suppress(KeyboardInterrupt, CancelledError):  # there, or of the second Ctrl-C
+            for future in futures[len(results) : (*waiting, True).index(True)]:
+                results.append(take(future))
+        if not results:
+            raise
     finally:
         for future in futures:
             future.cancel()

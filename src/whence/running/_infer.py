@@ -103,7 +103,7 @@ def fit(job: Job, options: RunOptions) -> Posterior:
         complete=not interrupted,
         stopped=rule.stopped if rule else None,
     )
-    _warn(posterior, interrupted, rule, job.store)
+    _warn(posterior, verdict, interrupted, rule, job.store)
     return posterior
 
 
@@ -122,9 +122,9 @@ def check_until(until: Any, engine: AbstractProcedure) -> None:
         )
 
 
-def _warn(posterior: Posterior, interrupted: bool, rule, store) -> None:
-    for message in posterior.failed:
-        _say(f"Dropped {message}")
+def _warn(posterior: Posterior, verdict, interrupted: bool, rule, store) -> None:
+    for message in verdict.told():
+        _say(message)
     if interrupted:
         _say(f"Interrupted: the posterior holds {posterior.num_draws} draws per chain.")
     if rule and rule.stopped and not rule.reached:

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from ..core._cache import remembered
 from ..core._engine import AbstractProcedure
-from ..core._results import RESULTS, InferenceError
+from ..core._results import INSTEAD_OF_ERROR, RESULTS, InferenceError
 from ..core._types import PRNGKey
 from ..storage import RunStore
 from ._distributed import first, most
@@ -150,7 +150,7 @@ def run(
         except KeyboardInterrupt:  # must not cost the draws
             return outcome._replace(ending="interrupted")
         longer = first(longer) if joint else longer
-        if longer is None:
+        if longer is None or all(worker.error or worker.finished(longer) for worker in workers):
             return outcome
         total = longer
 
@@ -222,7 +222,8 @@ def _gather(workers, total, seconds, ending, vectorised) -> Outcome:
     errors = {w.number: w.error for w in workers if w.error}
     workers = [w for w in workers if w.status is not None]
     if not workers and errors:
-        raise InferenceError(next(iter(errors.values())))
+        said = next(iter(errors.values())).rstrip(".")
+        raise InferenceError(f"{said}. No step was made. {INSTEAD_OF_ERROR}")
     if not workers and ending == "time over":
         raise TimeoutError("The time was over before there were any draws.")
     if not workers:

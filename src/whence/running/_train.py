@@ -92,8 +92,8 @@ def finish(job: Job, options: RunOptions) -> Trained:
     begin = time.perf_counter()
     outcome, verdict = run_job(job, options)
     complete = outcome.ending != "interrupted"
-    for message in verdict.failed:
-        warnings.warn(f"Dropped {message}", InferenceWarning, stacklevel=3)
+    for message in verdict.told():
+        warnings.warn(message, InferenceWarning, stacklevel=3)
     if not complete:
         warnings.warn("Interrupted: the state is that of the last step.", InferenceWarning, 3)
     state = take_replicas(outcome.state, verdict.keep)

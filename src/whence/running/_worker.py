@@ -38,6 +38,7 @@ class Worker:
         self.stops = np.zeros(replica.shape, int)  # where each replica stands
         self.pieces: list[tuple[int, PyTree]] = []
         self.seconds = [0.0, 0.0]  # warm-up, sampling
+        self.paused_at = -1
         self.status: Status | None = None
         self.store: RunStore | None = store
         self.joint = joint
@@ -63,20 +64,27 @@ class Worker:
         self.call(self.at)  # no steps: only says how the replica fares
 
     def run(self, total: int, halt: threading.Event):
-        """Make steps up to `total`, in chunks whose length follows the clock."""
-        try:
-            self._run(total, halt)
-        except ModelError as error:  # what is finished, and other replicas, are kept
-            self.error = str(error)
+        """Make steps up to `total`, in chunks whose length follows the clock.
 
-    def _run(self, total: int, halt: threading.Event):
+        If the model breaks off, the chunk is halved until the step that it breaks at is
+        found: what was recorded before it is kept, and other replicas go on.
+        """
+        broken = None  # a step that the model does not reach
         while not self.error and not self.finished(total) and not self.halted(halt):
             warming = self.at < self.warmup
             end = min(self.warmup, total) if warming else total
             end = min([end, *(at for at in self.pauses if at > self.at)])
             end = self.feed.end(self.at, end)
-            begin = time.perf_counter()
-            made = self.advance(min(self.at + self.size, end))
+            if broken is not None:
+                end = min(end, self.at + max((broken - self.at) // 2, 1))
+            begin, stop = time.perf_counter(), min(self.at + self.size, end)
+            try:
+                made = self.advance(stop)
+            except ModelError as error:
+                if stop == self.at + 1 or self.joint:
+                    self.error = str(error)
+                broken = stop
+                continue
             spent = time.perf_counter() - begin
             self.seconds[0 if warming else 1] += spent
             if not self.fixed_chunks and made == self.size:
@@ -92,8 +100,8 @@ class Worker:
 
     def advance(self, stop: int) -> int:
         """Call the program once and keep what it recorded; return how many steps."""
-        if self.at in self.pauses:
-            self.state = self.paused()
+        if self.at in self.pauses and self.paused_at != self.at:
+            self.state, self.paused_at = self.paused(), self.at
         start, piece = self.at, self.call(stop)
         self.tally.add(start, piece)
         if self.store is None:
