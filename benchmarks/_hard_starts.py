@@ -109,8 +109,8 @@ class RawCovariates(wh.Model):
     income: Any = wh.latent(dist.Normal(0.0, 0.01))
     sigma: Any = wh.latent(dist.HalfNormal(10.0))
 
-    def likelihood(self, year, income):
-        mean = self.intercept + self.year * year + self.income * income
+    def likelihood(self, years, incomes):
+        mean = self.intercept + self.year * years + self.income * incomes
         return dist.Normal(mean, self.sigma)
 
 
@@ -272,7 +272,7 @@ class Ratings(wh.Model):
     """Ordered categories by age in years: cutpoints far from zero and close together."""
 
     slope: Any = wh.latent(dist.Normal(0.0, 1.0))
-    cut: Any = wh.latent(lambda m: OrderedNormal(jnp.zeros(6), 20.0), dims="cut")
+    cut: Any = wh.latent(lambda m: OrderedNormal(jnp.zeros(6), 20.0), dims="step")
 
     def likelihood(self, age):
         return dist.OrderedLogistic(self.slope * age, self.cut)
@@ -283,7 +283,7 @@ def ratings():
     age = rng.integers(18, 90, 300).astype(float)
     score = 0.15 * age + rng.logistic(size=300)
     y = np.searchsorted([4.0, 6.0, 8.0, 9.0, 10.0, 13.0], score)
-    return Problem(Ratings(coords={"cut": 6}), y, (age,))
+    return Problem(Ratings(coords={"step": 6}), y, (age,))
 
 
 # -- differential equations --------------------------------------------------------
@@ -440,7 +440,7 @@ class Regions(wh.Model):
 
     mu: Any = wh.latent(dist.Normal(30_000.0, 10_000.0))
     tau: Any = wh.latent(dist.HalfNormal(5_000.0))
-    region: Any = wh.latent(lambda m: dist.Normal(m.mu, m.tau), dims="region", noncentered=True)
+    region: Any = wh.latent(lambda m: dist.Normal(m.mu, m.tau), dims="place", noncentered=True)
     sigma: Any = wh.latent(dist.HalfNormal(10_000.0))
 
     def likelihood(self, index):
@@ -452,7 +452,7 @@ def regions():
     index = np.repeat(np.arange(20), 8)
     mean = 33_000.0 + 3_000.0 * rng.normal(size=20)
     y = mean[index] + 6_000.0 * rng.normal(size=160)
-    return Problem(Regions(coords={"region": 20}), y, (index,))
+    return Problem(Regions(coords={"place": 20}), y, (index,))
 
 
 # -- counts ------------------------------------------------------------------------
