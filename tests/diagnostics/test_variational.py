@@ -127,3 +127,16 @@ def test_a_khat_above_its_limit_is_told_at_once(rng):
     assert told.endswith("above 0.7: do not use these draws")
     for fine in (light, np.full(100, 3.0), np.zeros(0), None):
         assert trouble(x, {}, chains=False, log_weights_is=fine) == ""
+
+
+def test_variance_of_gradients_against_its_bound(rng):
+    below = bbvi(rng, elbo=trace(rng), gradient_variance=2.0, gradient_bound=8.0)
+    assert below["variance"].severity == "ok"
+    assert "2, 0.25 of its bound" in below["variance"].message
+    assert below.numbers["gradient_bound"] == 8
+    above = bbvi(rng, elbo=trace(rng), gradient_variance=9.0, gradient_bound=8.0)
+    assert above["variance"].severity == "note"
+    assert "elsewhere it curves more" in above["variance"].message
+    for unknown in (None, np.nan):
+        report = bbvi(rng, elbo=trace(rng), gradient_variance=9.0, gradient_bound=unknown)
+        assert "variance" not in {finding.code for finding in report}

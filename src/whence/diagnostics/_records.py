@@ -16,7 +16,7 @@ from ._particles import check_clipped, check_smc
 from ._point import check_point
 from ._report import Finding
 from ._spread import check_spread
-from ._variational import check_fit, check_variational
+from ._variational import check_fit, check_variance, check_variational
 
 Judged = tuple[list[Finding], dict[str, float]]
 Values = Any  # an array, or None where an engine does not know
@@ -94,6 +94,8 @@ class VariationalFit(AbstractRecord):
             one, whose parameters count; None if it did not diverge.
         gradient_signal: Mean over parameters of the gradient's mean over its standard
             deviation, over the last updates; of noise alone it is about 0.08.
+        gradient_variance: Of the gradient of the energy by location and scale, of one draw.
+        gradient_bound: The most that can be, by the curvature at draws.
     """
 
     elbo: Values = None
@@ -106,11 +108,14 @@ class VariationalFit(AbstractRecord):
     fitted: PyTree = None
     diverged: tuple[int, int] | None = None
     gradient_signal: float | None = None
+    gradient_variance: float | None = None
+    gradient_bound: float | None = None
 
     def judge(self, draws: Draws, method: str) -> Judged:
         findings, numbers = check_variational(self.elbo, self.log_weights_is)
         more, others = check_fit(self.objective, self.diverged, self.gradient_signal)
-        return findings + more, numbers | others
+        spread, measured = check_variance(self.gradient_variance, self.gradient_bound)
+        return findings + more + spread, numbers | others | measured
 
 
 class ParticleHistory(AbstractRecord):

@@ -16,6 +16,7 @@ BLURRED = 0.25  # nats: with a larger standard error a change by 1 nat is within
 OVERLAP = 0.05  # of the draws are effective at a Renyi divergence (order 2) of 3 nats
 DIRECTED = 0.5  # a mean gradient of half its standard deviation is seen in 50 updates
 NUM_BATCHES = 10  # per quarter of the trace, for its standard error
+_BOUND = "Kim, Wu, Oh and Gardner (2023), arXiv:2303.10472"
 _SOURCE = "rule of thumb: a rise of 4 standard errors and 0.1 nats"
 
 
@@ -82,6 +83,32 @@ def check_fit(
         message = f"{message}, that of noise around an optimum"
         findings.append(Finding("gradient", "ok", message, signal, DIRECTED))
     return findings, {"gradient_signal": signal}
+
+
+def check_variance(
+    variance: float | None, most: float | None
+) -> tuple[list[Finding], dict[str, float]]:
+    """Compare the variance of the gradient of one draw with its bound.
+
+    Args:
+        variance: Of the gradient of the energy by location and scale, or None.
+        most: The bound by Kim and others (2023), by the curvature at draws.
+    """
+    if variance is None or most is None or not np.isfinite([variance, most]).all():
+        return [], {}
+    message = (
+        f"The gradient of one draw has a variance of {variance:.3g}, {variance / most:.2g} of "
+        "its bound for a log density that curves as at the draws"
+    )
+    finding = Finding("variance", "ok", message, variance, most, _BOUND)
+    if variance > most:
+        finding = replace(
+            finding,
+            severity="note",
+            message=f"{message}: elsewhere it curves more",
+            remedy="Take smaller steps, more `samples`, or `estimator=PathDerivative()`.",
+        )
+    return [finding], {"gradient_variance": variance, "gradient_bound": most}
 
 
 def _unchecked() -> Finding:

@@ -5,6 +5,7 @@ of the noise in the gradient. The matrices are read off the interpreter by diffe
 stationary covariance then solves a discrete Lyapunov equation.
 """
 
+import functools
 import itertools
 
 import jax
@@ -29,48 +30,55 @@ from whence.inference.sgmcmc._integrator import (
 WORDS = ["SGLD", "OBABO", "BAOAB", "ABOBA", "OABAO", "BAOA", "OBA", "SGHMC", "oBA"]
 
 
-def read_off(name, slope, h, friction=1.0, temperature=1.0, subtracted=None):
-    """The affine map of an update with gradient `slope(q) + e`.
-
-    Returns:
-        Matrix of the state, matrix of the noise, and offset. The state is position and
-        momentum (and, if the word goes on with it, the gradient); noise is that of the letters
-        and then that of the gradient, one variable for each evaluation.
-    """
-    word = word_of(name)
+@functools.cache
+def program(word, subtracts):
+    """The affine map of an update with gradient `-a (q - c) + e`, compiled once for a word."""
     cached, damped = is_cached(word), word != "E"
     letters = sum(word.count(letter) for letter in "OoE")
 
-    def update(state, noise):
+    def update(state, noise, a, c, h, friction, temperature, subtracted):
         q, p = state[:1], state[1:2]
         errors = noise[letters:]
         zero = jnp.zeros(())
         force = Force(zero, state[2:]) if cached else None
-        terms = Terms(
-            jnp.asarray(h),
-            jnp.asarray(friction),
-            jnp.asarray(temperature),
-            lambda _: None,
-            lambda _: None if subtracted is None else jnp.full(1, subtracted),
-        )
+        lost = jnp.full(1, subtracted) if subtracts else None
+        terms = Terms(h, friction, temperature, lambda _: None, lambda _: lost)
 
         def evaluate(x, number, learned):
-            return Force(zero, slope(x) + errors[number]), learned
+            return Force(zero, -a * (x - c) + errors[number]), learned
 
         motion = Motion(q, p if damped else p[:0], jnp.ones(()), force)
         new, *_ = integrate(word, motion, None, terms, evaluate, lambda n: noise[n : n + 1])
         parts = [new.position, new.momentum if damped else p]
         return jnp.concatenate(parts + ([new.force.gradient] if cached else []))
 
-    size = 3 if cached else 2
-    zeros = jnp.zeros(size), jnp.zeros(letters + len(evaluations(word)))
-    matrix, spread = jax.jacobian(update, argnums=(0, 1))(*zeros)
-    return np.asarray(matrix), np.asarray(spread), np.asarray(update(*zeros))
+    def all_of(*numbers):
+        size = 3 if cached else 2
+        zeros = jnp.zeros(size), jnp.zeros(letters + len(evaluations(word)))
+        return (
+            *jax.jacobian(update, argnums=(0, 1))(*zeros, *numbers),
+            update(*zeros, *numbers),
+        )
+
+    return jax.jit(all_of)
+
+
+def read_off(name, a, h, c=0.0, friction=1.0, temperature=1.0, subtracted=None):
+    """The affine map of an update with gradient `-a (q - c) + e`.
+
+    Returns:
+        Matrix of the state, matrix of the noise, and offset. The state is position and
+        momentum (and, if the word goes on with it, the gradient); noise is that of the letters
+        and then that of the gradient, one variable for each evaluation.
+    """
+    numbers = (a, c, h, friction, temperature, subtracted or 0.0)
+    found = program(word_of(name), subtracted is not None)(*map(jnp.asarray, numbers))
+    return jax.tree.map(np.asarray, found)
 
 
 def stationary(name, a, h, noise=0.0, **more):
     """Covariance of position and momentum with a gradient `-a q + e`, `Var e = noise`."""
-    matrix, spread, _ = read_off(name, lambda q: -a * q, h, **more)
+    matrix, spread, _ = read_off(name, a, h, **more)
     sources = np.ones(spread.shape[1])
     sources[-len(evaluations(word_of(name))) :] = noise
     if word_of(name) == "E":
@@ -170,7 +178,7 @@ def test_where_the_gradient_is_evaluated():
 
 def test_two_half_kicks_share_a_batch():
     """OBABO with noise in the gradient: its two kicks around a position see one error."""
-    matrix, spread, _ = read_off("OBABO", lambda q: -q, 0.1)
+    matrix, spread, _ = read_off("OBABO", 1.0, 0.1)
     # The error is carried over, as the gradient, to the first kick of the next update.
     assert spread.shape[1] == 3
     assert_allclose(spread[1, 2] / spread[2, 2], np.exp(-0.05) * 0.05, rtol=1e-10)
@@ -188,7 +196,7 @@ def relative_error(name, h, batching):
     """
     maps = []
     for a, c in zip(CURVATURES, CENTRES):
-        matrix, spread, offset = read_off(name, lambda q, a=a, c=c: -a * (q - c), h)
+        matrix, spread, offset = read_off(name, a, h, c)
         steps = spread.shape[1] - 1
         maps.append((matrix, offset, spread[:, :steps] @ spread[:, :steps].T))
     if batching == "iid":

@@ -19,6 +19,7 @@ from hidden_models import (
 from numpy.testing import assert_allclose, assert_array_equal
 
 import whence as wh
+from whence.inference.smc import States
 from whence.inference.smc._filter import run_filter
 from whence.inference.smc._smoothing import ancestral_path, backward_path, fixed_lag
 from whence.testing import Gaussian
@@ -212,6 +213,19 @@ def test_mixture_over_a_posterior_is_between_the_states_of_its_draws(key):
     gap = (each[0][1] - each[1][1]) ** 2 / 4
     variance = (np.diag(each[0][2]) + np.diag(each[1][2])) / 2 + gap
     assert_allclose(found.sd, np.sqrt(variance), rtol=1e-9)
+
+
+def test_quantiles_weigh_draws_and_points():
+    """Two draws of parameters with weights 3/4 and 1/4, two points each, by hand."""
+    points, shares = np.array([[[0.0, 10.0]], [[20.0, 30.0]]]), np.array([[[0.8, 0.2]]] * 2)
+    none = np.zeros((2, 1))
+    found = States(
+        none, none, points, np.log(shares), np.log([0.75, 0.25]), none[:, 0], none[:, 0]
+    )
+    # Weights of 0, 10, 20 and 30: 0.6, 0.15, 0.2 and 0.05.
+    for q, value in ((0.5, 0.0), (0.7, 10.0), (0.9, 20.0), (0.97, 30.0)):
+        assert_allclose(found.quantile(q), [value])
+    assert_allclose(found.quantile([0.5, 0.9])[:, 0], [0.0, 20.0])
 
 
 def test_finite_states_with_particles(key):

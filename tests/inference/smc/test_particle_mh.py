@@ -69,6 +69,7 @@ def test_smc2_has_the_evidence_and_the_posterior(key):
     record = posterior.record
     assert_allclose(record.log_evidence_increment.sum(), posterior.log_evidence, rtol=1e-6)
     assert len(record.rows) == len(Y)
+    assert np.all((record.acceptance_rate > 0) & (record.acceptance_rate < 1))
 
 
 def test_smc2_online_gives_evidence_and_parameters_datum_by_datum(key):

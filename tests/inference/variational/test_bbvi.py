@@ -1,5 +1,7 @@
 """BBVI against exact optima, exact gradient moments, and its behaviour when things go wrong."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -123,24 +125,25 @@ class HalfLine(AbstractTarget):
         return position
 
 
+@functools.cache
+def program(engine, start, is_fresh):
+    """All replicas from a step on; compiled once for each kind of target."""
+
+    def replica(target, key, state):
+        def body(state, index):
+            return engine.step(target, state, index, key=jr.fold_in(key, index))
+
+        state = engine.init(target, key=key) if is_fresh else state
+        indices = jnp.arange(start, engine.schedule.steps, dtype=jnp.int32)
+        return jax.lax.scan(body, state, indices)
+
+    return jax.jit(jax.vmap(replica, in_axes=(None, 0, 0)))
+
+
 def run(engine, target, key, start=0, states=None):
     """All restarts, vmapped; states and `Info` with axes (replica, step)."""
     keys = jr.split(key, engine.restarts)
-
-    @jax.jit
-    def program(target, keys, states):
-        def replica(replica_key, state):
-            def body(state, index):
-                return engine.step(target, state, index, key=jr.fold_in(replica_key, index))
-
-            indices = jnp.arange(start, engine.schedule.steps, dtype=jnp.int32)
-            return jax.lax.scan(body, state, indices)
-
-        return jax.vmap(replica)(keys, states)
-
-    if states is None:
-        states = jax.vmap(lambda k: engine.init(target, key=k))(keys)
-    return program(target, keys, states)
+    return program(engine, start, states is None)(target, keys, states)
 
 
 def fit(engine, target, key):

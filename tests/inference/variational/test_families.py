@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
-from scipy.special import gammaln
+from scipy.special import digamma, gammaln
 
 import whence as wh
 from whence.core._json import from_json, to_json
@@ -156,6 +156,32 @@ def test_densities_of_the_scale_mixture(noncentered, key):
     u = x[:, 1] * np.exp(x[:, 0] / 2) if noncentered else x[:, 1]
     t = stats.t(2 * a, mean[0], np.sqrt(b / a * covariance[0, 0]))
     assert stats.kstest(np.asarray(u), t.cdf).pvalue > 1e-4
+
+
+def test_densities_of_the_centred_scale_mixture(key):
+    """The same without repetition: density, score and entropy at five draws."""
+    family = ScaleMixtureFamily("v", FullRank(), noncentered=False).bind(LAYOUT)
+    params = at_truth(family)
+    a, b, mean, covariance, _ = truth()
+
+    def log_prob(x):
+        v = jnp.exp(x[0])
+        own = dist.InverseGamma(a, b).log_prob(v) + x[0]
+        return own + dist.MultivariateNormal(mean, v * covariance).log_prob(x[1:])
+
+    @jax.jit
+    @jax.vmap
+    def evaluate(n):
+        expected = jax.value_and_grad(log_prob)(family.transform(params, n))
+        return (family.log_prob(params, n), family.score(params, n)), expected
+
+    found, expected = evaluate(family.noise(jnp.zeros(3), 5, key=key))
+    assert_allclose(found[0], expected[0], rtol=1e-9)
+    assert_allclose(found[1], expected[1], rtol=1e-7, atol=1e-8)
+    # Of log v, and of two normal numbers whose variances have the mean logarithm of v.
+    own = stats.invgamma(a, scale=b).entropy() - (np.log(b) - digamma(a))
+    normal = stats.multivariate_normal(mean, covariance).entropy() + np.log(b) - digamma(a)
+    assert_allclose(family.entropy(params), own + normal, rtol=1e-9)
 
 
 @pytest.mark.slow

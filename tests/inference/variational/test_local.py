@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
+from scipy.special import logsumexp
 
 import whence as wh
 from whence.inference.variational import (
@@ -21,6 +22,7 @@ from whence.inference.variational import (
     TotalDerivative,
 )
 from whence.inference.variational._batch import Batch
+from whence.inference.variational._terms import Terms, entropy_total, evaluate
 from whence.testing import GaussianMean
 
 # Columns that are orthogonal make posterior latents independent: a mean field is exact.
@@ -76,11 +78,16 @@ def exact_encoder():
 
 def at(target, family, params, rows, samples, key, objective=PLAIN, estimator=PATH):
     """Log weights and gradient of a batch."""
-    batch = Batch.of(target, family, params, rows)
-    noise = batch.family.noise(batch.view[0], samples, key=key)
-    return estimator.estimate(
-        batch.family, batch.params, batch.log_densities, noise, objective, batch.mask
-    )
+
+    @jax.jit
+    def estimate(params, rows, key):
+        batch = Batch.of(target, family, params, rows)
+        noise = batch.family.noise(batch.view[0], samples, key=key)
+        return estimator.estimate(
+            batch.family, batch.params, batch.log_densities, noise, objective, batch.mask
+        )
+
+    return estimate(params, rows, key)
 
 
 @pytest.mark.parametrize("objective", [ELBO(), IWAE(), MIWAE(2)], ids=str)
@@ -198,6 +205,24 @@ def test_a_batch_changes_its_own_rows_only(key):
     for moment, before in zip(moments, earlier):
         rest = np.delete(np.arange(ROWS), changed)
         assert_array_equal(moment[rest], before[rest])
+
+
+def test_what_a_row_stands_for():
+    """Rows of a batch count as often as all do: in bounds that are shown, and in entropies."""
+    rng = np.random.default_rng(0)
+    shared, rows = rng.normal(size=4), rng.normal(size=(4, 3))
+    weights = Terms(jnp.asarray(shared), jnp.asarray(rows), 20.0)
+    for objective, of_row in (
+        (ELBO(), rows.mean(0)),
+        (IWAE(), logsumexp(rows, axis=0) - np.log(4)),
+    ):
+        exact = shared.mean() + 20 * of_row.sum()
+        assert_allclose(evaluate(objective, weights), exact)
+    family = wh.Factors({"z": wh.Local()}, rest=wh.MeanField())
+    family = family.bind((("w", 2), ("z", 6, 3)))
+    params = family.init(jnp.zeros(8))
+    local, rest = (f.entropy(p) for f, p in zip(family.families, params, strict=True))
+    assert_allclose(entropy_total(family, params, 20.0), 20 * local + rest)
 
 
 class TwoParts(wh.Model):

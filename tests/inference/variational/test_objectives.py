@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
 
+import whence as wh
+from whence.core._json import from_json, to_json
 from whence.inference.variational import (
     BBVI,
     CIWAE,
@@ -15,12 +18,14 @@ from whence.inference.variational import (
     MIWAE,
     PIWAE,
     AbstractFamily,
+    Blocks,
     ClosedFormEntropy,
     Factors,
     Flow,
     ForwardKL,
     FullRank,
     LogVariance,
+    LowRank,
     MeanField,
     PathDerivative,
     Point,
@@ -31,6 +36,7 @@ from whence.inference.variational import (
     TotalDerivative,
 )
 from whence.inference.variational._objective import path_slopes, score_slopes, slopes
+from whence.testing import Gaussian
 
 # An estimate off by a share `SHARE` of the gradient is seen with a probability of 99.9% if the
 # gradient is so many standard errors long that this share of it passes the alarm by three.
@@ -89,20 +95,90 @@ def test_renyi_bound(key):
 
 def test_slopes_in_closed_form(key):
     draws = log_weights(key, 1, 6)[0]
-    share = jax.nn.softmax(draws)
-    assert_allclose(slopes(IWAE(), draws), 6 * share)
-    assert_allclose(path_slopes(IWAE(), draws), 6 * share**2)
-    assert_allclose(path_slopes(CIWAE(0.3), draws), 0.3 + 0.7 * 6 * share**2)
-    tilted = jax.nn.softmax(0.6 * draws)
-    assert_allclose(path_slopes(Renyi(0.4), draws), 6 * (0.4 * tilted + 0.6 * tilted**2))
+    share, tilted = jax.nn.softmax(draws), jax.nn.softmax(0.6 * draws)
     groups = jax.nn.softmax(draws.reshape(2, 3), axis=1)
-    assert_allclose(path_slopes(MIWAE(2), draws), 3 * groups.ravel() ** 2)
-    # Of the wake phase the scores are weighted by the weights themselves.
-    assert_allclose(score_slopes(ForwardKL(), draws), 6 * share)
-    # The log variance has the gradient of the ELBO with the mean of others for control.
     others = (draws.sum() - draws) / 5
-    assert_allclose(score_slopes(ELBO(), draws), draws - others)
-    assert_allclose(score_slopes(LogVariance(), draws), draws - others)
+    closed = (
+        (slopes, IWAE(), 6 * share),
+        (path_slopes, IWAE(), 6 * share**2),
+        (path_slopes, CIWAE(0.3), 0.3 + 0.7 * 6 * share**2),
+        (path_slopes, Renyi(0.4), 6 * (0.4 * tilted + 0.6 * tilted**2)),
+        (path_slopes, MIWAE(2), 3 * groups.ravel() ** 2),
+        # Of the wake phase the scores are weighted by the weights themselves.
+        (score_slopes, ForwardKL(), 6 * share),
+        # The log variance has the gradient of the ELBO with the mean of others for control.
+        (score_slopes, ELBO(), draws - others),
+        (score_slopes, LogVariance(), draws - others),
+    )
+    found = jax.jit(lambda w: [function(o, w) for function, o, _ in closed])(draws)
+    for got, (*_, exact) in zip(found, closed, strict=True):
+        assert_allclose(got, exact)
+
+
+GAUSSIANS = [MeanField(), FullRank(), LowRank(2), Blocks(2, FullRank())]
+
+
+def covariance(family, params):
+    found = family.describe(params)
+    if isinstance(family, Blocks):
+        return jax.scipy.linalg.block_diag(*(root @ root.T for root in found["scale_tril"]))
+    if "scale_tril" in found:
+        return found["scale_tril"] @ found["scale_tril"].T
+    rest = found["columns"] @ found["columns"].T if "columns" in found else 0
+    return jnp.diag(found["scale"] ** 2) + rest
+
+
+@pytest.mark.parametrize("family", GAUSSIANS, ids=lambda f: type(f).__name__)
+def test_gradient_at_given_draws(family, key):
+    """That of the mean log density of a Gaussian, by autodiff, away from the best fit."""
+    draws = np.asarray(jr.normal(key, (6, 4))) * np.arange(1, 5)
+    start = family.init(jnp.ones(4))
+    noisy = jax.tree.map(lambda x: 0.3 * jr.normal(key, x.shape), family.no_step(start))
+    params = family.move(start, noisy)
+    noise = jax.vmap(lambda x: family.inverse(params, x))(jnp.asarray(draws))
+    assert_allclose(jax.vmap(lambda n: family.transform(params, n))(noise), draws)
+    log_densities = lambda x: -0.5 * jnp.sum(x**2, axis=1)
+    objective = ForwardKL(draws=draws)
+
+    def mean_log_prob(step):
+        moved = family.move(params, step)
+        law = dist.MultivariateNormal(family.location(moved), covariance(family, moved))
+        return law.log_prob(draws).mean()
+
+    estimate = lambda n: ScoreFunction().estimate(family, params, log_densities, n, objective)
+    weights, found = jax.jit(estimate)(noise)
+    value, exact = jax.jit(jax.value_and_grad(mean_log_prob))(family.no_step(params))
+    assert_allclose(
+        objective.value(objective.arrange(weights)), value + 0.5 * (draws**2).sum() / 6
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_fit_to_given_draws(key):
+    """All of them at each update: their moments, whatever the target; and so by random ones."""
+    target = Gaussian(3, condition_number=10.0, correlated=True)
+    draws = np.asarray(jr.normal(key, (60, 3))) @ np.array([[2, 1, 0], [0, 1, 1], [0, 0, 0.5]])
+    given = wh.Posterior.from_draws(target, draws[None], unconstrained=True)
+    objective = ForwardKL(draws=given)
+    assert objective == ForwardKL(draws=draws)
+    parts = {"objective": objective, "estimator": ScoreFunction(), "draws": 200}
+    engine = BBVI(family=FullRank(), steps=3_000, samples=60, **parts)
+    assert from_json(to_json(engine)) == engine
+    record = wh.infer(target, engine, key=key).record
+    mean, spread = draws.mean(0), np.cov(draws.T, ddof=0)
+    scale = np.sqrt(np.diag(spread))
+    root = record.parameters["scale_tril"]
+    assert_allclose((record.parameters["loc"] - mean) / scale, 0, atol=0.01)
+    assert_allclose((root @ root.T - spread) / np.outer(scale, scale), 0, atol=0.01)
+    cross = -0.5 * (3 * np.log(2 * np.pi) + np.linalg.slogdet(spread)[1] + 3)
+    law = dist.MultivariateNormal(target.mean, target.covariance)
+    assert_allclose(record.elbo[-1], cross - law.log_prob(draws).mean(), rtol=1e-3)
+    # Some at random; a diagonal has the variances of the draws, not those given the rest.
+    engine = BBVI(family=MeanField(), steps=6_000, samples=20, **parts)
+    found = wh.infer(target, engine, key=key).record.parameters
+    assert_allclose((found["loc"] - mean) / scale, 0, atol=0.1)
+    assert_allclose(found["scale"] / scale, 1, atol=0.1)
 
 
 def log_density(x):
@@ -242,7 +318,7 @@ def snr(estimator, objective, samples, key, number=15_000):
             gradient = estimator.estimate(family, params, target, noise, objective, mask)[1]
             return gradient[0]["loc"], gradient[1]["loc"]
 
-        return jax.lax.map(one, jr.split(key, number), batch_size=2_000)
+        return jax.lax.map(one, jr.split(key, number), batch_size=2_500)
 
     def ratio(g):
         variance = g.var(0)
@@ -294,3 +370,24 @@ def test_parts_that_do_not_go_together():
         Renyi(1.0)
     with pytest.raises(ValueError, match="`update` has steps of its own"):
         BBVI(update=Proximal(0.1), objective=IWAE())
+
+
+def test_draws_that_cannot_be_fitted():
+    target, draws = Gaussian(2), np.arange(12.0).reshape(6, 2)
+    fit = lambda family=MeanField(), draws=draws, **more: BBVI(  # noqa: B008
+        family=family, objective=ForwardKL(draws=draws), estimator=ScoreFunction(), **more
+    )
+    with pytest.raises(ValueError, match="positions of the 2 unconstrained .*; got 3 and"):
+        fit(draws=draws.reshape(4, 3), samples=4).validate(target)
+    with pytest.raises(ValueError, match="got 2 and Flow"):
+        fit(Flow(), samples=4).validate(target)
+    with pytest.raises(ValueError, match="`samples` must be at most the number of `draws`"):
+        fit(samples=7)
+    for wrong in (draws[0], draws[:1], draws * np.nan, "posterior", [[1.0], "x"]):
+        with pytest.raises(ValueError, match="`draws` must be a posterior, or finite"):
+            ForwardKL(draws=wrong)
+    weighted = wh.Posterior.from_draws(
+        target, draws[None], unconstrained=True, log_weights=np.arange(6.0)[None]
+    )
+    with pytest.raises(ValueError, match="`draws` must be equally weighted"):
+        ForwardKL(draws=weighted)

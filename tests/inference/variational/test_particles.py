@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 from scipy.special import gammaln
 
 import whence as wh
+from whence.inference.variational._laplace import log_mean_weight
 from whence.inference.variational._svgd import stein_direction
 from whence.testing import Gaussian, LogGamma
 
@@ -96,6 +97,15 @@ def test_laplace_on_a_gaussian_and_off_one(key):
     assert abs(plain) > 3e-3  # by mode and curvature alone; the ratios know better
     assert_allclose(skewed.log_evidence, 0, atol=4.5 * skewed.log_evidence_error)
     assert skewed.log_evidence_error < 0.01
+
+
+def test_evidence_by_weights_and_its_error():
+    """Of equal weights exactly; of a lognormal's the delta method, with ten thousand."""
+    assert_allclose(log_mean_weight(np.full((2, 50), 1.3)), (1.3, 0.0), atol=1e-12)
+    weights = 0.3 * np.random.default_rng(0).normal(size=10_000) + 2.0
+    found, error = log_mean_weight(weights)
+    assert_allclose(error, np.sqrt(np.expm1(0.09) / 10_000), rtol=0.1)
+    assert_allclose(found, 2.045, atol=4.5 * error)
 
 
 def test_pathfinder(key):

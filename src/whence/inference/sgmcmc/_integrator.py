@@ -165,9 +165,10 @@ def integrate(
             heat = heat + part * terms.friction * (jnp.mean(p**2) - temperature)
         elif letter == "E":
             assert force is not None
-            q = langevin(
-                q, force.gradient, diagonal, h, noise(0), temperature, terms.drift(learned)
-            )
+            scaled = h if diagonal is None else h * diagonal
+            q = q + scaled * force.gradient + jnp.sqrt(2 * scaled * temperature) * noise(0)
+            if (drift := terms.drift(learned)) is not None:
+                q = q + h * drift
         else:
             kept, variance = _friction(letter, part * terms.friction, heat, temperature)
             lost = terms.noise_variance(learned)
@@ -196,23 +197,3 @@ def _friction(letter: str, time: Scalar, heat: Scalar, temperature: Scalar):
     safe = jnp.where(small, 1, damping)
     mean = jnp.where(small, 1 - damping / 2, -jnp.expm1(-safe) / safe)
     return jnp.exp(-damping / 2), 2 * time * temperature * mean
-
-
-def langevin(
-    position: Vector,
-    gradient: Vector,
-    scale: Vector | None,
-    step_size: Scalar,
-    noise: Vector,
-    temperature: Scalar | float = 1.0,
-    drift: Vector | None = None,
-) -> Vector:
-    """Make one Euler-Maruyama step of overdamped Langevin dynamics.
-
-    `x + h G g + sqrt(2 h G) noise`, where `h` multiplies the gradient of the full log
-    density; the step of Welling and Teh (2011) is `2 h`.
-    """
-    step = step_size.astype(position.dtype)
-    h = step * (1.0 if scale is None else scale)
-    moved = position + h * gradient + jnp.sqrt(2 * h * temperature) * noise
-    return moved if drift is None else moved + step * drift

@@ -64,7 +64,32 @@ class Identity(AbstractPreconditioner):
         pass
 
 
-class RMSprop(AbstractPreconditioner):
+class AbstractMeanSquare(AbstractPreconditioner):
+    """What is learned is a running mean of squared gradients, by coordinate.
+
+    Attributes:
+        memory: Weight of the past in the running mean, in [0, 1).
+        floor: Added so that nothing is divided by zero; positive.
+    """
+
+    memory: eqx.AbstractVar[float]
+    floor: eqx.AbstractVar[float]
+
+    def init(self, position: Vector) -> Vector:
+        """Return negative values, which `update` reads as no gradient seen."""
+        return jnp.full_like(position, -1.0)
+
+    def update(self, state: Vector, gradient: Vector) -> Vector:
+        """Return the new mean square."""
+        # From zero, as in papers, the first steps would be ten times too long.
+        mixed = self.memory * state + (1 - self.memory) * gradient**2
+        return jnp.where(state < 0, gradient**2, mixed)
+
+    def second_moment(self, state: Vector) -> Vector:
+        return jnp.maximum(state, 0)
+
+
+class RMSprop(AbstractMeanSquare):
     """`1 / (sqrt(v) + floor)`, with `v` a running mean of squared gradients.
 
     The step size is then in units of a coordinate's own scale: near a mode with full
@@ -90,26 +115,13 @@ class RMSprop(AbstractPreconditioner):
     gamma: bool = eqx.field(default=False, converter=flag("gamma"))
     frozen: bool = eqx.field(default=False, init=False)
 
-    def init(self, position: Vector) -> Vector:
-        """Return negative values, which `update` reads as no gradient seen."""
-        return jnp.full_like(position, -1.0)
-
-    def update(self, state: Vector, gradient: Vector) -> Vector:
-        """Return the new `v`."""
-        # From zero, as in the paper, the first steps would be ten times too long.
-        v, g = state, gradient
-        return jnp.where(v < 0, g**2, self.memory * v + (1 - self.memory) * g**2)
-
     def diagonal(self, state: Vector) -> Vector:
         """Return `1 / (sqrt(v) + floor)`; 0, so that nothing moves, before any gradient."""
         seen = state >= 0
         return jnp.where(seen, 1 / (jnp.sqrt(jnp.where(seen, state, 1)) + self.floor), 0)
 
-    def second_moment(self, state: Vector) -> Vector:
-        return jnp.maximum(state, 0)
 
-
-class Fisher(AbstractPreconditioner):
+class Fisher(AbstractMeanSquare):
     """`1 / (v + floor)`, with `v` the mean square of gradients in warm-up; then frozen.
 
     At the mode that is the diagonal of the Fisher information, times rows per batch row where
@@ -130,21 +142,9 @@ class Fisher(AbstractPreconditioner):
     frozen: bool = eqx.field(default=True, init=False)
     gamma: bool = eqx.field(default=False, init=False)
 
-    def init(self, position: Vector) -> Vector:
-        """Return negative values, which `update` reads as no gradient seen."""
-        return jnp.full_like(position, -1.0)
-
-    def update(self, state: Vector, gradient: Vector) -> Vector:
-        """Return the new `v`."""
-        mixed = self.memory * state + (1 - self.memory) * gradient**2
-        return jnp.where(state < 0, gradient**2, mixed)
-
     def diagonal(self, state: Vector) -> Vector:
         """Return `1 / (v + floor)`; 0 before any gradient."""
         return jnp.where(state >= 0, 1 / (jnp.maximum(state, 0) + self.floor), 0)
-
-    def second_moment(self, state: Vector) -> Vector:
-        return jnp.maximum(state, 0)
 
 
 class ScaleAdapted(AbstractPreconditioner):

@@ -1,5 +1,6 @@
 """Sequential Monte Carlo along the data: one row after another, from prior to posterior."""
 
+import abc
 from typing import NamedTuple
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...core._cache import remembering
 from ...core._convert import number, whole
-from ...core._engine import AbstractOnlineEngine, Info, Sample, Schedule, Trace
+from ...core._engine import AbstractEngine, AbstractOnlineEngine, Info, Sample, Schedule, Trace
 from ...core._feynman_kac import AbstractFeynmanKac
 from ...core._growing import rows_so_far
 from ...core._results import RESULTS
@@ -19,7 +20,7 @@ from ...core._rows import check_rows
 from ...core._target import AbstractDataTarget, AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from ...diagnostics._records import ParticleHistory
-from ._driver import Cloud, Resampler, advance, start, weigh_at_last
+from ._driver import Advance, Cloud, Resampler, advance, start, weigh_at_last
 from ._kernels import AbstractKernel, LogTerms, Particles
 from ._metric import AbstractMetric
 from ._moves import Moves, MoveStats, move_particles, no_moves
@@ -30,6 +31,7 @@ from ._record import (
     made_moves,
     metric_field,
     only_cloud,
+    recorded,
     resampling_field,
     step_stats,
     weighted_sample,
@@ -197,7 +199,55 @@ def nothing_taken(first_scale: float) -> Taken:
     return Taken(none, no, no, zero, zero, log_scale, no_moves(), none, no, no)
 
 
-class DataTemperedSMC(AbstractOnlineEngine):
+class AbstractAlongData(AbstractEngine):
+    """An engine whose particles take in data one after the other."""
+
+    resampling: eqx.AbstractVar[str | AbstractResampling]
+    threshold: eqx.AbstractVar[float]
+    max_steps: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def model(self, target: AbstractTarget) -> AbstractFeynmanKac:
+        """Return the Feynman-Kac model that is run; its particles share what is `Taken`."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
+        return start(self.model(target), key=key)
+
+    def take(
+        self, model: AbstractFeynmanKac, state: Cloud, *, key: PRNGKey
+    ) -> tuple[Cloud, Advance]:
+        """Return the cloud after the next data, and what the driver did."""
+        resampler = Resampler(self.resampling, self.threshold)
+        state, did = advance(model, state, resampler, key=key)
+        # What the driver has added up step by step is for particles that move every step.
+        variance = state.control.variance
+        return eqx.tree_at(lambda cloud: cloud.mixing_variance, state, variance), did
+
+    def step(
+        self, target: AbstractTarget, state: Cloud, index: Array, *, key: PRNGKey
+    ) -> tuple[Cloud, Info]:
+        before: Taken = state.control
+        state, did = self.take(self.model(target), state, key=key)
+        after: Taken = state.control
+        stats = step_stats(state, did, after.moves, before.log_scale) | {"rows": after.rows}
+        return state, Info(position=None, stats=stats)
+
+    def done(self, state: Cloud) -> Bool[Array, ""]:
+        control: Taken = state.control
+        return control.finished | control.nonfinite
+
+    def result(self, state: Cloud) -> RESULTS:
+        control: Taken = state.control
+        exhausted = control.missing & (control.num_steps >= self.max_steps)
+        result = RESULTS.where(exhausted, RESULTS.max_steps, RESULTS.successful)
+        return RESULTS.where(control.nonfinite, RESULTS.nonfinite_start, result)
+
+
+class DataTemperedSMC(AbstractAlongData, AbstractOnlineEngine):
     """Sequential Monte Carlo along the data, with an estimate of the evidence.
 
     Particles are drawn from the prior and weighted by the likelihood of one row of data
@@ -247,10 +297,6 @@ class DataTemperedSMC(AbstractOnlineEngine):
     max_steps: int = eqx.field(default=100_000, converter=whole("max_steps", least=2))
 
     @property
-    def name(self) -> str:
-        return "DataTemperedSMC"
-
-    @property
     def schedule(self) -> Schedule:
         return Schedule(1, 0, self.max_steps, ensemble=("particle", self.particles))
 
@@ -292,28 +338,6 @@ class DataTemperedSMC(AbstractOnlineEngine):
         assert isinstance(target, AbstractDataTarget)  # as `validate` has made sure
         return Intake(target, self.particles, self.rows, self.threshold, made_moves(self))
 
-    def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
-        return start(self.model(target), key=key)
-
-    def step(
-        self, target: AbstractTarget, state: Cloud, index: Array, *, key: PRNGKey
-    ) -> tuple[Cloud, Info]:
-        before: Taken = state.control
-        resampler = Resampler(self.resampling, self.threshold)
-        state, did = advance(self.model(target), state, resampler, key=key)
-        after: Taken = state.control
-        # What the driver has added up step by step is for particles that move every step.
-        state = eqx.tree_at(lambda cloud: cloud.mixing_variance, state, after.variance)
-        stats = step_stats(state, did, after.moves, before.log_scale) | {"rows": after.rows}
-        return state, Info(position=None, stats=stats)
-
-    def done(self, state: Cloud) -> Bool[Array, ""]:
-        control: Taken = state.control
-        return control.finished | control.nonfinite
-
-    def result(self, state: Cloud) -> RESULTS:
-        return taken_result(state.control, self.max_steps)
-
     def explain(self, target: AbstractTarget, state: Cloud) -> str:
         """Return which rows no particle could have given."""
         return taken_explained(only_cloud(state).control, "row", self.rows)
@@ -328,13 +352,6 @@ class DataTemperedSMC(AbstractOnlineEngine):
         whole = _finish(self.model(target), only_cloud(state))
         found = flat_positions(target, whole.particles.points)
         return weighted_sample(whole, *found, intake_history(trace))
-
-
-def taken_result(control: Taken, max_steps: int) -> RESULTS:
-    """Return how a run along the data ended."""
-    exhausted = control.missing & (control.num_steps >= max_steps)
-    result = RESULTS.where(exhausted, RESULTS.max_steps, RESULTS.successful)
-    return RESULTS.where(control.nonfinite, RESULTS.nonfinite_start, result)
 
 
 def taken_explained(control: Taken, noun: str, rows: int = 1) -> str:
@@ -365,9 +382,8 @@ def _finish(intake: Intake, cloud: Cloud) -> Cloud:
 
 def intake_history(trace: Trace) -> ParticleHistory:
     """Turn statistics by step into those by step that took rows in, and those by move."""
-    if trace.sampling is None:
+    if not (stats := recorded(trace)):
         return ParticleHistory()
-    stats = {name: np.asarray(value)[0] for name, value in trace.sampling.stats.items()}
     took = np.diff(stats["rows"], prepend=0) > 0
     moved = stats["num_moves"] > 0
     by_move = ("acceptance_rate", "num_moves", "num_evaluations", "scale")

@@ -15,7 +15,7 @@ from ...core._results import RESULTS
 from ...core._types import PRNGKey
 from ...diagnostics._records import ParticleHistory
 from ._driver import Cloud, Resampler, advance, start
-from ._record import cloud_stats, only_cloud, resampling_field, weighted_sample
+from ._record import cloud_stats, only_cloud, recorded, resampling_field, weighted_sample
 from ._resampling import AbstractResampling
 
 
@@ -109,7 +109,5 @@ class FeynmanKacSMC(AbstractEngine):
         key: PRNGKey,
     ) -> Sample:
         cloud = only_cloud(state.cloud)
-        recorded = {} if trace.sampling is None else trace.sampling.stats
-        history = {name: np.asarray(value)[0] for name, value in recorded.items()}
         positions = jax.tree.map(lambda v: v[None], target.positions(cloud.particles))
-        return weighted_sample(cloud, positions, {}, ParticleHistory(**history))
+        return weighted_sample(cloud, positions, {}, ParticleHistory(**recorded(trace)))

@@ -21,7 +21,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...core._cache import compiled
-from ...core._convert import flag, number, one_of, whole
+from ...core._convert import flag, number, one_of, part, whole
 from ...core._feynman_kac import (
     AbstractFeynmanKac,
     AbstractSequenceTarget,
@@ -272,6 +272,12 @@ class OnlineState(eqx.Module):
             jax.vmap(lambda cloud: cloud.log_evidence.value)(self.clouds),
             error,
         )
+
+
+def filter_field() -> Any:
+    """Return the field of an engine for how it filters, in place of `particles`."""
+    convert = lambda v: v if v is None else part("filter", ParticleFilter)(v)
+    return eqx.field(default=None, converter=convert)
 
 
 def _first(settings, at, key):

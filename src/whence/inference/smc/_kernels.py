@@ -11,7 +11,7 @@ code as a move, so a program holds one copy of the model's gradient.
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -50,7 +50,14 @@ class Proposal(NamedTuple):
 
 
 class AbstractKernel(eqx.Module):
-    """A reversible proposal with one tunable scale."""
+    """A reversible proposal with one tunable scale.
+
+    Attributes:
+        uses_gradient: Whether it is given the gradient at the particles, and returns that at
+            the proposed ones.
+    """
+
+    uses_gradient: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
     def first_scale(self, dim: int) -> float:
@@ -59,12 +66,6 @@ class AbstractKernel(eqx.Module):
     @abc.abstractmethod
     def target_acceptance(self, dim: int) -> float:
         """Return the acceptance rate the scale is tuned to."""
-
-    @abc.abstractmethod
-    def empty_gradient(
-        self, x: Float[Array, "particle dim"]
-    ) -> Float[Array, "particle dim"] | None:
-        """Return a place for gradients, if this kernel uses them."""
 
     @abc.abstractmethod
     def propose(
@@ -90,14 +91,13 @@ class RandomWalk(AbstractKernel):
         acceptance 0.234 (0.44 in one dimension).
     """
 
+    uses_gradient: ClassVar[bool] = False
+
     def first_scale(self, dim: int) -> float:
         return 2.38 / dim**0.5
 
     def target_acceptance(self, dim: int) -> float:
         return 0.44 if dim == 1 else 0.234
-
-    def empty_gradient(self, x: Float[Array, "particle dim"]) -> None:
-        return None
 
     def propose(
         self, log_terms, particles, gradient, temperature, factor, scale, refresh, *, key
@@ -128,15 +128,13 @@ class Hamiltonian(AbstractKernel):
     """
 
     max_leapfrogs: int = 32
+    uses_gradient: ClassVar[bool] = True
 
     def first_scale(self, dim: int) -> float:
         return dim**-0.25
 
     def target_acceptance(self, dim: int) -> float:
         return 0.8
-
-    def empty_gradient(self, x: Float[Array, "particle dim"]) -> Float[Array, "particle dim"]:
-        return jnp.zeros_like(x)
 
     def propose(
         self, log_terms, particles, gradient, temperature, factor, scale, refresh, *, key
@@ -160,14 +158,13 @@ class Langevin(AbstractKernel):
         acceptance 0.574.
     """
 
+    uses_gradient: ClassVar[bool] = True
+
     def first_scale(self, dim: int) -> float:
         return dim ** (-1 / 6)
 
     def target_acceptance(self, dim: int) -> float:
         return 0.574
-
-    def empty_gradient(self, x: Float[Array, "particle dim"]) -> Float[Array, "particle dim"]:
-        return jnp.zeros_like(x)
 
     def propose(
         self, log_terms, particles, gradient, temperature, factor, scale, refresh, *, key
@@ -192,15 +189,13 @@ class Independent(AbstractKernel):
     """
 
     freedom: float = eqx.field(default=5.0, converter=number("freedom", above=2))
+    uses_gradient: ClassVar[bool] = False
 
     def first_scale(self, dim: int) -> float:
         return 1.0
 
     def target_acceptance(self, dim: int) -> float:
         return 0.3  # below it, moves are not taken to have settled
-
-    def empty_gradient(self, x: Float[Array, "particle dim"]) -> None:
-        return None
 
     def propose(
         self, log_terms, particles, gradient, temperature, factor, scale, refresh, *, key

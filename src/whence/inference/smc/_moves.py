@@ -74,7 +74,7 @@ class _Progress(NamedTuple):
 
 def _set_out(kernel: AbstractKernel, particles: Particles, log_scale: Scalar) -> _Walk:
     none, zero = jnp.asarray(0, jnp.int32), jnp.zeros((), log_scale.dtype)
-    gradient = kernel.empty_gradient(particles.x)
+    gradient = jnp.zeros_like(particles.x) if kernel.uses_gradient else None
     return _Walk(none - 1, particles, gradient, log_scale, zero, zero, none)
 
 
@@ -218,10 +218,15 @@ def _acceptance(
         - particles.log_density(temperature)
         + proposal.log_correction
     )
+    alive = proposal.particles.log_tilt > -jnp.inf
+    return jnp.where(alive, acceptance_probability(log_ratio), 0.0)
+
+
+def acceptance_probability(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the probability of Metropolis acceptance; 0 for a ratio of NaN."""
     # Say outright what is refused: fused by XLA on CPU, `minimum` has been seen to drop a
     # NaN that it keeps when run by itself, and a divergent proposal was accepted.
-    usable = (proposal.particles.log_tilt > -jnp.inf) & ~jnp.isnan(log_ratio)
-    return jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+    return jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
 
 
 def _travelled(

@@ -14,6 +14,7 @@ from ...core._require import check_positions
 from ...core._target import AbstractTarget
 from ...core._types import Draw, PRNGKey
 from ._filter import ParticleFilter
+from ._moves import acceptance_probability
 from ._particle_mh import AbstractParticleChains, adapted, find_visit, joined
 from ._smoothing import trace_back
 
@@ -88,8 +89,7 @@ class ParticleGibbs(AbstractParticleChains):
             noise = jr.normal(key_jump, x.shape, x.dtype)
             new = x + root @ noise
             there = log_density(new)
-            rise = jnp.where(jnp.isnan(there), -jnp.inf, there - here)
-            chance = jnp.exp(jnp.minimum(rise, 0.0))
+            chance = acceptance_probability(there - here)
             accept = jr.uniform(key_accept, (), chance.dtype) < chance
             step = index * self.moves + i
             wider = adapted(root, noise, chance, self.target_acceptance, step)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...core._cache import remembering
-from ...core._convert import fraction, part, whole
+from ...core._convert import fraction, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
 from ...core._feynman_kac import AbstractSequenceTarget, sequence_of
 from ...core._flat import flat_init, flat_view
@@ -27,7 +27,8 @@ from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import Remarks
 from .._chain_sample import chain_schedule
-from ._filter import ParticleFilter, log_evidence_error, run_filter
+from ._filter import ParticleFilter, filter_field, log_evidence_error, run_filter
+from ._moves import acceptance_probability
 from ._smoothing import ancestral_path
 
 # A standard deviation of the estimate above this wastes more steps than the particles that it
@@ -98,9 +99,7 @@ class ParticleMH(AbstractParticleChains):
     chains: int = eqx.field(default=4, converter=whole("chains", least=1))
     warmup: int = eqx.field(default=500, converter=whole("warmup", least=0))
     draws: int = eqx.field(default=1000, converter=whole("draws", least=1))
-    filter: ParticleFilter | None = eqx.field(
-        default=None, converter=lambda v: v if v is None else part("filter", ParticleFilter)(v)
-    )
+    filter: ParticleFilter | None = filter_field()
     target_acceptance: float = eqx.field(default=0.2, converter=fraction("target_acceptance"))
 
     @property
@@ -122,16 +121,14 @@ class ParticleMH(AbstractParticleChains):
         key_move, key_filter, key_accept = jr.split(key, 3)
         here, root = state.here, state.root
         noise = jr.normal(key_move, here.x.shape, here.x.dtype)
-        x = here.x + root @ noise
-        there = visit(sequence_of(target), self.settings, x, key_filter)
-        rise = there.log_density - here.log_density
-        probability = jnp.where(jnp.isnan(rise), 0.0, jnp.exp(jnp.minimum(rise, 0.0)))
+        there = visit(sequence_of(target), self.settings, here.x + root @ noise, key_filter)
+        probability = acceptance_probability(there.log_density - here.log_density)
         accept = jr.uniform(key_accept, (), probability.dtype) < probability
         here = jax.tree.map(lambda new, old: jnp.where(accept, new, old), there, here)
         wider = adapted(root, noise, probability, self.target_acceptance, index)
         state = _State(here, jnp.where(index < self.warmup, wider, root), state.is_finite)
         stats = {
-            "acceptance_rate": probability.astype(x.dtype),
+            "acceptance_rate": probability.astype(noise.dtype),
             "log_density_estimate": here.log_density,
             "log_evidence_error": there.error,
         }

@@ -23,6 +23,8 @@ References:
     Veach and Guibas (1995), doi:10.1145/218380.218498: the balance heuristic.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ from jaxtyping import Array, Float, Int
 from ...core._types import PRNGKey, Scalar
 from ._driver import Cloud
 from ._kernels import Particles
+from ._resampling import invert
 from ._weights import normalise, wide_dtype, zero_sum
 
 
@@ -74,16 +77,18 @@ class Pool(eqx.Module):
         size = jnp.asarray(0, jnp.int32)
         return Pool(room, zeros, none, own, zeros, each, each, effects, size)
 
-    def logs(self, temperature: Scalar) -> Float[Array, "stage particle"]:
-        """Return log weights at a positive temperature; `-inf` where there is no particle."""
-        return temperature * self.log_tilt - self.log_mixture
+    def logs(self, temperature: Scalar, stage: Any = slice(None)) -> Array:
+        """Return log weights at a positive temperature, of one stage or of all.
+
+        They are `-inf` where there is no particle yet.
+        """
+        return temperature * self.log_tilt[stage] - self.log_mixture[stage]
 
     def sums(self, temperature: Scalar) -> tuple[Scalar, Scalar]:
         """Return log evidence and effective sample size at a positive temperature."""
 
         def add(stage, sums):
-            logs = temperature * self.log_tilt[stage] - self.log_mixture[stage]
-            first, second = sums
+            (first, second), logs = sums, self.logs(temperature, stage)
             first = jnp.logaddexp(first, logsumexp(logs))
             return first, jnp.logaddexp(second, logsumexp(2.0 * logs))
 
@@ -93,13 +98,10 @@ class Pool(eqx.Module):
 
     def choose(self, temperature: Scalar, *, key: PRNGKey) -> tuple[Particles, Array]:
         """Return particles of one stage by systematic resampling, and their founders."""
-        num = self.x.shape[1]
-        logs = self.logs(temperature).ravel()
-        ends = jnp.cumsum(jnp.exp(logs - jnp.max(logs)))
-        points = (jnp.arange(num, dtype=ends.dtype) + jr.uniform(key, (), ends.dtype)) / num
-        index = jnp.searchsorted(ends, points * ends[-1], side="right")
-        place = jnp.arange(len(logs), dtype=index.dtype)
-        index = jnp.minimum(index, jnp.max(jnp.where(logs > -jnp.inf, place, 0)))
+        num, logs = self.x.shape[1], self.logs(temperature).ravel()
+        offset = jr.uniform(key, (), logs.dtype)
+        points = (jnp.arange(num, dtype=logs.dtype) + offset) / num
+        index = invert(jnp.exp(logs - jnp.max(logs)), points)
         pick = lambda v: v.reshape(-1, *v.shape[2:])[index]
         chosen = Particles(pick(self.x), pick(self.log_base), pick(self.log_tilt))
         return chosen, pick(self.founders)
@@ -150,7 +152,7 @@ class Pool(eqx.Module):
 
         def add(stage, total):
             tilt, mixture = self.log_tilt[stage], self.log_mixture[stage]
-            own = jnp.exp(temperature * tilt - mixture - log_evidence) / num
+            own = jnp.exp(self.logs(temperature, stage) - log_evidence) / num
             tilt = jnp.where(own > 0, tilt, 0.0)
             off = own - jnp.mean(own)
             families = jax.ops.segment_sum(off, self.founders[stage], num_segments=num)

@@ -5,9 +5,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ...core._convert import one_of
-from ...core._engine import Sample
+from ...core._engine import Sample, Trace
 from ...core._target import AbstractTarget
 from ...core._types import Scalar
 from .._settings import metric_name, named
@@ -63,6 +64,12 @@ def step_stats(
         "num_evaluations": moves.num_evaluations,
         "scale": jnp.exp(log_scale),
     }
+
+
+def recorded(trace: Trace) -> dict[str, np.ndarray]:
+    """Return the statistics of the one replica by step; none if there was no step."""
+    stats = {} if trace.sampling is None else trace.sampling.stats
+    return {name: np.asarray(value)[0] for name, value in stats.items()}
 
 
 def only_cloud(state: Cloud) -> Cloud:

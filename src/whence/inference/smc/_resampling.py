@@ -64,7 +64,7 @@ class Multinomial(AbstractResampling):
         # Normalised sums of N + 1 exponentials are N ordered uniforms, without a sort.
         gaps = jr.exponential(key, (weights.shape[0] + 1,), weights.dtype)
         sums = jnp.cumsum(gaps)
-        return _invert(weights, sums[:-1] / sums[-1])
+        return invert(weights, sums[:-1] / sums[-1])
 
 
 class Residual(AbstractResampling):
@@ -79,7 +79,7 @@ class Residual(AbstractResampling):
         total = jnp.sum(rest)
         # Any of these may be wanted, so the points must not be in order.
         points = jr.uniform(key, (num,), weights.dtype)
-        drawn = _invert(jnp.where(total > 0, rest / total, weights), points)
+        drawn = invert(jnp.where(total > 0, rest / total, weights), points)
         is_certain = jnp.arange(num) < jnp.sum(children)
         return jnp.where(is_certain, certain, drawn.astype(certain.dtype))
 
@@ -143,7 +143,7 @@ class Killing(AbstractResampling):
         num = weights.shape[0]
         key_stay, key_draw = jr.split(key)
         stays = jr.uniform(key_stay, (num,), weights.dtype) * jnp.max(weights) < weights
-        drawn = _invert(weights, jr.uniform(key_draw, (num,), weights.dtype))
+        drawn = invert(weights, jr.uniform(key_draw, (num,), weights.dtype))
         return jnp.where(stays, jnp.arange(num, dtype=drawn.dtype), drawn)
 
 
@@ -195,9 +195,10 @@ def _owners(
     return jnp.minimum(jnp.cumsum(passed, dtype=jnp.int32)[:num], last)
 
 
-def _invert(
-    weights: Float[Array, " particle"], points: Float[Array, " particle"]
-) -> Int[Array, " particle"]:
+def invert(
+    weights: Float[Array, " particle"], points: Float[Array, " point"]
+) -> Int[Array, " point"]:
+    """Return the owner of each point in [0, 1), by the cumulative weights; of any scale."""
     ancestors = jnp.searchsorted(_cumulative(weights), points, side="right")
     # A point may round to 1: keep it off the particles of weight zero at the end.
     last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0]), 0))

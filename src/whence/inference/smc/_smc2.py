@@ -11,33 +11,33 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ...core._cache import compiled, remembering
-from ...core._convert import number, part, whole
-from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
+from ...core._convert import number, whole
+from ...core._engine import Sample, Schedule, Trace
 from ...core._feynman_kac import AbstractFeynmanKac, AbstractSequenceTarget, sequence_of
 from ...core._flat import flat_view
 from ...core._key import seeded
 from ...core._require import check_positions
-from ...core._results import RESULTS, InferenceError
+from ...core._results import InferenceError
 from ...core._target import AbstractTarget, SamplesPrior
 from ...core._types import PRNGKey, Scalar
 from ._data_tempered import (
+    AbstractAlongData,
     Taken,
     intake_history,
     nothing_taken,
     take_in,
     taken_explained,
-    taken_result,
 )
-from ._driver import Cloud, Resampler, advance, start
-from ._filter import ParticleFilter, begin, log_evidence_until, move_on
+from ._driver import Cloud, start
+from ._filter import ParticleFilter, begin, filter_field, log_evidence_until, move_on
 from ._metric import ParticleCovariance
-from ._moves import GAIN, MoveStats, no_moves
+from ._moves import GAIN, MoveStats, acceptance_probability, no_moves
 from ._particle_mh import joined, visit
 from ._path import PriorPath
-from ._record import only_cloud, resampling_field, step_stats, weighted_sample
+from ._record import only_cloud, resampling_field, weighted_sample
 from ._resampling import AbstractResampling
 from ._weights import wide_dtype
 
@@ -140,8 +140,7 @@ class Nested(AbstractFeynmanKac):
             )
             clouds = self._each(run, x, key_filter)
             proposed = Filters(x, log_prior, clouds, particles.gain)
-            rise = _log_density(proposed) - _log_density(particles)
-            chance = jnp.where(jnp.isnan(rise), 0.0, jnp.exp(jnp.minimum(rise, 0.0)))
+            chance = acceptance_probability(_log_density(proposed) - _log_density(particles))
             accept = jr.uniform(key_accept, chance.shape, chance.dtype) < chance
             keep = lambda new, old: jnp.where(
                 accept.reshape(-1, *[1] * (new.ndim - 1)), new, old
@@ -171,7 +170,7 @@ def _finite(gain: Array) -> Array:
     return jnp.where(jnp.isfinite(gain), gain, -jnp.inf)
 
 
-class SMC2(AbstractEngine):
+class SMC2(AbstractAlongData):
     """SMC squared on a state-space model: parameters, states and evidence, datum by datum.
 
     Parameters are drawn from the prior and weighted by one datum after the other, whose
@@ -203,14 +202,8 @@ class SMC2(AbstractEngine):
     moves: int = eqx.field(default=3, converter=whole("moves", least=1))
     threshold: float = eqx.field(default=0.5, converter=number("threshold", least=0, most=1))
     resampling: str | AbstractResampling = resampling_field()
-    filter: ParticleFilter | None = eqx.field(
-        default=None, converter=lambda v: v if v is None else part("filter", ParticleFilter)(v)
-    )
+    filter: ParticleFilter | None = filter_field()
     max_steps: int = eqx.field(default=100_000, converter=whole("max_steps", least=2))
-
-    @property
-    def name(self) -> str:
-        return "SMC2"
 
     @property
     def schedule(self) -> Schedule:
@@ -237,35 +230,16 @@ class SMC2(AbstractEngine):
                 f"{sequence.num_times} data; got {self.max_steps}."
             )
 
-    def model(self, sequence: AbstractSequenceTarget, have: Any) -> Nested:
-        """Return the Feynman-Kac model that is run, on the first `have` data."""
-        have = jnp.asarray(have, jnp.int32)
+    def model(self, target: AbstractTarget) -> Nested:
+        """Return the Feynman-Kac model that is run."""
+        sequence = sequence_of(target)
+        return self.on(sequence, jnp.asarray(sequence.num_times, jnp.int32))
+
+    def on(self, sequence: AbstractSequenceTarget, have: Int[Array, ""]) -> Nested:
+        """Return the model on the first `have` data of a sequence."""
         return Nested(
             sequence, self.settings, have, self.parameters, self.threshold, self.moves
         )
-
-    def init(self, target: AbstractTarget, *, key: PRNGKey) -> Cloud:
-        sequence = sequence_of(target)
-        return start(self.model(sequence, sequence.num_times), key=key)
-
-    def step(
-        self, target: AbstractTarget, state: Cloud, index: Array, *, key: PRNGKey
-    ) -> tuple[Cloud, Info]:
-        sequence = sequence_of(target)
-        model = self.model(sequence, sequence.num_times)
-        before: Taken = state.control
-        state, did = self.take(model, state, key=key)
-        after: Taken = state.control
-        stats = step_stats(state, did, after.moves, before.log_scale) | {"rows": after.rows}
-        return state, Info(position=None, stats=stats)
-
-    def take(self, model: Nested, state: Cloud, *, key: PRNGKey) -> tuple[Cloud, Any]:
-        """Return the cloud after the next datum, and what the driver did."""
-        resampler = Resampler(self.resampling, self.threshold)
-        state, did = advance(model, state, resampler, key=key)
-        # As for `DataTemperedSMC`: parameters do not move at every step.
-        variance = state.control.variance
-        return eqx.tree_at(lambda cloud: cloud.mixing_variance, state, variance), did
 
     @seeded
     def start(self, target: AbstractTarget, *, key: PRNGKey) -> "Learning":
@@ -297,12 +271,6 @@ class SMC2(AbstractEngine):
         return _caught_up(
             Learning(self, grown, jnp.asarray(have + 1, jnp.int32), state.cloud, state.key)
         )
-
-    def done(self, state: Cloud) -> Bool[Array, ""]:
-        return jnp.logical_or(state.control.finished, state.control.nonfinite)
-
-    def result(self, state: Cloud) -> RESULTS:
-        return taken_result(state.control, self.max_steps)
 
     def explain(self, target: AbstractTarget, state: Cloud) -> str:
         """Return which datum no parameters could have given."""
@@ -346,7 +314,7 @@ class Learning(eqx.Module):
 
 
 def _first_cloud(engine: SMC2, sequence: Any, have: Array, key: PRNGKey) -> Cloud:
-    return start(engine.model(sequence, have), key=key)
+    return start(engine.on(sequence, have), key=key)
 
 
 def _caught_up(state: Learning) -> Learning:
@@ -359,7 +327,7 @@ def _caught_up(state: Learning) -> Learning:
 
 
 def _catch_up(state: Learning) -> Cloud:
-    model = state.engine.model(state.sequence, state.have)
+    model = state.engine.on(state.sequence, state.have)
 
     def behind(cloud):
         return (cloud.control.rows < state.have) & ~cloud.control.nonfinite

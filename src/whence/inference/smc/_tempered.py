@@ -29,6 +29,7 @@ from ._record import (
     made_moves,
     metric_field,
     only_cloud,
+    recorded,
     resampling_field,
     step_stats,
     weighted_sample,
@@ -199,7 +200,9 @@ class TemperedSMC(AbstractEngine):
             `AbstractPath` such as `ReferencePath(mean, scale)`, or `"auto"`: the prior if the
             target can draw from it.
         max_moves: Most moves at a temperature if `moves` is None.
-        max_steps: Most steps: one per temperature, and one to weigh the first particles.
+        max_steps: Most steps: one per temperature, and one to weigh the first particles. With
+            `persistent` there is room for the particles of so many temperatures, in float64
+            about `8 * max_steps * particles * (dim + 6)` bytes.
 
     References:
         Del Moral, Doucet and Jasra (2006), doi:10.1111/j.1467-9868.2006.00553.x.
@@ -372,9 +375,8 @@ def _history(trace: Trace) -> ParticleHistory:
     A step reaches its temperature by the weights the step before has left: `ess`, the largest
     weight and `log_evidence_increment` come from there, what the moves did from the step.
     """
-    if trace.sampling is None:
+    if not (stats := recorded(trace)):
         return ParticleHistory()
-    stats = {name: np.asarray(value)[0] for name, value in trace.sampling.stats.items()}
     reached = ("ess", "largest_weight", "log_evidence_increment")
     moved = tuple(name for name in stats if name not in (*reached, "next_temperature"))
     table: dict[str, Any] = {name: stats[name][1:] for name in moved}

@@ -15,9 +15,9 @@ from ...core._flat import flat_view, position_shapes
 from ...core._target import AbstractTarget, HasLocals, local_names
 from ...core._types import PRNGKey
 from ._factors import Factors, Point
-from ._family import AbstractFamily, Layout
+from ._family import AbstractFamily, AbstractGaussian, Layout
 from ._flat import layout_of, on_flat
-from ._local import AbstractByRow, Amortised, at_rows, has_rows, map_factors
+from ._local import AbstractByRow, Amortised, at_rows, factors_of, has_rows
 from ._objective import ELBO, AbstractObjective, LogVariance
 from ._terms import Terms
 
@@ -155,11 +155,21 @@ def check_parts(
             f"give it a family by row, as `family=Factors({{{alone[0]!r}: Local()}})` or "
             f"`Amortised(...)`; got {type(_owner(family, alone[0])).__name__}."
         )
-    map_factors(lambda f: f.check(target) if isinstance(f, Amortised) else None, family)
+    parts = [part for part, *_ in factors_of(family)]
+    for encoder in (part for part in parts if isinstance(part, Amortised)):
+        encoder.check(target)
+    if (draws := objective.draws) is not None:
+        dim = flat_view(target)[0].size
+        if len(draws[0]) != dim or not isinstance(family, AbstractGaussian):
+            raise ValueError(
+                f"`draws` must be positions of the {dim} unconstrained coordinates of the "
+                "target, for a Gaussian family of all of them; got "
+                f"{len(draws[0])} and {type(family).__name__}."
+            )
+        return
     if isinstance(objective, ELBO | LogVariance):
         return
-    name, parts = type(objective).__name__, []
-    map_factors(parts.append, family)
+    name = type(objective).__name__
     if not has_rows(family):
         if batch_size is not None:
             raise ValueError(

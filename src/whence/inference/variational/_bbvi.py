@@ -24,16 +24,17 @@ from ...core._types import Position, PRNGKey, Scalar
 from ...diagnostics._records import VariationalFit
 from ._batch import Batch, check_parts
 from ._estimator import AbstractEstimator, PathDerivative
-from ._family import AbstractFamily, MeanField
+from ._family import AbstractFamily, AbstractGaussian, MeanField
 from ._final import bound_of, draw, log_weights, num_checked
 from ._flat import layout_of
-from ._local import has_rows, has_tables, split_tables, with_rows
-from ._objective import ELBO, AbstractObjective
+from ._local import Local, has_kind, has_rows, split_tables, with_rows
+from ._objective import ELBO, AbstractObjective, some_draws
 from ._optimizer import default_optimizer, optimizer_steps, start_optimizer, updated
 from ._pace import advance, start_pace
 from ._state import BBVIState, Run
 from ._terms import as_terms, evaluate
 from ._update import AbstractUpdate
+from ._variance import is_bounded, variance_and_bound
 from ._watch import LOOK, GradientNoise, Watch, averaged
 
 MAX_FAILURES = 20  # updates in a row without a finite gradient before it gives up
@@ -175,7 +176,7 @@ class BBVI(AbstractOnlineEngine):
                 "`optax.adam(0.01)`: by default the learning rate falls to zero within the "
                 f"{self.steps} updates of `steps`. Got None."
             )
-        if has_tables(self.family):
+        if has_kind(self.family, Local):
             raise ValueError(
                 "`Local` has parameters for each data row, whose number must not change where "
                 "data go on coming: use `Amortised(...)`."
@@ -266,6 +267,9 @@ class BBVI(AbstractOnlineEngine):
         drawn = draw(self.family, params, target, sizes, self.batch_size is not None, key)
         positions, log_density, log_weights = jax.tree.map(lambda x: np.asarray(x)[None], drawn)
         known = bool(log_weights.size)
+        spread, most = None, None
+        if is_bounded(self, family):
+            spread, most = variance_and_bound(family, params, target, jr.fold_in(key, 1))
         fit = VariationalFit(
             elbo=elbo[best],
             log_weights_is=log_weights if known else None,
@@ -281,6 +285,8 @@ class BBVI(AbstractOnlineEngine):
             gradient_signal=None
             if self.update is not None
             else float(trace.sampling.stats["gradient_signal"][best, -1]),
+            gradient_variance=spread,
+            gradient_bound=most,
         )
         whole = log_weights.size == self.draws
         stats = {"lp": log_density} if whole else {}
@@ -366,6 +372,7 @@ class BBVI(AbstractOnlineEngine):
         batch = Batch.of(target, self.family, run.params, rows)
         family, own = batch.family, batch.params
         noise = batch.drawn(self._block, self.samples, noise)
+        noise = self._behind(batch, noise, jr.fold_in(key, 1))
         seen, optimizer = run.gradient, None
         if self.update is not None:
             weights, moved = self.update.apply(family, own, batch.log_densities, noise, factor)
@@ -433,9 +440,8 @@ class BBVI(AbstractOnlineEngine):
         )
 
     def _value(self, weights: Any) -> Scalar:
-        """Return the objective, or the ELBO where the value of the objective is no bound."""
-        terms = as_terms(weights)
-        return evaluate(ELBO() if self.objective.at_fixed_draws else self.objective, terms)
+        """Return the value of the objective that is recorded."""
+        return evaluate(self.objective.shown, as_terms(weights))
 
     def _look(self, target: AbstractTarget, params: PyTree) -> Scalar:
         """Return the objective by the same noise, and the same rows, at all looks."""
@@ -447,7 +453,17 @@ class BBVI(AbstractOnlineEngine):
             rows = jnp.asarray(spread.astype(np.int32))
         batch = Batch.of(target, self.family, params, rows)
         noise = batch.family.noise(batch.view[0], self.samples, key=jr.key(0))
+        noise = self._behind(batch, noise, jr.key(1))
         return self._value(log_weights(batch, noise))
+
+    def _behind(self, batch: Batch, noise: PyTree, key: PRNGKey) -> PyTree:
+        """Return the noise behind positions that the objective was given; else that here."""
+        if self.objective.draws is None:
+            return noise
+        given = some_draws(self.objective, self.samples, batch.view[0], key=key)
+        family, params = batch.family, batch.params
+        assert isinstance(family, AbstractGaussian)  # as `check_parts` has made sure
+        return jax.vmap(lambda x: family.inverse(params, x))(given)
 
     def _steps(
         self, gradient: PyTree, batch: Batch, state: PyTree, falling: Array, factor: Scalar

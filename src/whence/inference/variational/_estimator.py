@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from ._family import AbstractFamily, Noise
 from ._flow import Flow
 from ._gamma import HasRejection
-from ._local import map_factors
+from ._local import has_kind
 from ._objective import ELBO, AbstractObjective, path_slopes, score_slopes, slopes
 from ._terms import (
     Terms,
@@ -138,9 +138,7 @@ class ClosedFormEntropy(AbstractEstimator):
 
     def check(self, objective: AbstractObjective, family: AbstractFamily, samples: int) -> None:
         _check_elbo(self, objective)
-        parts: list[AbstractFamily] = []
-        map_factors(parts.append, family)
-        if any(isinstance(part, Flow) for part in parts):
+        if has_kind(family, Flow):
             raise ValueError(
                 "ClosedFormEntropy needs a family with an entropy in closed form, which `Flow` "
                 "has not: use `estimator=PathDerivative()`."

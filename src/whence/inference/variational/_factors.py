@@ -1,5 +1,6 @@
 """Families made of families: a product over latents, equal blocks, and single points."""
 
+import abc
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -7,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ...core._convert import part, whole
 from ...core._types import PRNGKey, Scalar
@@ -195,7 +196,72 @@ class Factors(AbstractFamily):
         }
 
 
-class Blocks(AbstractGaussian):
+class AbstractRepeated(AbstractFamily):
+    """Independent members of one family for parts of equal size of a flat position.
+
+    Attributes:
+        family: Family of a part.
+    """
+
+    family: eqx.AbstractVar[AbstractFamily]
+
+    @abc.abstractmethod
+    def each(self, params: PyTree) -> PyTree:
+        """Return parameters of the family of each part, with that leading axis."""
+
+    @abc.abstractmethod
+    def apart(self, vector: Vector) -> Float[Array, "part width"]:
+        """Return the parts of a flat position."""
+
+    @abc.abstractmethod
+    def together(self, parts: Float[Array, "part width"]) -> Vector:
+        """Return the flat position of these parts."""
+
+    def shared(self, layout: Layout) -> tuple[bool, ...]:
+        return (False,) * len(layout)
+
+    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
+        parts = self.apart(like)
+        one = lambda k: self.family.noise(parts[0], num, key=k)
+        return jax.vmap(one, out_axes=1)(jr.split(key, len(parts)))
+
+    def transform(self, params: PyTree, noise: Noise) -> Vector:
+        return self.together(jax.vmap(self.family.transform)(self.each(params), noise))
+
+    def log_prob_parts(self, params: PyTree, noise: Noise) -> Float[Array, " part"]:
+        """Return the log density of each part, in nats."""
+        return jax.vmap(self.family.log_prob)(self.each(params), noise)
+
+    def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
+        return self.log_prob_parts(params, noise).sum()
+
+    def score(self, params: PyTree, noise: Noise) -> Vector:
+        return self.together(jax.vmap(self.family.score)(self.each(params), noise))
+
+    def entropy(self, params: PyTree) -> Scalar:
+        return jax.vmap(self.family.entropy)(self.each(params)).sum()
+
+
+class AbstractTable(AbstractRepeated):
+    """Each part has parameters of its own."""
+
+    def each(self, params: PyTree) -> PyTree:
+        return params
+
+    def init(self, location: Vector) -> PyTree:
+        return jax.vmap(self.family.init)(self.apart(location))
+
+    def no_step(self, params: PyTree) -> PyTree:
+        return jax.vmap(self.family.no_step)(params)
+
+    def move(self, params: PyTree, step: PyTree) -> PyTree:
+        return jax.vmap(self.family.move)(params, step)
+
+    def describe(self, params: PyTree) -> dict[str, Any]:
+        return jax.vmap(self.family.describe)(params)
+
+
+class Blocks(AbstractTable, AbstractGaussian):
     """Independent members of one Gaussian family for equal blocks of coordinates.
 
     With `FullRank()` the covariance is block diagonal: for latents of shape
@@ -221,37 +287,14 @@ class Blocks(AbstractGaussian):
             )
         return self
 
-    def shared(self, layout: Layout) -> tuple[bool, ...]:
-        return (False,) * len(layout)
+    def apart(self, vector: Vector) -> Float[Array, "part width"]:
+        return vector.reshape(self.blocks, -1)
 
-    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        block = like[: like.size // self.blocks]
-        one = lambda k: self.family.noise(block, num, key=k)
-        return jax.vmap(one, out_axes=1)(jr.split(key, self.blocks))
+    def together(self, parts: Float[Array, "part width"]) -> Vector:
+        return parts.ravel()
 
     def location(self, params: PyTree) -> Vector:
-        return jax.vmap(self.family.location)(params).ravel()
+        return self.together(jax.vmap(self.family.location)(params))
 
-    def init(self, location: Vector) -> PyTree:
-        return jax.vmap(self.family.init)(location.reshape(self.blocks, -1))
-
-    def no_step(self, params: PyTree) -> PyTree:
-        return jax.vmap(self.family.no_step)(params)
-
-    def move(self, params: PyTree, step: PyTree) -> PyTree:
-        return jax.vmap(self.family.move)(params, step)
-
-    def transform(self, params: PyTree, noise: Noise) -> Vector:
-        return jax.vmap(self.family.transform)(params, noise).ravel()
-
-    def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
-        return jax.vmap(self.family.log_prob)(params, noise).sum()
-
-    def score(self, params: PyTree, noise: Noise) -> Vector:
-        return jax.vmap(self.family.score)(params, noise).ravel()
-
-    def entropy(self, params: PyTree) -> Scalar:
-        return jax.vmap(self.family.entropy)(params).sum()
-
-    def describe(self, params: PyTree) -> dict[str, Any]:
-        return jax.vmap(self.family.describe)(params)
+    def inverse(self, params: PyTree, position: Vector) -> Noise:
+        return jax.vmap(self.family.inverse)(params, self.apart(position))

@@ -21,7 +21,7 @@ from ...core._family import AbstractFamily, Layout, Noise, Vector
 from ...core._types import PRNGKey, Scalar
 
 SCALES = ("exp", "softplus")
-_HALF_LOG_2PI = 0.9189385332046727
+HALF_LOG_2PI = 0.9189385332046727
 
 
 class AbstractGaussian(AbstractFamily):
@@ -31,18 +31,63 @@ class AbstractGaussian(AbstractFamily):
     def location(self, params: PyTree) -> Vector:
         """Return the mean, flat."""
 
+    @abc.abstractmethod
+    def inverse(self, params: PyTree, position: Vector) -> Noise:
+        """Return a noise that `transform` makes this position of."""
 
-class AbstractJointGaussian(AbstractGaussian):
-    """A Gaussian of all latents at once, whatever their names; `params["loc"]` is its mean."""
 
-    def bind(self, layout: Layout) -> "AbstractJointGaussian":
-        return self
+class AbstractScaled(AbstractFamily):
+    """`loc + exp(log_scale) * white(noise)`, of all latents at once, whatever their names.
+
+    Attributes:
+        initial_scale: Standard deviation at the start.
+        scale: What a step of a scale is one of: `"exp"`, its logarithm, or `"softplus"`, what
+            the scale is the softplus of: relative while it is small, absolute where large.
+    """
+
+    initial_scale: eqx.AbstractVar[float]
+    scale: eqx.AbstractVar[str]
+
+    @abc.abstractmethod
+    def others(self, location: Vector) -> dict[str, PyTree]:
+        """Return the other parameters at the start; steps are added to them."""
+
+    @abc.abstractmethod
+    def white(self, params: dict[str, PyTree], noise: Noise) -> Vector:
+        """Return the position about the location, in units of the scale."""
+
+    @abc.abstractmethod
+    def mixed(self, params: dict[str, PyTree], step: Vector) -> Vector:
+        """Return the shift of the location, in units of the scale, by a whitened step."""
 
     def shared(self, layout: Layout) -> tuple[bool, ...]:
         return (False,) * len(layout)
 
-    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        return jr.normal(key, (num, like.size), like.dtype)
+    def init(self, location: Vector) -> dict[str, PyTree]:
+        scale = jnp.full_like(location, jnp.log(self.initial_scale))
+        return {"loc": location, "log_scale": scale, **self.others(location)}
+
+    def no_step(self, params: dict[str, PyTree]) -> dict[str, PyTree]:
+        step = jax.tree.map(jnp.zeros_like, params)
+        return step | {"whitened": step["loc"]}
+
+    def move(self, params: dict[str, PyTree], step: dict[str, PyTree]) -> dict[str, PyTree]:
+        moved = {name: jax.tree.map(jnp.add, own, step[name]) for name, own in params.items()}
+        shift = jnp.exp(params["log_scale"]) * self.mixed(params, step["whitened"])
+        return moved | {
+            "loc": params["loc"] + (step["loc"] + shift),
+            "log_scale": _moved(self.scale, params["log_scale"], step["log_scale"]),
+        }
+
+    def transform(self, params: dict[str, PyTree], noise: Noise) -> Vector:
+        return params["loc"] + jnp.exp(params["log_scale"]) * self.white(params, noise)
+
+
+class AbstractJointGaussian(AbstractScaled, AbstractGaussian):
+    """A Gaussian of all latents at once; `params["loc"]` is its mean."""
+
+    def bind(self, layout: Layout) -> "AbstractJointGaussian":
+        return self
 
     def location(self, params: dict[str, Array]) -> Vector:
         return params["loc"]
@@ -60,30 +105,29 @@ class MeanField(AbstractJointGaussian):
     initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
     scale: str = eqx.field(default="exp", converter=one_of("scale", SCALES))
 
-    def init(self, location: Vector) -> dict[str, Array]:
-        return {"loc": location, "log_scale": _log_scale(location, self.initial_scale)}
+    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
+        return jr.normal(key, (num, like.size), like.dtype)
 
-    def no_step(self, params: dict[str, Array]) -> dict[str, Array]:
-        return _no_step(params)
+    def others(self, location: Vector) -> dict[str, Array]:
+        return {}
 
-    def move(self, params: dict[str, Array], step: dict[str, Array]) -> dict[str, Array]:
-        shift = step["loc"] + jnp.exp(params["log_scale"]) * step["whitened"]
-        return {
-            "loc": params["loc"] + shift,
-            "log_scale": _moved(self.scale, params["log_scale"], step["log_scale"]),
-        }
+    def white(self, params: dict[str, Array], noise: Vector) -> Vector:
+        return noise
 
-    def transform(self, params: dict[str, Array], noise: Vector) -> Vector:
-        return params["loc"] + jnp.exp(params["log_scale"]) * noise
+    def mixed(self, params: dict[str, Array], step: Vector) -> Vector:
+        return step
+
+    def inverse(self, params: dict[str, Array], position: Vector) -> Vector:
+        return (position - params["loc"]) * jnp.exp(-params["log_scale"])
 
     def log_prob(self, params: dict[str, Array], noise: Vector) -> Scalar:
-        return _log_prob(params["log_scale"], noise)
+        return normal_log_prob(params["log_scale"], noise)
 
     def score(self, params: dict[str, Array], noise: Vector) -> Vector:
         return -noise * jnp.exp(-params["log_scale"])
 
     def entropy(self, params: dict[str, Array]) -> Scalar:
-        return _entropy(params["log_scale"])
+        return normal_entropy(params["log_scale"])
 
     def describe(self, params: dict[str, Array]) -> dict[str, Array]:
         return {"loc": params["loc"], "scale": jnp.exp(params["log_scale"])}
@@ -105,41 +149,31 @@ class FullRank(AbstractJointGaussian):
     initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
     scale: str = eqx.field(default="exp", converter=one_of("scale", SCALES))
 
-    def init(self, location: Vector) -> dict[str, Array]:
-        dim = location.size
-        return {
-            "loc": location,
-            "log_scale": _log_scale(location, self.initial_scale),
-            "lower": jnp.zeros((dim, dim), location.dtype),
-        }
+    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
+        return jr.normal(key, (num, like.size), like.dtype)
 
-    def no_step(self, params: dict[str, Array]) -> dict[str, Array]:
-        return _no_step(params)
+    def others(self, location: Vector) -> dict[str, Array]:
+        return {"lower": jnp.zeros((location.size, location.size), location.dtype)}
 
-    def move(self, params: dict[str, Array], step: dict[str, Array]) -> dict[str, Array]:
-        mixed = _unit_lower(params, step["whitened"])
-        shift = step["loc"] + jnp.exp(params["log_scale"]) * mixed
-        return {
-            "loc": params["loc"] + shift,
-            "log_scale": _moved(self.scale, params["log_scale"], step["log_scale"]),
-            "lower": params["lower"] + step["lower"],
-        }
+    def white(self, params: dict[str, Array], noise: Vector) -> Vector:
+        return noise + jnp.tril(params["lower"], -1) @ noise
 
-    def transform(self, params: dict[str, Array], noise: Vector) -> Vector:
-        return params["loc"] + jnp.exp(params["log_scale"]) * _unit_lower(params, noise)
+    def mixed(self, params: dict[str, Array], step: Vector) -> Vector:
+        return self.white(params, step)
+
+    def inverse(self, params: dict[str, Array], position: Vector) -> Vector:
+        white = (position - params["loc"]) * jnp.exp(-params["log_scale"])
+        return _solve(params["lower"], white, left_side=True)
 
     def log_prob(self, params: dict[str, Array], noise: Vector) -> Scalar:
-        return _log_prob(params["log_scale"], noise)
+        return normal_log_prob(params["log_scale"], noise)
 
     def score(self, params: dict[str, Array], noise: Vector) -> Vector:
-        # L^-T = diag(1 / scale) (I + lower)^-T; the diagonal of ones is not read.
-        solved = jax.lax.linalg.triangular_solve(
-            params["lower"], noise[None], left_side=False, lower=True, unit_diagonal=True
-        )[0]
-        return -solved * jnp.exp(-params["log_scale"])
+        # L^-T = diag(1 / scale) (I + lower)^-T.
+        return -_solve(params["lower"], noise, left_side=False) * jnp.exp(-params["log_scale"])
 
     def entropy(self, params: dict[str, Array]) -> Scalar:
-        return _entropy(params["log_scale"])
+        return normal_entropy(params["log_scale"])
 
     def describe(self, params: dict[str, Array]) -> dict[str, Array]:
         scale = jnp.exp(params["log_scale"])
@@ -147,9 +181,22 @@ class FullRank(AbstractJointGaussian):
         return {"loc": params["loc"], "scale_tril": scale[:, None] * unit}
 
 
-def _no_step(params: dict[str, Array]) -> dict[str, Array]:
-    step = jax.tree.map(jnp.zeros_like, params)
-    return step | {"whitened": step["loc"]}
+def normal_log_prob(log_scale: Vector, noise: Vector) -> Scalar:
+    """Return the log density of independent normals at this noise, in nats."""
+    return -jnp.sum(log_scale + 0.5 * noise**2 + HALF_LOG_2PI)
+
+
+def normal_entropy(log_scale: Vector) -> Scalar:
+    """Return the entropy of independent normals, in nats."""
+    return jnp.sum(log_scale + 0.5 + HALF_LOG_2PI)
+
+
+def _solve(lower: Array, vector: Vector, *, left_side: bool) -> Vector:
+    """Return `(I + lower)^-1 vector`, or of the transpose; the diagonal of ones is not read."""
+    row = vector[:, None] if left_side else vector[None]
+    return jax.lax.linalg.triangular_solve(
+        lower, row, left_side=left_side, lower=True, unit_diagonal=True
+    ).ravel()
 
 
 def _moved(kind: str, log_scale: Vector, step: Vector) -> Vector:
@@ -167,20 +214,3 @@ def key_of(location: Vector) -> PRNGKey:
     """Return a key that is another for every place where a fit may start."""
     bits = jax.lax.bitcast_convert_type(location.astype(jnp.float32), jnp.uint32)
     return jr.key(jnp.sum(bits, dtype=jnp.uint32))
-
-
-def _unit_lower(params: dict[str, Array], vector: Vector) -> Vector:
-    """`(I + lower) vector`."""
-    return vector + jnp.tril(params["lower"], -1) @ vector
-
-
-def _log_scale(location: Vector, scale: float) -> Vector:
-    return jnp.full_like(location, jnp.log(scale))
-
-
-def _log_prob(log_scale: Vector, noise: Vector) -> Scalar:
-    return -jnp.sum(log_scale + 0.5 * noise**2 + _HALF_LOG_2PI)
-
-
-def _entropy(log_scale: Vector) -> Scalar:
-    return jnp.sum(log_scale + 0.5 + _HALF_LOG_2PI)

@@ -20,9 +20,7 @@ from jaxtyping import Array, PyTree
 
 from ...core._convert import part, positive, whole
 from ...core._types import PRNGKey, Scalar
-from ._family import AbstractFamily, Layout, Vector, key_of
-
-_HALF_LOG_2PI = 0.9189385332046727
+from ._family import AbstractScaled, Layout, Vector, key_of, normal_log_prob
 
 
 class AbstractLayer(eqx.Module):
@@ -110,7 +108,7 @@ class Radial(AbstractLayer):
         return b, near, distance, 1 + b * near, 1 + a * b * near**2, away
 
 
-class Flow(AbstractFamily):
+class Flow(AbstractScaled):
     """Standard normal noise through layers, then scaled and shifted by coordinate.
 
     It has no entropy in closed form: `PathDerivative`, `TotalDerivative` or `ScoreFunction`.
@@ -124,6 +122,7 @@ class Flow(AbstractFamily):
     layer: AbstractLayer = eqx.field(default=Planar(), converter=part("layer", AbstractLayer))
     depth: int = eqx.field(static=True, default=8, converter=whole("depth", least=1))
     initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
+    scale: str = eqx.field(default="exp", init=False)
 
     def bind(self, layout: Layout) -> "Flow":
         """Itself; a layer that cannot be of this size says so."""
@@ -131,36 +130,21 @@ class Flow(AbstractFamily):
         jax.eval_shape(lambda key: self.layer.init(like, key=key), jr.key(0))
         return self
 
-    def shared(self, layout: Layout) -> tuple[bool, ...]:
-        return (False,) * len(layout)
-
     def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Array:
         return jr.normal(key, (num, like.size), like.dtype)
 
-    def init(self, location: Vector) -> dict[str, PyTree]:
+    def others(self, location: Vector) -> dict[str, PyTree]:
         keys = jr.split(key_of(location), self.depth)
-        layers = jax.vmap(lambda k: self.layer.init(location, key=k))(keys)
-        scale = jnp.full_like(location, jnp.log(self.initial_scale))
-        return {"loc": location, "log_scale": scale, "layers": layers}
+        return {"layers": jax.vmap(lambda k: self.layer.init(location, key=k))(keys)}
 
-    def no_step(self, params: dict[str, PyTree]) -> dict[str, PyTree]:
-        step = jax.tree.map(jnp.zeros_like, params)
-        return step | {"whitened": step["loc"]}
+    def white(self, params: dict[str, PyTree], noise: Vector) -> Vector:
+        return self._through(params, noise)[0]
 
-    def move(self, params: dict[str, PyTree], step: dict[str, PyTree]) -> dict[str, PyTree]:
-        shift = step["loc"] + jnp.exp(params["log_scale"]) * step["whitened"]
-        return {
-            "loc": params["loc"] + shift,
-            "log_scale": params["log_scale"] + step["log_scale"],
-            "layers": jax.tree.map(jnp.add, params["layers"], step["layers"]),
-        }
-
-    def transform(self, params: dict[str, PyTree], noise: Vector) -> Vector:
-        return params["loc"] + jnp.exp(params["log_scale"]) * self._through(params, noise)[0]
+    def mixed(self, params: dict[str, PyTree], step: Vector) -> Vector:
+        return step
 
     def log_prob(self, params: dict[str, PyTree], noise: Vector) -> Scalar:
-        base = -jnp.sum(0.5 * noise**2 + _HALF_LOG_2PI + params["log_scale"])
-        return base - self._through(params, noise)[1]
+        return normal_log_prob(params["log_scale"], noise) - self._through(params, noise)[1]
 
     def score(self, params: dict[str, PyTree], noise: Vector) -> Vector:
         def one(carry, own):

@@ -17,9 +17,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from ...core._convert import part
-from ...core._types import PRNGKey, Scalar
-from ._factors import Factors
-from ._family import AbstractFamily, Layout, MeanField, Noise, Vector, key_of
+from ...core._types import PRNGKey
+from ._factors import AbstractRepeated, AbstractTable, Factors
+from ._family import AbstractFamily, Layout, MeanField, Vector, key_of
 
 Rows = Int[Array, " batch"]
 
@@ -33,20 +33,14 @@ class TakesRows(Protocol):
         ...
 
 
-class AbstractByRow(AbstractFamily):
+class AbstractByRow(AbstractRepeated):
     """Independent members of one family, one for each data row.
 
     Attributes:
-        family: Family of a row.
         widths: Sizes of the parts of a row; set by `bind`.
     """
 
-    family: eqx.AbstractVar[AbstractFamily]
     widths: eqx.AbstractVar[tuple[int, ...]]
-
-    @abc.abstractmethod
-    def each(self, params: PyTree) -> PyTree:
-        """Return parameters of the family of each row, with that leading axis."""
 
     @abc.abstractmethod
     def at_rows(self, params: PyTree, rows: Rows, target: Any) -> PyTree:
@@ -69,47 +63,24 @@ class AbstractByRow(AbstractFamily):
         family = self.family.bind(tuple(named))
         return dataclasses.replace(self, family=family, widths=tuple(w for _, w in named))
 
-    def shared(self, layout: Layout) -> tuple[bool, ...]:
-        return (False,) * len(layout)
-
-    def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Noise:
-        width = sum(self.widths)
-        one = lambda k: self.family.noise(like[:width], num, key=k)
-        return jax.vmap(one, out_axes=1)(jr.split(key, like.size // width))
-
-    def transform(self, params: PyTree, noise: Noise) -> Vector:
-        return self._flat(jax.vmap(self.family.transform)(self.each(params), noise))
-
-    def log_prob_rows(self, params: PyTree, noise: Noise) -> Float[Array, " row"]:
-        """Return the log density of each row's latents, in nats."""
-        return jax.vmap(self.family.log_prob)(self.each(params), noise)
-
-    def log_prob(self, params: PyTree, noise: Noise) -> Scalar:
-        return self.log_prob_rows(params, noise).sum()
-
-    def score(self, params: PyTree, noise: Noise) -> Vector:
-        return self._flat(jax.vmap(self.family.score)(self.each(params), noise))
-
     def times_rows(self, vector: Vector, factors: Float[Array, " row"]) -> Vector:
         """Return a vector with the coordinates of each row times its factor."""
-        return self._flat(self._by_row(vector) * factors[:, None])
+        return self.together(self.apart(vector) * factors[:, None])
 
-    def entropy(self, params: PyTree) -> Scalar:
-        return jax.vmap(self.family.entropy)(self.each(params)).sum()
+    @property
+    def _ends(self) -> list[int]:
+        return [sum(self.widths[:i]) for i in range(1, len(self.widths))]
 
-    def _by_row(self, vector: Vector) -> Float[Array, "row width"]:
+    def apart(self, vector: Vector) -> Float[Array, "row width"]:
         rows = vector.size // sum(self.widths)
-        parts = jnp.split(
-            vector, [rows * sum(self.widths[:i]) for i in range(1, len(self.widths))]
-        )
+        parts = jnp.split(vector, [rows * end for end in self._ends])
         return jnp.concatenate([p.reshape(rows, -1) for p in parts], axis=1)
 
-    def _flat(self, by_row: Float[Array, "row width"]) -> Vector:
-        ends = [sum(self.widths[:i]) for i in range(1, len(self.widths))]
-        return jnp.concatenate([p.ravel() for p in jnp.split(by_row, ends, axis=1)])
+    def together(self, parts: Float[Array, "row width"]) -> Vector:
+        return jnp.concatenate([p.ravel() for p in jnp.split(parts, self._ends, axis=1)])
 
 
-class Local(AbstractByRow):
+class Local(AbstractTable, AbstractByRow):
     """A table: each data row has parameters of its own, which only its batches change.
 
     Attributes:
@@ -125,26 +96,11 @@ class Local(AbstractByRow):
     )
     widths: tuple[int, ...] = ()
 
-    def each(self, params: PyTree) -> PyTree:
-        return params
-
     def at_rows(self, params: PyTree, rows: Rows, target: Any) -> PyTree:
         return jax.tree.map(lambda x: x[rows], params)
 
     def with_rows(self, params: PyTree, new: PyTree, rows: Rows) -> PyTree:
         return jax.tree.map(lambda x, n: x.at[rows].set(n), params, new)
-
-    def init(self, location: Vector) -> PyTree:
-        return jax.vmap(self.family.init)(self._by_row(location))
-
-    def no_step(self, params: PyTree) -> PyTree:
-        return jax.vmap(self.family.no_step)(params)
-
-    def move(self, params: PyTree, step: PyTree) -> PyTree:
-        return jax.vmap(self.family.move)(params, step)
-
-    def describe(self, params: PyTree) -> dict[str, Any]:
-        return jax.vmap(self.family.describe)(params)
 
 
 class Amortised(AbstractByRow):
@@ -281,18 +237,21 @@ def map_factors(function: Callable[..., Any], family: AbstractFamily, *trees: Py
     return tuple(map_factors(function, *one) for one in each)
 
 
+def factors_of(family: AbstractFamily, *trees: PyTree) -> list[tuple]:
+    """Return each factor with what is its own of trees in the form of parameters."""
+    found: list[tuple] = []
+    map_factors(lambda *own: found.append(own), family, *trees)
+    return found
+
+
+def has_kind(family: AbstractFamily, kind: type) -> bool:
+    """Whether a part of the family is of this kind."""
+    return any(isinstance(part, kind) for part, *_ in factors_of(family))
+
+
 def has_rows(family: AbstractFamily) -> bool:
     """Whether a part of the family is one member for each data row."""
-    found = []
-    map_factors(lambda f: found.append(isinstance(f, AbstractByRow)), family)
-    return any(found)
-
-
-def has_tables(family: AbstractFamily) -> bool:
-    """Whether a part of the family is a table."""
-    found = []
-    map_factors(lambda f: found.append(isinstance(f, Local)), family)
-    return any(found)
+    return has_kind(family, AbstractByRow)
 
 
 def at_rows(family: AbstractFamily, params: PyTree, rows: Rows, target: Any) -> PyTree:

@@ -8,12 +8,10 @@ from jaxtyping import Array, Float
 
 from ...core._convert import positive, whole
 from ...core._types import PRNGKey, Scalar
-from ._family import AbstractGaussian, Layout, Vector, key_of
-
-_HALF_LOG_2PI = 0.9189385332046727
+from ._family import HALF_LOG_2PI, AbstractJointGaussian, Vector, key_of, normal_entropy
 
 
-class LowRank(AbstractGaussian):
+class LowRank(AbstractJointGaussian):
     """Gaussians with the covariance `D (I + F F') D`, `D` diagonal and `F` of few columns.
 
     A draw is `location + D (noise + F other)`: memory and time are those of `rank` mean
@@ -31,40 +29,26 @@ class LowRank(AbstractGaussian):
     rank: int = eqx.field(static=True, default=5, converter=whole("rank", least=1))
     initial_scale: float = eqx.field(default=0.1, converter=positive("initial_scale"))
 
-    def bind(self, layout: Layout) -> "LowRank":
-        return self
-
-    def shared(self, layout: Layout) -> tuple[bool, ...]:
-        return (False,) * len(layout)
+    scale: str = eqx.field(default="exp", init=False)
 
     def noise(self, like: Vector, num: int, *, key: PRNGKey) -> Float[Array, "sample noise"]:
         return jr.normal(key, (num, like.size + self.rank), like.dtype)
 
-    def location(self, params: dict[str, Array]) -> Vector:
-        return params["loc"]
-
-    def init(self, location: Vector) -> dict[str, Array]:
+    def others(self, location: Vector) -> dict[str, Array]:
         # Without columns no direction is better than another: F = 0 is a saddle point.
         shape = (location.size, self.rank)
-        factor = 0.1 * jr.normal(key_of(location), shape, location.dtype)
-        scale = jnp.full_like(location, jnp.log(self.initial_scale))
-        return {"loc": location, "log_scale": scale, "factor": factor}
+        return {"factor": 0.1 * jr.normal(key_of(location), shape, location.dtype)}
 
-    def no_step(self, params: dict[str, Array]) -> dict[str, Array]:
-        step = jax.tree.map(jnp.zeros_like, params)
-        return step | {"whitened": step["loc"]}
-
-    def move(self, params: dict[str, Array], step: dict[str, Array]) -> dict[str, Array]:
-        shift = step["loc"] + jnp.exp(params["log_scale"]) * step["whitened"]
-        return {
-            "loc": params["loc"] + shift,
-            "log_scale": params["log_scale"] + step["log_scale"],
-            "factor": params["factor"] + step["factor"],
-        }
-
-    def _white(self, params: dict[str, Array], noise: Array) -> Vector:
+    def white(self, params: dict[str, Array], noise: Array) -> Vector:
         own, other = noise[: -self.rank], noise[-self.rank :]
         return own + params["factor"] @ other
+
+    def mixed(self, params: dict[str, Array], step: Vector) -> Vector:
+        return step
+
+    def inverse(self, params: dict[str, Array], position: Vector) -> Array:
+        own = (position - params["loc"]) * jnp.exp(-params["log_scale"])
+        return jnp.concatenate([own, jnp.zeros(self.rank, own.dtype)])
 
     def _solve(self, params: dict[str, Array], vector: Vector) -> tuple[Vector, Scalar]:
         """Return `(I + F F')^-1 vector`, and half the log determinant (Woodbury)."""
@@ -74,22 +58,18 @@ class LowRank(AbstractGaussian):
         solved = jax.scipy.linalg.cho_solve((root, True), factor.T @ vector)
         return vector - factor @ solved, jnp.sum(jnp.log(jnp.diagonal(root)))
 
-    def transform(self, params: dict[str, Array], noise: Array) -> Vector:
-        return params["loc"] + jnp.exp(params["log_scale"]) * self._white(params, noise)
-
     def log_prob(self, params: dict[str, Array], noise: Array) -> Scalar:
-        white = self._white(params, noise)
+        white = self.white(params, noise)
         solved, half_log_det = self._solve(params, white)
-        constant = jnp.sum(params["log_scale"] + _HALF_LOG_2PI)
+        constant = jnp.sum(params["log_scale"] + HALF_LOG_2PI)
         return -0.5 * white @ solved - half_log_det - constant
 
     def score(self, params: dict[str, Array], noise: Array) -> Vector:
-        solved, _ = self._solve(params, self._white(params, noise))
+        solved, _ = self._solve(params, self.white(params, noise))
         return -solved * jnp.exp(-params["log_scale"])
 
     def entropy(self, params: dict[str, Array]) -> Scalar:
-        _, half_log_det = self._solve(params, params["loc"])
-        return half_log_det + jnp.sum(params["log_scale"] + 0.5 + _HALF_LOG_2PI)
+        return self._solve(params, params["loc"])[1] + normal_entropy(params["log_scale"])
 
     def describe(self, params: dict[str, Array]) -> dict[str, Array]:
         scale = jnp.exp(params["log_scale"])

@@ -10,19 +10,23 @@ Two gradients are taken: one by the parameters of the family, and one by what al
 """
 
 import abc
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from ...core._convert import number, whole
-from ...core._types import Scalar
+from ...core._engine import Sample
+from ...core._types import PRNGKey, Scalar
 
 Arranged = Float[Array, "outer inner"]
 Weights = Float[Array, " sample"]
+Rows = tuple[tuple[float, ...], ...]
 
 
 def _outer(default: int):
@@ -38,12 +42,14 @@ class AbstractObjective(eqx.Module):
         at_fixed_draws: Whether the family follows the gradient at fixed draws: not of an
             expectation over draws from the family, but as if they came from elsewhere.
         model: The objective that the parameters of a model follow; None for the same.
+        draws: Positions that take the place of draws of the family; None for none.
     """
 
     outer: eqx.AbstractVar[int]
     least: ClassVar[int] = 1
     at_fixed_draws: ClassVar[bool] = False
     model: ClassVar["AbstractObjective | None"] = None
+    draws: ClassVar[Rows | None] = None
 
     @abc.abstractmethod
     def value(self, log_weights: Arranged) -> Scalar:
@@ -77,6 +83,25 @@ class AbstractObjective(eqx.Module):
                 f"{name} needs at least {self.least} draws in each of its {outer} groups; "
                 f"got `samples={samples}`."
             )
+        if self.draws is not None and samples > len(self.draws):
+            raise ValueError(
+                f"`samples` must be at most the number of `draws` of {name}, "
+                f"{len(self.draws)}; got {samples}."
+            )
+
+    @property
+    def shown(self) -> "AbstractObjective":
+        """The objective whose value is recorded: the `ELBO` where its own is no bound."""
+        return ELBO() if self.at_fixed_draws and self.draws is None else self
+
+
+def some_draws(
+    objective: AbstractObjective, samples: int, like: Float[Array, " dim"], *, key: PRNGKey
+) -> Float[Array, "sample dim"]:
+    """Return positions that an objective was given: all if they are so many, else some."""
+    given = jnp.asarray(np.asarray(objective.draws), like.dtype)
+    number = len(given)
+    return given if samples == number else given[jr.randint(key, (samples,), 0, number)]
 
 
 class ELBO(AbstractObjective):
@@ -198,23 +223,66 @@ class LogVariance(AbstractObjective):
         return -0.5 * jnp.mean(jnp.var(log_weights, axis=1, ddof=1))
 
 
-class ForwardKL(AbstractObjective):
-    """The divergence from target to family, by draws of the family weighted to the target.
+def _rows_of(value: Any) -> Rows | None:
+    """Return `draws` as plain numbers."""
+    if value is None:
+        return None
+    sample, found = getattr(value, "sample", None), value
+    if isinstance(sample, Sample):
+        if sample.log_weights is not None:
+            raise ValueError(
+                "`draws` must be equally weighted: those of a posterior with `log_weights` are "
+                "not; give `posterior.resample(...)`."
+            )
+        leaves = map(np.asarray, jax.tree.leaves(sample.positions))
+        flat = [x.reshape(x.shape[0] * x.shape[1], -1) for x in leaves]
+        found = np.concatenate(flat, axis=1)
+    try:
+        array = np.asarray(found, float)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.ndim != 2 or len(array) < 2 or not np.isfinite(array).all():
+        raise ValueError(
+            "`draws` must be a posterior, or finite positions `(draw, dim)`, two or more; got "
+            f"{value!r:.100}."
+        )
+    return tuple(map(tuple, array.tolist()))
 
-    The gradient by the family is the weighted mean of its scores (wake phase of reweighted
-    wake-sleep); the model follows `IWAE`. `value` is a quantity with that gradient at fixed
-    draws, minus the importance weighted bound, and is not to be read as a bound.
+
+class ForwardKL(AbstractObjective):
+    """The divergence from target to family, by draws weighted to the target or given ones.
+
+    Without `draws` they are the family's own: its gradient is the weighted mean of its scores
+    (wake phase of reweighted wake-sleep), and the model follows `IWAE`. `value` is then a
+    quantity with that gradient at fixed draws, minus the importance weighted bound, and not to
+    be read as a bound.
+
+    With `draws` from the target, as a sampler has made them, it is maximum likelihood of a
+    Gaussian family: mean and covariance become those of the draws, as far as the family has
+    them. The value is minus the mean log weight of the draws, in expectation at most minus the
+    log evidence.
+
+    Attributes:
+        outer: Groups of draws; for given ones it makes no difference.
+        draws: A posterior with equal weights, or unconstrained positions `(draw, dim)`;
+            `samples` of them, chosen at random, make an update (all of them if that many).
+            They are part of the configuration, as plain numbers.
 
     References:
         Bornschein, Bengio (2015), Reweighted wake-sleep, arXiv:1406.2751.
     """
 
     outer: int = _outer(1)
+    draws: Rows | None = eqx.field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, static=True, repr=False, converter=_rows_of
+    )
     least: ClassVar[int] = 2
     at_fixed_draws: ClassVar[bool] = True
     model: ClassVar[AbstractObjective | None] = IWAE()
 
     def value(self, log_weights: Arranged) -> Scalar:
+        if self.draws is not None:
+            return -jnp.mean(log_weights)
         return -_log_mean(log_weights)
 
 

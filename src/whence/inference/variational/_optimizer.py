@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from ...core._dtype import relaxed
 from ._batch import Batch
 from ._family import AbstractFamily
-from ._local import has_tables, join_tables, split_tables
+from ._local import Local, has_kind, join_tables, split_tables
 
 # Memories of Adam for the size of gradients, as decay rates. On the way gradients fall by
 # orders of magnitude (for a scale that is k times too large they are k**2 times what they are
@@ -107,7 +107,7 @@ def start_optimizer(optimizer: Any, family: AbstractFamily, params: PyTree) -> P
     """
     rest, tables = split_tables(family, family.no_step(params))
     with relaxed():
-        by_row = jax.vmap(optimizer.init)(tables) if has_tables(family) else None
+        by_row = jax.vmap(optimizer.init)(tables) if has_kind(family, Local) else None
         return optimizer.init(rest), by_row
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._factors import Factors
 from ._family import AbstractFamily, Noise, Vector
-from ._local import AbstractByRow
+from ._local import AbstractByRow, factors_of
 from ._objective import AbstractObjective
 
 
@@ -72,9 +72,9 @@ def log_prob_terms(family: AbstractFamily, params: PyTree, noise: Noise, like: T
     if not like.rows.shape[-1]:
         return Terms(family.log_prob(params, noise), like.rows[0], like.scale)
     shared, rows = jnp.zeros((), like.shared.dtype), jnp.zeros_like(like.rows[0])
-    for part, own, its in _parts(family, params, noise):
+    for part, own, its in factors_of(family, params, noise):
         if isinstance(part, AbstractByRow):
-            rows = rows + part.log_prob_rows(own, its)
+            rows = rows + part.log_prob_parts(own, its)
         else:
             shared = shared + part.log_prob(own, its)
     return Terms(shared, rows, like.scale)
@@ -84,7 +84,7 @@ def entropy_total(family: AbstractFamily, params: PyTree, scale: float) -> Array
     """Return the entropy, that of the rows of a batch scaled up."""
     found = [
         part.entropy(own) * (scale if isinstance(part, AbstractByRow) else 1)
-        for part, own, _ in _parts(family, params, params)
+        for part, own in factors_of(family, params)
     ]
     return jnp.sum(jnp.stack(found))
 
@@ -101,17 +101,6 @@ def scaled_score(
         return factors.shared * score
 
     return _join(one, family, params, noise)
-
-
-def _parts(family, params, noise) -> list[tuple]:
-    """Return the factors of a product with what is theirs, inner products taken apart."""
-    if not isinstance(family, Factors):
-        return [(family, params, noise)]
-    return [
-        leaf
-        for part, own, its in zip(family.families, params, noise)
-        for leaf in _parts(part, own, its)
-    ]
 
 
 def _join(function, family, params, noise) -> Vector:

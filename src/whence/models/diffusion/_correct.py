@@ -90,7 +90,7 @@ class Corrected(AbstractParticleTarget):
     noise: AbstractNoise
     scores: tuple[Score, ...]
     exponents: tuple[float, ...] = eqx.field(
-        static=True, converter=lambda given: tuple(_number("exponents", g) for g in given)
+        static=True, converter=lambda given: tuple(map(number("exponents"), given))
     )
     dim: int = eqx.field(static=True, converter=whole("dim", least=1))
     steps: int = eqx.field(
@@ -275,7 +275,7 @@ def annealed(noise: AbstractNoise, score: Score, power: float, dim: int, **optio
     `noise`, `score` and `dim` are those of the model; options are `steps`, `eta` and `clip` of
     `Corrected`, here and below.
     """
-    return Corrected(noise, (score,), (_number("power", power),), dim, **options)
+    return Corrected(noise, (score,), (number("power")(power),), dim, **options)
 
 
 def product(noise: AbstractNoise, scores: Any, dim: int, **options: Any) -> Corrected:
@@ -295,7 +295,7 @@ def geometric(
     References:
         Ho and Salimans (2022), "Classifier-free diffusion guidance", arXiv:2207.12598.
     """
-    weight, scores = _number("weight", weight), tuple(scores)
+    weight, scores = number("weight")(weight), tuple(scores)
     if len(scores) != 2:
         raise ValueError(f"`scores` must be two; got {len(scores)}.")
     return Corrected(noise, scores, (1.0 - weight, weight), dim, **options)
@@ -311,9 +311,3 @@ def tilted(
 ) -> Corrected:
     """Return the law `q exp(strength * reward)`, of a differentiable function of a place."""
     return Corrected(noise, (score,), (1.0,), dim, reward=reward, strength=strength, **options)
-
-
-def _number(name: str, value: Any) -> float:
-    made = number(name)(value)
-    assert made is not None
-    return float(made)

@@ -67,11 +67,6 @@ def forward(chain: Chain, parallel: bool = False) -> tuple[Array, Scalar]:
     return jnp.concatenate([begun[None], rest]), logsumexp(first) + long_sum(gains)
 
 
-def log_evidence(chain: Chain, parallel: bool = False) -> Scalar:
-    """Return the log density of the data, in nats."""
-    return forward(chain, parallel)[1]
-
-
 def smooth(chain: Chain, alpha: Array) -> Array:
     """Return log probabilities of each state given all data, `(time, state)`."""
 

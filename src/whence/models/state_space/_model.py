@@ -188,7 +188,7 @@ class StateSpaceModel(Model):
             return square_root.log_evidence(linear, y, seen)
         if self.form == "finite":
             chain = finite_chain(self, y, inputs, observed)
-            return hidden_markov.log_evidence(chain, self._in_parallel)
+            return hidden_markov.forward(chain, self._in_parallel)[1]
         if self.form == "discrete":
             return jnp.full((), jnp.nan)
         times = jnp.arange(len(jax.tree.leaves(y)[0]), dtype=jnp.int32)
