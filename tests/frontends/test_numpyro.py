@@ -312,6 +312,8 @@ def test_labels(key):
         ({}, {"mu": "school"}, r"must name each of its 0 axes"),
         ({}, {"nu": "school"}, "must name variables of the target.*got 'nu'"),
         ({}, {"sigma": "draw"}, "other than 'chain' and 'draw'"),
+        ({}, {"theta": "mu"}, "must not be the name of a variable; got 'mu'"),
+        ({}, {"sigma": ""}, "got ''"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(coords, dims, message):

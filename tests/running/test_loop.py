@@ -326,6 +326,44 @@ def test_ctrl_c_after_the_run_keeps_the_draws(monkeypatch):
     assert posterior.complete
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state, info: (state, (info.position, {})), "and an `Info`; got a tuple"),
+        (lambda state, info: ((state[0], state[1][None]), info), r"shape=\(\).*shape=\(1,\)"),
+    ],
+)
+def test_what_a_step_must_return(change, words):
+    class Changed(AbstractPausingEngine):
+        engine: Counting = Counting()
+        name = property(lambda self: "Changed")
+        schedule = property(lambda self: self.engine.schedule)
+
+        def pause(self, state, index):
+            raise NotImplementedError
+
+        def validate(self, target):
+            del target
+
+        def init(self, target, *, key):
+            return self.engine.init(target, key=key)
+
+        def step(self, target, state, index, *, key):
+            return change(*self.engine.step(target, state, index, key=key))
+
+        def done(self, state):
+            return never()
+
+        def result(self, state):
+            return RESULTS.successful
+
+        def posterior(self, target, state, trace, *, key):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=f"`step` of Changed must return .*{words}"):
+        wh.infer(Plane(), Changed(), key=KEY)
+
+
 def test_worker_errors_reach_the_caller():
     class Broken(wh.AbstractTarget):
         def init(self, *, key):

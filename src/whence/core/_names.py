@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 SAMPLE_DIMS = ("chain", "draw")
+_LONGEST = 200  # bytes: a name is that of a file, in a zarr folder
 
 
 def exported(name: str) -> str:
-    """Return a variable's name in files and in ArviZ, where a slash separates groups."""
-    return name.replace("/", ".")
+    """Return a variable's name in files and in ArviZ, where slashes separate groups."""
+    return name.replace("/", ".").replace("\\", ".").replace("\0", ".")
 
 
 def check_variable_names(
@@ -32,10 +33,14 @@ def check_variable_names(
                     "Names of variables must be text other than 'chain' and 'draw', which name "
                     f"the axes of a posterior; got {name!r}."
                 )
+            if len(name.encode()) > _LONGEST:
+                raise ValueError(
+                    f"Names of variables must have at most {_LONGEST} bytes; got {name!r}."
+                )
             if seen.setdefault(exported(name), name) != name:
                 raise ValueError(
-                    f"Names of variables must differ when '/' is written as '.'; got {name!r} "
-                    f"and {seen[exported(name)]!r}."
+                    f"Names of variables must differ when slashes are written as '.'; got "
+                    f"{name!r} and {seen[exported(name)]!r}."
                 )
         for variable in group:
             for axis in dims.get(variable, ()):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from ..core import AbstractDescribedTarget
+from ..core._names import check_variable_names
 from ..language._latent import Coords, as_dims
 
 Dims = tuple[tuple[str, tuple[str, ...]], ...]
@@ -22,6 +23,9 @@ def name_axes(
     named = {k: v for k, v in target.dims.items() if k in shapes}
     for variable, axes in (dims or {}).items():
         named[variable] = _checked(variable, axes, shapes)
+    given = (target.observed_data, target.constant_data)
+    drawn = [name for name in shapes if not any(name in group for group in given)]
+    check_variable_names((drawn, *given), named)
     lengths: dict[str, int] = {}
     for variable, axes in named.items():
         for axis, length in zip(axes, shapes[variable]):

@@ -72,7 +72,7 @@ def as_dims(dims: str | tuple[str, ...] | list[str], owner: str) -> tuple[str, .
     if len(set(map(repr, dims))) != len(dims):
         raise ValueError(f"`dims` of {owner} must differ from each other; got {dims}.")
     for name in dims:
-        if not isinstance(name, str) or name in ("chain", "draw"):
+        if not isinstance(name, str) or not name.strip("./ ") or name in ("chain", "draw"):
             raise ValueError(
                 f"`dims` of {owner} must be names other than 'chain' and 'draw', which name "
                 f"the axes of a posterior; got {name!r}."

@@ -19,7 +19,8 @@ from jaxtyping import PyTree
 
 from ..core._begin import beginning
 from ..core._cache import Program, compile_now, is_data
-from ..core._engine import split_state
+from ..core._engine import Info, split_state
+from ..core._tree import named_leaves
 from ..storage._encoding import memory
 from ._sharding import gathered, keep, place, spread
 
@@ -124,7 +125,9 @@ def build_plan(target, engine, key, chunk_steps, vectorised, layout=None, start=
 
     index = jax.ShapeDtypeStruct((), np.int32)
     state = jax.eval_shape(init, data, index, key)
+    begun = state
     state, info = jax.eval_shape(step, data, index, state, index, key)
+    _check_step(engine, begun, state, info)
     replicas = schedule.replicas
     needed, there = bytes_of(state, replicas), memory()
     if needed > there:
@@ -169,6 +172,23 @@ def shapes_of(target, engine, key) -> tuple[PyTree, PyTree, PyTree]:
     state, info = eqx.filter_eval_shape(step, target, state, index, key)
     arrays, rest = eqx.partition(state, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     return arrays, rest, info
+
+
+def _check_step(engine, begun: PyTree, state: PyTree, info: Any) -> None:
+    """Raise `ValueError` unless a step returns a state like that of `init`, and an `Info`."""
+    if not isinstance(info, Info):
+        raise ValueError(
+            f"`step` of {engine.name} must return a state and an `Info`; got a "
+            f"{type(info).__name__} for the latter."
+        )
+    old, new = named_leaves(begun), named_leaves(state)
+    for name in old | new:
+        a, b = (str(x[name]) if name in x else "nothing" for x in (old, new))
+        if a != b:
+            raise ValueError(
+                f"`step` of {engine.name} must return a state like that of `init`, where leaf "
+                f"`{name}` is {a}; got {b}."
+            )
 
 
 def _buffer_steps(info, schedule, chunk_steps, lanes) -> int:
