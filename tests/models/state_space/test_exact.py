@@ -30,13 +30,23 @@ TREND_Y = np.array([[1.2, 0.7], [0.4, np.nan], [np.nan, np.nan], [-2.0, -2.4], [
 COUNTS = np.array([0.0, 3.0, np.nan, 7.0, 1.0])
 
 
+def compiled(function, *arguments):
+    """What a function gives, as one program."""
+    return jax.jit(lambda *given: function(*given))(*arguments)
+
+
+def given_rest(target):
+    """Log density of each datum given all others."""
+    return compiled(lambda: target.pointwise_given_rest(target.constrain({}))["y"])
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_evidence_with_uneven_gaps_and_missing_channels_is_that_of_the_dense_gaussian(parallel):
     target = wh.condition(Trend(parallel=parallel), TREND_Y, GAPS)
     assert target.model.form == "linear"
     assert not target.latents
     exact, _, _ = dense_trend(0.5, TREND_Y)
-    assert_allclose(target.log_likelihood({}), exact, rtol=1e-10)
+    assert_allclose(compiled(target.log_likelihood, {}), exact, rtol=1e-10)
 
 
 def test_smoothed_and_filtered_moments_and_paths_are_those_of_the_dense_gaussian(key):
@@ -60,17 +70,17 @@ def test_smoothed_and_filtered_moments_and_paths_are_those_of_the_dense_gaussian
 
 def test_density_of_each_datum_given_all_others():
     target = wh.condition(Level(s=0.7, r=0.5), LEVEL_Y)
-    rest = target.pointwise_given_rest(target.constrain({}))["y"]
+    rest = given_rest(target)
     whole, _, _ = dense_level(0.7, 0.5, LEVEL_Y)
     for t in range(len(LEVEL_Y)):
         without = np.where(np.arange(len(LEVEL_Y)) == t, np.nan, LEVEL_Y)
         assert_allclose(rest[t], whole - dense_level(0.7, 0.5, without)[0], rtol=1e-9)
     # Data that all but determine the state: float32 must not take like from like.
     exact = wh.condition(Level(s=50.0, r=1e-3), LEVEL_Y)
-    exact = exact.pointwise_given_rest(exact.constrain({}))["y"]
+    exact = given_rest(exact)
     with jax.enable_x64(False):
         target = wh.condition(Level(s=50.0, r=1e-3), LEVEL_Y.astype(np.float32))
-        rest = target.pointwise_given_rest(target.constrain({}))["y"]
+        rest = given_rest(target)
     assert_allclose(rest, exact, rtol=1e-4)
 
 
@@ -92,7 +102,7 @@ def test_density_given_the_rest_with_errors_that_hang_together():
     y[2, 0] = np.nan
     target = wh.condition(Both(), y)
     model = target.constrain({})
-    rest = model.log_density_given_rest(target.y, *target.inputs)
+    rest = compiled(model.log_density_given_rest, target.y, *target.inputs)
     # Rows of `root` are states as made of all noise.
     root, mean = [np.eye(2, 8)], [np.array([0.5, -0.2])]
     for t in range(1, 4):
@@ -134,17 +144,17 @@ def test_square_roots_keep_float32_right_where_covariances_lose_their_digits():
             return dist.Normal(x[0], 0.1)
 
     y = np.cumsum(np.cumsum(np.random.default_rng(0).normal(size=60)))
-    exact = float(wh.condition(Diffuse(), y).log_likelihood({}))
+    exact = float(compiled(wh.condition(Diffuse(), y).log_likelihood, {}))
     jax.config.update("jax_enable_x64", False)
     try:
         target = wh.condition(Diffuse(), y.astype(np.float32))
-        roots = float(target.log_likelihood({}))
-        linear, data, seen = target.model._linear(target.y, None, None)
+        roots = float(compiled(target.log_likelihood, {}))
+        linear, data, seen = compiled(target.model._linear, target.y, None, None)
         system = linear.dense()
         fixed = lambda s: (s.sight, s.offset, s.variance)
         one = (system.sight[0], system.offset[0], jnp.diagonal(system.variance[0]))
         system = eqx.tree_at(fixed, system, one)
-        covariances = float(kalman.log_evidence(system, data, seen))
+        covariances = float(compiled(kalman.log_evidence, system, data, seen))
     finally:
         jax.config.update("jax_enable_x64", True)
     assert abs(roots - exact) < 1e-4 * abs(exact)
@@ -167,11 +177,11 @@ def test_long_chains_keep_their_digits_in_float32(parallel, length, key):
     exact = wh.condition(Two(parallel=False), y)
     with jax.enable_x64(False):
         target = wh.condition(Two(parallel=parallel), y.astype(np.float32))
-        evidence = float(target.log_density({}))
+        evidence = float(compiled(target.log_density, {}))
         if not parallel:
             got = wh.smooth(target, key=key, paths=1).mean[:, 0]
     # Of 230,000 and 460 nats.
-    assert abs(evidence - float(exact.log_density({}))) < (1e-3 if parallel else 0.1)
+    assert abs(evidence - float(compiled(exact.log_density, {}))) < (1e-3 if parallel else 0.1)
     if not parallel:
         want = wh.smooth(exact, key=key, paths=1).mean[:, 0]
         assert np.abs(got - want).max() < 1e-4
@@ -204,7 +214,7 @@ def test_finite_states_against_enumeration(key, parallel):
     target = wh.condition(Regimes(parallel=parallel), COUNTS)
     assert target.model.form == "finite"
     exact, paths, weights = enumerate_regimes(COUNTS)
-    assert_allclose(target.log_likelihood({}), exact, rtol=1e-10)
+    assert_allclose(compiled(target.log_likelihood, {}), exact, rtol=1e-10)
     if parallel:
         return
     found = wh.smooth(target, paths=4_000, key=key)
@@ -218,7 +228,7 @@ def test_finite_states_against_enumeration(key, parallel):
     so_far = enumerate_regimes(COUNTS[:2])
     early = [(so_far[2] * (so_far[1][:, 1] == k)).sum() for k in range(3)]
     assert_allclose(wh.filter(target, key=key).mean[1], early, rtol=1e-9)
-    rest = target.pointwise_given_rest(target.constrain({}))["y"]
+    rest = given_rest(target)
     without = COUNTS.copy()
     without[1] = np.nan
     assert_allclose(rest[1], exact - enumerate_regimes(without)[0], rtol=1e-9)
@@ -245,8 +255,10 @@ def test_nile_local_level():
             return dist.Normal(x, jnp.sqrt(self.noise))
 
     target = wh.condition(Nile(jnp.asarray(1469.1), jnp.asarray(15099.0)), NILE)
-    at = lambda *v: float(
-        dataclasses.replace(target.model, level=v[0], noise=v[1]).log_likelihood(target.y)
+    at = jax.jit(
+        lambda *v: dataclasses.replace(target.model, level=v[0], noise=v[1]).log_likelihood(
+            target.y
+        )
     )
     steps = 1469.1 * np.minimum.outer(np.arange(100), np.arange(100))
     cov = 1e7 + steps + 15099.0 * np.eye(100)
