@@ -26,8 +26,8 @@ from jax.flatten_util import ravel_pytree
 
 import whence as wh
 from whence.core import advance, log_density_estimate
-from whence.inference.sgmcmc import ScaleAdapted
 from whence.models import autoencoder
+from whence.studies._bae_functions import scale_adapted
 
 DRAWS, BATCH, LINES, INNER, PENALTY = 8, 32, 200, 5, 2.2
 DIM, LATENT, WIDTH = 784, 16, 128
@@ -51,18 +51,8 @@ def sampler(x, steps):
     """Return programs of some steps of scale-adapted SGHMC in its warm-up, and by hand."""
     networks = autoencoder.dense((DIM,), LATENT, (WIDTH,), key=0)
     target = wh.condition(autoencoder.BayesianAutoencoder(*networks), x)
-    engine = wh.SGHMC(
-        chains=1,
-        steps=2 * steps,
-        warmup=steps,
-        thin=steps,
-        step_size=STEP,
-        friction=DECAY / STEP,
-        preconditioner=ScaleAdapted(),
-        subtract_noise=True,
-        batching="iid",
-        batch_size=ROWS,
-    )
+    rule = {"steps": 2 * steps, "warmup": steps, "thin": steps, "batch_size": ROWS}
+    engine = scale_adapted(STEP, DECAY, chains=1, **rule)
     state = jax.jit(lambda key: engine.init(target, key=key))(jr.key(0))
     key = jr.key(1)
     ours = jax.jit(lambda target, state: advance(engine, target, state, 0, 1, key=key)[0])

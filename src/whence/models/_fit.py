@@ -1,6 +1,7 @@
-"""Training by Adam: a procedure for `whence.train`, and the short way to run any procedure."""
+"""Training by gradients: procedures for `whence.train`, and the short way to run one."""
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -52,6 +53,59 @@ class AbstractFit(eqx.Module):
         """
 
 
+def descend(rule: Any, loss: Callable[..., Any], params: PyTree, state: PyTree, *args: Any):
+    """Make one step of a rule of optax, down `loss(params, *args)` and what it has to record.
+
+    Returns:
+        Parameters and state of the rule after it; the loss before it, with what it recorded.
+    """
+    found, slope = eqx.filter_value_and_grad(loss, has_aux=True)(params, *args)
+    # A loss that is none may have a slope, as the logarithm of a negative number has.
+    slope = jax.tree.map(lambda g: jnp.where(jnp.isfinite(found[0]), g, jnp.nan), slope)
+    update, state = rule.update(slope, state, eqx.filter(params, eqx.is_inexact_array))
+    return (eqx.apply_updates(params, update), state), found
+
+
+def minimised(
+    loss: Callable[..., Scalar], start: PyTree, steps: int, rate: float, *over: Any
+) -> Any:
+    """Return what Adam makes of parameters; its steps shrink to zero along a cosine.
+
+    Args:
+        loss: Of parameters and an entry of each of `over`.
+        start: Parameters: a pytree of floating-point arrays alone.
+        steps: How many.
+        rate: The largest step.
+        *over: What steps differ by, such as keys; leading axis `step`.
+    """
+    rule = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    noted = lambda params, *at: (loss(params, *at), None)
+    step = lambda carry, at: (descend(rule, noted, *carry, *at)[0], None)
+    return jax.lax.scan(step, (start, rule.init(start)), over, length=steps)[0][0]
+
+
+class AbstractTraining(AbstractProcedure):
+    """So many steps, which fail once a number of the state is not finite."""
+
+    steps: eqx.AbstractVar[int]
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(1, 0, self.steps)
+
+    def done(self, state: PyTree) -> Array:
+        return never()
+
+    def result(self, state: PyTree) -> RESULTS:
+        arrays = jax.tree.leaves(eqx.filter(state, eqx.is_inexact_array))
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
+        return RESULTS.where(finite, RESULTS.successful, RESULTS.nonfinite_state)
+
+
 class FitState(eqx.Module):
     """State of `Adam`.
 
@@ -59,16 +113,14 @@ class FitState(eqx.Module):
         params: Parameters.
         rule: State of the optimiser.
         epoch: The running epoch.
-        finite: Whether every loss so far was finite.
     """
 
     params: PyTree
     rule: PyTree
     epoch: Array
-    finite: Array
 
 
-class Adam(AbstractProcedure):
+class Adam(AbstractTraining):
     """Gradient descent by Adam on minibatches.
 
     Attributes:
@@ -86,14 +138,6 @@ class Adam(AbstractProcedure):
         default=64, converter=whole("batch_size", least=1, optional=True)
     )
 
-    @property
-    def name(self) -> str:
-        return "Adam"
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule(1, 0, self.steps)
-
     def _rule(self) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.1))
 
@@ -107,25 +151,16 @@ class Adam(AbstractProcedure):
 
     def init(self, target: AbstractFit, *, key: PRNGKey) -> FitState:
         params = target.start(key=key)
-        state = self._rule().init(params)
-        return FitState(params, state, self._batches(target).init(), jnp.asarray(True))
+        return FitState(params, self._rule().init(params), self._batches(target).init())
 
     def step(
         self, target: AbstractFit, state: FitState, index: Array, *, key: PRNGKey
     ) -> tuple[FitState, Info]:
         rows, epoch = self._batches(target).next(state.epoch, index, key=key)
         key = jax.random.fold_in(key, 1)
-        loss, slope = jax.value_and_grad(lambda p: target.loss(p, rows, key=key))(state.params)
-        update, rule = self._rule().update(slope, state.rule)
-        params = optax.apply_updates(state.params, update)
-        finite = state.finite & jnp.isfinite(loss)
-        return FitState(params, rule, epoch, finite), Info(None, {"loss": loss})
-
-    def done(self, state: FitState) -> Array:
-        return never()
-
-    def result(self, state: FitState) -> RESULTS:
-        return RESULTS.where(state.finite, RESULTS.successful, RESULTS.nonfinite_state)
+        loss = lambda params: (target.loss(params, rows, key=key), None)
+        after, (value, _) = descend(self._rule(), loss, state.params, state.rule)
+        return FitState(*after, epoch), Info(None, {"loss": value})
 
 
 @remembering

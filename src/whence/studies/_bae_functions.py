@@ -114,41 +114,30 @@ def _functions(target, position, x):
     return target.constrain(position).network(x)[:, 0]
 
 
-def sample(
-    target: Any,
-    key: Any,
-    *,
-    chains: int,
-    steps: int,
-    draws: int,
-    step_size: float,
-    decay: float,
-    batch_size: int,
-) -> Posterior:
-    """Sample by scale-adapted SGHMC as published, a third of the steps for adaptation.
+def scale_adapted(step_size: float, decay: float, **settings: Any) -> SGHMC:
+    """Return scale-adapted SGHMC as published, with its noise of gradients subtracted.
+
+    Args:
+        step_size: epsilon of the paper.
+        decay: alpha of the paper, the part of momentum that is lost in an update.
+        **settings: Of `SGHMC`.
+    """
+    rule: Any = {"preconditioner": ScaleAdapted(), "subtract_noise": True, "batching": "iid"}
+    return SGHMC(step_size=step_size, friction=decay / step_size, **rule, **settings)
+
+
+def sample(target: Any, key: Any, *, steps: int, draws: int, **settings: Any) -> Posterior:
+    """Sample by `scale_adapted`, a third of the steps for adaptation.
 
     Args:
         target: What to sample.
         key: A typed key.
-        chains: How many.
-        steps: Updates of each.
+        steps: Updates of each chain.
         draws: Of each that are kept.
-        step_size: epsilon of the paper.
-        decay: alpha of the paper, the part of momentum that is lost in an update.
-        batch_size: Rows per update.
+        **settings: Of `scale_adapted`.
     """
-    engine = SGHMC(
-        chains=chains,
-        steps=steps,
-        warmup=steps // 3,
-        thin=(steps - steps // 3) // draws,
-        step_size=step_size,
-        friction=decay / step_size,
-        preconditioner=ScaleAdapted(),
-        subtract_noise=True,
-        batching="iid",
-        batch_size=batch_size,
-    )
+    thin = (steps - steps // 3) // draws
+    engine = scale_adapted(steps=steps, warmup=steps // 3, thin=thin, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InferenceWarning)  # weights are never identified
         return infer(target, engine, key=key, progress=False)

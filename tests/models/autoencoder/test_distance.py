@@ -11,7 +11,12 @@ from scipy.stats import wasserstein_distance
 
 from whence.models import autoencoder
 from whence.models.autoencoder.distance._distributional import maximise
-from whence.models.autoencoder.distance._sliced import directions, powers, wasserstein_power
+from whence.models.autoencoder.distance._sliced import (
+    _sliced,
+    directions,
+    powers,
+    wasserstein_power,
+)
 
 
 @pytest.mark.parametrize(("n", "m"), [(6, 6), (12, 4), (4, 12), (7, 5)])
@@ -61,6 +66,20 @@ def test_gaussian_samples(key):
     assert abs(found.power - plain.power) < 4 * plain.error
     most = autoencoder.max_sliced_wasserstein(x, y, key=key, steps=60)
     assert abs(most.distance - 2.34307) < 0.15
+
+
+@pytest.mark.parametrize("control", ["none", "gaussian"])
+def test_reported_errors_are_those_of_the_estimates(control):
+    """Over 200 choices of directions, whose own spread is then known to 5%."""
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(60, 3)) * np.array([3.0, 1, 0.3])
+    y = rng.gamma(1.0, size=(40, 3))
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    one = lambda k: _sliced.__wrapped__(x, y, k, 60, 2.0, control == "gaussian")
+    power, error = jax.jit(jax.vmap(one))(jr.split(jr.key(0), 200))
+    assert_allclose(np.sqrt(np.mean(error**2)) / np.std(power, ddof=1), 1, atol=0.25)
+    many = np.mean(powers(x, y, directions(20_000, 3, x.dtype, key=jr.key(1))))
+    assert abs(power.mean() - many) < 5 * np.std(power) / 200**0.5 + 0.01 * many
 
 
 def test_control_where_laws_are_not_round(key):

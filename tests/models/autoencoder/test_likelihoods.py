@@ -6,6 +6,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.stats import norm
 
 from whence.models import autoencoder
 from whence.models.autoencoder import _continuous_bernoulli as cb
@@ -13,19 +14,20 @@ from whence.models.autoencoder import _continuous_bernoulli as cb
 LOGITS = jnp.array([-60.0, -8.0, -0.6, -0.49, -1e-7, 0.0, 1e-3, 0.3, 0.51, 2.0, 35.0])
 
 
-def _moment(logit, power):
+@pytest.fixture(scope="module")
+def moments():
+    """Integrals of the densities times 1, x and x squared."""
     nodes, weights = np.polynomial.legendre.leggauss(400)
     x, w = (nodes + 1) / 2, weights / 2
-    law = cb.ContinuousBernoulliDistribution(jnp.asarray(logit))
-    return np.sum(w * x**power * np.exp(np.asarray(law.log_prob(jnp.asarray(x)))))
+    law = cb.ContinuousBernoulliDistribution(LOGITS[:, None])
+    density = np.exp(np.asarray(jax.jit(law.log_prob)(x[None])))
+    return [density @ (w * x**power) for power in range(3)]
 
 
-def test_continuous_bernoulli_by_quadrature():
-    law = cb.ContinuousBernoulliDistribution(LOGITS)
-    assert_allclose([_moment(v, 0) for v in LOGITS], 1, rtol=1e-12)
-    mean = np.array([_moment(v, 1) for v in LOGITS])
+def test_continuous_bernoulli_by_quadrature(moments):
+    law, (total, mean, second) = cb.ContinuousBernoulliDistribution(LOGITS), moments
+    assert_allclose(total, 1, rtol=1e-12)
     assert_allclose(law.mean, mean, rtol=1e-10)
-    second = np.array([_moment(v, 2) for v in LOGITS])
     assert_allclose(law.variance, second - mean**2, rtol=1e-8, atol=1e-14)
 
 
@@ -39,12 +41,11 @@ def test_continuous_bernoulli_values():
     assert_allclose(cb.ContinuousBernoulliDistribution(logits).mean, [mean, 0.5], rtol=1e-12)
 
 
-def test_gradient_of_the_normaliser_is_the_mean_in_single_precision():
-    mean = [_moment(v, 1) for v in LOGITS]
+def test_gradient_of_the_normaliser_is_the_mean_in_single_precision(moments):
     single = LOGITS.astype(jnp.float32)
-    slope = jax.vmap(jax.grad(cb.log_partition))(single)
-    assert_allclose(slope, mean, rtol=2e-6)
-    assert_allclose(cb.log_partition(single), cb.log_partition(LOGITS), rtol=1e-6, atol=1e-6)
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(cb.log_partition)))(single)
+    assert_allclose(slope, moments[1], rtol=2e-6)
+    assert_allclose(value, cb.log_partition(LOGITS), rtol=1e-6, atol=1e-6)
 
 
 def test_draws_have_the_mean(key):
@@ -104,6 +105,14 @@ def test_categorical_is_over_the_first_axis():
 def test_wrong_pixels_are_named(likelihood, x, says):
     with pytest.raises(ValueError, match=says):
         likelihood.check(np.asarray(x))
+
+
+@pytest.mark.parametrize(("scale", "shape"), [("global", ()), ("pixel", (3, 2))])
+def test_unknown_scales_are_around_a_third(scale, shape):
+    law = autoencoder.Gaussian(scale, shape=(3, 2)).priors["sigma"]
+    assert law.shape() == shape
+    assert_allclose(law.icdf(jnp.full(shape, 0.5)), 0.3, rtol=1e-6)
+    assert_allclose(law.icdf(jnp.full(shape, norm.cdf(1.0))), 0.3 * np.e, rtol=1e-6)
 
 
 def test_wrong_scales_are_named():

@@ -170,6 +170,7 @@ def test_gibbs_finds_the_groups(key):
     fitted = DirichletMixture(6, method="gibbs", steps=30).fit(codes, key=key)
     weights = np.sort(np.asarray(fitted.weights))[::-1]
     assert weights[:2].sum() > 0.9
+    assert fitted.steps == np.sum(np.asarray(fitted.factors.a) > 1.5)  # clusters with data
     assert_allclose(fitted.weights.sum(), 1, rtol=1e-12)
 
 

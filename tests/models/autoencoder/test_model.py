@@ -194,7 +194,10 @@ def test_importance_sampling_against_a_grid(x, latent, noise, factor):
     draw = target.constrain(jax.tree.map(lambda v: v[0, 0], position))
     images = np.asarray(draw.decode(jnp.asarray(points))).reshape(len(points), -1)
     density = np.asarray(mixture.log_prob(points))[0, 0]
-    well = np.min([f.ess for f in found], axis=0) > 40
+    # Of one draw of the weights, with 200 codes from each of five parts of the proposal.
+    ess = np.array([f.ess for f in found])
+    assert_allclose(errors**2, 1 / ess - 1 / 1_000, rtol=1e-6, atol=1e-12)
+    well = ess.min(axis=0) > 40
     assert well.any()
     for row, value, error in zip(rows[well], values.T[well], errors.T[well], strict=True):
         square = ((images - row.ravel()) ** 2).sum(axis=1)

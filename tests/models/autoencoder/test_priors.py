@@ -1,5 +1,7 @@
 """Laws of weights, their selection by DSWD and their match to Gaussian processes."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from whence.models.autoencoder.priors._match import (
     critic_distance,
     sliced_power,
 )
+from whence.models.autoencoder.priors._problem import Reconstruction, images_of
 
 
 def _networks():
@@ -27,7 +30,7 @@ def _networks():
 
 
 def _many(prior, draws=4_000):
-    return jax.vmap(lambda k: prior.sample(key=k))(jr.split(jr.key(1), draws))
+    return jax.jit(jax.vmap(lambda k: prior.sample(key=k)))(jr.split(jr.key(1), draws))
 
 
 @pytest.mark.parametrize("per", ["net", "layer", "tensor", "weight"])
@@ -135,9 +138,11 @@ def test_selection_comes_to_the_best_scale(selection, metric):
     found = autoencoder.select_prior(model, x, key=jr.key(1), start=far, procedure=procedure)
     problem = autoencoder.PriorProblem(model, x, start=far)
 
+    seen = jax.jit(lambda params: procedure._look(problem, params)[0])
+
     def look(scale):
         prior = autoencoder.GaussianPrior.fan_in(networks, per="net", scale=scale)
-        return float(procedure._look(problem, prior.params)[0])
+        return float(seen(prior.params))
 
     scales = np.exp(np.linspace(np.log(0.4), np.log(2.5), 15))
     distances = [look(s) for s in scales]
@@ -151,6 +156,7 @@ def test_selection_comes_to_the_best_scale(selection, metric):
 
 def test_selection_around_a_trained_network(selection):
     model, x = selection
+    networks = model.networks()
     found = autoencoder.select_prior(
         model,
         x,
@@ -167,23 +173,86 @@ def test_selection_around_a_trained_network(selection):
     target = wh.condition(changed, x)
     assert np.isfinite(target.log_density(target.init(key=jr.key(0))))
     # The networks of this prior copy, those of the prior before do not.
-    problem = autoencoder.PriorProblem(model, x, start=found.prior)
-    made = problem.images(found.prior, jnp.asarray(x), 5, key=jr.key(0))
-    assert np.mean((made - x) ** 2) < 0.1
-    plain = autoencoder.GaussianPrior.fan_in(model.networks())
-    assert np.mean((problem.images(plain, jnp.asarray(x), 5, key=jr.key(0)) - x) ** 2) > 0.5
+    for prior, copies in (
+        (found.prior, True),
+        (autoencoder.GaussianPrior.fan_in(networks), False),
+    ):
+        problem = autoencoder.PriorProblem(model, x, start=prior)
+        draw = jax.jit(
+            lambda p, problem=problem: problem.made(p, jnp.asarray(x), 5, key=jr.key(0))
+        )
+        made = draw(prior.params)
+        error = np.mean((made.reshape(5, *x.shape) - x) ** 2)
+        assert error < 0.1 if copies else error > 0.5
 
 
 def test_selection_by_train(selection):
+    """The prior stays in warm-up; steps so large overshoot, and the best look is selected."""
     model, x = selection
     problem = autoencoder.PriorProblem(
-        model, x, start=autoencoder.GaussianPrior.fan_in(model.networks())
+        model, x, start=autoencoder.GaussianPrior.fan_in(model.networks(), per="net", scale=3.0)
     )
-    procedure = autoencoder.DSWD(steps=4, draws=2, batch_size=8, projections=5, warmup=0)
+    procedure = autoencoder.DSWD(
+        steps=8, draws=2, batch_size=8, projections=5, warmup=2, look_every=1, learning_rate=0.7
+    )
     trained = wh.train(problem, procedure, key=jr.key(0), progress=False)
-    assert trained.stats["sw2"].shape == (1, 4)
+    (looks,) = trained.stats["sw2"]
+    assert looks.shape == (8,)
+    assert looks[0] == looks[1] != looks[2]
+    assert 2 <= np.argmin(looks) < 7
     found = autoencoder.selected(problem, trained.state, key=jr.key(0))
-    assert isinstance(found.prior, autoencoder.GaussianPrior)
+    seen = jax.jit(lambda params: procedure._look(problem, params)[0])
+    assert_allclose(seen(found.prior.params), looks.min(), rtol=1e-9)
+
+
+def _sliced(a, b, rng):
+    along = rng.normal(size=(400, a.shape[1]))
+    along /= np.linalg.norm(along, axis=1)[:, None]
+    return np.sqrt(np.mean((np.sort(a @ along.T, 0) - np.sort(b @ along.T, 0)) ** 2))
+
+
+def test_what_cannot_be_told_from_data(selection):
+    """The floor is a distance of halves, a root of 2 more than one of as many as there are."""
+    model, x = selection
+    start = autoencoder.GaussianPrior.fan_in(model.networks(), per="net")
+    problem = autoencoder.PriorProblem(model, x, start=start)
+    state = autoencoder.DSWD().init(problem, key=jr.key(0))
+    found = autoencoder.selected(problem, state, key=jr.key(0))
+    assert found.distances["selected"] == found.distances["start"]
+    rng = np.random.default_rng(1)
+    splits = [rng.permutation(x).reshape(2, 32, 2) for _ in range(200)]
+    splits = [_sliced(a, b, rng) for a, b in splits]
+    assert min(splits) < found.floor[0] < max(splits)
+    assert found.floor[0] < found.floor[1]
+
+    def said(after, rival):
+        distances = {"start": (1.0, 2.0), "selected": (after, 2.0), "FanIn()": (rival, 2.0)}
+        return str(dataclasses.replace(found, distances=distances, floor=(0.8, 2.0)))
+
+    assert "cannot be told from data" in said(0.79 / 2**0.5, 2.0)
+    assert "cannot be told from data" not in said(0.81 / 2**0.5, 2.0)
+    assert "took 30% off" in said(0.7, 2.0)
+    assert "changed next to nothing" in said(0.99, 2.0)
+    assert "FanIn() is as near" in said(0.7, 0.69)
+    assert "FanIn() is as near" not in said(0.7, 0.71)
+
+
+def test_every_datum_is_seen_by_a_network_of_its_own(selection):
+    """Images of one datum 400 times, and plain networks as layers usually begin."""
+    model, x = selection
+    start = autoencoder.GaussianPrior.fan_in(model.networks(), per="net")
+    problem = autoencoder.PriorProblem(model, np.tile(x[:1], (400, 1)), start=start)
+    made = np.asarray(images_of(problem, start, jr.key(0)))
+    # Codes A x + a, images B z + b, entries of variance 1 / 2 or, of biases, 1.
+    code = (x[0] @ x[0]) / 2 + 1
+    variance = code + 1
+    error = np.sqrt((2 * variance**2 + code**2 * 3) / 400)  # of a normal with random variance
+    assert np.all(np.abs((made**2).mean(0) - variance) < 5 * error)
+    plain = Reconstruction(problem)
+    drawn = jax.vmap(lambda k: plain.start(key=k))(jr.split(jr.key(1), 4_000))
+    weight = drawn["encoder.layers.1.weight"]
+    assert_allclose(weight.var(), 1 / (3 * 2), rtol=5 * np.sqrt(2 / weight.size))
+    assert np.all(drawn["encoder.layers.1.bias"] == 0)
 
 
 def test_what_cannot_be_selected_is_named(selection):
@@ -348,6 +417,18 @@ def test_a_scale_is_matched_to_a_hierarchical_process(metric):
     quantiles = norm.ppf((np.arange(10**6) + 0.5) / 10**6)
     best = {"sliced": np.mean(quantiles * np.sort(sample)), "bures": sample.std()}[metric]
     assert_allclose(np.exp(float(found.prior.log_scales["bias"])), best, rtol=0.08)
+
+
+def test_what_matching_says_and_jitter_of_a_kernel():
+    prior = autoencoder.GaussianPrior.fan_in(eqx.nn.Linear(1, 1, key=jr.key(0)))
+    said = lambda *v: str(autoencoder.MatchedPrior(prior, *v, np.zeros(1)))
+    assert "cannot be told" in said(1.0, 0.29, 0.2)
+    assert "cannot be told" not in said(1.0, 0.31, 0.2)
+    assert "next to nothing" in said(1.0, 0.96, 0.2)
+    assert "next to nothing" not in said(1.0, 0.94, 0.2)
+    x = jnp.array([[1.0], [3.0]])
+    found = _problem(lambda x: x @ x.T, x, "bures", 2).covariance(x, key=jr.key(0))
+    assert_allclose(found - x @ x.T, 1e-6 * 5.0 * np.eye(2), rtol=1e-6, atol=1e-15)
 
 
 def test_what_cannot_be_matched_is_named():

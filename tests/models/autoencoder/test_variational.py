@@ -139,6 +139,19 @@ def test_discrepancy_is_unbiased():
     assert_allclose(far, 2 * 7, rtol=1e-6)  # seven kernels, each 1 within and 0 between
 
 
+def test_loss_of_a_wasserstein_autoencoder(x):
+    """The reconstruction at the code, and beta times the discrepancy from the prior's codes."""
+    encoder, decoder = autoencoder.dense((4,), 2, (), key=jr.key(0))
+    loss = lambda beta: _problem(x, encoder, decoder, objective="wae", beta=beta).loss(
+        (encoder, decoder, jnp.zeros((0, 4))), None, key=jr.key(3)
+    )
+    codes = jax.vmap(encoder)(jnp.asarray(x))
+    given = norm(jax.vmap(decoder)(codes), SIGMA).logpdf(x).sum(1)
+    assert_allclose(loss(0), -given.mean(), rtol=1e-9)
+    apart = discrepancy(codes, jr.normal(jr.key(3), codes.shape))
+    assert_allclose(loss(2.5) - loss(0), 2.5 * apart, rtol=1e-9)
+
+
 def test_training_lowers_the_loss_of_each_kind():
     rng = np.random.default_rng(0)
     x = 1 / (1 + np.exp(-rng.normal(size=(60, 2)) @ rng.normal(size=(2, 6)) * 2))

@@ -75,11 +75,11 @@ def test_own_variances_and_the_hypergeometric_covariance():
     hurst = np.array([0.1, 0.3, 0.7, 0.9])
     other = special.gamma(2 - 2 * hurst) * np.cos(np.pi * hurst)
     other /= np.pi * hurst * (1 - 2 * hurst)
-    assert_allclose([forms.mvn_variance(h) for h in hurst], other, rtol=1e-12)
+    assert_allclose([forms.own_variance("I", h) for h in hurst], other, rtol=1e-12)
     for h in hurst:
         inner = lambda u, h=h: (1.4 - u) ** (h - 0.5)
         want = integrate.quad(inner, 0, 0.9, weight="alg", wvar=(0, h - 0.5))[0]
-        want /= special.gamma(h + 0.5) ** 2 * forms.rl_variance(h)
+        want /= special.gamma(h + 0.5) ** 2 * forms.own_variance("II", h)
         assert_allclose(forms.rl_covariance(np.array(0.9), np.array(1.4), h), want, rtol=1e-7)
 
 
@@ -123,12 +123,12 @@ def test_published_grid(kind, nodes, hurst, error, variance):
 def test_law_is_matched_for_every_hurst_index(kind, low, worst):
     x = (0.0, *np.geomspace(low, 500, 5))
     for hurst in (0.05, 0.1, 0.2, 0.313, 0.5, 0.7, 0.9, 0.95):
-        weights = tables.weights_at(kind, x, "law", 1 / 250, hurst)
+        weights = tables.table(kind, x, "law", 1 / 250)(hurst)
         error, _ = tables.misfit(kind, np.asarray(x), weights, hurst, 1 / 250)
         assert np.abs(error).max() < (worst if hurst < 0.3 or kind == "II" else 0.0125)
     # Between knots the spline is the minimum that lies there.
     weights = tables._values(kind, np.asarray(x), "delta", 1 / 250, np.array([0.3071]))[0]
-    assert_allclose(tables.weights_at(kind, x, "delta", 1 / 250, 0.3071), weights, rtol=1e-6)
+    assert_allclose(tables.table(kind, x, "delta", 1 / 250)(0.3071), weights, rtol=1e-6)
     error, lags = tables.misfit(kind, np.asarray(x), weights, 0.3071, 1 / 250)
     short = np.argmin(np.abs(lags - 1 / 250)) if kind == "I" else tables.LAGS
     assert_allclose(error[short], 0, atol=1e-10)

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 
 import whence as wh
 from whence.models import fbm
-from whence.models.fbm._forms import mvn_variance
+from whence.models.fbm._forms import own_variance
 
 
 def test_exact_paths_have_the_exact_covariance(key):
@@ -24,7 +24,7 @@ def test_exact_paths_have_the_exact_covariance(key):
         assert np.all(np.abs(got - want) < 5 * spread)
     assert_allclose(noise.sample([0.0, 1.0], key=key)[:, 0], 0.0)
     mvn = fbm.FractionalNoise(0.2, normalize="mvn")
-    assert_allclose(mvn.exact_variogram(1.0), mvn_variance(0.2), rtol=1e-10)
+    assert_allclose(mvn.exact_variogram(1.0), own_variance("I", 0.2), rtol=1e-10)
 
 
 @pytest.mark.parametrize(("kind", "hurst"), [("I", 0.3), ("I", 0.8), ("II", 0.7)])
@@ -54,7 +54,7 @@ def test_scale_start_drivers_and_rates(key):
     unit, mvn = fbm.FractionalNoise(0.3), fbm.FractionalNoise(0.3, normalize="mvn")
     for times in (np.array([0.5, 1.0, 1.5]), np.array([0.5, 1.1, 2.5])):
         drawn = unit.sample(times, key=key)
-        assert_allclose(mvn.sample(times, key=key), drawn * mvn_variance(0.3) ** 0.5)
+        assert_allclose(mvn.sample(times, key=key), drawn * own_variance("I", 0.3) ** 0.5)
         assert_allclose(unit.sample(times + 5.0, key=key, start=5.0), drawn, rtol=1e-8)
     prior = fbm.FractionalNoise(dist.Beta(2.0, 2.0), drivers=3)
     assert prior.sample_prior(key).hurst.shape == (3,)
@@ -89,6 +89,29 @@ def test_report_in_words_and_numbers():
     # Brownian paths at short lags: their standard deviation is the sum of the weights.
     brownian = fbm.FractionalNoise(0.5).error_report(horizon=7.0)
     assert_allclose(brownian.diffusivity, 1.0, rtol=1e-6)
+    # The same numbers by the bank itself, at lags up to twice the horizon.
+    noise = fbm.FractionalNoise(0.3, horizon=2.0, normalize="mvn")
+    report, bank = noise.error_report(), noise.bank()
+    lags = np.append(np.geomspace(report.resolution, 4.0, 60), report.worst_lag)
+    apart = np.abs(np.log(noise.variogram(lags) / noise.exact_variogram(lags)))
+    assert_allclose(report.misfit, np.expm1(apart.max()), rtol=1e-6)
+    assert_allclose(report.misfit, np.expm1(apart[-1]), rtol=1e-6)
+    assert_allclose(report.diffusivity, bank.weights @ bank.scales, rtol=1e-9)
+    assert_allclose(report.brownian_lag, 1 / bank.rates[-1], rtol=1e-9)
+    assert_allclose(report.resolution, 2 / bank.rates[-1], rtol=1e-9)
+    # Of kind II also variances from the start on, and of increments that end at 1 and 2.
+    noise = fbm.FractionalNoise(0.3, "II", horizon=2.0)
+    report = noise.error_report()
+    lags = np.geomspace(report.resolution, 4.0, 60)
+    short = lags[lags < 1.0]
+    pairs = [(lags, 0 * lags), (short, 2.0 - short), (short, 4.0 - short)]
+    ratios = [noise.variogram(*pair) / noise.exact_variogram(*pair) for pair in pairs]
+    assert_allclose(report.misfit, np.expm1(np.abs(np.log(np.hstack(ratios))).max()), rtol=1e-6)
+    # Of Brownian motion and one process of rate x their correlation is a closed form.
+    x = np.sqrt(0.01 * 500)
+    rho = np.sqrt(2 * (1 + np.expm1(-x) / x) / x)
+    two = fbm.FractionalNoise(0.3, nodes=2).error_report(horizon=3.0)
+    assert_allclose(two.condition, (1 + rho) / (1 - rho), rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
+from scipy.stats import norm
 
 import whence as wh
 from whence.core._family import bound
@@ -101,18 +102,18 @@ class Heavy(Walk):
 
 
 class Turning(fbm.FractionalSDE):
-    """The noise itself, with an H that rises."""
+    """The noise itself, with an H that rises; beside it an integral over time."""
 
     noise: fbm.FractionalNoise = fbm.FractionalNoise(kind="II")
 
     def initial(self):
-        return dist.Normal(jnp.zeros(1), 1e-9)
+        return dist.Normal(jnp.zeros(2), 1e-9)
 
     def drift(self, t, x):
-        return jnp.zeros(1)
+        return jnp.array([0.0, 1.0]) * t**2
 
     def diffusion(self, t, x):
-        return 1.0
+        return jnp.array([1.0, 0.0])
 
     def observe(self, x):
         return dist.Normal(x[0], 0.1)
@@ -121,20 +122,31 @@ class Turning(fbm.FractionalSDE):
         return 0.3 + 0.2 * t
 
 
+def moving_kernel(model, times, s, t):
+    """Covariance of the noise with an H that varies, by its definition; `s <= t`."""
+    bank = model.noise.bank(times[-1] - times[0], len(times), jnp.stack([s, t]) * 0.2 + 0.3)
+    g, (w, v) = np.asarray(bank.rates), np.asarray(bank.weights * bank.scales[None])
+    total = g[:, None] + g[None, :]
+    with np.errstate(invalid="ignore"):
+        shared = np.where(total == 0, s, -np.expm1(-total * s) / total)
+    return w @ (shared * np.exp(-g * (t - s))[None]) @ v
+
+
 def family_of(target, family):
     """Return a family for a target, and the flat position it is of."""
     like, unravel = flat_view(target)
     return bound(family, target, layout_of(target)), like, unravel
 
 
-def log_weights(target, family, params, num, key):
-    """Return log weights of draws, and these."""
+def log_weights(target, family, params, num, key, also=lambda position: None):
+    """Return log weights of draws, these, and what else is asked of them, by one program."""
     made, like, unravel = family_of(target, family)
 
     def one(noise):
-        position = made.transform(params, noise)
-        log_weight = target.log_density(unravel(position)) - made.log_prob(params, noise)
-        return log_weight, position
+        flat = made.transform(params, noise)
+        position = unravel(flat)
+        log_weight = target.log_density(position) - made.log_prob(params, noise)
+        return log_weight, flat, also(position)
 
     noise = made.noise(like, num, key=key)
     return jax.jit(jax.vmap(one))(noise)
@@ -158,17 +170,16 @@ def as_path(model):
     return dataclasses.replace(model, exact=False)
 
 
-@pytest.mark.parametrize("kind", ["I", "II"])
-def test_optimal_control_is_the_posterior(kind, key):
+def test_optimal_control_is_the_posterior(key):
     """Every draw of the noise has the weight of Kalman's evidence; missing data too."""
-    model = Walk(fbm.FractionalNoise(0.3, kind), theta=0.0, sigma=1.3, first=0.7, steps=15)
+    model = Walk(fbm.FractionalNoise(0.3), theta=0.0, sigma=1.3, first=0.7, steps=15)
     y = np.where([True, False, True, True], Y, np.nan)
     exact, target = wh.condition(model, y, TIMES), wh.condition(as_path(model), y, TIMES)
     family = fbm.ControlledPath()
-    logs, positions = log_weights(target, family, start(target, family), 300, key)
+    states = lambda position: target.constrain(position).states[:, 0]
+    begin = start(target, family)
+    logs, _, states = log_weights(target, family, begin, 300, key, states)
     assert_allclose(logs, exact.log_density({}), atol=1e-9)
-    unravel = flat_view(target)[1]
-    states = jax.jit(jax.vmap(lambda p: target.constrain(unravel(p)).states[:, 0]))(positions)
     law = exact.constrain({}).smooth(exact.y, exact.inputs[0], exact.inputs[0])
     mean, variance = np.asarray(law.mean[:, 0]), np.asarray(law.variance[:, 0])
     assert np.all(np.abs(states.mean(0) - mean) < 5 * np.sqrt(variance / 300))
@@ -177,40 +188,44 @@ def test_optimal_control_is_the_posterior(kind, key):
 
 def test_control_of_several_components_and_series(key):
     """Weights are the same for all draws; off Kalman's evidence by the steps of Heun's rule."""
-    model = Pair(fbm.FractionalNoise(np.array([0.3, 0.8]), horizon=1.6), steps=60)
+    model = Pair(fbm.FractionalNoise(np.array([0.3, 0.8]), "II", horizon=1.6), steps=60)
     y = np.random.default_rng(0).normal(size=(3, 4, 2))
     y[1, 2, 0] = y[2, 3] = np.nan
     exact, target = wh.condition(model, y, TIMES), wh.condition(as_path(model), y, TIMES)
     assert exact.rows == target.rows == 3
     family = fbm.ControlledPath()
-    logs, positions = log_weights(target, family, start(target, family), 20, key)
+    logs, positions, _ = log_weights(target, family, start(target, family), 20, key)
     assert np.std(logs) < 1e-8
     assert_allclose(logs[0], exact.log_density({}), atol=2e-3)
     # One by one, by a filter that knows one series.
-    for i in range(3):
+    each = exact.log_likelihood({})
+    for i in (1, 2):
         one = wh.condition(model, y[i], TIMES)
-        assert_allclose(exact.log_likelihood({})[i], one.log_density({}), rtol=1e-9)
-    position = flat_view(target)[1](positions[0])
+        assert_allclose(each[i], one.log_density({}), rtol=1e-9)
     rows = jnp.array([2, 0])
-    both = target.log_joint_rows(target.at_rows(position, rows), rows)[1]
-    joint = target.log_joint_rows(position, jnp.arange(3))[1]
+
+    @jax.jit
+    def by_rows(flat):
+        position = flat_view(target)[1](flat)
+        both = target.log_joint_rows(target.at_rows(position, rows), rows)[1]
+        joint = target.log_joint_rows(position, jnp.arange(3))[1]
+        return both, joint, target.log_density(position)
+
+    both, joint, whole = by_rows(positions[0])
     assert_allclose(both, joint[rows], rtol=1e-9)
-    assert_allclose(joint.sum(), target.log_density(position), rtol=1e-9)
+    assert_allclose(joint.sum(), whole, rtol=1e-9)
 
 
-@pytest.mark.parametrize("hurst", [0.3, 0.7, 0.9])
-def test_bridge(hurst, key):
+def test_bridge():
     """Standard deviations of fractional Brownian motion between 0 and an observation of 0."""
-    sd = {0.3: 0.7897, 0.7: 0.5854, 0.9: 0.3632}[hurst]
-    model = Walk(fbm.FractionalNoise(hurst), theta=0.0, sigma=1.0, steps=20)
-    target = wh.condition(dataclasses.replace(model, start=0.0), np.zeros(1), np.array([2.0]))
-    law = target.constrain({}).smooth(*_data(target), np.array([1.0]))
+
+    def middle(hurst):
+        walk = Walk(fbm.FractionalNoise(hurst), theta=0.0, sigma=1.0, start=0.0)
+        return walk.smooth(jnp.zeros(1), jnp.array([2.0]), jnp.array([1.0])).scale[0, 0]
+
+    found = jax.jit(jax.vmap(middle))(jnp.array([0.3, 0.7, 0.9]))
     # Largest error of the approximation at H = 0.9: 0.017.
-    assert_allclose(law.scale[0, 0], sd, atol=0.018 if hurst == 0.9 else 0.01)
-
-
-def _data(target):
-    return target.y, target.inputs[0]
+    assert np.all(np.abs(found - np.array([0.7897, 0.5854, 0.3632])) < [0.01, 0.01, 0.018])
 
 
 def test_published_bridge_and_its_start(key):
@@ -222,7 +237,7 @@ def test_published_bridge_and_its_start(key):
     target = wh.condition(model, np.zeros(1), np.array([2.0]))
     family = fbm.ControlledPath()
     params = start(target, family)
-    logs, positions = log_weights(target, family, params, 4_000, key)
+    logs, positions, _ = log_weights(target, family, params, 4_000, key)
     assert_allclose(logs, -1.311, atol=5e-4)
     # E_p(start) log p(y | start) = log Z - KL(p(start), p(start | y)): moments of the latter.
     first = np.asarray(positions[:, :6])  # the state's own number does not matter
@@ -243,15 +258,17 @@ def test_density_is_that_of_the_draw(key):
     noise = jax.tree.map(lambda v: v[0], made.noise(like, 1, key=key))
     flat = noise["path"].ravel()
     put = lambda z: {"parameters": None, "path": z.reshape(noise["path"].shape)}
-    transform = lambda z: made.transform(params, put(z))
-    jacobian = jax.jit(jax.jacfwd(transform))(flat)
+
+    @jax.jit
+    def found(z):
+        jacobian = jax.jacfwd(lambda z: made.transform(params, put(z)))(z)
+        both = jax.value_and_grad(lambda z: made.log_prob(params, put(z)))(z)
+        return jacobian, *both, made.score(params, put(z))
+
+    jacobian, own, slope, score = map(np.asarray, found(flat))
     base = -0.5 * flat @ flat - 0.5 * flat.size * np.log(2 * np.pi)
-    want = base - np.linalg.slogdet(jacobian)[1]
-    own = lambda z: made.log_prob(params, put(z))
-    assert_allclose(jax.jit(own)(flat), want, rtol=1e-8)
-    log_density = lambda z: own(z)
-    slope = np.linalg.solve(np.asarray(jacobian).T, jax.jit(jax.grad(log_density))(flat))
-    score = jax.jit(lambda n: made.score(params, n))(noise)
+    assert_allclose(own, base - np.linalg.slogdet(jacobian)[1], rtol=1e-8)
+    slope = np.linalg.solve(jacobian.T, slope)
     # The score is by position, where density by noise changes through the Jacobian alone.
     assert_allclose(score, slope, rtol=1e-6, atol=1e-8)
 
@@ -262,13 +279,13 @@ def test_weights_hold_the_martingale(key):
     exact, target = wh.condition(model, Y, TIMES), wh.condition(as_path(model), Y, TIMES)
     family = fbm.ControlledPath(width=4, discrete=False)
     params = shaken(start(target, family), 0.1)
-    logs, _ = log_weights(target, family, params, 4_000, key)
+    logs, *_ = log_weights(target, family, params, 4_000, key)
     ratio = np.exp(np.asarray(logs) - float(exact.log_density({})))
     assert np.std(ratio) > 0.05
     # In continuous time the control alone leaves something over, and no outlier breaks it.
     heavy = wh.condition(Heavy(model.noise, steps=10), Y, TIMES)
     plain = fbm.ControlledPath(width=0, discrete=False)
-    logs, _ = log_weights(heavy, plain, start(heavy, plain), 50, key)
+    logs, *_ = log_weights(heavy, plain, start(heavy, plain), 50, key)
     assert np.all(np.isfinite(logs))
     assert np.std(logs) > 0.05
     assert abs(ratio.mean() - 1) < 5 * ratio.std() / np.sqrt(4_000)
@@ -281,7 +298,7 @@ def test_equation_that_is_not_linear(key):
         Growth(fbm.FractionalNoise(0.7), steps=12), np.array([4, 7, 11, 30]), times
     )
     family = fbm.ControlledPath(width=0)
-    logs, _ = log_weights(target, family, start(target, family), 1_000, key)
+    logs, *_ = log_weights(target, family, start(target, family), 1_000, key)
     weights = np.exp(np.asarray(logs) - np.max(logs))
     assert weights.sum() ** 2 / (weights @ weights) > 500  # the control is a good proposal
     estimate = np.log(weights.mean()) + np.max(logs)
@@ -301,58 +318,64 @@ def test_particles_against_the_filter(key):
     draw = target.sequence.constrain({})
 
     def run(k):
-        cloud, history = run_filter(wh.ParticleFilter(300), target.sequence, draw, key=k)
-        path = history.state[:, 0]
-        position = target.sequence.join({}, path)
-        return cloud.log_evidence.value, position, path[:, :1]
+        cloud, _ = run_filter(wh.ParticleFilter(300), target.sequence, draw, key=k)
+        # One state after the other, and the path that their noise makes.
+        keys = jr.split(k, len(TIMES))
+        path = [target.sequence.initial(draw, key=keys[0])]
+        for i in range(1, len(TIMES)):
+            at = jnp.asarray(i), target.sequence.datum(i)
+            path.append(target.sequence.transition(draw, path[-1], *at, key=keys[i]))
+        path = jnp.stack(path)
+        own = target.constrain(target.sequence.join({}, path)).states
+        return cloud.log_evidence.value, own, path[:, :1]
 
-    logs, positions, states = jax.jit(jax.vmap(run))(jr.split(key, 100))
+    logs, own, states = jax.jit(jax.vmap(run))(jr.split(key, 100))
     ratio = np.exp(np.asarray(logs) - float(exact.log_density({})))
     assert abs(ratio.mean() - 1) < 5 * ratio.std() / 10
-    # The same law without a latent path; and noise of one particle makes its first state.
+    assert_allclose(own, states, rtol=1e-9)
+    # The same law without a latent path.
     filtered = wh.filter(exact, wh.ParticleFilter(2_000), key=key)
     last = exact.constrain({}).smooth(exact.y, exact.inputs[0], exact.inputs[0][-1:])
     assert abs(filtered.mean[-1, 0] - last.loc[0, 0]) < 5 * float(last.scale[0, 0]) / 20
-    own = jax.vmap(lambda p: target.constrain(p).states)(positions)
-    assert_allclose(own[:, 0], states[:, 0], rtol=1e-9)
 
 
 def test_predictions_of_a_path(key):
-    """States between points of the grid and beyond it have the law of the noise."""
+    """States between points of the grid and beyond it have the law of the moving kernel."""
     times = np.array([0.0, 1.0, 2.0])
-    at = jnp.array([2.9, 0.3, 0.42, 2.0, 1.4])  # two within one step, two beyond
-    model = Walk(fbm.FractionalNoise(0.3), theta=0.0, sigma=1.0, steps=4, exact=False)
-    target = wh.condition(model, np.zeros(3), times)
-    every = jnp.concatenate([at, jnp.asarray(times[1:])])
+    at = np.array([2.9, 0.3, 0.42, 2.0, 1.4])  # two within one step, one beyond
+    target = wh.condition(Turning(steps=4), np.zeros(3), times)
+    every = np.concatenate([at, times[1:]])
 
     def one(key):
         keys = jr.split(key)
         draw = target.constrain(target.sample_prior_position(key=keys[0]))
         bank, _ = draw.basis()
         plan, white = draw.plan, draw.hidden["step_noise"]
-        new = between(draw, bank, plan.grid, draw.path(), white, at, keys[1])
-        return jnp.concatenate([new[:, 0], draw.states[1:, 0]])
+        path = draw.path()
+        new = between(draw, bank, plan.grid, path, white, jnp.asarray(at), keys[1])
+        return jnp.concatenate([new, path[0][plan.at[1:]]]), path
 
     count = 6_000
-    drawn = np.asarray(jax.jit(jax.vmap(one))(jr.split(key, count)))
-    bank = target.model.basis()[0]
-    shape = (len(every), len(every))
-    want = bank.covariance(
-        jnp.broadcast_to(every[:, None], shape), jnp.broadcast_to(every[None, :], shape)
-    )
+    drawn, (x, y) = jax.jit(jax.vmap(one))(jr.split(key, count))
+    pairs = [(min(s, t), max(s, t)) for s in every for t in every]
+    want = [moving_kernel(target.model, times, s, t) for s, t in pairs]
+    want, noise = np.reshape(want, (7, 7)), np.asarray(drawn[..., 0])
     error = np.sqrt((want**2 + np.outer(np.diag(want), np.diag(want))) / count)
-    assert np.all(np.abs(drawn.T @ drawn / count - want) < 5 * error)
-    assert_allclose(drawn[:, 3], drawn[:, -1], atol=1e-9)  # a point of the grid is known
+    assert np.all(np.abs(noise.T @ noise / count - want) < 5 * error)
+    assert_allclose(noise[:, 3], noise[:, -1], atol=1e-9)  # a point of the grid is known
+    # On the grid it is the sum of its processes, with the weights of each time.
+    own = target.model.noise.bank(2.0, 3, 0.3 + 0.2 * target.model.plan.grid)
+    total = jnp.sum(own.weights[None] * y[:, :, 0], axis=-1)
+    assert_allclose(x[..., 0], total, atol=1e-8)
+    # Without noise Heun's rule is the trapezoidal one, from the last point before.
+    before = [[0, 0.5, 1, 1.5, 2, 2.9], [0, 0.3], [0, 0.3, 0.42], [0, 0.5, 1, 1.5, 2]]
+    before += [[0, 0.5, 1, 1.4], [0, 0.5, 1], [0, 0.5, 1, 1.5, 2]]
+    sums = [np.trapezoid(np.square(p), p) for p in before]
+    assert_allclose(drawn[..., 1], np.tile(sums, (count, 1)), atol=1e-7)
 
 
 def test_hurst_that_varies(key):
-    """The path is the moving kernel: weights at each time, times processes without a past."""
-    target = wh.condition(Turning(steps=40), np.zeros(2), np.array([0.0, 2.0]))
-    draw = target.constrain(target.sample_prior_position(key=key))
-    x, y = draw.path()
-    hurst = 0.3 + 0.2 * draw.plan.grid
-    own = draw.noise.bank(2.0, 2, hurst)
-    assert_allclose(x[:, 0], jnp.sum(own.weights * y[:, 0], axis=-1), atol=1e-8)
+    draw = wh.condition(Turning(steps=40), np.zeros(2), np.array([0.0, 2.0])).model
     # Variance t^(2 H(t)), where a change of H without its own term would miss by a lot.
     made = draw.simulate(np.array([0.0, 1.0, 2.0]), key=key, paths=3_000, steps=40)
     t = np.array([1.0, 2.0])
@@ -418,7 +441,9 @@ def test_encoder_of_several_series(key):
     found = engine.bound(held, fit.record, key=1, samples=50)
     evidence = float(exact.log_density({}))
     # Before training noise is at its prior: at least nine tenths of the way are made.
-    before = np.mean(log_weights(held, family, start(held, family), 50, key)[0])
+    bank = target.model.noise.bank(1.6, 4)
+    variance = 1.0 + np.asarray(bank.covariance(times - 0.4, times - 0.4))
+    before = norm(0.0, 0.3).logpdf(other).sum() - 30 * variance.sum() / (2 * 0.3**2)
     assert before + 0.9 * (evidence - before) < found < evidence
 
 
@@ -429,7 +454,7 @@ def test_batches_of_series_add_up(key):
     y[1, 2] = np.nan
     target = wh.condition(model, y, TIMES)
     encoder = lambda key: Flat(eqx.nn.MLP(4, 3, 4, 1, key=key))
-    family = fbm.ControlledPath(MeanField(), encoder=encoder, width=4)
+    family = fbm.ControlledPath(MeanField(), linear=False, encoder=encoder, width=4)
     whole, like, _ = family_of(target, family)
     params = shaken(whole.init(like))
     noise = whole.noise(like, 2, key=key)
@@ -443,13 +468,26 @@ def test_batches_of_series_add_up(key):
 
     first, second = jnp.array([0, 2]), jnp.array([3, 1])
     halves = [log_weight(rows, noise["path"][:, rows]) for rows in (first, second)]
-    every = jax.jit(lambda: batch_weights(Batch.of(target, family, params, None), noise).total)
-    assert_allclose((halves[0][0] + halves[1][0]) / 2, every(), rtol=1e-9)
-    score = jax.jit(jax.vmap(lambda n: whole.score(params, n)))(noise)
-    assert_allclose((halves[0][2] + halves[1][2]) / 2, jnp.sum(score), rtol=1e-9)
+
+    @jax.jit
+    def of_all(noise):
+        total = batch_weights(Batch.of(target, family, params, None), noise).total
+        return total, jnp.sum(jax.vmap(lambda n: whole.score(params, n))(noise))
+
+    every, score = of_all(noise)
+    assert_allclose((halves[0][0] + halves[1][0]) / 2, every, rtol=1e-9)
+    assert_allclose((halves[0][2] + halves[1][2]) / 2, score, rtol=1e-9)
     plain = wh.BBVI(fbm.ControlledPath(MeanField()), batch_size=2)
     with pytest.raises(ValueError, match="`batch_size` must be None for a `ControlledPath`"):
         wh.infer(target, plain, key=key)
+
+
+@pytest.mark.slow
+def test_fit_by_batches_of_series(key):
+    model = Unscaled(fbm.FractionalNoise(0.7), theta=0.0, steps=3, exact=False)
+    target = wh.condition(model, np.random.default_rng(2).normal(size=(4, 4)), TIMES)
+    encoder = lambda key: Flat(eqx.nn.MLP(4, 3, 4, 1, key=key))
+    family = fbm.ControlledPath(MeanField(), encoder=encoder, width=4)
     engine = wh.BBVI(family, steps=2, samples=1, draws=2, batch_size=2)
     fit = wh.infer(target, engine, key=key, progress=False)
     assert np.isfinite(fit.record.elbo_final)

@@ -1,6 +1,7 @@
 """Linear equations against dense Gaussian algebra, paths against closed forms, bad input."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -404,8 +405,11 @@ def test_data_that_are_refused(y, times, said):
 
 def test_noise_that_does_not_fit_the_times_is_named():
     times, y = np.linspace(0.0, 1.0, 101), np.zeros(101)
-    with pytest.raises(ValueError, match="too coarse for these times"):
+    with pytest.raises(ValueError, match="too coarse for these times") as refused:
         wh.condition(Tracker(noise=fbm.FractionalNoise(0.3, span=(0.05, 20))), y, times)
+    (wider,) = re.findall(r"`span` of the noise to (\S+) or more", str(refused.value))
+    wider = fbm.FractionalNoise(0.3, span=(0.01, float(wider)), weights="l2")
+    wh.condition(Tracker(noise=wider), y, times)  # as advised
     with pytest.raises(ValueError, match="`horizon` of the noise must be at least"):
         wh.condition(Tracker(noise=fbm.FractionalNoise(0.3, horizon=0.4)), y, times)
     poor = fbm.FractionalNoise(0.1, nodes=4, span=(1.0, 300.0), weights="l2")
@@ -426,8 +430,13 @@ def test_noise_that_does_not_fit_the_times_is_named():
         wh.condition(Tracker(start=0.5), y, times)
     path = Tracker(theta=1.0, sigma=0.8, noise=fbm.FractionalNoise(0.3), exact=False, steps=50)
     wh.condition(path, y, times)
-    with pytest.warns(wh.InferenceWarning, match="too coarse for the noise of an observation"):
-        wh.condition(dataclasses.replace(path, sigma=8.0), y, times)
+    loud = dataclasses.replace(path, sigma=8.0)
+    with pytest.warns(wh.InferenceWarning, match="too coarse for the noise of") as warned:
+        wh.condition(loud, y, times)
+    (steps,) = re.findall(r"`steps=(\d+)`", str(warned[0].message))
+    wh.condition(dataclasses.replace(loud, steps=int(steps)), y, times)  # as advised
+    with pytest.warns(wh.InferenceWarning, match="too coarse for the noise of"):
+        wh.condition(dataclasses.replace(loud, steps=int(steps) // 2), y, times)
 
 
 def test_missing_numbers_and_forecasts(coupled, holes):
@@ -441,6 +450,10 @@ def test_missing_numbers_and_forecasts(coupled, holes):
     target.new_inputs((np.array([6.0]),), {})
     with pytest.raises(ValueError, match="must be from the start"):
         target.new_inputs((np.array([-0.1]),), {})
+    later = wh.condition(model, np.where(holes, y, np.nan), TIMES + 5.0)
+    later.new_inputs((np.array([5.0, 11.0]),), {})
+    with pytest.raises(ValueError, match="2 horizons after it, 11: beyond"):
+        later.new_inputs((np.array([11.1]),), {})
     # Within a program, and of rates that no series can follow, there is no number.
     at = jnp.array([7.0, 6.0])
     both = lambda a, at: (

@@ -12,6 +12,8 @@ from scipy import stats
 
 from whence.models import niw
 from whence.models.niw._covariance import full
+from whence.models.niw._diagnose import _every, _judge, _surrogate_error
+from whence.models.niw._prior import log_prior, prior_for
 
 X, Y, _ = tasks(3, points=4, seed=5)
 NEW = np.random.default_rng(1).normal(size=(6, 2))
@@ -61,6 +63,41 @@ def test_linear_tasks_are_exact():
     error = np.sqrt(variance - NOISE**2) / 4_000**0.5
     assert np.all(np.abs(drawn.mean[:, 0] - NEW @ mean) < 4.5 * error)
     assert_allclose(drawn.log_prob(y), law.logpdf(y), atol=0.1)
+
+
+class Known(niw.AbstractLocal):
+    """The quadratic of a linear task, made at its minimum; exact, or too large by a number."""
+
+    off: float = 0.0
+
+    def fit(self, loss, mean, covariance, *, key):
+        rows, residual = loss.rows(mean)
+        centre = jnp.linalg.solve(rows.T @ rows, rows.T @ (rows @ mean - residual))
+        quarter, none = jnp.asarray(0.25), jnp.zeros(len(rows))
+        value = loss(centre) + self.off
+        return niw.Quadratic(centre, value, quarter, rows=rows, residual=none)
+
+
+def test_what_was_learned_of_a_task_in_numbers():
+    mean, v = _regression(X[0], Y[0])
+    task = niw.adapt(LINEAR, X[0], Y[0], local=Known())
+    assert_allclose(task.mean, mean, rtol=1e-7)
+    gap, inverse = mean - M0, np.linalg.inv(S)
+    logs = np.linalg.slogdet(S)[1] - np.linalg.slogdet(v)[1]
+    assert_allclose(task.kl, (logs + np.trace(inverse @ v) + gap @ inverse @ gap - 2) / 2)
+    ols = np.linalg.lstsq(X[0], Y[0])[0]
+    assert_allclose(task.ratio, np.linalg.norm(gap) / np.linalg.norm(ols - M0))
+    assert_allclose(task.clipped, 0.25)
+    error = eqx.filter_jit(_surrogate_error)(task, Known(0.7), jr.key(0))
+    assert_allclose(error, 0.7, rtol=1e-6)
+    # Draws of a mixture are shared out by the weights, and come from the law of each part.
+    certain = niw.Diagonal(jnp.full((2, 2), 200.0))
+    parts = niw.WeightGaussian(jnp.array([[1.0, 2.0], [-3.0, 0.5]]), certain)
+    where = lambda t: (t.posterior, t.log_weights)
+    mixed = eqx.tree_at(where, task, (parts, jnp.log(jnp.array([0.3, 0.7]))))
+    drawn = np.asarray(mixed.sample(10))
+    assert_allclose(drawn, np.repeat(parts.mean, [3, 7], axis=0), atol=1e-9)
+    assert_allclose(mixed.mean, [0.3 - 2.1, 0.6 + 0.35])
 
 
 def test_variational_posterior_of_a_linear_task():
@@ -135,8 +172,9 @@ def test_priors():
     df, strength = 8.0, 5.0
     meta = _with(model(df=df, strength=strength), [M0], [S])
     law = niw.NIW(M0, strength, df * S, df)
-    mode = niw.adapt(meta, X[0], Y[0], prior="mode")
-    assert_allclose(mode.mean, _regression(X[0], Y[0], M0, np.asarray(law.mode))[0])
+    mode = prior_for(meta, "mode")[0].covariance.lower[0]
+    tril = niw.Full(mode).tril
+    assert_allclose(tril @ tril.T, law.mode)
     # Student's t: the posterior mean by weights on draws of the prior.
     t = niw.adapt(meta, X[0][:2], Y[0][:2], prior="predictive_t")
     theta = np.asarray(law.predictive.sample(jr.key(0), (400_000,)))
@@ -154,6 +192,10 @@ def test_priors():
     w = 2 / (1 + (np.diag(v) + (mean - M0) ** 2) / 1.0)
     again, _ = _regression(X[0], Y[0], M0, np.diag(1 / w))
     assert_allclose(mean, again, atol=1e-5)
+    prior = prior_for(product, "predictive_t")
+    at = np.array([[0.1, -2.0], [3.0, 0.4]])
+    found = [log_prior(jnp.asarray(w), *prior) for w in at]
+    assert_allclose(np.diff(found), np.diff(stats.t(1.0, M0).logpdf(at).sum(1)))
     close = niw.adapt(product, X[0], Y[0], prior="predictive_t", method="vi", steps=800)
     assert_allclose(close.mean, mean, atol=0.05)
 
@@ -171,7 +213,8 @@ def test_heads_of_labels():
     linear = niw.NIWMeta(
         eqx.nn.Linear(2, 3, key=jr.key(0)), niw.Categorical(3), covariance="full", precision=1.0
     )
-    task = niw.adapt(linear, x[0], y[0], local=niw.GGNLaplace(steps=0, newton=10))
+    newton = niw.GGNLaplace(steps=0, newton=30)
+    task = niw.adapt(linear, x[0], y[0], local=newton)
     predicted = task.predict(x[0], draws=200)
     assert_allclose(predicted.mean.sum(1), 1)
     # The maximum and curvature of a logistic regression, by Newton's method.
@@ -193,9 +236,9 @@ def test_heads_of_labels():
     assert_allclose(by_adam.mean, task.mean, atol=0.01)
     # From afar a whole step overshoots: the halved ones still arrive.
     far = eqx.tree_at(lambda m: m.population.mean, linear, 30 * linear.population.mean)
-    found = niw.adapt(far, x[0], y[0], local=niw.GGNLaplace(steps=0, newton=30))
+    found = niw.adapt(far, x[0], y[0], local=newton)
     objective = lambda w: found.loss(w) + jnp.sum((w - far.population.mean[0]) ** 2) / 2
-    assert_allclose(jax.grad(objective)(found.mean), np.zeros(9), atol=1e-5)
+    assert_allclose(jax.jit(jax.grad(objective))(found.mean), np.zeros(9), atol=1e-5)
 
 
 def test_prototypes():
@@ -232,14 +275,19 @@ def test_diagnose():
     assert report.numbers["nll_8"] < report.numbers["nll_2"]
     assert report.numbers["surrogate_8"] < 1e-6
     assert abs(report.numbers["coverage90_8"] - 0.9) < 0.1
+    # Of 30 tasks with 4 points left: squares of the noise and 1 / 4 of it more, log densities
+    # with the variance of half a chi-squared number.
+    assert_allclose(report.numbers["mse_8"], 1.25 * NOISE**2, rtol=5 * np.sqrt(2 / 120))
+    assert_allclose(report.numbers["nll_error_8"], np.sqrt(0.5 / 4 / 30), rtol=0.5)
     wrong = eqx.tree_at(lambda m: m.likelihood, right, niw.Gaussian(0.02))
     report = niw.diagnose(wrong, niw.Tasks(x, y), shots=(8,))
     assert not report.ok
     assert "calibration" in report
-    short = niw.SGLDMoments(steps=5, warmup=0, step_size=1e-6, clip=(1e-4, 1e3))
-    report = niw.diagnose(right, niw.Tasks(x, y), shots=(8,), local=short)
-    assert report["clipped"].severity == "warning"
-    assert report["clipped"].value == 1
+    every = _every(right, niw.Tasks(x, y), jnp.asarray(8), niw.GGNLaplace(), jr.key(0))
+    seen = jax.tree.map(np.asarray, every) | {"clipped": np.linspace(0.2, 1.0, 30)}
+    found = {finding.code: finding for finding in _judge(right, niw.Tasks(x, y), 8, seen)[0]}
+    assert found["clipped"].severity == "warning"
+    assert_allclose(found["clipped"].value, 0.6)
     y[3] = x[3] @ np.array([40.0, 40.0])
     report = niw.diagnose(right, niw.Tasks(x, y), shots=(4,))
     assert report["unusual"].where[0] == "task 3"

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import numpyro.infer
 import pytest
 from linear_tasks import gibbs, model, quadratics, tasks
 from numpy.testing import assert_allclose
@@ -160,6 +161,22 @@ def test_plates_sampled_by_nuts_agree_with_gibbs():
         assert np.all(np.abs(np.mean(drawn, axis=(0, 1)) - want.mean(0)) < 5 * error)
 
 
+def test_plates_of_a_product_have_its_law():
+    """Draws that know no data: moments of precisions, of mu and of weights, in 5 errors."""
+    law = niw.ProductNIW(np.array([1.0, -2.0]), 4.0, np.array([3.0, 0.5]), 6.0)
+    program = niw.plates(model("diagonal"), law, X, Y)
+    number = 4_000
+    drawn = numpyro.infer.Predictive(program, num_samples=number)(jr.key(0))
+    found = {name: np.asarray(drawn[name]) for name in ("precision", "mu", "theta")}
+    exact = law.df / law.scale  # of a Gamma(3, scale / 2) law, whose deviation is mean / 3^0.5
+    error = np.asarray(exact) / np.sqrt(3 * number)
+    assert np.all(np.abs(found["precision"].mean(0) - exact) < 5 * error)
+    white = (found["mu"] - law.mean) * np.sqrt(4 * found["precision"])
+    assert np.all(np.abs(white.var(0) - 1) < 5 * np.sqrt(2 / number))
+    white = (found["theta"] - found["mu"][:, None]) * np.sqrt(found["precision"])[:, None]
+    assert np.all(np.abs(white.var(0) - 1) < 5 * np.sqrt(2 / number))
+
+
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_outputs_vary_between_tasks_by_a_known_size_at_the_start(covariance):
     """A linear network: the mean of x'Sx over the inputs."""
@@ -183,6 +200,10 @@ def test_where_scores_are_not_linear_tasks_begin_close(likelihood):
         meta = niw.NIWMeta(eqx.nn.Linear(2, 3, key=jr.key(0)), likelihood)
     law = meta.on(niw.Tasks(X, LABELS)).model.population.covariance
     assert_allclose(law.log_precision, np.log(100))
+    if not likelihood.separable:  # where inputs are large, embeddings vary by 1 in length
+        law = meta.on(niw.Tasks(10 * X, LABELS)).model.population.covariance
+        square = 3 * np.mean(1 + np.sum((10 * X) ** 2, axis=-1))
+        assert_allclose(law.log_precision, np.log(square), rtol=1e-6)
 
 
 TASKS, PRODUCT = niw.Tasks(X, Y), niw.ProductNIW([0, 0], 1, [1, 1], 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
+from scipy.interpolate import CubicSpline
 
 from . import _tables as tables
 
@@ -30,9 +30,6 @@ class Bank(eqx.Module):
     horizon: Array
     kind: str = eqx.field(static=True)
     count: int = eqx.field(static=True)
-
-    def _like_weights(self, value: Array) -> Array:
-        return jnp.broadcast_to(value, self.weights.shape)
 
     def stationary(self) -> Array:
         """Return the covariance `(node, node)` of the `Y_k` at time 0."""
@@ -67,39 +64,35 @@ class Bank(eqx.Module):
             s: Times since the start.
             t: Times since the start, of the same shape.
         """
-        low, high = jnp.minimum(s, t), jnp.maximum(s, t)
-        g = self.rates
-        total = g[:, None] + g[None, :]
-        still = total == 0
-        safe = jnp.where(still, jnp.ones_like(total), total)
-        low, high = low[..., None, None], high[..., None, None]
-        lead = (1,) * (low.ndim - 2)
-        i = jnp.broadcast_to(g[:, None], total.shape).reshape(*lead, *total.shape)
-        j = jnp.broadcast_to(g[None, :], total.shape).reshape(*lead, *total.shape)
-        safe, still = safe.reshape(i.shape), still.reshape(i.shape)
-        if self.kind == "II":
-            inner = jnp.exp(-j * (high - low)) * -jnp.expm1(-safe * low) / safe
-        else:
-            inner = jnp.expm1(-j * (high - low)) - jnp.expm1(-i * low) - jnp.expm1(-j * high)
-            # With one node at rate 0, which starts at 0: not stationary, only W.
-            zero_i = -jnp.expm1(-j * low) * jnp.exp(-j * (high - low))
-            zero_j = -jnp.expm1(-i * low)
-            inner = jnp.where(i == 0, zero_i, jnp.where(j == 0, zero_j, inner)) / safe
-        inner = jnp.where(still, jnp.broadcast_to(low, inner.shape), inner)
-        scaled = self.weights * self._like_weights(self.scales)
-        if scaled.ndim == 1:
-            return jnp.einsum("...ij,i,j->...", inner, scaled, scaled)
-        return jnp.einsum("...ij,di,dj->...d", inner, scaled, scaled)
+        scaled = self.weights * jnp.broadcast_to(self.scales, self.weights.shape)
+        i, j = jnp.meshgrid(self.rates, self.rates, indexing="ij")
+        still = i + j == 0
+        safe = jnp.where(still, jnp.ones_like(i), i + j)
+
+        def one(low, high):
+            if self.kind == "II":
+                inner = jnp.exp(-j * (high - low)) * -jnp.expm1(-safe * low) / safe
+            else:
+                inner = jnp.expm1(-j * (high - low)) - jnp.expm1(-i * low)
+                inner = inner - jnp.expm1(-j * high)
+                # With one node at rate 0, which starts at 0: not stationary, only W.
+                zero_i = -jnp.expm1(-j * low) * jnp.exp(-j * (high - low))
+                zero_j = -jnp.expm1(-i * low)
+                inner = jnp.where(i == 0, zero_i, jnp.where(j == 0, zero_j, inner)) / safe
+            inner = jnp.where(still, low, inner)
+            return jnp.einsum("ij,...i,...j->...", inner, scaled, scaled)
+
+        each = jnp.vectorize(one, signature=f"(),()->({'d' * (scaled.ndim - 1)})")
+        return each(jnp.minimum(s, t), jnp.maximum(s, t))
 
 
-def spline(coefficients: np.ndarray, hurst: Array) -> Array:
+def spline(table: CubicSpline, hurst: Array) -> Array:
     """Return the weights at H, `(*hurst.shape, node)`; NaN where H is beyond the table."""
-    table = jnp.asarray(coefficients, hurst.dtype)
     step = (tables.MOST - tables.LEAST) / (tables.KNOTS - 1)
     inside = (hurst >= tables.LEAST) & (hurst <= tables.MOST)
     safe = jnp.where(inside, hurst, jnp.full_like(hurst, 0.5))
     cell = jnp.clip(jnp.floor((safe - tables.LEAST) / step), 0, tables.KNOTS - 2).astype(int)
     d = (safe - tables.LEAST - cell.astype(hurst.dtype) * step)[..., None]
-    c = table[:, cell]
+    c = jnp.asarray(table.c, hurst.dtype)[:, cell]
     value = ((c[0] * d + c[1]) * d + c[2]) * d + c[3]
     return jnp.where(inside[..., None], value, jnp.full_like(value, jnp.nan))

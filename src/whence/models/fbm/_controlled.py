@@ -314,7 +314,7 @@ class ControlledPath(AbstractFamily):
                 seen_ahead = jnp.concatenate([clock, ahead], axis=1)
                 begin = features if features.ndim == 1 else features[0]
                 start = _apply(layers["start"], begin).reshape(2, first)
-                log_scale = _apply(layers["log_scale"], seen_ahead)
+                log_scale = jax.vmap(lambda v: _apply(layers["log_scale"], v))(seen_ahead)
             log_scale = 2 * jnp.tanh(log_scale / 2)
 
             def law(mean, root, log_scale, v):
@@ -349,8 +349,7 @@ class ControlledPath(AbstractFamily):
 
         features = self._features(layers["encoder"]) if self.encoder is not None else None
         series = (y, seen, numbers, params.get("start"), params.get("log_scale"), features)
-        axes = tuple(None if v is None else 0 for v in series)
-        found, scales = jax.vmap(one, axes)(*series)
+        found, scales = jax.vmap(one)(*series)
         return found, jnp.sum(scales)
 
 
@@ -360,20 +359,15 @@ def _normal(z: Array) -> Scalar:
 
 def _network(key: PRNGKey, sizes: tuple[int, ...], dtype: Any) -> list[tuple[Array, Array]]:
     """Return layers whose last gives zero."""
-    keys, layers = jr.split(key, len(sizes)), []
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
-        last = i == len(sizes) - 2
-        weight = jr.normal(keys[i], (b, a), dtype) / math.sqrt(a)
-        layers.append((jnp.zeros_like(weight) if last else weight, jnp.zeros(b, dtype)))
-    return layers
+    layers = [
+        (jr.normal(k, (b, a), dtype) / math.sqrt(a), jnp.zeros(b, dtype))
+        for k, a, b in zip(jr.split(key, len(sizes) - 1), sizes, sizes[1:])
+    ]
+    return [*layers[:-1], jax.tree.map(jnp.zeros_like, layers[-1])]
 
 
 def _apply(layers: list[tuple[Array, Array]], x: Array) -> Array:
     for weight, bias in layers[:-1]:
-        x = jnp.tanh(x @ weight.T + _like(bias, x))
+        x = jnp.tanh(weight @ x + bias)
     weight, bias = layers[-1]
-    return x @ weight.T + _like(bias, x)
-
-
-def _like(bias: Array, x: Array) -> Array:
-    return bias if x.ndim == 1 else bias[None]
+    return weight @ x + bias

@@ -17,19 +17,11 @@ from scipy import special
 Vector = np.ndarray
 
 
-def mvn_variance(hurst: float) -> float:
-    """Return `Var B(1)` of kind I as its integral defines it: `1 / (Gamma(2H+1) sin(pi H))`."""
-    return float(1 / (special.gamma(2 * hurst + 1) * np.sin(np.pi * hurst)))
-
-
-def rl_variance(hurst: float) -> float:
-    """Return `Var B(1)` of kind II as its integral defines it: `1 / (2 H Gamma(H + 1/2)^2)`."""
-    return float(1 / (2 * hurst * special.gamma(hurst + 0.5) ** 2))
-
-
 def own_variance(kind: str, hurst: float) -> float:
     """Return `Var B(1)` of a kind as its integral defines it."""
-    return mvn_variance(hurst) if kind == "I" else rl_variance(hurst)
+    if kind == "I":
+        return float(1 / (special.gamma(2 * hurst + 1) * np.sin(np.pi * hurst)))
+    return float(1 / (2 * hurst * special.gamma(hurst + 0.5) ** 2))
 
 
 def _rest(x: Vector) -> Vector:
@@ -113,7 +105,7 @@ def rl_covariance(s: Vector, t: Vector, hurst: float) -> Vector:
     safe = np.where(high == 0, 1.0, high)
     ratio = special.hyp2f1(0.5 - hurst, 1.0, a + 1, low / safe)
     own = low**a * safe ** (hurst - 0.5) / (a * special.gamma(a) ** 2) * ratio
-    return np.asarray(own / rl_variance(hurst))
+    return np.asarray(own / own_variance("II", hurst))
 
 
 def variogram_forms(x: Vector, lags: Vector) -> Vector:

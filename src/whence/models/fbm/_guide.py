@@ -94,7 +94,7 @@ def guide_of(
         return slope + bend @ x, bend
 
     def one_round(path, noise):
-        r, p = jax.vmap(seen_from, (0, 0, None if seen is None else 0))(path[at, :d], y, seen)
+        r, p = jax.vmap(seen_from)(path[at, :d], y, seen)
         rs = jnp.zeros((length + 1, size), r.dtype).at[at, :d].add(r)
         ps = jnp.zeros((length + 1, size, size), r.dtype).at[at, :d, :d].add(p)
         a, f, g = jax.vmap(lambda *v: affine(lambda s, e: move(v[0], s, e), *v[1:]))(

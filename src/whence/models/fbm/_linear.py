@@ -41,28 +41,35 @@ def value(model: Any, name: str, *arguments: Array) -> Array:
     )
 
 
+def _normal(model: Any, name: str, dtype: Any, *arguments: Array) -> Any:
+    """Return mean and standard deviation of a normal law of at most one axis; None of others.
+
+    The law is what `observe` or `initial` of a user's model gives.
+    """
+    with relaxed():
+        law = getattr(model, name)(*arguments)
+        while isinstance(law, dist.Independent):
+            law = law.base_dist
+        if not isinstance(law, dist.Normal) or len(law.shape()) > 1:
+            return None
+        both = jnp.asarray(law.loc, dtype), jnp.asarray(law.scale, dtype)
+        return tuple(jnp.broadcast_arrays(*both))
+
+
 def seen_through(model: Any, x: Array) -> tuple[Array, Array, bool]:
     """Return mean and standard deviation of what is observed of a state, and if it is a vector.
 
     Raises:
         ValueError: If `observe` returns no normal distribution of numbers.
     """
-    with relaxed():
-        law = model.observe(x)
-    inner = law
-    while isinstance(inner, dist.Independent):
-        inner = inner.base_dist
-    shape = tuple(law.shape()) if isinstance(law, dist.Distribution) else ()
-    if not isinstance(inner, dist.Normal) or len(shape) > 1:
+    both = _normal(model, "observe", x.dtype, x)
+    if both is None:
         raise ValueError(
             f"`observe` of {type(model).__name__} must return a `numpyro.distributions.Normal` "
-            "of one number or a vector of them: the path is integrated out exactly. Got "
-            f"{type(inner).__name__}{f' of shape {shape}' if len(shape) > 1 else ''}."
+            "of one number or a vector of them: the path is integrated out exactly."
         )
-    with relaxed():
-        loc = jnp.broadcast_to(jnp.asarray(inner.loc, x.dtype), shape)
-        scale = jnp.broadcast_to(jnp.asarray(inner.scale, x.dtype), shape)
-    return jnp.atleast_1d(loc), jnp.atleast_1d(scale), bool(shape)
+    loc, scale = both
+    return jnp.atleast_1d(loc), jnp.atleast_1d(scale), bool(loc.shape)
 
 
 def initial(model: Any, dtype: Any) -> tuple[Array, Array]:
@@ -71,30 +78,20 @@ def initial(model: Any, dtype: Any) -> tuple[Array, Array]:
     Raises:
         ValueError: If `initial` returns no vector of normal distributions.
     """
-    with relaxed():
-        law = model.initial()
-    while isinstance(law, dist.Independent):
-        law = law.base_dist
-    if not isinstance(law, dist.Normal) or len(law.shape()) != 1:
+    both = _normal(model, "initial", dtype)
+    if both is None or both[0].ndim != 1:
         raise ValueError(
             f"`initial` of {type(model).__name__} must return a `numpyro.distributions.Normal` "
-            f"of shape (components,); got {law!r}."
+            f"of shape (components,); got {model.initial()!r}."
         )
-    with relaxed():
-        shape = tuple(law.shape())
-        loc = jnp.broadcast_to(jnp.asarray(law.loc, dtype), shape)
-        return loc, jnp.broadcast_to(jnp.asarray(law.scale, dtype), shape)
+    return both
 
 
 def bends(model: Any, x: Array) -> str:
     """Return what makes the equation, or what is seen of it, not affine; empty if nothing."""
     t = jnp.zeros((), x.dtype)
     drift = lambda t, x: value(model, "drift", t, x)
-    with relaxed():
-        law = model.observe(x)
-    while isinstance(law, dist.Independent):
-        law = law.base_dist
-    if not isinstance(law, dist.Normal) or len(law.shape()) > 1:
+    if _normal(model, "observe", x.dtype, x) is None:
         return "`observe` must return a `numpyro.distributions.Normal`, of at most one axis"
     loc = lambda x: seen_through(model, x)[0]
     if any(depends(jax.jacfwd(drift, 1), t, x)[1:]):

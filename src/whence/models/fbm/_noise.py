@@ -29,11 +29,6 @@ TIMES, DECADES = 250, 1.18  # decades of rates that a node more covers
 FASTEST = 1e6  # rate times horizon that is chosen for close times
 
 
-def _hurst_latent(noise: FractionalNoise) -> dict[str, Latent]:
-    """Declare the latent H, if it has a prior."""
-    return {} if noise.prior is None else {"hurst": noise.prior}
-
-
 def _hurst_prior(hurst: Any, drivers: int | None) -> tuple[Any, Latent | None]:
     """Return a value of H and no prior, or no value and the prior of a latent."""
     if isinstance(hurst, dataclasses.Field):
@@ -43,7 +38,7 @@ def _hurst_prior(hurst: Any, drivers: int | None) -> tuple[Any, Latent | None]:
     elif isinstance(hurst, dist.Distribution):
         spec = Latent(hurst, None, (), False)
     else:
-        if isinstance(hurst, jax.Array) and isinstance(hurst, Tracer):
+        if isinstance(hurst, Tracer):
             return hurst, None
         if isinstance(hurst, bool | str) or not np.isrealobj(hurst):
             raise ValueError(f"`hurst` must be a number or a prior; got {hurst!r}.")
@@ -67,10 +62,9 @@ def _hurst_prior(hurst: Any, drivers: int | None) -> tuple[Any, Latent | None]:
 
 def _check_support(prior: dist.Distribution) -> None:
     support: Any = prior.support
-    outside = jnp.asarray([-0.25, 1.25])
     try:
         # A prior of several numbers is asked with the same one in every place.
-        reaches = bool(np.any([np.all(support(jnp.full(prior.shape(), v))) for v in outside]))
+        reaches = any(np.all(support(jnp.full(prior.shape(), v))) for v in (-0.25, 1.25))
     except (NotImplementedError, TypeError):
         reaches = True
     if reaches:
@@ -129,7 +123,7 @@ class FractionalNoise(Model):
     span: tuple[float, float] | None = eqx.field(static=True)
     zero: bool = eqx.field(static=True)
     weights: str = eqx.field(static=True)
-    values: dict[str, Any] = latents(_hurst_latent)
+    values: dict[str, Any] = latents(lambda n: {} if n.prior is None else {"hurst": n.prior})
 
     def __init__(
         self,
@@ -180,7 +174,8 @@ class FractionalNoise(Model):
         data and forecasts then have the same noise.
         """
         low, high = self._rates(count)
-        moving = (self.nodes or _enough(low, high)) - self.zero
+        enough = 2 + int(np.ceil(np.log10(high / low) / DECADES - 1e-9))
+        moving = (self.nodes or enough) - self.zero
         rates = np.geomspace(low, high, moving) if moving > 1 else [np.sqrt(low * high)]
         return (*[0.0] * self.zero, *map(float, rates)), min(2.0 / high, 0.25)
 
@@ -273,10 +268,8 @@ class FractionalNoise(Model):
             lag: Lengths of increments.
             start: Where they begin; without effect on kind I, whose increments are stationary.
         """
-        lag, start = _pair(lag, start, jnp.asarray(self.hurst).dtype)
-        end, bank = start + lag, self.bank()
-        cross = bank.covariance(start, end)
-        return bank.covariance(end, end) + bank.covariance(start, start) - 2 * cross
+        pair = _pair(lag, start, jnp.asarray(self.hurst).dtype)
+        return _of_increments(self.bank().covariance, *pair)
 
     def exact_variogram(self, lag: Any, start: Any = 0.0) -> Array:
         """Return `Var(B(start + lag) - B(start))` of fractional Brownian motion.
@@ -285,10 +278,8 @@ class FractionalNoise(Model):
             lag: Lengths of increments.
             start: Where they begin.
         """
-        lag, start = _pair(lag, start, jnp.asarray(self.hurst).dtype)
-        end = start + lag
-        cross = self.exact_covariance(start, end)
-        return self.exact_covariance(end, end) + self.exact_covariance(start, start) - 2 * cross
+        pair = _pair(lag, start, jnp.asarray(self.hurst).dtype)
+        return _of_increments(self.exact_covariance, *pair)
 
     def sample(self, times: Any, *, key: PRNGKey, paths: int = 1, start: Any = 0.0) -> Array:
         """Draw paths of fractional Brownian motion itself, without approximation.
@@ -335,11 +326,13 @@ class FractionalNoise(Model):
         Raises:
             ValueError: If there is no horizon, or more than one H.
         """
+        return self._report_at(float(self._one_hurst()), self._horizon(horizon), count)
+
+    def _report_at(self, hurst: float, horizon: Any, count: int) -> ErrorReport:
         x, resolution = self._plan(count)
-        hurst, horizon = float(self._one_hurst()), float(self._horizon(horizon))
-        weights = tables.weights_at(self.kind, x, self.weights, resolution, hurst)
+        weights = tables.table(self.kind, x, self.weights, resolution)(hurst)
         amplitude = float(self._amplitude(jnp.asarray(hurst)))
-        return judge(self.kind, x, weights, resolution, hurst, horizon, amplitude)
+        return judge(self.kind, x, weights, resolution, hurst, float(horizon), amplitude)
 
     def _one_hurst(self) -> Array:
         hurst = jnp.asarray(self.hurst)
@@ -349,10 +342,6 @@ class FractionalNoise(Model):
                 "for the driver that you ask about."
             )
         return hurst
-
-
-def _enough(low: float, high: float) -> int:
-    return 2 + int(np.ceil(np.log10(high / low) / DECADES - 1e-9))
 
 
 def _span(span: Any) -> tuple[float, float] | None:
@@ -365,6 +354,11 @@ def _span(span: Any) -> tuple[float, float] | None:
     if high <= low:
         raise ValueError(f"`span` must be two increasing numbers; got {span!r}.")
     return low, high
+
+
+def _of_increments(covariance: Any, lag: Array, start: Array) -> Array:
+    end = start + lag
+    return covariance(end, end) + covariance(start, start) - 2 * covariance(start, end)
 
 
 def _pair(s: Any, t: Any, dtype: Any) -> tuple[Array, Array]:

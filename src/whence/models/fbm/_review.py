@@ -17,7 +17,7 @@ from ...core._dtype import relaxed
 from ...language._latent import UNDRAWN
 from ...language._model import look_at_draw, sites
 from ._linear import initial, value, why_not_linear
-from ._noise import REACH, FractionalNoise
+from ._noise import REACH
 from ._path import Plan, grid_of
 
 JUDGED = (0.1, 0.3, 0.7, 0.9)  # H at which the approximation is judged before H is known
@@ -66,16 +66,7 @@ def review(model: Any, times: Any) -> tuple[str, ...]:
     latent = latent or model.varies
     values = JUDGED if latent else np.ravel(np.asarray(noise.hurst))
     for hurst in values:
-        fixed = FractionalNoise(
-            float(hurst),
-            noise.kind,
-            nodes=noise.nodes,
-            span=noise.span,
-            zero=noise.zero,
-            weights=noise.weights,
-            normalize=noise.normalize,
-        )
-        report = fixed.error_report(horizon, len(times))
+        report = noise._report_at(float(hurst), horizon, len(times))
         if report.misfit > (POOR if latent else 0.05 + 0.05 * (hurst < 0.2)):
             said.append(f"The noise is approximated poorly. {report}")
             break
@@ -157,13 +148,7 @@ def planned(model: Any, y: Any, times: Any) -> Plan | None:
     """
     components, shape, reason = look(model)
     several, times = jnp.ndim(times) == 2, times[0] if jnp.ndim(times) == 2 else times
-    want = (len(times), *shape)
-    if jnp.shape(y)[several:] != want:
-        raise ValueError(
-            f"`y` must have shape {want}, one row for each of `times`"
-            f"{' and one column for each number of `observe`' * bool(shape)}; got "
-            f"{jnp.shape(y)}. Several series are {('series', *want)}."
-        )
+    check_shape(y, several, (len(times), *shape))
     if model.varies and model.noise.kind != "II":
         raise ValueError(
             f"`hurst` of {type(model).__name__} varies in time, for which `kind` of the noise "
@@ -183,6 +168,16 @@ def planned(model: Any, y: Any, times: Any) -> Plan | None:
         jnp.asarray(grid, dtype),
         jnp.asarray(at),
     )
+
+
+def check_shape(y: Any, several: bool, want: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless data have the shape of one series, or of each of several."""
+    if jnp.shape(y)[several:] != want:
+        raise ValueError(
+            f"`y` must have shape {want}, one row for each of `times`"
+            f"{' and one column for each number of `observe`' * (len(want) > 1)}; got "
+            f"{jnp.shape(y)}. Several series are {('series', *want)}."
+        )
 
 
 def beyond(model: Any, times: Array, at: Array) -> Array:

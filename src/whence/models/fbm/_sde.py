@@ -38,7 +38,7 @@ from ._path import (
     start_size,
     steps_on,
 )
-from ._review import beyond, look, planned, review
+from ._review import beyond, check_shape, look, planned, review
 from ._sequence import FractionalSequence
 from ._times import filled, increasing, without_missing
 
@@ -203,18 +203,9 @@ class FractionalSDE(Model):
 
     def _observed(self, y: Any, times: Array, observed: Any) -> tuple[Array, Array]:
         """Return data and whether they were observed, `(..., time, channel)`; check shapes."""
-        loc, _ = initial(self, times.dtype)
-        mean, _, vector = seen_through(self, loc)
-        several = self.plan is not None and self.plan.several
-        want = (len(times), *mean.shape[: int(vector)])
-        want = (jnp.shape(y)[0], *want) if several else want
-        if jnp.shape(y) != want:
-            raise ValueError(
-                f"`y` must have shape {want}, one row for each of `times`"
-                f"{' and one column for each number of `observe`' * vector}; got "
-                f"{jnp.shape(y)}."
-            )
-        shape = (*want[: 1 + several], -1)
+        mean, _, vector = seen_through(self, initial(self, times.dtype)[0])
+        check_shape(y, self._several, (len(times), *mean.shape[: int(vector)]))
+        shape = (*jnp.shape(y)[: 1 + self._several], -1)
         y = jnp.asarray(y).astype(times.dtype).reshape(shape)
         if observed is None:
             return y, jnp.ones(y.shape, bool)
@@ -222,8 +213,7 @@ class FractionalSDE(Model):
 
     def _each(self, function: Any, *arguments: Any) -> Any:
         """Return a function of a series, or that of each of several series."""
-        several = self.plan is not None and self.plan.several
-        return (jax.vmap(function) if several else function)(*arguments)
+        return (jax.vmap(function) if self._several else function)(*arguments)
 
     def log_likelihood(self, y: Any, times: Any, observed: Any = None) -> Any:
         """Return the log density of the data, in nats.
@@ -247,12 +237,9 @@ class FractionalSDE(Model):
                     f"`y` must be of all {states.shape[-2]} times of the path; got shape "
                     f"{jnp.shape(y)}: rows of one series are no batch of data."
                 )
-            term = lambda x, y, seen: datum_term(self, x, y, seen)
-            terms = jax.vmap(term, (0, 0, None if observed is None else 0))
-            if states.ndim == 2:
-                return terms(states, y, observed)
-            seen = jnp.ones(jnp.shape(y), bool) if observed is None else observed
-            return jnp.sum(jax.vmap(jax.vmap(term))(states, y, seen), axis=1)
+            each = jax.vmap(lambda x, y, seen: datum_term(self, x, y, seen))
+            terms = self._each(each, states, y, observed)
+            return terms if terms.ndim == 1 else jnp.sum(terms, axis=1)
         times = _floating(_one(times))
         start, bank = self._origin(times)
         y, seen = self._observed(y, times, observed)
@@ -303,7 +290,7 @@ class FractionalSDE(Model):
 
     def predict_given(self, y: Any, inputs: tuple, new_inputs: tuple, *, key: PRNGKey) -> Any:
         at = jnp.asarray(_one(new_inputs[0]))
-        keys = jr.split(key, len(y)) if self.plan and self.plan.several else key
+        keys = jr.split(key, len(y)) if self._several else key
         if self._has_path:
             return self._given_path(at, new_inputs is inputs, keys)
         linear, y, seen, back = self._joined(y, inputs[0], at, *inputs[1:])
@@ -338,6 +325,10 @@ class FractionalSDE(Model):
     @property
     def _has_path(self) -> bool:
         return self.plan is not None and self.plan.form == "path"
+
+    @property
+    def _several(self) -> bool:
+        return self.plan is not None and self.plan.several
 
     def basis(self) -> tuple[Bank, Steps]:
         """Return the bank of a conditioned model, and the steps along its grid."""

@@ -118,21 +118,7 @@ def _values(kind: str, x: np.ndarray, mode: str, resolution: float, knots: np.nd
 
 
 @functools.lru_cache(maxsize=64)
-def table(kind: str, x: tuple[float, ...], mode: str, resolution: float) -> np.ndarray:
-    """Return coefficients `(4, KNOTS - 1, node)` of cubic splines of the weights in H.
-
-    Returns:
-        Those of the process with unit variance at one horizon.
-    """
+def table(kind: str, x: tuple[float, ...], mode: str, resolution: float) -> CubicSpline:
+    """Return the weights `(node,)` of the process with unit variance at one horizon, by H."""
     knots = np.linspace(LEAST, MOST, KNOTS)
-    return CubicSpline(knots, _values(kind, np.asarray(x), mode, resolution, knots)).c
-
-
-def weights_at(
-    kind: str, x: tuple[float, ...], mode: str, resolution: float, hurst: float
-) -> np.ndarray:
-    """Return the weights of `table` at one H, in float64."""
-    step = (MOST - LEAST) / (KNOTS - 1)
-    cell = min(int((hurst - LEAST) / step), KNOTS - 2)
-    powers = (hurst - LEAST - cell * step) ** np.arange(3, -1, -1)
-    return powers @ table(kind, x, mode, resolution)[:, cell]
+    return CubicSpline(knots, _values(kind, np.asarray(x), mode, resolution, knots))

@@ -15,9 +15,10 @@ from jaxtyping import Array
 from ...core._convert import flag, one_of, part, positive, whole
 from ...core._key import as_key
 from ...core._types import PRNGKey, Scalar
+from .._fit import minimised
 from ._covariance import Diagonal, Full, of_tril
 from ._likelihood import Gaussian
-from ._local import AbstractLocal, GGNLaplace, WeightGaussian, minimised
+from ._local import AbstractLocal, GGNLaplace, WeightGaussian
 from ._meta import NIWMeta, TaskLoss, check_fit
 from ._objective import adaptation_ratio, combine_all, local_posterior
 from ._prediction import Prediction
@@ -243,7 +244,9 @@ def _variational(objective, start, prior, settings, key) -> WeightGaussian:
         drawn = start.mean + unit * shift + jnp.concatenate([moves, -moves])
         return jnp.mean(jax.vmap(objective)(drawn)) - inner.log_det / 2
 
-    shift, inner = minimised(bound, (jnp.zeros_like(unit), inner), steps, rate, key)
+    shift, inner = minimised(
+        bound, (jnp.zeros_like(unit), inner), steps, rate, jr.split(key, steps)
+    )
     mean = start.mean + unit * shift
     if isinstance(outer, Diagonal):
         return WeightGaussian(mean, Diagonal(outer.log_precision + inner.log_precision))

@@ -16,8 +16,8 @@ from ...core._types import Scalar
 Weights = Float[Array, " weight"]
 
 
-class AbstractCovariance(eqx.Module):
-    """A positive definite matrix S over d weights."""
+class AbstractSpread(eqx.Module):
+    """A positive definite matrix S over d weights, as a Gaussian has it."""
 
     @property
     @abc.abstractmethod
@@ -41,6 +41,10 @@ class AbstractCovariance(eqx.Module):
     @abc.abstractmethod
     def times(self, columns: Array) -> Array:
         """Return S times `(weight,)` or `(weight, column)`."""
+
+
+class AbstractCovariance(AbstractSpread):
+    """The same, as a prior has it, which data are combined with."""
 
     @abc.abstractmethod
     def quadratic(self, vector: Weights) -> Scalar:
@@ -186,10 +190,10 @@ class LowRank(AbstractCovariance):
         return LowRank(-jnp.log(variance), new)
 
 
-class Kronecker(AbstractCovariance):
+class Kronecker(AbstractSpread):
     """Blocks for each array of the network, diagonal in the eigenvectors of two factors."""
 
-    base: AbstractCovariance  # in that basis, where it is diagonal
+    base: AbstractSpread  # in that basis, where it is diagonal
     left: tuple[Array, ...]  # eigenvectors along the rows of each array
     right: tuple[Array, ...]  # along its columns
 
@@ -233,15 +237,6 @@ class Kronecker(AbstractCovariance):
             return jax.vmap(self.times, in_axes=1, out_axes=1)(columns)
         return self.back(self.base.times(self.into(columns)))
 
-    def quadratic(self, vector):
-        return self.base.quadratic(self.into(vector))
-
-    def scaled(self, factor):
-        return Kronecker(self.base.scaled(factor), self.left, self.right)
-
-    def with_precision(self, diagonal):
-        raise ValueError("A Kronecker covariance takes no diagonal precision.")
-
 
 def log_det(tril: Array) -> Scalar:
     """Return the log determinant of a matrix with a Cholesky factor."""
@@ -249,10 +244,8 @@ def log_det(tril: Array) -> Scalar:
 
 
 def of_tril(tril: Array) -> Full:
-    """Return the covariance with a Cholesky factor."""
     return Full(jnp.tril(tril, -1) + jnp.diag(jnp.log(jnp.diagonal(tril))))
 
 
 def full(matrix: Array) -> Full:
-    """Return a covariance given as a matrix."""
     return of_tril(jnp.linalg.cholesky(matrix))

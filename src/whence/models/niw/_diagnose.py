@@ -21,6 +21,7 @@ _OFF = 1.0  # nats by which a surrogate may be off along draws of the posterior,
 _CLIPPED = 0.5
 _CALIBRATION = 0.1
 _MOVED = 0.01  # share of the way
+_RULE = "rule of thumb"
 
 
 def diagnose(
@@ -140,15 +141,7 @@ def _judge(meta, tasks, shot: int, seen: dict) -> tuple[list[Finding], dict[str,
          "Learn from as few points as there will be (`points=`), try another `covariance`."),
     )  # fmt: skip
     findings = [
-        Finding(
-            code,
-            "ok" if well else bad,
-            said + at,
-            value,
-            limit,
-            "rule of thumb",
-            cure * (not well),
-        )
+        Finding(code, "ok" if well else bad, said + at, value, limit, _RULE, cure * (not well))
         for code, bad, value, limit, well, said, cure in judged
     ]
     unusual = np.flatnonzero(seen["scale"] > 3)

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.scipy.linalg import cho_solve, solve_triangular
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ...core._convert import number, one_of, positive, whole
 from ...core._types import PRNGKey, Scalar
+from .._fit import minimised
 from ._covariance import AbstractCovariance, Diagonal, Kronecker, Weights, log_det
 from ._meta import TaskLoss
 
@@ -43,7 +44,7 @@ class WeightGaussian(eqx.Module):
     """A normal law of weights: `V = T - G (I + K)^-1 G'`."""
 
     mean: Array  # `(weight,)`
-    base: AbstractCovariance  # T
+    base: Any  # T, an `AbstractSpread`
     rows: Array | None = None  # B, `(row, weight)`; None if V is T
     gain: Any = None  # G, `(weight, row)`
     tril: Any = None  # the Cholesky factor of `I + K`
@@ -272,7 +273,7 @@ class GGNLaplace(AbstractLocal):
     def fit(self, loss, mean, covariance, *, key):
         centre, none = mean, jnp.zeros((), mean.dtype)
         if self.steps:
-            centre = stop(self._adam(*stop((loss, mean, covariance)), key))
+            centre = stop(self._adam(*stop((loss, mean, covariance))))
         if self.newton:
             centre = self._gauss_newton(loss, mean, covariance, centre)
         value, (rows, residual) = loss(centre), loss.rows(centre)
@@ -290,11 +291,11 @@ class GGNLaplace(AbstractLocal):
         inside = jnp.where(outside, 0, rows)
         return Quadratic(centre, value, none, diagonal, slope, inside, residual)
 
-    def _adam(self, loss, mean, covariance, key) -> Weights:
+    def _adam(self, loss, mean, covariance) -> Weights:
         at = lambda u: mean + covariance.root(u)
-        nearest = lambda u, _: loss(at(u)) + jnp.sum(u**2) / 2
+        nearest = lambda u: loss(at(u)) + jnp.sum(u**2) / 2
         start = jnp.zeros(covariance.noise_size, mean.dtype)
-        return at(minimised(nearest, start, self.steps, self.learning_rate, key))
+        return at(minimised(nearest, start, self.steps, self.learning_rate))
 
     def _gauss_newton(self, loss, mean, covariance, centre) -> Weights:
         none = jnp.zeros((), mean.dtype)
@@ -317,21 +318,6 @@ class GGNLaplace(AbstractLocal):
         # its derivative by all else is that of the maximum.
         move = step(centre, loss, mean, covariance)
         return centre + (move - stop(move))
-
-
-def minimised(objective: Any, start: PyTree, steps: int, rate: float, key: PRNGKey) -> PyTree:
-    """Return what Adam makes of parameters; its steps shrink to zero along a cosine."""
-    import optax  # imported here for the sake of the time that `import whence` takes
-
-    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
-
-    def step(carry, key):
-        params, state = carry
-        updates, state = adam.update(jax.grad(objective)(params, key), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    keys = jr.split(key, steps)
-    return jax.lax.scan(step, (start, adam.init(start)), keys)[0][0]
 
 
 def _kronecker(loss, centre, value, rows, residual) -> Quadratic:

@@ -144,9 +144,7 @@ class NIWMeta(eqx.Module):
                 f"Wishart over the {size} adapted weights; got {self.df:g}. Adapt fewer "
                 "weights, or use 'diagonal', which needs only df > 0."
             )
-        number, rank = (
-            whole(name, least=1)(n) for name, n in (("components", components), ("rank", rank))
-        )
+        number, rank = whole("components", least=1)(components), whole("rank", least=1)(rank)
         self.precision = positive("precision", optional=True)(precision)
         spread = (self.precision or 1.0) ** -0.5
         key_mean, key_factor = jr.split(as_key(key))

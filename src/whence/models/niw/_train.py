@@ -12,12 +12,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import optax
 from jaxtyping import Array, PyTree
 
 from ...core._convert import part, positive, whole
-from ...core._engine import AbstractProcedure, Info, Schedule, never
-from ...core._results import RESULTS
+from ...core._engine import Info
 from ...core._types import PRNGKey
+from .._fit import AbstractTraining, descend
 from ._local import AbstractLocal, GGNLaplace
 from ._meta import NIWMeta, Problem
 from ._objective import task_objective
@@ -33,7 +34,7 @@ class Learned(eqx.Module):
     optimizer: PyTree
 
 
-class AbstractMetaTraining(AbstractProcedure):
+class AbstractMetaTraining(AbstractTraining):
     """Adam on the mean of a loss over batches of tasks; steps shrink along a cosine.
 
     Args:
@@ -60,14 +61,6 @@ class AbstractMetaTraining(AbstractProcedure):
     def check(self, model: Any, tasks: Any) -> None:
         """Raise `ValueError` if the model or the tasks are not for this procedure."""
 
-    @property
-    def name(self):
-        return type(self).__name__
-
-    @property
-    def schedule(self):
-        return Schedule(1, 0, self.steps)
-
     def validate(self, target):
         if not isinstance(target, Problem):
             raise ValueError(
@@ -78,8 +71,6 @@ class AbstractMetaTraining(AbstractProcedure):
         self.check(target.model, target.tasks)
 
     def _optimizer(self) -> Any:
-        import optax  # imported here for the sake of the time that `import whence` takes
-
         rate = optax.cosine_decay_schedule(self.learning_rate, self.steps)
         chain = optax.chain(optax.clip_by_global_norm(self.clip), optax.adam(rate))
         return optax.apply_if_finite(chain, _MAX_FAILURES)
@@ -94,23 +85,9 @@ class AbstractMetaTraining(AbstractProcedure):
         if self.points is not None:
             batch = batch._replace(mask=some_points(batch, self.points, key_points))
 
-        def loss(model):
-            return self.losses(model, batch, key=key_loss)
-
-        differentiate = eqx.filter_value_and_grad(loss, has_aux=True)
-        (value, stats), gradient = differentiate(state.model)
-        arrays = eqx.filter(state.model, eqx.is_inexact_array)
-        updates, optimizer = self._optimizer().update(gradient, state.optimizer, arrays)
-        new = eqx.apply_updates(state.model, updates)
-        return Learned(new, optimizer), Info(None, {"loss": value, **stats})
-
-    def done(self, state):
-        return never()
-
-    def result(self, state):
-        arrays = jax.tree.leaves(eqx.filter(state.model, eqx.is_inexact_array))
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
-        return RESULTS.where(finite, RESULTS.successful, RESULTS.nonfinite_state)
+        loss = lambda model: self.losses(model, batch, key=key_loss)
+        after, (value, stats) = descend(self._optimizer(), loss, state.model, state.optimizer)
+        return Learned(*after), Info(None, {"loss": value, **stats})
 
 
 class OneTimeIterates(AbstractMetaTraining):
@@ -157,6 +134,5 @@ class OneTimeIterates(AbstractMetaTraining):
             return task_objective(model, self.local, task, support, self.pairs, key, most)
 
         keys = jr.split(key_tasks, len(batch.x))
-        axes = (0, None if support is None else 0, 0)
-        values, stats = jax.vmap(one, in_axes=axes)(batch, support, keys)
+        values, stats = jax.vmap(one)(batch, support, keys)
         return jnp.mean(values), {name: jnp.mean(each) for name, each in stats.items()}

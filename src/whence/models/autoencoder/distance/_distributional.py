@@ -25,6 +25,7 @@ from ....core._cache import remembering
 from ....core._convert import number, positive, whole
 from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey
+from ..._fit import descend
 from ._sliced import Directions, check_samples, directions, powers, unit
 
 PENALTY = 2.2
@@ -85,15 +86,11 @@ def improve(
     a function of the number of the step.
     """
 
-    def step(i, carry):
-        def loss(slicer):
-            distance, concentration = objective(power_along, slicer(along(i)))
-            return penalty * concentration - distance
+    def loss(slicer, i):
+        distance, concentration = objective(power_along, slicer(along(i)))
+        return penalty * concentration - distance, None
 
-        slicer, state = carry
-        update, state = rule.update(jax.grad(loss)(slicer), state)
-        return optax.apply_updates(slicer, update), state
-
+    step = lambda i, carry: descend(rule, loss, *carry, i)[0]
     return jax.lax.fori_loop(0, steps, step, (slicer, state))
 
 

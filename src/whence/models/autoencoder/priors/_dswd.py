@@ -9,18 +9,8 @@ import jax.random as jr
 import optax
 from jaxtyping import Array
 
-from ....core import (
-    RESULTS,
-    AbstractProcedure,
-    Info,
-    PRNGKey,
-    Schedule,
-    never,
-    number,
-    one_of,
-    positive,
-    whole,
-)
+from ....core import Info, PRNGKey, number, one_of, positive, whole
+from ..._fit import AbstractTraining, descend
 from ..distance._distributional import PENALTY, Slicer, improve, objective
 from ..distance._sliced import ascend, directions, powers
 from ._problem import PriorProblem
@@ -42,10 +32,9 @@ class SelectionState(eqx.Module):
     slicer_rule: Any
     best: Any
     monitor: Array
-    finite: Array
 
 
-class DSWD(AbstractProcedure):
+class DSWD(AbstractTraining):
     """Move a prior so that what the autoencoder makes of data, weights at random, is like them.
 
     Each step draws a batch of data and some networks from the prior, makes `inner_steps` of
@@ -89,14 +78,6 @@ class DSWD(AbstractProcedure):
     slicer_rate: float = eqx.field(default=5e-4, converter=positive("slicer_rate"))
     look_every: int = eqx.field(default=20, converter=whole("look_every", least=1))
 
-    @property
-    def name(self) -> str:
-        return "DSWD"
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule(1, 0, self.steps)
-
     def validate(self, target: Any) -> None:
         if not isinstance(target, PriorProblem):
             raise ValueError(
@@ -110,10 +91,8 @@ class DSWD(AbstractProcedure):
         params, dtype = target.prior.params, target.flat.dtype
         slicer: Any = Slicer.make(target.flat.shape[1], self.hidden, dtype, key=key)
         rules = [r.init(v) for r, v in zip(self._rules(), (params, slicer), strict=True)]
-        monitor = jnp.full((3,), jnp.inf, dtype)
-        return SelectionState(
-            params, rules[0], slicer, rules[1], params, monitor, jnp.asarray(True)
-        )
+        monitor = jnp.full((3,), jnp.finfo(dtype).max)
+        return SelectionState(params, rules[0], slicer, rules[1], params, monitor)
 
     def step(
         self, target: PriorProblem, state: SelectionState, index: Array, *, key: PRNGKey
@@ -141,9 +120,7 @@ class DSWD(AbstractProcedure):
             along = slicer(along)
 
         loss = lambda params: objective(power_along(made(params)), along)
-        (distance, alike), slope = jax.value_and_grad(loss, has_aux=True)(state.params)
-        update, moved = rule.update(slope, state.rule)
-        new = optax.apply_updates(state.params, update), moved
+        new, (distance, alike) = descend(rule, loss, state.params, state.rule)
         params, moved = jax.tree.map(
             lambda a, b: jnp.where(index >= self.warmup, a, b), new, (state.params, state.rule)
         )
@@ -153,10 +130,9 @@ class DSWD(AbstractProcedure):
         better = looks & (seen[0] < state.monitor[0])
         best = jax.tree.map(lambda a, b: jnp.where(better, a, b), params, state.best)
         monitor = jnp.concatenate([jnp.minimum(state.monitor[:1], seen[:1]), seen])
-        finite = state.finite & jnp.isfinite(distance)
         stats = {"distance": distance, "concentration": alike}
         return (
-            SelectionState(params, moved, slicer, slicer_state, best, monitor, finite),
+            SelectionState(params, moved, slicer, slicer_state, best, monitor),
             Info(None, stats | {"sw2": seen[0], "max_sw2": seen[1]}),
         )
 
@@ -169,9 +145,3 @@ class DSWD(AbstractProcedure):
         each = powers(made, data, along)
         top, _ = ascend(lambda t: powers(made, data, t), along, 2, 20)
         return jnp.sqrt(jnp.stack([each.mean(), jnp.maximum(top, each.max())]))
-
-    def done(self, state: SelectionState) -> Array:
-        return never()
-
-    def result(self, state: SelectionState) -> RESULTS:
-        return RESULTS.where(state.finite, RESULTS.successful, RESULTS.nonfinite_state)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
@@ -18,7 +17,7 @@ from ....core._cache import remembering
 from ....core._convert import one_of, positive, whole
 from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey
-from ..._fit import AbstractFit, Adam, run
+from ..._fit import AbstractFit, Adam, minimised, run
 from ..distance._sliced import directions, powers
 from ..gp._sparse import squared_exponential
 from ._abstract_prior import AbstractPrior
@@ -185,7 +184,6 @@ def critic_distance(
     width, soft, dtype = min(200, 2 * dim + 20), jax.nn.softplus, functions.dtype
     critic = eqx.nn.MLP(dim, "scalar", width, 2, soft, dtype=dtype, key=key_critic)
     arrays, rest = eqx.partition(critic, eqx.is_array)
-    rule = optax.adam(optax.cosine_decay_schedule(0.01, steps))
 
     def gap(arrays, values):
         phi = jax.vmap(eqx.combine(arrays, rest))
@@ -198,12 +196,7 @@ def critic_distance(
         length = jnp.sqrt(jnp.sum(slope**2, axis=1) + 1e-12)
         return 10 * jnp.mean((length - 1) ** 2) - gap(arrays, fixed)
 
-    def step(i, carry):
-        arrays, state = carry
-        update, state = rule.update(jax.grad(loss)(arrays, jr.fold_in(key_mix, i)), state)
-        return optax.apply_updates(arrays, update), state
-
-    arrays, _ = jax.lax.fori_loop(0, steps, step, (arrays, rule.init(arrays)))
+    arrays = minimised(loss, arrays, steps, 0.01, jr.split(key_mix, steps))
     return gap(jax.lax.stop_gradient(arrays), functions)
 
 

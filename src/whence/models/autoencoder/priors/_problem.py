@@ -56,14 +56,11 @@ class PriorProblem(eqx.Module):
         self.model, self.x = model, model.observation.read(jnp.asarray(x))
         self.flat = jnp.asarray(x).reshape(len(x), -1).astype(jnp.result_type(float))
 
-    def images(self, prior: AbstractPrior, x: Array, draws: int, *, key: PRNGKey) -> Array:
-        """Return images of rows under draws of the weights, `(draw, row, feature)`."""
-        one = lambda key: image_of(self.model, prior.sample(key=key), x)
-        return jax.vmap(one)(jr.split(key, draws))
-
     def made(self, params: Any, x: Array, draws: int, *, key: PRNGKey) -> Array:
         """Return images under the prior with other arrays, `(draw * row, feature)`."""
-        drawn = self.images(self.prior.with_params(params), x, draws, key=key)
+        prior = self.prior.with_params(params)
+        one = lambda key: image_of(self.model, prior.sample(key=key), x)
+        drawn = jax.vmap(one)(jr.split(key, draws))
         return drawn.reshape(-1, self.flat.shape[1]).astype(self.flat.dtype)
 
 
@@ -77,7 +74,7 @@ def image_of(model: BayesianAutoencoder, arrays: Any, x: Array) -> Array:
 @remembering
 def images_of(problem: PriorProblem, prior: AbstractPrior, key: PRNGKey) -> Array:
     """Return an image of each datum under a network of its own, `(row, feature)`."""
-    one = lambda pair: problem.images(prior, pair[0][None], 1, key=pair[1])[0, 0]
+    one = lambda pair: image_of(problem.model, prior.sample(key=pair[1]), pair[0][None])[0]
     return jax.lax.map(one, (problem.x, jr.split(key, len(problem.x))), batch_size=32)
 
 
