@@ -57,6 +57,15 @@ def test_a_line_for_each_of_a_few_chains(chains):
     assert "compiling" not in text.splitlines()[-1]
 
 
+@pytest.mark.parametrize("chains", [0, 1])
+def test_what_was_interrupted_is_not_called_done(chains):
+    """An engine may be done before its last step; some hundred fits may not."""
+    out = io.StringIO()
+    with progress_bar("fits", Console(file=out, force_terminal=True, width=120)) as update:
+        update(60, 100, [ChainProgress(0, 60, False, None, None)] * chains)
+    assert ("60/60" in out.getvalue()) == (chains == 1)
+
+
 def test_a_run_tells_each_chain(key):
     """The loop hands on what chains of a real engine recorded."""
     import jax.numpy as jnp

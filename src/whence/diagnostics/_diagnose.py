@@ -138,11 +138,11 @@ def _check_run(failed: Sequence[object], incomplete: bool) -> list[Finding]:
             Finding(
                 "failed_chains",
                 "warning",
-                f"{len(failed)} of the chains failed, and were dropped unless all did: {what}",
+                f"{len(failed)} of the chains failed or were left out: {what}",
                 value=float(len(failed)),
                 threshold=0.0,
-                remedy="Find out why before you trust the others: chains that fail tend to "
-                "be those that reach a difficult region.",
+                remedy="Find out why a chain failed before you trust the others: those that do "
+                "tend to be those that reach a difficult region.",
                 where=tuple(str(f) for f in failed),
             )
         )

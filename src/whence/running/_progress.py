@@ -109,8 +109,11 @@ def progress_bar(name: str, console: Any = None) -> Iterator[Callable[..., None]
     )
     with Progress(*columns, console=console or Console(stderr=True)) as bar:
         tasks = [bar.add_task(f"{name}: compiling", total=None, state="")]
+        early = False  # an engine may be done before its last step
 
         def update(made: int, total: int, chains: Sequence[ChainProgress] = ()) -> None:
+            nonlocal early
+            early = bool(chains)
             lines = chains if 1 < len(chains) <= MOST_LINES else ()
             while lines and len(tasks) < len(lines):
                 tasks.append(bar.add_task("", total=None, state=""))
@@ -128,11 +131,10 @@ def progress_bar(name: str, console: Any = None) -> Iterator[Callable[..., None]
                 )
 
         yield update
-        # An engine may be done before its last step.
         for task in tasks:
-            made = bar.tasks[task].completed
-            done = bar.tasks[task].description.removesuffix(": compiling")
-            bar.update(task, total=made, description=done)
+            now = bar.tasks[task]
+            done = now.description.removesuffix(": compiling")
+            bar.update(task, total=now.completed if early else now.total, description=done)
 
 
 def words(chains: Sequence[ChainProgress], speed: float | None) -> str:
