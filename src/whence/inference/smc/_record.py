@@ -66,7 +66,7 @@ def step_stats(
     }
 
 
-def recorded(trace: Trace) -> dict[str, np.ndarray]:
+def recorded(trace: Trace) -> dict[str, Any]:
     """Return the statistics of the one replica by step; none if there was no step."""
     stats = {} if trace.sampling is None else trace.sampling.stats
     return {name: np.asarray(value)[0] for name, value in stats.items()}
