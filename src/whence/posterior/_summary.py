@@ -39,7 +39,7 @@ def _by_arviz(
     *,
     var_names: Any,
     group: str = "posterior",
-    filter_vars: str | None = None,
+    filter_vars: Any = None,
     **kwargs,
 ) -> Any:
     from arviz_base import extract
