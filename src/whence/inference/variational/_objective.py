@@ -246,7 +246,7 @@ def _rows_of(value: Any) -> Rows | None:
             "`draws` must be a posterior, or finite positions `(draw, dim)`, two or more; got "
             f"{value!r:.100}."
         )
-    return tuple(tuple(float(x) for x in row) for row in array)
+    return tuple(tuple(row) for row in array.tolist())
 
 
 class ForwardKL(AbstractObjective):
