@@ -260,9 +260,9 @@ def test_sizes_of_default_steps():
     assert_allclose(optimizer.update(gradient, state)[0]["loc"], -0.1, rtol=1e-6)
     none = jax.tree.map(jnp.zeros_like, gradient)
     mean = 0.1 * 0.9 / (1 - 0.9**2)
-    for falling, memory in ((False, 0.9), (True, 0.99)):
+    # The long memory of squares begins at what the short one has found, which is 1.
+    for falling, square in ((False, 0.1 * 0.9 / (1 - 0.9**2)), (True, 0.99)):
         steps, _ = optimizer.update(none, state, falling=falling)
-        square = (1 - memory) * memory / (1 - memory**2)
         assert_allclose(steps["whitened"], -0.1 * mean / square**0.5, rtol=1e-6)
 
 

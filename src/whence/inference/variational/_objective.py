@@ -237,6 +237,7 @@ def _rows_of(value: Any) -> Rows | None:
         leaves = map(np.asarray, jax.tree.leaves(sample.positions))
         flat = [x.reshape(x.shape[0] * x.shape[1], -1) for x in leaves]
         found = np.concatenate(flat, axis=1)
+    array: Any
     try:
         array = np.asarray(found, float)
     except (TypeError, ValueError):

@@ -60,11 +60,14 @@ def _adam(rate: float) -> Any:
         del params
         count, moments = state[0] + 1, state[1]
         flat, unravel = ravel_pytree(updates)
-        memory = jnp.asarray([MEAN_MEMORY, SEARCH_MEMORY, FALL_MEMORY], flat.dtype)[:, None]
-        moments = memory * moments + (1 - memory) * jnp.stack([flat, flat**2, flat**2])
-        mean, search, fall = moments / (1 - memory ** count.astype(flat.dtype))
-        size = jnp.sqrt(jnp.where(falling, fall, search)) + 1e-8
-        return unravel(-rate * mean / size), (count, moments)
+        memory = jnp.asarray([MEAN_MEMORY, SEARCH_MEMORY], flat.dtype)[:, None]
+        kept = memory * moments[:2] + (1 - memory) * jnp.stack([flat, flat**2])
+        mean, search = kept / (1 - memory ** count.astype(flat.dtype))
+        # The long memory begins with the fall: it must not know what was on the way.
+        fall = FALL_MEMORY * moments[2] + (1 - FALL_MEMORY) * flat**2
+        fall = jnp.where(jnp.logical_and(falling, count > 1), fall, search)
+        moments = jnp.concatenate([kept, fall[None]])
+        return unravel(-rate * mean / (jnp.sqrt(fall) + 1e-8)), (count, moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
