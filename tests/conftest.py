@@ -39,10 +39,11 @@ def quickly_typed(*, typechecker):
     """
 
     def decorate(item):
-        if not isinstance(item, types.FunctionType) or inspect.isgeneratorfunction(item):
+        is_plain = isinstance(item, types.FunctionType)
+        if not is_plain or inspect.isgeneratorfunction(item) or names_later(item):
             return jaxtyped(typechecker=typechecker)(item)
         checked = beartype.beartype(item)
-        if not names_axes(item):
+        if not any("jaxtyping." in repr(a) for a in item.__annotations__.values()):
             return checked
 
         @functools.wraps(item)
@@ -55,17 +56,10 @@ def quickly_typed(*, typechecker):
     return decorate
 
 
-def names_axes(function):
-    """Whether an annotation has, or may have, one of the types of `jaxtyping`."""
-    for annotation in function.__annotations__.values():
-        if isinstance(annotation, str):
-            try:
-                annotation = eval(annotation, function.__globals__)
-            except (NameError, TypeError):  # of what is defined later
-                return True
-        if "jaxtyping." in repr(annotation):
-            return True
-    return False
+def names_later(function):
+    """Whether an annotation has text in it: what it names may not be there, even later."""
+    given = function.__annotations__.values()
+    return any(isinstance(a, str) or "ForwardRef(" in repr(a) for a in given)
 
 
 jaxtyping.jaxtyped = quickly_typed

@@ -75,7 +75,7 @@ class Worker:
             end = min(self.warmup, total) if warming else total
             end = min([end, *(at for at in self.pauses if at > self.at)])
             end = self.feed.end(self.at, end)
-            if broken is not None:
+            if broken is not None and broken > self.at:
                 end = min(end, self.at + max((broken - self.at) // 2, 1))
             begin, stop = time.perf_counter(), min(self.at + self.size, end)
             try:
