@@ -372,7 +372,9 @@ def test_errors_in_the_model_are_told_in_its_own_words():
         lambda: wh.check(target),
         lambda: wh.infer(target, wh.NUTS(chains=1, warmup=10, draws=10), key=0),
     ):
-        with pytest.raises(wh.InferenceError, match="raised an error: no solution here$"):
+        with pytest.raises(
+            wh.InferenceError, match=r"raised an error: no solution here($|\. No step was made)"
+        ):
             function()
 
 

@@ -182,6 +182,6 @@ def test_bad_arguments():
 def test_a_failure_is_told():
     with pytest.raises(wh.InferenceError, match="Regress failed"):
         wh.train(PROBLEM, Regress(steps=5, limit=0.0), key=KEY)
-    with pytest.warns(wh.InferenceWarning, match="Dropped chain 0"):
+    with pytest.warns(wh.InferenceWarning, match="Failed: chain 0"):
         found = wh.train(PROBLEM, Regress(steps=5, limit=0.0), key=KEY, throw=False)
     assert len(found.failed) == 1
