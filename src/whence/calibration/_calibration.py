@@ -75,10 +75,8 @@ class Calibration(RankTest):
         right, false = "ranks are uniform", "ranks are not uniform"
         ranks = [self._judge(name, right, false, SOURCE) for name in self.ranks]
         wrong = [finding for finding in ranks if finding.is_problem]
-        others = [
-            *(self._failures(), self._stuck()),
-            *(self._dependence(bool(wrong)), self._divergences()),
-        ]
+        dependence = self._dependence(bool(wrong))
+        others = [self._failures(), self._stuck(), dependence, self._divergences()]
         findings = worst_first([*ranks, *(f for f in others if f is not None)])
         smallest = min((float(p.min()) for p in self.p_values.values()), default=math.nan)
         numbers = {

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
 from ..core._engine import AbstractEngine, Sample
+from ..core._flat import flat_draws
 from ..core._target import AbstractDescribedTarget, ReplacesData
 from ..core._types import PRNGKey
 from ..diagnostics import convergence
@@ -85,7 +85,8 @@ def fit_all(
                 pool.shutdown(cancel_futures=True)
     for i, fit in zip(calls, found):
         fits[i] = fit
-    return fits[: [*calls, len(fits)][len(found)]]
+    waiting = list(calls)[len(found) :]
+    return fits[: waiting[0]] if waiting else fits
 
 
 def fit_batched(
@@ -166,8 +167,7 @@ def _keep(
         ess = _smallest_ess(found)
     draws = {name: _thin(_joined(value), task.most) for name, value in found.items()}
     diverging = posterior.stats.get("diverging")
-    flat = [np.reshape(x, (*x.shape[:2], -1)) for x in jax.tree.leaves(sample.positions)]
-    stuck = sample.method == "mcmc" and bool(stuck_chains(np.concatenate(flat, 2)).any())
+    stuck = sample.method == "mcmc" and bool(stuck_chains(flat_draws(sample.positions)).any())
     return Fit(draws, ess, 0 if diverging is None else int(np.sum(diverging)), "", stuck)
 
 
@@ -188,9 +188,8 @@ def _joined(value: np.ndarray) -> np.ndarray:
 
 def _smallest_ess(found: dict[str, np.ndarray]) -> float:
     """Return the smallest bulk ESS over elements; values that never change limit nothing."""
-    every = [value.reshape(*value.shape[:2], -1) for value in found.values()]
-    ess = convergence(np.concatenate(every, axis=2)).ess_bulk
-    return float(np.nanmin(ess, initial=every[0][..., 0].size))
+    every = flat_draws(found)
+    return float(np.nanmin(convergence(every).ess_bulk, initial=every[..., 0].size))
 
 
 def _weight_ess(posterior: Posterior) -> float:

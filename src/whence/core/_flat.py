@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
@@ -52,3 +53,14 @@ def flat_init(
         member: Number of the chain or particle, of an engine that couples several.
     """
     return ravel_pytree(first_position(target, key=key, member=member))[0]
+
+
+def flat_draws(draws: Any, dtype: Any = None) -> np.ndarray:
+    """Return draws as one array `(chain, draw, dim)`, in NumPy.
+
+    Args:
+        draws: A pytree whose leaves have leading axes `chain` and `draw`.
+        dtype: Of the result; by default that of the leaves.
+    """
+    leaves = [np.asarray(leaf, dtype) for leaf in jax.tree.leaves(draws)]
+    return np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)

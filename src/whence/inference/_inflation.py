@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from ..core._cache import remembering
 from ..core._data import log_density_estimate
+from ..core._flat import flat_draws
 from ..core._stream import rows_at_hand, stream_of
 from ..core._target import AbstractDataTarget, AbstractTarget
 from ..core._types import Position, PRNGKey
@@ -96,12 +97,8 @@ def look_at(
         rows = stream.batch or min(rows or stream.at_hand, stream.at_hand)
     at_once = int(np.clip(BLOCK // (rows or whole or 1), 1, 100))
     gradients = _gradients(target, some, rows, at_once, key)
-    return Looked(_flat(some), _flat(gradients), _flat(mean)[0, 0])
-
-
-def _flat(tree) -> np.ndarray:
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
-    return np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
+    flat = lambda tree: flat_draws(tree, np.float64)
+    return Looked(flat(some), flat(gradients), flat(mean)[0, 0])
 
 
 @remembering

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from ...core._convert import number, whole
 from ...core._engine import Sample
+from ...core._flat import flat_draws
 from ...core._types import PRNGKey, Scalar
 
 Arranged = Float[Array, "outer inner"]
@@ -234,9 +235,8 @@ def _rows_of(value: Any) -> Rows | None:
                 "`draws` must be equally weighted: those of a posterior with `log_weights` are "
                 "not; give `posterior.resample(...)`."
             )
-        leaves = map(np.asarray, jax.tree.leaves(sample.positions))
-        flat = [x.reshape(x.shape[0] * x.shape[1], -1) for x in leaves]
-        found = np.concatenate(flat, axis=1)
+        flat = flat_draws(sample.positions)
+        found = flat.reshape(-1, flat.shape[2])
     array: Any
     try:
         array = np.asarray(found, float)
