@@ -1,7 +1,10 @@
 """What a user's code reads is part of the program, and of the manifest of a run."""
 
+import contextvars
 import fractions
 import functools
+import os
+import sys
 import types
 from collections import deque
 from typing import Any
@@ -21,7 +24,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import whence as wh
 from whence.core import _cache
-from whence.core._code import Held, code_key, code_parts
+from whence.core._code import Held, code_key, code_parts, named_arrays
 
 Y = np.array([1.0, 2.0, 3.0, 4.0])
 KEY = jr.key(0)
@@ -199,6 +202,41 @@ def test_a_helper_and_its_globals_count(monkeypatch):
     assert code_key(model) == before
     monkeypatch.setitem(globals(), "shifted", lambda x: x - SHIFT)
     assert code_key(model) != before
+
+
+def test_a_global_with_the_name_of_an_attribute_is_not_read(monkeypatch):
+    function = lambda model: model.sigma
+    before = code_key(function)
+    monkeypatch.setitem(globals(), "sigma", np.array([1.0, np.nan]))  # as data often are
+    assert code_key(function) == before
+    assert not list(named_arrays(function))
+
+
+def test_what_code_reads_by_text_or_in_a_context_counts(monkeypatch):
+    variable, settings = contextvars.ContextVar("variable"), types.ModuleType("own_settings")
+    monkeypatch.setitem(sys.modules, "own_settings", settings)
+    changes = [
+        (lambda: variable.get(), variable.set),
+        (lambda: os.environ["OWN"], lambda v: monkeypatch.setenv("OWN", v)),
+        (lambda: os.getenv("OWN"), lambda v: monkeypatch.setenv("OWN", v + v)),
+        (
+            lambda: sys.modules["own_settings"].a,
+            lambda v: monkeypatch.setattr(settings, "a", v),
+        ),
+        (lambda: getattr(settings, "b"), lambda v: monkeypatch.setattr(settings, "b", v)),  # noqa: B009
+        (lambda: globals()["GLOBAL"], lambda v: monkeypatch.setitem(globals(), "GLOBAL", v)),
+    ]
+    monkeypatch.setattr(settings, "a", "", raising=False)
+    monkeypatch.setattr(settings, "b", "", raising=False)
+    for function, change in changes:
+        keys = []
+        for value in ("1", "2"):
+            change(value)
+            keys += [code_key(function), code_key(function)]
+        assert keys[0] == keys[1] != keys[2] == keys[3], function.__code__.co_names
+    before = code_key(changes[1][0])
+    monkeypatch.setenv("OTHER", "2")  # not read
+    assert code_key(changes[1][0]) == before
 
 
 def test_values_that_refer_to_themselves_come_to_an_end():

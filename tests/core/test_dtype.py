@@ -18,6 +18,7 @@ TOO_FINE = {
     "many days": 20240101 + 30 * NORMAL,
     "seconds since 1970": 1.7e9 + RNG.integers(0, 86_400, 500),
     "whole numbers": 20240101 + RNG.integers(0, 20, 500),
+    "hours in seconds since 1970": 1.7e9 + 3600 * np.arange(500),
     "one column": np.stack([NORMAL, 1e9 + NORMAL], axis=1),
     "made in float32": (16_000_000 + 20 * NORMAL).astype(np.float32),
 }
@@ -28,6 +29,8 @@ EVERYDAY = {
     "pressures": 101_325 + NORMAL,
     "small": 1e-6 * NORMAL,
     "counts": RNG.poisson(3e6, 500),
+    "days in seconds since 1970": 1.7e9 + 86_400 * np.arange(500),
+    "sorted currency": np.sort(5e8 + 2e8 * NORMAL),
     "constant": np.full((500, 2), 1e9 + 0.1),
     "constant to rounding": 0.1
     + 1e-17 * NORMAL
@@ -52,6 +55,27 @@ def test_everyday_units_are_fine(name):
         check_resolution(EVERYDAY[name], "`a`")
 
 
+def test_arrays_in_models_and_functions_are_looked_at():
+    """They are converted as data are, where NumPy would have kept their digits."""
+
+    class Since(wh.Model):
+        days: np.ndarray
+        a: jax.Array = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self):
+            return dist.Normal(self.a * (self.days - 20240101), 1.0)
+
+    days = TOO_FINE["days with a fraction"]
+    density = jax.tree_util.Partial(lambda days, x: -(x["a"] ** 2) * days.sum(), days)
+    with jax.enable_x64(False):
+        with pytest.raises(ValueError, match="`days` of Since has numbers up to 20240"):
+            wh.condition(Since(days), NORMAL)
+        with pytest.raises(ValueError, match="of `fn` has numbers up to 20240"):
+            wh.from_log_density(density, {"a": 0.0})
+        with pytest.raises(ValueError, match="`days` of Since has values that do not fit"):
+            wh.condition(Since(np.array([3_000_000_000, 1])), NORMAL[:2])
+
+
 def test_every_front_end_looks():
     class Line(wh.Model):
         a: jax.Array = wh.latent(dist.Normal(0.0, 1.0))
@@ -73,3 +97,26 @@ def test_every_front_end_looks():
         }.items():
             with pytest.raises(ValueError, match=f"{name} has numbers up to 20240"):
                 make()
+
+
+def test_large_counts_are_told():
+    class Counts(wh.Model):
+        a: jax.Array = wh.latent(dist.Normal(10.0, 5.0))
+
+        def likelihood(self):
+            return dist.Poisson(jnp.exp(self.a))
+
+    def model(y):
+        a = numpyro.sample("a", dist.Normal(10.0, 5.0))
+        numpyro.sample("y", dist.Poisson(jnp.exp(a)), obs=y)
+
+    many = RNG.poisson(3e6, 50)
+    with jax.enable_x64(False):
+        wh.condition(Counts(), many // 100)
+        for make in (
+            lambda: wh.condition(Counts(), many),
+            lambda: wh.from_numpyro(model, many),
+        ):
+            with pytest.warns(wh.InferenceWarning, match="'y', counts up to 3e.06, .* 12 nats"):
+                make()
+    wh.condition(Counts(), many)

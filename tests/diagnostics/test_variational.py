@@ -92,6 +92,19 @@ def test_too_wide_family_is_caught(rng):
         assert_allclose(report["overlap"].value, scale * np.sqrt(2 - scale**2), rtol=0.15)
 
 
+def test_moments_that_the_ratios_move_are_told(rng):
+    """q = N(0, 1) for p = N(m, s^2), all of which k-hat and overlap let pass."""
+    q = rng.normal(size=(1, 4000))
+    for mean, sd, is_problem in [(0.0, 0.6, True), (0.5, 1.0, True), (0.1, 0.9, False)]:
+        log_ratio = q**2 / 2 - (q - mean) ** 2 / (2 * sd**2)
+        record = VariationalFit(log_weights_is=log_ratio)
+        report = diagnose({"x": q}, {}, engine="BBVI", method="variational", record=record)
+        assert not report["khat"].is_problem
+        assert not report["overlap"].is_problem
+        assert report["moments"].is_problem == is_problem
+        assert report["moments"].where == (("x",) if is_problem else ())
+
+
 def test_noise_that_hides_any_trend_is_no_sign_of_rest(rng):
     noisy = trace(rng, noise=300.0)
     ratios = 0.3 * rng.normal(size=1000)

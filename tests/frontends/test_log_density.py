@@ -131,3 +131,10 @@ def test_what_is_wrong_is_named(fn, example, supports, message):
 def test_functions_only():
     with pytest.raises(Exception, match="fn"):  # the suite's type checker may speak first
         wh.from_log_density(3.0, 1.0)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_a_density_does_not_see_is_told():
+    with pytest.warns(wh.InferenceWarning, match="no slope along 'b' of a draw"):
+        wh.from_log_density(lambda x: -(x["a"] ** 2), {"a": 0.0, "b": 0.0})
+    with pytest.raises(ValueError, match="Is a `return` missing"):
+        wh.from_log_density(lambda x: None, {"a": 0.0})

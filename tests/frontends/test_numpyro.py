@@ -383,3 +383,18 @@ def test_models_that_count_may_hold_the_array():
     length = np.int64(3)
     model = lambda n: numpyro.sample("a", dist.Normal().expand([n]))
     assert wh.from_numpyro(model, length).sites[0].shape == (3,)
+
+
+def test_a_likelihood_without_latents_is_told():
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(jax.lax.stop_gradient(mu), 1.0), obs=y)
+
+    def forgot(y):
+        numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    with pytest.warns(wh.InferenceWarning, match="no slope along 'mu'"):
+        wh.from_numpyro(model, np.ones(3))
+    with pytest.warns(wh.InferenceWarning, match="none of its latents"):
+        wh.from_numpyro(forgot, np.ones(3))

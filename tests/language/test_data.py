@@ -219,15 +219,21 @@ def test_missing_values_and_shapes_of_numpyro_sites():
         m = numpyro.sample("m", dist.Normal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(m, 1.0).mask(jnp.isfinite(y)), obs=y)
 
+    def equal(y):
+        m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+        known = y == y
+        numpyro.sample("y", dist.Normal(m, 1.0).mask(known), obs=jnp.where(known, y, 0.0))
+
     def broadcast(x, y):
         m = numpyro.sample("m", dist.Normal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(m * x, 1.0), obs=y)
 
-    target = wh.from_numpyro(masked, np.array([1.0, np.nan, 4.0]))
     at_03 = {"m": jnp.asarray(0.3)}
     expected = stats.norm.logpdf([1.0, 4.0], 0.3).sum() + stats.norm.logpdf(0.3)
-    assert_allclose(target.log_density(at_03), expected, rtol=1e-6)
-    assert_allclose(jax.grad(target.log_density)(at_03)["m"], 0.7 + 3.7 - 0.3, rtol=1e-5)
+    for function in (masked, equal):
+        target = wh.from_numpyro(function, np.array([1.0, np.nan, 4.0]))
+        assert_allclose(target.log_density(at_03), expected, rtol=1e-6)
+        assert_allclose(jax.grad(target.log_density)(at_03)["m"], 0.7 + 3.7 - 0.3, rtol=1e-5)
     with pytest.raises(ValueError, match=r"'y' have shape \(3,\).*\(3, 1\).*\(3, 3\)"):
         wh.from_numpyro(broadcast, np.ones((3, 1)), Y)
 
@@ -237,6 +243,17 @@ class Named(wh.Model):
 
     def likelihood(self):
         return dist.Normal(self.mu, 1.0)
+
+
+class Doubled(wh.Model):
+    a: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+    @wh.derived
+    def y(self):
+        return 2 * self.a
+
+    def likelihood(self):
+        return dist.Normal(self.a, 1.0)
 
 
 class Draw(wh.Model):
@@ -260,6 +277,19 @@ class Draw(wh.Model):
         (lambda: check_variable_names([["a/b", "a.b"]], {}), "'a.b' and 'a/b'"),
         (lambda: check_variable_names([["a\\b", "a.b"]], {}), "when slashes are"),
         (lambda: check_variable_names([["é" * 101]], {}), "at most 200 bytes"),
+        (lambda: check_variable_names([["é", "e\u0301"]], {}), "accents as parts of"),
+        (lambda: check_variable_names([["\udc80"]], {}), "that UTF-8 can hold"),
+        (lambda: check_variable_names([["zarr.json"]], {}), "which are files of zarr"),
+        (lambda: check_variable_names([["y"]], {"y": ["a/b", "a.b"]}), "Names of axes must"),
+        (lambda: check_variable_names([["y"]], {"y": [3]}), "Names of axes must be text"),
+        (lambda: check_variable_names([["a.b"]], {"a.b": ["a/b"]}), "name of a variable"),
+        (lambda: Groups(coords={"g": ["a", "b\0"]}), "null characters"),
+        (
+            lambda: check_variable_names([["a", "a_dim_0"]], {}),
+            "'a_dim_0', which is what files",
+        ),
+        (lambda: check_variable_names([["y"]], {"y": ["chain"]}), "got 'chain'. Name the axis"),
+        (lambda: wh.condition(Doubled(), Y), "derived values; got 'y'"),
         (lambda: wh.latent(dist.Normal(0.0, 1.0), dims=""), "got ''"),
         (lambda: Groups(coords={"g": [("a", 1), ("b", 2)]}), "several levels"),
         (lambda: Groups(coords={"g": ["a", None]}), "none missing; got None"),
@@ -269,6 +299,14 @@ class Draw(wh.Model):
 def test_what_could_not_be_written_is_refused_before_a_run(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_rows_may_be_called_like_an_input():
+    """As of a table by `x` that is also an input."""
+    target = wh.condition(Line(), pd.Series(Y, pd.Index(Y, name="x")), Y)
+    tree = wh.Posterior.from_draws(target, {"a": np.zeros((1, 4))}).to_datatree()
+    assert tree["observed_data"]["y"].dims == ("x",)
+    assert_allclose(tree["constant_data"]["x"], Y, rtol=1e-6)
 
 
 def test_a_length_may_be_a_number_of_numpy():

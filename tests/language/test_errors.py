@@ -240,6 +240,46 @@ def test_a_likelihood_of_data_alone_is_told():
     wh.condition(Forgot(mu=0.0), X)  # nothing is left to learn
 
 
+def _log_likelihood(function):
+    class Own(wh.Model):
+        mu: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def log_likelihood(self, y):
+            return function(self.mu, y)
+
+    return Own()
+
+
+NO_LIKELIHOODS = {
+    "no slope along 'mu'": (
+        lambda mu, y: dist.Normal(jax.lax.stop_gradient(mu), 1.0).log_prob(y),
+        lambda mu, y: jnp.where(y < mu, -1.0, -2.0),
+    ),
+    "does not depend on `y`": (lambda mu, y: dist.Normal(mu, 1.0).log_prob(X),),
+}
+
+
+@pytest.mark.parametrize("words", NO_LIKELIHOODS)
+def test_what_a_likelihood_does_not_see_is_told(words):
+    for function in NO_LIKELIHOODS[words]:
+        with pytest.warns(wh.InferenceWarning, match=words):
+            wh.condition(_log_likelihood(function), X)
+    wh.condition(_log_likelihood(lambda mu, y: -((y - jnp.round(mu) - mu) ** 2)), X)
+
+
+def test_what_is_no_pointwise_log_likelihood_is_refused():
+    """A distribution is a pytree of its parameters, whose sum is no density."""
+    wrong = {
+        r"Write `\.log_prob\(y\)`": lambda mu, y: dist.Normal(mu, 1.0),
+        "an array, or a dict of arrays; got tuple": lambda mu, y: (-mu * y, -mu * y),
+        "counts each datum many times": lambda mu, y: mu * jnp.tile(y, (len(X), 1)),
+    }
+    for words, function in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            wh.condition(_log_likelihood(function), X)
+    wh.condition(_log_likelihood(lambda mu, y: -((y[1:] - mu * y[:-1]) ** 2)), X)
+
+
 def test_a_log_likelihood_that_forgot_its_return():
     class Forgot(wh.Model):
         mu: Any = wh.latent(dist.Normal(0.0, 1.0))

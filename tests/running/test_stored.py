@@ -1,5 +1,6 @@
 """Stored runs read, extended, replayed; runs that end by a rule."""
 
+import shutil
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import xarray
 from numpy.testing import assert_array_equal
 
 import whence as wh
@@ -74,6 +76,13 @@ def test_extending_an_unfinished_run_makes_what_it_lacks(target, tmp_path):
     extended = wh.extend(tmp_path / "a", target, draws=10)
     assert extended.num_draws == 160
     assert_array_equal(extended["slope"][:, :150], whole["slope"])
+
+
+def test_a_folder_of_a_complete_run_that_was_removed_is_made_again(target, tmp_path):
+    whole = wh.infer(target, NUTS, key=KEY, store=tmp_path / "a", chunk_steps=40)
+    shutil.rmtree(tmp_path / "a" / "replica-0001")
+    _same(wh.resume(tmp_path / "a", target, chunk_steps=40), whole)
+    _same(wh.load(tmp_path / "a", target=target), whole)
 
 
 def test_extend_refuses(target, tmp_path):
@@ -278,6 +287,20 @@ def test_reading_refuses(target, tmp_path):
         wh.load(tmp_path / "a", target=target)
     with pytest.raises(ValueError, match="`engine` and `thin`"):
         wh.load(tmp_path / "a.nc", target=target, thin=2)
+    (tmp_path / "a" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="a folder without the manifest.json"):
+        wh.load(tmp_path / "a", target=target)
+
+
+def test_a_file_whose_groups_were_changed_is_refused(target, tmp_path):
+    draws = {"slope": np.zeros((1, 4)), "sigma": np.ones((1, 4))}
+    wh.Posterior.from_draws(target, draws).save(tmp_path / "a.nc")
+    tree = xarray.load_datatree(tmp_path / "a.nc", engine="h5netcdf")
+    for group in ("unconstrained_posterior", "posterior"):
+        del tree[group]
+        tree.to_netcdf(tmp_path / f"{group}.nc", engine="h5netcdf")
+        with pytest.raises(ValueError, match=f"group `{group}`"):
+            wh.load(tmp_path / f"{group}.nc", target=target)
 
 
 def test_a_folder_that_cannot_be_written(target, tmp_path):

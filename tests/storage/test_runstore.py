@@ -138,6 +138,44 @@ def test_the_manifest_has_a_checksum(store):
     assert RunStore.open(store.folder).manifest["a"] == 2
 
 
+def test_copies_of_files_beside_them_are_not_read_and_lost_ones_can_be_made_again(store):
+    """As cloud folders make them of files that two computers changed."""
+    _write(store, 0, 10)
+    folder = store.folder / "replica-0000"
+    (folder / "0-10 (copy).npz").touch()
+    (store.folder / "replica-0000 copy").mkdir()
+    (store.folder / "replica-0000 copy" / "state.npz").touch()
+    assert store.replicas() == [0]
+    assert len(list(store.chunks(0, 10))) == 1
+    (folder / "state.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"Or remove .*replica-0000: `whence.resume` then"):
+        store.state(0)
+    with pytest.raises(ValueError, match=r"steps from 10 to 20: .* Or remove .*replica-0000"):
+        store.chunks(0, 20)
+
+
+def test_a_store_stays_where_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="cannot be written.*choose another folder"):
+        RunStore.create("file", {})
+    with pytest.raises(ValueError, match="`store` must be a path without null characters"):
+        RunStore.create("a\0b", {})
+    store = RunStore.create("run", {})
+    monkeypatch.chdir("/")
+    _write(store, 0, 10)
+    assert len(list(store.chunks(0, 10))) == 1
+
+
+def test_names_of_unfinished_files_fit_into_a_folder_and_are_those_of_one_file(tmp_path):
+    path = tmp_path / ("文" * 84)  # 252 bytes of the 255 that file systems allow
+    replace_file(path, b"1")
+    with scratch(path) as (_, left), scratch(tmp_path / ("文" * 83)) as (_, other):
+        mark = lambda file: file.name.rpartition(".whence-")[0]
+        assert mark(left) != mark(other)
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def _npz_that_says(shape, content=b"", dtype="<f8"):
     header = str({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
     header = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
@@ -181,6 +219,11 @@ def test_links_and_home_and_devices(tmp_path, monkeypatch):
     assert RunStore.open("~/run").folder == tmp_path / "run"
     with pytest.raises(ValueError, match="`path` must be a path; got '~nobody_at_all/x'"):
         as_path("~nobody_at_all/x")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(FileExistsError, match="something else"):
+        place(tmp_path / "circle")
+    with pytest.raises(FileNotFoundError, match="no is not one"):
+        place(tmp_path / "no" / ".." / "a.nc")
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there" / "a")
     replace_file(place(tmp_path / "link"), b"1")

@@ -371,7 +371,7 @@ def _stored(named: _Named):
     # Data must have the type they had when the run began.
     enable_x64(store.manifest["x64"])
     built = stored_engine(store.manifest["configuration"], named.engine)
-    target = named.target or trusted(store.manifest.get("source"), store.folder, named.trust)
+    target = named.target or trusted(store.manifest.get("source"), named.store, named.trust)
     return load_target(target), built
 
 

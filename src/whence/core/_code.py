@@ -10,12 +10,15 @@ Code of installed packages is taken as it is known by name.
 
 import contextlib
 import dataclasses
+import dis
 import functools
 import hashlib
+import os
 import sys
 import sysconfig
 from collections import ChainMap, deque
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from types import (
@@ -35,6 +38,9 @@ from jax.core import Tracer
 from jax.tree_util import Partial, all_leaves
 
 _DEPTH = 12  # of values in values
+# With these, code reads a value by a name that it holds as text.
+_BY_TEXT = {"getattr", "globals", "import_module", "modules", "__import__"}
+_LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "IMPORT_NAME")
 _INSTALLED = tuple(
     sorted({sysconfig.get_path(n) for n in ("purelib", "platlib", "stdlib")})
     + [str(Path(__file__).parents[1])]
@@ -143,7 +149,8 @@ def _read_by(function: FunctionType) -> list[tuple[str, Any]]:
         with contextlib.suppress(ValueError):  # not filled yet
             found.append((name, cell.cell_contents))
     names = _Reader().code(code, None)
-    found += [(n, function.__globals__[n]) for n in names & function.__globals__.keys()]
+    known = function.__globals__
+    found += [(n, known[n]) for n in _loaded(function, names) & known.keys()]
     return found + list((function.__kwdefaults__ or {}).items())
 
 
@@ -232,6 +239,10 @@ class _Reader:
             self.cls(value, depth)
         elif isinstance(value, ModuleType):
             self.say(value.__name__)
+        elif isinstance(value, ContextVar):
+            self.inner(value.get(None), depth - 1)
+        elif value is os.environ:  # its entries, by the code that names them
+            self.say("environ")
         elif isinstance(value, functools.partial):
             self.inner((value.func, value.args, value.keywords), depth - 1)
         elif hasattr(value, "__wrapped__"):  # as `jax.jit` leaves it
@@ -318,10 +329,11 @@ class _Reader:
         for cell in function.__closure__ or ():
             try:
                 self.inner(cell.cell_contents, depth - 1)
+                self.module(cell.cell_contents, names, depth - 1)
             except ValueError:  # not filled yet
                 self.say("empty")
         known = ChainMap(function.__globals__, sys.modules)  # it may import what it reads
-        for name in sorted(name for name in names if name in known):
+        for name in sorted(name for name in _loaded(function, names) if name in known):
             self.say(name)
             self.inner(known[name], depth - 1)
             self.module(known[name], names, depth - 1)
@@ -337,6 +349,10 @@ class _Reader:
     def code(self, code: CodeType, doc: str | None) -> set[str]:
         """Read instructions and constants; return the names of globals and attributes."""
         names = set(code.co_names)
+        texts = {text for text in code.co_consts if isinstance(text, str)}
+        names |= texts if names & _BY_TEXT else set()
+        for text in sorted(texts & os.environ.keys() if names & {"environ", "getenv"} else ()):
+            self.say(text, os.environ[text])
         self.digest.update(code.co_code)
         self.say(*code.co_names, *code.co_varnames)
         for constant in code.co_consts:
@@ -351,6 +367,21 @@ def _is_code(value: Any) -> bool:
     """Whether a value is a function, or may be called as one and is no pytree of data."""
     other = eqx.Module | contextlib.ContextDecorator  # the latter as meshes of JAX are
     return callable(value) and not isinstance(value, other) and all_leaves([value])
+
+
+def _loaded(function: FunctionType, names: set[str]) -> set[str]:
+    """Return which of these names in its code a function may read as globals.
+
+    A global is not read where an attribute has its name, as that of a latent often has.
+    """
+    return names if names & _BY_TEXT else names & _globals_of(function.__code__)
+
+
+@cache
+def _globals_of(code: CodeType) -> frozenset[str]:
+    found = {i.argval for i in dis.get_instructions(code) if i.opname in _LOADS}
+    inside = (_globals_of(part) for part in code.co_consts if isinstance(part, CodeType))
+    return frozenset(found).union(*inside)
 
 
 def _slots(cls: type) -> list[str]:

@@ -112,7 +112,11 @@ class VariationalFit(AbstractRecord):
     gradient_bound: float | None = None
 
     def judge(self, draws: Draws, method: str) -> Judged:
-        findings, numbers = check_variational(self.elbo, self.log_weights_is)
+        # Several paths are weighted by their ratios already.
+        weighted = np.ndim(self.log_weights_is) == 2 and len(self.log_weights_is) > 1  # pyright: ignore
+        findings, numbers = check_variational(
+            self.elbo, self.log_weights_is, None if weighted else draws
+        )
         more, others = check_fit(self.objective, self.diverged, self.gradient_signal)
         spread, measured = check_variance(self.gradient_variance, self.gradient_bound)
         return findings + more + spread, numbers | others | measured
@@ -178,9 +182,9 @@ class Optimum(AbstractRecord):
         gains: Of the last step of each search, in nats.
         converged: Whether each search did.
         steps: Of each search.
-        curvatures: Eigenvalues of minus the Hessian at the best point, `(dim,)`; None if the
-            dimension is too high to look.
-        axes: Their eigenvectors, in columns.
+        curvatures: Eigenvalues of minus the Hessian at the best point, each latent in the unit
+            that makes its own curvature 1, `(dim,)`; None if the dimension is too high to look.
+        axes: Their eigenvectors, in the units of the latents, in columns.
         slopes: Of the objective along the axes.
         declines: Share of what the curvature promises by which the objective falls.
         log_weights_is: As in `VariationalFit`, of the Gaussian with this curvature.
@@ -201,9 +205,9 @@ class Optimum(AbstractRecord):
         shape = (self.curvatures, self.axes, self.slopes, self.declines)
         alone = method == "point"
         findings, numbers = check_point(
-            self.objectives, self.converged, shape, draws, alone=alone
+            self.objectives, self.converged, shape, draws, alone=alone, points=self.points
         )
         if self.log_weights_is is None:
             return findings, numbers
-        more, others = check_variational(None, self.log_weights_is)
+        more, others = check_variational(None, self.log_weights_is, draws)
         return findings + more, numbers | others

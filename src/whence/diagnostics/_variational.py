@@ -4,16 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 
+from ._data import Draws
+from ._names import listing, plural
 from ._particles import check_khat
 from ._report import Finding, held
 from ._require import numbers
-from ._weights import khat_limit, pareto_khat, weight_ess
+from ._weights import khat_limit, pareto_khat, smoothed, weight_ess
 
 MATERIAL = 0.1  # nats: a change of the ELBO by this is a change of the divergence by it
 EQUAL = 1e-3  # nats: importance ratios within 0.1% of each other
 SIGMAS = 4.0
 BLURRED = 0.25  # nats: with a larger standard error a change by 1 nat is within 4 of them
 OVERLAP = 0.05  # of the draws are effective at a Renyi divergence (order 2) of 3 nats
+SHIFTED = 0.3  # standard deviations between the mean of draws and that by their ratios
+WIDENED = 4 / 3  # by which a standard deviation is too large, or too small
 DIRECTED = 0.5  # a mean gradient of half its standard deviation is seen in 50 updates
 NUM_BATCHES = 10  # per quarter of the trace, for its standard error
 _BOUND = "Kim, Wu, Oh and Gardner (2023), arXiv:2303.10472"
@@ -21,13 +25,14 @@ _SOURCE = "rule of thumb: a rise of 4 standard errors and 0.1 nats"
 
 
 def check_variational(
-    elbo: np.ndarray | None, log_weights_is: np.ndarray | None
+    elbo: np.ndarray | None, log_weights_is: np.ndarray | None, draws: Draws | None = None
 ) -> tuple[list[Finding], dict[str, float]]:
     """Check the trace of the objective and the importance ratios.
 
     Args:
         elbo: In nats, `(step,)` or `(replica, step)`; None if not recorded.
         log_weights_is: Log ratios of target to approximation; None if not computed.
+        draws: Whose first these ratios are, to compare their moments with those by the ratios.
     """
     findings, measured = [], {}
     if elbo is not None and np.size(elbo):
@@ -47,6 +52,9 @@ def check_variational(
         khat = -np.inf if exact else pareto_khat(log_weights_is)
         ess, size = weight_ess(log_weights_is), np.size(log_weights_is)
         findings += [_khat(khat, size), _overlap(ess, size)]
+        fits = draws is not None and size <= draws.num_chains * draws.num_draws
+        if fits and khat <= khat_limit(size) and not exact:
+            findings.append(_moments(np.ravel(log_weights_is), draws))
         measured |= {"khat": khat, "weight_ess_is": ess}
     return findings, measured
 
@@ -136,6 +144,48 @@ def _overlap(ess: float, size: int) -> Finding:
         "use a richer family, reparameterise, or use MCMC.",
         source="a Renyi divergence of order 2 of 3 nats",
     )
+
+
+def _moments(log_weights: np.ndarray, draws: Draws) -> Finding:
+    """Compare means and standard deviations of draws with those that their ratios give.
+
+    Ratios without a heavy tail, which k-hat lets pass, may still take the draws far.
+    """
+    weights, worst = np.exp(smoothed(log_weights)), []
+    for name, shape, values in draws.elements():
+        if not np.issubdtype(values.dtype, np.floating):
+            continue
+        x = values.reshape(-1, values.shape[2])[: len(weights)].astype(float)
+        mean = weights @ x
+        squares = (x - mean) ** 2
+        variance = np.maximum(weights @ squares, np.finfo(float).tiny)
+        # What chance makes of both, SIGMAS times, is not held against the draws.
+        chance = SIGMAS * np.sqrt(weights**2 @ squares / variance)
+        off = np.abs(x.mean(0) - mean) / np.sqrt(variance) - chance
+        chance = SIGMAS * np.sqrt(weights**2 @ (squares - variance) ** 2) / (2 * variance)
+        times = np.abs(np.log(x.std(0) / np.sqrt(variance))) - chance
+        bad = np.maximum(off / SHIFTED, times / np.log(WIDENED))
+        for i in np.flatnonzero(bad > 1):
+            ratio = x.std(0)[i] / np.sqrt(variance[i])
+            shift = abs(x.mean(0)[i] - mean[i]) / np.sqrt(variance[i])
+            worst.append((bad[i], draws.name(name, shape, int(i)), shift, ratio))
+    if not worst:
+        message = "Means and standard deviations are those that the importance ratios give"
+        return Finding("moments", "ok", message, 0.0, SHIFTED)
+    worst.sort(key=lambda found: -found[0])
+    names = tuple(found[1] for found in worst)
+    _, first, shift, ratio = worst[0]
+    message = (
+        f"The importance ratios give other moments for {plural(len(names), 'element')} "
+        f"({listing(names)}): the mean of {first} is {shift:.2g} standard deviations off, its "
+        f"standard deviation {ratio:.2g} times what it should be"
+    )
+    remedy = (
+        "Weight the draws, `posterior.resample(2_000, importance=True)`, or use a richer "
+        "family, or MCMC."
+    )
+    source = "rule of thumb, beyond 4 standard errors"
+    return Finding("moments", "warning", message, shift, SHIFTED, source, remedy, names)
 
 
 def _khat(khat: float, size: int) -> Finding:

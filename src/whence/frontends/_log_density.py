@@ -1,5 +1,6 @@
 """`from_log_density()`: a log density written by hand becomes a `Target`."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,13 @@ from ..core import AbstractTarget
 from ..core._indices import check_indices
 from ..core._key import seeded
 from ..core._names import check_variable_names
+from ..core._results import InferenceWarning
 from ..core._show import target_html
+from ..core._slopes import unread
 from ..core._tree import named_leaves
 from ..core._types import Scalar
 from ..core._values import check_values
+from ..language._check_data import arrays_of
 from ._bijection import bijection, log_det
 
 
@@ -102,7 +106,7 @@ def from_log_density(
     """
     if not callable(fn):
         raise ValueError(f"`fn` must be a function of a draw; got {fn!r}.")
-    fn = jax.tree.map(lambda x: jnp.asarray(x) if eqx.is_array(x) else x, fn)
+    fn = arrays_of(fn, "of `fn`")
     paths, structure = tree_flatten_with_path(example)
     named_leaves(example)  # raises
     if not paths:
@@ -175,12 +179,29 @@ def _check_shape(where, support, leaf) -> None:
 
 def _check_function(target: LogDensityTarget) -> None:
     draw = target.structure.unflatten(target.leaves)
+
+    def density_at(draw):
+        value = target.fn(draw)
+        if value is None:
+            raise ValueError("it returned None. Is a `return` missing?")
+        return jnp.asarray(value)
+
     try:
-        density = eqx.filter_eval_shape(lambda fn, draw: jnp.asarray(fn(draw)), target.fn, draw)
+        closed, density = jax.make_jaxpr(density_at, return_shape=True)(draw)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"`fn` failed on a draw like `example`: {error}") from error
     if density.shape != () or not jnp.issubdtype(density.dtype, jnp.floating):
         raise ValueError(
             "`fn` must return one real number, the log density; got shape "
             f"{density.shape} and dtype {density.dtype}."
+        )
+    blind, flat = unread(closed, draw)
+    if blind or flat:
+        named = ", ".join(repr(name) for name in (*blind, *flat))
+        warnings.warn(
+            f"`fn` has no slope along {named} of a draw: it does not depend on it, or only "
+            "compares, rounds or stops gradients. If it does not depend on it and there are no "
+            "bounds, there is no posterior; engines that follow gradients do not see the rest.",
+            InferenceWarning,
+            stacklevel=3,
         )

@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from ..core import compiled
 from ..core._code import Held
+from ..core._dtype import warn_of_counts
 from ._arguments import as_data, has_arrays, held, parameters
 from ._enumerate import depending, enumerated, library
 from ._numpyro_target import NumpyroTarget, constant_position, observed_values
@@ -49,7 +50,24 @@ def from_numpyro(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> NumpyroTa
     if target.structure.discrete:
         library()
         target = dataclasses.replace(target, structure=_summed_out(target))
-    return checked(dataclasses.replace(target, structure=_without_made_up_data(target)))
+    target = checked(dataclasses.replace(target, structure=_without_made_up_data(target)))
+    _look_at_counts(target)
+    return target
+
+
+def _look_at_counts(target: NumpyroTarget) -> None:
+    discrete: list[str] = []
+
+    def visit():
+        trace = target._at(constant_position(target, 0.0))
+        discrete[:] = [
+            n for n in target.structure.observed if trace[n]["fn"].support.is_discrete
+        ]
+
+    jax.eval_shape(visit)
+    for name, value in target.observed_data.items() if discrete else ():
+        if name in discrete and not isinstance(value, Tracer):
+            warn_of_counts(value, name, stacklevel=3)
 
 
 def _inspected(fn, args, kwargs):

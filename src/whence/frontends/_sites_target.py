@@ -13,10 +13,12 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from ..core import AbstractDescribedTarget
+from ..core._flat import position_shapes
 from ..core._indices import check_indices
 from ..core._key import seeded
 from ..core._names import check_variable_names
 from ..core._show import target_html
+from ..core._slopes import warn_of_slopes
 from ..core._target import LatentShape
 from ..core._types import PRNGKey, Scalar
 from ..core._values import check_values
@@ -148,6 +150,9 @@ def checked[T: AbstractSitesTarget](target: T) -> T:
         return target
     check_values(target)
     check_indices(target)
+    if target.observed_data or getattr(target.structure, "factors", ()):
+        shapes = position_shapes(target)
+        warn_of_slopes(jax.make_jaxpr(target.log_likelihood)(shapes), shapes, "the model", 3)
     drawn = jax.eval_shape(lambda key: target.constrain(target.init(key=key)), jr.key(0))
     check_variable_names((drawn, target.observed_data, target.constant_data), target.dims)
     return target

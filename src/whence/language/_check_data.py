@@ -1,19 +1,21 @@
 """Checks of data against a likelihood that need no compilation."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import keystr, tree_map_with_path
 from numpyro.distributions import MaskedDistribution
 
-from ..core._dtype import check_resolution
+from ..core._dtype import check_resolution, warn_of_counts
 from ..core._results import InferenceWarning
+from ..core._slopes import used, warn_of_slopes
 from ._frames import OBSERVED
 from ._model import Model, constrain, constrain_with_terms
 
@@ -104,6 +106,22 @@ def as_array(leaf: Any, where: str, kinds: str = "biuf") -> jax.Array:
     return converted
 
 
+def arrays_of[T](tree: T, what: str) -> T:
+    """Return a pytree with arrays of NumPy in it as those of JAX; see `as_array`.
+
+    Args:
+        tree: A model, or a function that is a pytree.
+        what: Stands after the name of an array in messages.
+    """
+
+    def convert(path, leaf):
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        return as_array(leaf, f"`{keystr(path, simple=True, separator='.')}` {what}", "biufc")
+
+    return tree_map_with_path(convert, tree)
+
+
 def _from_table(leaf, where) -> np.ndarray:
     """Return a column, or a table, of pandas or xarray as an array; name what is no number."""
     if hasattr(leaf, "columns"):
@@ -162,6 +180,8 @@ def check_likelihood(target: Any) -> int | None:
         ValueError: Naming the observed variable, the rule and the shapes or values got.
     """
 
+    counts: dict[str, None] = {}
+
     def visit(position):
         draw, _ = constrain(target.model, position)
         if type(draw).log_likelihood is Model.log_likelihood:
@@ -173,15 +193,22 @@ def check_likelihood(target: Any) -> int | None:
                 _check_shapes(target, name, d)
                 _check_words(target, name, d)
                 _check_support(target, name, d)
-        return draw.log_likelihood(target.y, *target.inputs)
+                if d.support.is_discrete and not isinstance(target.observed_data[name], Tracer):
+                    counts[name] = None
+        value = draw.log_likelihood(target.y, *target.inputs)
+        _check_log_likelihood(target, value)
+        return value
 
     position = _free_shapes(target)
     closed, found = jax.make_jaxpr(visit, return_shape=True)(position)
-    _check_log_likelihood(target, found)
-    if position and not _reads_inputs(closed.jaxpr):
+    for name in counts:
+        warn_of_counts(target.observed_data[name], name, stacklevel=4)
+    name = type(target.model).__name__
+    warn_of_slopes(closed, position, name, stacklevel=4)
+    if type(target.model).log_likelihood is not Model.log_likelihood and not _reads_y(target):
         warnings.warn(
-            f"The likelihood of {type(target.model).__name__} depends on none of its latents: "
-            "its posterior is its prior. See that `likelihood` reads `self`.",
+            f"`log_likelihood` of {name} does not depend on `y`: the posterior is the same for "
+            "all data. See that it reads its argument.",
             InferenceWarning,
             stacklevel=4,
         )
@@ -190,18 +217,64 @@ def check_likelihood(target: Any) -> int | None:
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _check_log_likelihood(target, found) -> None:
-    """Refuse what adds nothing to a density, or no number: a forgotten `return`, a mask."""
+def _reads_y(target) -> bool:
+    """Whether the log likelihood depends on the observed data, as far as that can be told."""
+    leaves, structure = jax.tree.flatten(target.y)
+    at = [i for i, leaf in enumerate(leaves) if eqx.is_array(leaf)]
+
+    def density(arrays, position):
+        filled = list(leaves)
+        for i, array in zip(at, arrays):
+            filled[i] = array
+        draw, _ = constrain(target.model, position)
+        return draw.log_likelihood(structure.unflatten(filled), *target.inputs)
+
+    try:
+        closed = jax.make_jaxpr(density)([leaves[i] for i in at], _free_shapes(target))
+    except jax.errors.JAXTypeError:  # it looks at numbers, which is to read them
+        return True
+    return not at or any(used(closed.jaxpr)[: len(at)])
+
+
+def _check_log_likelihood(target, value) -> None:
+    """Refuse what is no log density of the data: a forgotten `return`, a mask, a matrix."""
     where = f"`log_likelihood` of {type(target.model).__name__}"
-    leaves = jax.tree.leaves(found, is_leaf=lambda leaf: leaf is None)
-    if not leaves or any(leaf is None for leaf in leaves):
+    named = value if isinstance(value, Mapping) else {"": value}
+    if not named or any(leaf is None for leaf in named.values()):
         raise ValueError(
-            f"{where} must return the log likelihood of the data; got {found!r}. Is a `return` "
+            f"{where} must return the log likelihood of the data; got {value!r}. Is a `return` "
             "missing?"
         )
-    for leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{where} must return real numbers, in nats; got {leaf.dtype}.")
+    for name, leaf in named.items():
+        if not isinstance(leaf, float | np.ndarray | np.generic | jax.Array):
+            hint = " Write `.log_prob(y)`." if hasattr(leaf, "log_prob") else ""
+            raise ValueError(
+                f"{where} must return an array, or a dict of arrays; got "
+                f"{type(leaf).__name__}.{hint}"
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"{where} must return real numbers, in nats; got {jnp.result_type(leaf)}."
+            )
+        y = target.y.get(name) if isinstance(target.y, Mapping) else target.y
+        if eqx.is_array(y) and y.size > 1 and _counts_again(y.shape, jnp.shape(leaf)):
+            raise ValueError(
+                f"{where} must have one number per datum; got shape {jnp.shape(leaf)} for data "
+                f"of shape {y.shape}, which counts each datum many times. Reshape what was "
+                "broadcast, or sum over the further axes."
+            )
+
+
+def _counts_again(data: tuple[int, ...], terms: tuple[int, ...]) -> bool:
+    """Whether terms have the shape of data broadcast to more numbers."""
+    try:
+        return (
+            terms != data
+            and np.broadcast_shapes(data, terms) == terms
+            and (math.prod(terms) > math.prod(data))
+        )
+    except ValueError:
+        return False
 
 
 def fixed_by_others(target: Any) -> tuple[str, ...]:
@@ -217,7 +290,7 @@ def fixed_by_others(target: Any) -> tuple[str, ...]:
     terms = lambda position: constrain_with_terms(target.model, position)[1]
 
     def depends(name: str) -> bool:
-        return _reads_inputs(jax.make_jaxpr(lambda p: terms(p)[name])(position).jaxpr)
+        return any(used(jax.make_jaxpr(lambda p: terms(p)[name])(position).jaxpr))
 
     return tuple(name for name in fixed if depends(name))
 
@@ -225,11 +298,6 @@ def fixed_by_others(target: Any) -> tuple[str, ...]:
 def _free_shapes(target: Any) -> dict[str, jax.ShapeDtypeStruct]:
     dtype = jnp.result_type(float)
     return {s.name: jax.ShapeDtypeStruct(s.unconstrained_shape, dtype) for s in target.free}
-
-
-def _reads_inputs(jaxpr: Any) -> bool:
-    """Whether what a program returns depends on any of its inputs."""
-    return any(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
 
 
 def likelihood_of(draw: Any, target: Any) -> Any:
@@ -267,7 +335,7 @@ def _check_words(target, name, d):
 
 
 def _check_shapes(target, name, d):
-    if not hasattr(d, "log_prob"):
+    if not hasattr(d, "log_prob") or isinstance(d, type):
         raise ValueError(
             f"`likelihood` of {type(target.model).__name__} must return a numpyro "
             f"distribution for {name!r}; got {d!r}."

@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 from jaxtyping import Array
 
 from ..core._convert import one_of
@@ -23,7 +22,13 @@ from ..core._stream import Stream
 from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
 from ..core._values import check_values, require_finite
-from ._check_data import check_data, check_likelihood, fixed_by_others, likelihood_of
+from ._check_data import (
+    arrays_of,
+    check_data,
+    check_likelihood,
+    fixed_by_others,
+    likelihood_of,
+)
 from ._frames import Place
 from ._inputs import bound, parameters
 from ._latent import Coords
@@ -155,7 +160,7 @@ class ModelTarget(AbstractDescribedTarget):
         return constrain(self.model, position)[1]
 
     def log_likelihood(self, position, rows=None):
-        if rows is not None and self.local:
+        if rows is not None and any(site.local for site in self.sites):
             return self._at(self.at_rows(position, rows), rows)[1]
         y, inputs = (self.y, self.inputs) if rows is None else self.take(rows)
         terms = jax.tree.leaves(self.constrain(position).log_likelihood(y, *inputs))
@@ -456,7 +461,7 @@ def condition(
     labels = given.labels
     if missing == "drop":
         model, y, inputs, labels = drop_missing(given, y, inputs)
-    model = jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray) else v, model)
+    model = arrays_of(model, f"of {type(model).__name__}")
     model = give_rows(model, y)
     model = model.for_data(y, *inputs)
     plain = model
@@ -464,10 +469,11 @@ def condition(
         model = impute(model, y, inputs, name, {**labels, **all_coords(model)}, dims)
     found = sites(model)
     names = [site.name for site in found]
-    clash = set(names) & (set(y) if isinstance(y, Mapping) else {name})
+    clash = {*names, *derived_names(model)} & (set(y) if isinstance(y, Mapping) else {name})
     if clash:
         raise ValueError(
-            f"Observed variable and latent must not share a name; got {sorted(clash)[0]!r}."
+            "Observed variables must not share a name with latents or derived values; got "
+            f"{sorted(clash)[0]!r}. Rename one; `name=` of `condition` is that of a single `y`."
         )
     target = ModelTarget(model, y, inputs, found, name, None, (), (), labels, given.places)
     data_dims = check_dims(dims, target.observed_data, target.coords)

@@ -11,6 +11,7 @@ import numpy as np
 from numpyro.distributions import Distribution
 
 from ..core._convert import flag, whole
+from ..core._names import is_text
 
 
 @jax.tree_util.register_pytree_node_class
@@ -234,6 +235,12 @@ def _as_labels(name: str, values: Any) -> np.ndarray:
         raise ValueError(
             f"`coords[{name!r}]` must be text, numbers or dates, none missing; got {shown!r}. "
             "`[str(label) for label in labels]` makes text of others."
+        )
+    text = "".join(map(str, values)) if array.dtype.kind in "UO" else ""
+    if "\0" in text or not is_text(text):
+        raise ValueError(
+            f"`coords[{name!r}]` must be text that UTF-8 can hold, without null characters, "
+            "which files cannot."
         )
     return array
 

@@ -96,7 +96,7 @@ class Contents(NamedTuple):
         groups = {g: {exported(n): v for n, v in vs.items()} for g, vs in groups.items()}
         new = {n: values for n, values in groups.items() if n.startswith("predictions")}
         # Where values are missing, pointwise log likelihoods have axes of their own.
-        own = {exported(n): axes for n, axes in self.dims.items() if n.startswith(_LOG)}
+        own = {n: axes for n, axes in dims.items() if n.startswith(exported(_LOG))}
         log = {n: v for n, v in groups.items() if own and n == "log_likelihood"}
         old = {n: values for n, values in groups.items() if n not in new | log}
         made = to_datatree(cast(Any, old), dims=dims, coords=labels, attrs=self.attrs)
@@ -166,7 +166,8 @@ def _with_rows(contents: Contents) -> tuple[dict[str, Sequence[str]], str | None
         return dims, None
     row = next(iter(names), f"{next(iter(observed))}_dim_0")
     given = {n: np.shape(v) for n, v in target.constant_data.items()}
-    for name, shape in (observed | given).items():
+    beside = {} if row in given else given  # an axis cannot have the name of a variable there
+    for name, shape in (observed | beside).items():
         if shape[:1] in lengths:
             rest = (f"{name}_dim_{i}" for i in range(1, len(shape)))
             dims.setdefault(name, (row, *rest))
@@ -218,7 +219,9 @@ def saved_tree(contents: Contents) -> "xarray.DataTree":
             continue
         if values:
             made[name] = values
-    renamed = {exported(n): n for group in made.values() for n in group if n != exported(n)}
+    axes = (axis for own in contents.dims.values() for axis in own)
+    names = (*(n for group in made.values() for n in group), *axes)
+    renamed = {exported(n): n for n in names if n != exported(n)}
     contents.attrs["whence_names"] = json.dumps(renamed)
     arrays: dict[str, np.ndarray] = {}
     contents.attrs["whence_record"] = json.dumps(to_json(sample.record, arrays))

@@ -61,11 +61,18 @@ def load(
         return read_run(path, target, engine=engine, thin=thin)
     if engine is not None or thin != 1:
         raise ValueError(f"`engine` and `thin` are for stores; {str(path)!r} is none.")
+    if path.is_dir() and not is_zarr(path):
+        raise ValueError(
+            f"`path` must be a file, a zarr folder or the store of a run; {path} is a folder "
+            "without the manifest.json of a store: a run in it was not begun."
+        )
     tree = load_zarr(path) if is_zarr(path) else load_netcdf(path)
     own = _own_attributes(tree.attrs, path)
     manifest = own["manifest"]
     if target is not None:
         require_same(target, manifest, f"the posterior in {str(path)!r}")
+    if "posterior" not in tree.children:
+        raise ValueError(f"{path} must have a group `posterior`; it was removed.")
     names = _read_names(tree)
     arrays = lambda name: (
         {
@@ -107,8 +114,8 @@ def _own_attributes(attrs: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"What {path} says of its run is damaged: {error}") from error
     require_entries(own, _ENTRIES, _MAYBE, str(path))
-    kinds = {"versions": dict, "model": dict, "references": list, "x64": bool}
-    words = ("data_sha256", "python", "created")
+    kinds = {"versions": dict, "model": dict, "references": list, "key": list, "x64": bool}
+    words = ("data_sha256", "python", "created", "key_impl")
     require_entries(own["manifest"], {}, kinds | dict.fromkeys(words, str), str(path))
     return own
 
@@ -128,6 +135,13 @@ def _positions(named: dict[str, np.ndarray], target):
     shapes = position_shapes(target)
     leaves, treedef = jax.tree.flatten(shapes)
     names = list(named_leaves(shapes))
+    for name, leaf in zip(names, leaves):
+        got = named.get(name, np.zeros(())).shape
+        if got[2:] != leaf.shape or len(got) < 2:
+            raise ValueError(
+                f"The group `unconstrained_posterior` of a file must have {name!r} of shape "
+                f"(chain, draw, *{leaf.shape}); it was changed. Load it without `target`."
+            )
     return jax.tree.unflatten(
         treedef, [named[n].astype(leaf.dtype) for n, leaf in zip(names, leaves)]
     )
@@ -144,9 +158,10 @@ def _read_names(tree) -> dict[str, str]:
 
 def _read_description(tree, names: Mapping[str, str]) -> dict[str, Any]:
     dataset = tree["posterior"].to_dataset()
+    own = lambda name: names.get(str(name), str(name))
     dims = {
-        names.get(str(n), str(n)): tuple(str(d) for d in v.dims if d not in ("chain", "draw"))
+        own(n): tuple(own(d) for d in v.dims if d not in ("chain", "draw"))
         for n, v in dataset.data_vars.items()
     }
-    coords = {str(n): v.values for n, v in dataset.coords.items() if n not in ("chain", "draw")}
+    coords = {own(n): v.values for n, v in dataset.coords.items() if n not in ("chain", "draw")}
     return {"dims": dims, "coords": coords}

@@ -60,7 +60,9 @@ def resume(
     stored = open_run(folder, target, engine)
     layout = stored_layout(stored, target, mesh)
     content = stored.store.manifest
-    stored.store.read_only |= content["complete"]
+    wanted = 1 if content["vectorised"] else stored.engine.schedule.replicas
+    lacking = len(stored.store.replicas()) < wanted  # somebody has removed a folder
+    stored.store.read_only |= content["complete"] and not lacking
     until = None if content["complete"] or not content["until"] else stored_until(stored)
     return _go_on(stored, target, until, layout, options, {})
 

@@ -8,6 +8,7 @@ writer that was killed. Without locks (Windows, some network file systems) none 
 
 import errno
 import glob
+import hashlib
 import os
 import shutil
 import socket
@@ -34,9 +35,12 @@ def as_path(path: str | os.PathLike[str], name: str = "path") -> Path:
         ValueError: If `path` is no path, or there is no such user.
     """
     try:
-        return Path(path).expanduser()
+        found = Path(path).expanduser()
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"`{name}` must be a path; got {path!r}: {error}") from None
+    if "\0" in str(found):
+        raise ValueError(f"`{name}` must be a path without null characters; got {path!r}.")
+    return found
 
 
 def place(path: str | os.PathLike[str], kind: str = "file") -> Path:
@@ -54,14 +58,16 @@ def place(path: str | os.PathLike[str], kind: str = "file") -> Path:
         OSError: If nothing can be written in that folder.
     """
     real = Path(os.path.realpath(as_path(path)))
-    if not real.parent.is_dir():
-        raise FileNotFoundError(
-            f"`path` must be in an existing folder; {real.parent} is not one."
-        )
+    for folder in (as_path(path).parent, real.parent):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"`path` must be in an existing folder; {folder} is not one."
+            )
     if kind == "file" and real.is_dir():
         raise IsADirectoryError(f"`path` must be a file; {path} is a folder.")
     remove_leftovers(real)
-    if real.exists() and not (real.is_file() if kind == "file" else real.is_dir()):
+    there = real.exists() or real.is_symlink()  # the second of links that go in a circle
+    if there and not (real.is_file() if kind == "file" else real.is_dir()):
         raise FileExistsError(f"`path` must be new or a {kind}; {path} is something else.")
     try:
         tempfile.TemporaryFile(dir=real.parent).close()
@@ -180,7 +186,9 @@ def hold(path: Path) -> IO[bytes] | str:
 
 
 def _prefix(path: Path) -> str:
-    return f".{path.name[:100]}{_MARK}"
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= 100 else hashlib.sha256(name).hexdigest()
+    return f".{short}{_MARK}"
 
 
 def _flush_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ RUN_SCHEMA = 2  # from 2 on the manifest has a checksum
 _MANIFEST, _STATE, _LOCK, _SEAL = "manifest.json", "state.npz", "lock", "sha256"
 _START = "start.npz"
 _LONGEST_MANIFEST = 2**26  # bytes
+# Copies that other programs make beside them have other names.
+_REPLICA, _CHUNK = re.compile(r"replica-(\d+)"), re.compile(r"(\d+)-(\d+)\.npz")
 
 
 class RunStore:
@@ -82,13 +85,14 @@ class RunStore:
             ValueError: If the folder holds anything.
             OSError: If it cannot be made or written, or another process has begun a run in it.
         """
-        folder = as_path(folder, "store")
+        folder = as_path(folder, "store").absolute()
         store = cls(folder, {"schema": RUN_SCHEMA, **manifest})
         _check_empty(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _explained(error, folder) from error
+            why = f"`store` cannot be written ({error.strerror}); choose another folder than"
+            raise OSError(error.errno, why, str(folder)) from error
         store.lock()
         try:
             _check_empty(folder)  # another may have been faster
@@ -107,7 +111,7 @@ class RunStore:
         Raises:
             ValueError: If the folder is none, its manifest is damaged, or its schema newer.
         """
-        folder = as_path(folder, "store")
+        folder = as_path(folder, "store").absolute()
         try:
             content = _manifest_bytes(folder)
             manifest = json.loads(content)
@@ -241,7 +245,7 @@ class RunStore:
         path = self._replica(replica) / _STATE
         if not path.exists():
             return None
-        stops, *leaves = _unpacked(path)
+        stops, *leaves = _unpacked_or_again(path)
         return stops, leaves
 
     def start(self) -> list[np.ndarray]:
@@ -275,14 +279,14 @@ class RunStore:
         if reached < stop:
             raise ValueError(
                 f"{folder} lacks the recorded steps from {reached} to {stop}: a file was "
-                "removed."
+                f"removed; restore it from a backup.{_again(folder)}"
             )
-        return ((start, _unpacked(path)) for start, path in wanted)
+        return ((start, _unpacked_or_again(path)) for start, path in wanted)
 
     def replicas(self) -> list[int]:
         """Return the numbers of the replicas that have begun."""
-        folders = self.folder.glob("replica-[0-9]*")
-        return sorted(int(f.name.partition("-")[2]) for f in folders if (f / _STATE).exists())
+        begun = [f.parent.name for f in self.folder.glob(f"replica-*/{_STATE}")]
+        return sorted(int(m[1]) for m in map(_REPLICA.fullmatch, begun) if m)
 
     def discard_after(self, replica: int, stop: int) -> None:
         """Remove chunks that were written before the state after them was.
@@ -318,9 +322,9 @@ def _explained(error: OSError, folder: Path) -> OSError:
 def _chunk_files(folder: Path) -> list[tuple[int, int, Path]]:
     """Return first step, first step after, and file of each chunk, in order."""
     found = []
-    for path in sorted(folder.glob("[0-9]*-[0-9]*.npz")):
-        start, stop = (int(part) for part in path.stem.split("-"))
-        found.append((start, stop, path))
+    for path in sorted(folder.glob("*-*.npz")):
+        if match := _CHUNK.fullmatch(path.name):
+            found.append((int(match[1]), int(match[2]), path))
     return found
 
 
@@ -350,3 +354,14 @@ def _packed(arrays: list[np.ndarray]) -> bytes:
 
 def _unpacked(path: Path) -> list[np.ndarray]:
     return list(unpacked(path).values())
+
+
+def _unpacked_or_again(path: Path) -> list[np.ndarray]:
+    try:
+        return _unpacked(path)
+    except ValueError as error:
+        raise ValueError(f"{error}{_again(path.parent)}") from error
+
+
+def _again(folder: Path) -> str:
+    return f" Or remove {folder}: `whence.resume` then makes its steps again, the same."

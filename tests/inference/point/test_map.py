@@ -252,6 +252,26 @@ def test_float32(key):
     assert posterior.failed == ()
 
 
+def test_units_and_precision_do_not_matter(key):
+    """In dollars, in metres of a micron, and known to one part in 300,000, in float32."""
+    mean, sd = np.array([3e5, 2e-6, 3e4]), np.array([1e4, 1e-6, 0.1])
+
+    def fn(x):
+        z = (x - mean.astype(np.float32)) / sd.astype(np.float32)
+        return -jnp.sum(z**2) / 2 - np.float32(600)
+
+    target = _density(fn, np.zeros(3, np.float32))
+    posterior = _map(target, key, starts=3, objective="unconstrained", draws=1_000)
+    z = (posterior["x"][0].astype(float) - mean) / sd
+    assert_allclose(z.mean(0), 0, atol=0.15)
+    assert_allclose(z.std(0), 1, atol=0.1)
+    assert posterior.failed == ()
+    report = posterior.diagnose()
+    assert report["maximum"].severity == report["starts"].severity == "ok"
+    evidence = 1.5 * np.log(2 * np.pi) + np.log(sd).sum() - 600
+    assert_allclose(np.mean(posterior.record.log_weights_is), evidence, atol=0.01)
+
+
 @SLOW
 def test_many_latents_are_not_looked_at_closely(key):
     curvature = np.geomspace(1, 1e3, 600)

@@ -22,6 +22,7 @@ import whence as wh
 from whence.inference.smc import States
 from whence.inference.smc._filter import run_filter
 from whence.inference.smc._smoothing import ancestral_path, backward_path, fixed_lag
+from whence.inference.smc._states import warn_if_alone
 from whence.testing import Gaussian
 
 RUNS = 2_000
@@ -165,6 +166,7 @@ def test_a_short_lag_is_not_a_smoother(key):
     assert np.abs(found.mean - exact).max() > 0.1  # twice what is allowed above
 
 
+@pytest.mark.filterwarnings("ignore:One particle has most of the weight")
 def test_a_particle_has_numbers_of_its_own_however_many_there_are(key):
     few, many = (
         wh.filter(_target(), wh.ParticleFilter(n, threshold=0.0), key=key) for n in (8, 32)
@@ -256,6 +258,21 @@ def test_weights_that_are_all_zero_name_the_time_and_the_datum(key):
     found = wh.filter(target, wh.ParticleFilter(100), key=key, throw=False)
     assert found.log_evidence[0] == -np.inf
     assert not np.isnan(found.ess[0, :2]).any()
+
+
+def test_a_filter_of_one_particle_is_told(key):
+    """Steps of 0.7 seen with noise of 1e-4: of 30 particles at most one is near a datum."""
+    target = wh.condition(Level(s=0.7, r=1e-4), Y)
+    exact = wh.filter(target, key=key).log_evidence
+    with pytest.warns(wh.InferenceWarning, match="most of the weight at 7 of 8 times, first"):
+        found = wh.filter(target, wh.ParticleFilter(30), key=key)
+    assert abs(found.log_evidence - exact) > 10 * found.log_evidence_error
+    guided = wh.filter(target, wh.ParticleFilter(30, "guided"), key=key)  # the remedy
+    error = float(guided.log_evidence_error[0])
+    assert error < 0.5
+    assert_allclose(guided.log_evidence, exact, atol=4.5 * error)
+    with pytest.warns(wh.InferenceWarning, match=r"at 1 of 2 times, first at time 6"):
+        warn_if_alone(np.array([[20.0, 1.5], [9.0, 8.0]]), 5)
 
 
 def test_bad_input_is_refused_in_words(key):

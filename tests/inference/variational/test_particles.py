@@ -10,8 +10,10 @@ from numpy.testing import assert_allclose
 from scipy.special import gammaln
 
 import whence as wh
+from whence.diagnostics._data import Draws
+from whence.diagnostics._records import Optimum
 from whence.inference.variational._laplace import log_mean_weight
-from whence.inference.variational._svgd import stein_direction
+from whence.inference.variational._svgd import SteinParticles, stein_direction
 from whence.testing import Gaussian, LogGamma
 
 
@@ -80,6 +82,22 @@ def test_few_particles_are_said_to_be_narrow(key):
     assert_allclose(spread.value, posterior["x"][0].var(0).min(), rtol=0.2)
 
 
+def test_modes_that_are_left_out_or_not_weighed_are_told():
+    """Each verdict by numbers alone: of particles with a gap, and of a second maximum."""
+    rng = np.random.default_rng(0)
+    stein = SteinParticles(np.ones(8), np.ones(1))
+    for shift, words in ((0.0, []), (15.0, ["apart"])):
+        x = rng.normal(size=100) + shift * (np.arange(100) % 2)
+        findings, _ = stein.judge(Draws({"x": x[None]}, {}), "particles")
+        assert [f.code for f in findings if f.severity != "ok"] == words
+    draws = Draws({"x": rng.normal(size=(1, 100))}, {})
+    for below, words in ((1.4, ["modes"]), (40.0, [])):
+        found = Optimum(np.array([0.0, 0.0, -below]), np.ones(3, bool))
+        for method, expected in (("independent", words), ("point", [])):
+            findings, _ = found.judge(draws, method)
+            assert [f.code for f in findings if f.severity == "warning"] == expected
+
+
 def test_laplace_on_a_gaussian_and_off_one(key):
     target = Gaussian(3, condition_number=10.0, correlated=True)
     posterior = wh.infer(target, wh.Laplace(starts=2), key=key)
@@ -120,9 +138,15 @@ def test_pathfinder(key):
     assert_allclose((weights @ x - target.mean) / sd, 0, atol=4.5 / np.sqrt(ess))
     assert_allclose(posterior.log_evidence, 0, atol=4.5 * posterior.log_evidence_error + 0.01)
     assert posterior.resample(100, key=key).num_draws == 100
-    alone = wh.infer(target, wh.Pathfinder(paths=1, draws=200), key=key)
+    # In other units, far from where paths begin.
+    mean, sd = np.array([3e7, 2e-6]), np.array([1e6, 1e-6])
+    units = wh.from_log_density(lambda x: -jnp.sum(((x - mean) / sd) ** 2) / 2, jnp.zeros(2))
+    alone = wh.infer(units, wh.Pathfinder(paths=1, draws=200), key=key)
     assert alone.log_weights is None
-    assert alone.num_draws == 200
+    z = (alone["x"][0] - mean) / sd
+    assert z.shape == (200, 2)
+    assert_allclose(z.mean(0), 0, atol=4.5 / np.sqrt(200))
+    assert_allclose(z.std(0), 1, atol=4.5 / np.sqrt(400))
 
 
 def test_repaired_draws(key):

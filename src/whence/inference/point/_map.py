@@ -23,8 +23,9 @@ from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import Optimum
 from ._lbfgs import Memory, search
 from ._objective import Objective, check_objective, evaluate
-from ._shape import LARGEST, Shape, shape_at
+from ._shape import CLOSE, LARGEST, Shape, improved, promised, shape_at
 
+MAX_IDLE = 50  # steps in a row that find nothing better: only rounding lets values go up
 MAX_WALLS = 5  # line searches in a row that end where nothing is finite any more
 
 
@@ -41,6 +42,8 @@ class MAPState(eqx.Module):
     walls: Int[Array, ""]  # line searches in a row that ended where nothing is finite any more
     stuck: Bool[Array, ""]  # whether no step along any direction known was of use
     converged: Bool[Array, ""]  # whether the gain is below the tolerance
+    best: Scalar  # least loss so far
+    idle: Int[Array, ""]  # steps in a row that did not lower it
     count: Int[Array, ""]  # steps made
 
 
@@ -65,8 +68,10 @@ class MAP(AbstractEngine):
 
     Each start is a run of L-BFGS in unconstrained coordinates. It has converged when the
     next step promises less than `tolerance` and no entry of the gradient is above its square
-    root, or when it promises less than rounding. One that rises until nothing is finite any
-    more is dropped, with a message; so is one that needs more than `steps`.
+    root, or when it promises less than rounding, of the objective or of the point. One that
+    rises until nothing is finite any more is dropped, with a message; so is one that needs more
+    than `steps`. Up to 500 latents, Newton's method goes on from there where it still gains, as
+    where latents have units of very different size.
 
     Attributes:
         starts: Independent starts; the best one counts.
@@ -129,7 +134,19 @@ class MAP(AbstractEngine):
         count, infinite = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, point.dtype)
         memory = Memory.empty(self.memory, point)
         return MAPState(
-            point, infinite, zero, zero, memory, infinite, ~no, count, no, no, count
+            point,
+            infinite,
+            zero,
+            zero,
+            memory,
+            infinite,
+            ~no,
+            count,
+            no,
+            no,
+            infinite,
+            count,
+            count,
         )
 
     def step(
@@ -151,10 +168,19 @@ class MAP(AbstractEngine):
         stuck = ~moved & (state.fresh | first)
         largest = jnp.max(jnp.abs(found.gradient))
         converged = (gain <= self.tolerance) & (largest <= self.tolerance**0.5)
-        # What is left to gain is less than rounding: at a sharp maximum the gradient's own
-        # rounding is above the tolerance, and at a kink there is always a gradient.
-        rounding = jnp.finfo(point.dtype).eps * (1 + jnp.abs(found.value))
+        # What is left to gain is less than rounding, of the value or of the point: at a sharp
+        # maximum the gradient's own rounding is above the tolerance, and at a kink there is
+        # always a gradient.
+        eps = jnp.finfo(point.dtype).eps
+        rounding = eps * (1 + jnp.abs(found.value))
         converged |= gain <= rounding / 10
+        converged |= gain <= eps * jnp.sum(jnp.abs(found.gradient * point))
+        # Steepest descent promises nothing: its length has not the unit of the point.
+        converged &= (memory.inverses[-1] > 0) | (largest == 0)
+        idle = jnp.where(found.value < state.best, 0, state.idle + 1).astype(jnp.int32)
+        # Sums of large terms are rounded more coarsely than their value says.
+        stuck |= idle >= MAX_IDLE
+        converged |= stuck & moved & (gain <= CLOSE)
         new = MAPState(
             point,
             found.value,
@@ -166,6 +192,8 @@ class MAP(AbstractEngine):
             jnp.where(found.at_wall, state.walls + 1, 0).astype(jnp.int32),
             stuck,
             (moved & converged) | (stuck & ~first & (state.gain <= 1e3 * rounding)),
+            jnp.minimum(state.best, found.value),
+            idle,
             state.count + 1,
         )
         stats: dict[str, Any] = {"objective": -new.loss, "gain": new.gain}
@@ -200,16 +228,21 @@ class MAP(AbstractEngine):
     ) -> Sample:
         if trace.sampling is None:
             raise ValueError("The run ended before its first step; there is no point.")
-        losses = np.asarray(state.loss)
-        order = np.argsort(losses, kind="stable")
-        point = jnp.asarray(state.point[order[0]])
-        shape = None
-        if point.size <= LARGEST:
-            shape = _shape(target, self.objective, point)
+        losses, points = np.asarray(state.loss), np.asarray(state.point)
+        order, shape = np.argsort(losses, kind="stable"), None
+        if points.shape[1] <= LARGEST:
+            shape = _shape(target, self.objective, jnp.asarray(points[order[0]]))
+            if promised(shape) > CLOSE:
+                points, losses = jax.tree.map(
+                    np.asarray, _improved(target, self.objective, jnp.asarray(points))
+                )
+                order = np.argsort(losses, kind="stable")
+                shape = _shape(target, self.objective, jnp.asarray(points[order[0]]))
+        point = jnp.asarray(points[order[0]])
         found = Optimum(
             objectives=-losses[order],
             converged=np.asarray(state.converged)[order],
-            points=np.asarray(state.point)[order],
+            points=points[order],
             gains=np.asarray(state.gain)[order],
             steps=np.asarray(state.count)[order],
             **{} if shape is None else {n: np.asarray(v) for n, v in vars(shape).items()},
@@ -254,15 +287,28 @@ def _shape(target, objective: str, point) -> Shape:
 
 
 @remembering
+def _improved(target, objective: str, points):
+    form = flat_view(target)[1]
+    function = lambda x: evaluate(objective, target, form(x))
+
+    def one(point):
+        point = improved(function, point)
+        return point, -function(point)
+
+    return jax.lax.map(one, points)
+
+
+@remembering
 def _draw_laplace(target, point, shape: Shape, num_draws: int, key):
     """Positions, log densities and log importance ratios of the Gaussian approximation."""
     form = flat_view(target)[1]
     deviations = 1 / jnp.sqrt(shape.curvatures)
+    log_volume = jnp.linalg.slogdet(shape.axes)[1] + jnp.sum(jnp.log(deviations))
 
     def one(noise):
         position = form(point + shape.axes @ (deviations * noise))
         log_density = target.log_density(position)
-        normal = jax.scipy.stats.norm.logpdf(noise).sum() - jnp.sum(jnp.log(deviations))
+        normal = jax.scipy.stats.norm.logpdf(noise).sum() - log_volume
         return position, log_density, log_density - normal
 
     noise = jr.normal(key, (num_draws, point.size), point.dtype)

@@ -1,4 +1,8 @@
-"""The shape of an objective around a point: is it a maximum, and how sharp is it?"""
+"""The shape of an objective around a point: is it a maximum, and how sharp is it?
+
+And Newton's method, which sees what a search in mixed units does not: where the mean of incomes
+and a logarithm are latents, a gradient by the mean is a millionth of that by the other.
+"""
 
 from collections.abc import Callable
 
@@ -8,16 +12,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...core._types import Scalar
+from ._lbfgs import search
 
 LARGEST = 500  # latents up to which the Hessian is made
+MAX_NEWTON = 30  # steps
+CLOSE = 1e-3  # nats that are left to gain, where a search may end
 MAX_HALVINGS = 60  # of a walk that begins with twice the standard deviation
 
 
 class Shape(eqx.Module):
     """Second derivatives, and what they miss."""
 
-    curvatures: Float[Array, " dim"]  # eigenvalues of minus the Hessian, ascending
-    axes: Float[Array, "dim dim"]  # their eigenvectors, in columns
+    # Eigenvalues of minus the Hessian, each latent in the unit that makes its own curvature 1,
+    # ascending: latents in dollars and in logarithms are then compared without rounding.
+    curvatures: Float[Array, " dim"]
+    axes: Float[Array, "dim dim"]  # their eigenvectors, in the units of the latents, in columns
     slopes: Float[Array, " dim"]  # first derivatives along them
     # by how much the objective falls along each, both ways, as a fraction of what its
     # curvature promises; the least over half, one and two standard deviations (less where
@@ -28,8 +37,7 @@ class Shape(eqx.Module):
 
 def shape_at(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -> Shape:
     """Return the shape of a function at a point."""
-    hessian = jax.hessian(function)(point)
-    curvatures, axes = jnp.linalg.eigh(-(hessian + hessian.T) / 2)
+    curvatures, axes = _eigen(function, point)
     deviations = 1 / jnp.sqrt(_floored(jnp.abs(curvatures)))
     here = function(point)
 
@@ -58,6 +66,55 @@ def shape_at(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -
     sides = jnp.concatenate([axes.T, -axes.T]), jnp.concatenate([deviations, deviations])
     declines = jnp.min(jax.lax.map(decline, sides).reshape(2, -1), axis=0)
     return Shape(curvatures, axes, jax.grad(function)(point) @ axes, declines)
+
+
+def promised(shape: Shape) -> Scalar:
+    """Return what a step of Newton's method would gain, in nats."""
+    return jnp.sum(shape.slopes**2 / _floored(jnp.abs(shape.curvatures))) / 2
+
+
+def improved(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -> Array:
+    """Return where steps of Newton's method lead, uphill, as long as they gain `CLOSE`."""
+    down = jax.value_and_grad(lambda x: -function(x))
+
+    def unfinished(carry):
+        count, _, gain, moved = carry
+        return moved & (gain > CLOSE) & (count < MAX_NEWTON)
+
+    def step(carry):
+        count, point, _, _ = carry
+        value, gradient = down(point)
+        curvatures, axes = _eigen(function, point)
+        sizes, slopes = _floored(jnp.abs(curvatures)), gradient @ axes
+        direction = -(axes @ (slopes / sizes))
+        found = search(down, point, value, gradient, direction)
+        gain = jnp.sum(slopes**2 / sizes) / 2
+        return count + 1, point + found.length * direction, gain, found.length > 0
+
+    infinite = jnp.full((), jnp.inf, point.dtype)
+    carry = jnp.zeros((), jnp.int32), point, infinite, jnp.asarray(True)
+    return jax.lax.while_loop(unfinished, step, carry)[1]
+
+
+def units_at(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -> Array:
+    """Return the unit of each latent that makes its own curvature 1."""
+    slope = jax.grad(function)
+    own = lambda axis: jax.jvp(slope, (point,), (axis,))[1] @ axis
+    return _units(jax.lax.map(own, jnp.eye(point.size, dtype=point.dtype)))
+
+
+def _units(own: Array) -> Array:
+    known = jnp.isfinite(own) & (own != 0)
+    return 1 / jnp.sqrt(jnp.where(known, jnp.abs(own), 1))
+
+
+def _eigen(function: Callable[[Array], Scalar], point: Array) -> tuple[Array, Array]:
+    """Return curvatures and axes of a `Shape`."""
+    hessian = jax.hessian(function)(point)
+    units = _units(jnp.diagonal(hessian))
+    scaled = hessian * units[None] * units[:, None]
+    curvatures, axes = jnp.linalg.eigh(-(scaled + scaled.T) / 2)
+    return curvatures, axes * units[:, None]
 
 
 def _floored(curvatures: Array) -> Array:

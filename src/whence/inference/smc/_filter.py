@@ -34,7 +34,7 @@ from ...core._types import Draw, PRNGKey, Scalar
 from ._driver import Advance, Cloud, Resampler, advance, start, weigh
 from ._record import resampling_field
 from ._resampling import AbstractResampling
-from ._states import States, moments, require_alive
+from ._states import States, moments, require_alive, warn_if_alone
 from ._weights import effective_sample_size, wide_dtype
 
 
@@ -284,19 +284,19 @@ def _first(settings, at, key):
     def one(pair):
         draw = at.sequence.constrain(pair[0])
         cloud, history = run_filter(settings, at.sequence, draw, key=pair[1])
-        return cloud, history.log_evidence
+        return cloud, history.log_evidence, history.ess
 
     return jax.lax.map(one, (at.positions, jr.split(key, len(at.log_weights))))
 
 
-def _next(state: OnlineState, datum: Any) -> tuple[Cloud, Array]:
+def _next(state: OnlineState, datum: Any) -> tuple[Cloud, Array, Array]:
     settings, at, time = state.settings, state.at, state.time + 1
 
     def one(triple):
         position, cloud, key = triple
         draw = at.sequence.constrain(position)
         cloud, did = move_on(settings, at.sequence, draw, cloud, time, datum, key=key)
-        return cloud, did.log_evidence_increment
+        return cloud, did.log_evidence_increment, did.ess
 
     keys = jr.split(state.key, len(at.log_weights))
     return jax.lax.map(one, (at.positions, state.clouds, keys))
@@ -364,8 +364,9 @@ class ParticleFilter(eqx.Module):
         """Return the state of an online filter that has taken in the data of a target."""
         key, at = as_key(key), at_draws(target)
         self.validate(at.sequence)
-        clouds, increments = compiled(_first, self, at, key).call(self, at, key)
+        clouds, increments, ess = compiled(_first, self, at, key).call(self, at, key)
         require_alive(increments, at.sequence)
+        warn_if_alone(ess)
         return OnlineState(
             self, at, clouds, jnp.asarray(at.sequence.num_times - 1, jnp.int32), key
         )
@@ -392,8 +393,9 @@ class ParticleFilter(eqx.Module):
                 f"in time, nor leap (a datum of NaN is one that is missing); got {time}."
             )
         datum = state.at.sequence.as_datum(y, inputs)
-        clouds, increments = compiled(_next, state, datum).call(state, datum)
+        clouds, increments, ess = compiled(_next, state, datum).call(state, datum)
         require_alive(np.asarray(increments)[:, None], state.at.sequence, last + 1)
+        warn_if_alone(np.asarray(ess)[:, None], last + 1)
         at = state.at
         logs = at.log_weights + increments.astype(at.log_weights.dtype)
         at = SequenceAt(at.sequence, at.positions, logs - logsumexp(logs))

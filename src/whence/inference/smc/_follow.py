@@ -16,7 +16,7 @@ from ...core._require import require_key
 from ...core._types import PRNGKey
 from ._filter import ParticleFilter, at_draws, log_evidence_error, run_filter
 from ._smoothing import ancestral_path, backward_path, fixed_lag
-from ._states import States, moments, require_alive
+from ._states import States, moments, require_alive, warn_if_alone
 from ._two_filter import two_filter
 
 _SMOOTHERS = ("backward", "ancestors", "two-filter")
@@ -58,6 +58,9 @@ def filter(
     Raises:
         ValueError: If the target has unknown parameters, or is no sequence.
         InferenceError: If all weights are zero (or NaN) at a time, naming it.
+
+    Warns:
+        InferenceWarning: If one particle has most of the weight at a time.
     """
     return _run(target, method, None, 0, key, throw)
 
@@ -114,6 +117,8 @@ def _run(target, method, smoother, paths, key, throw) -> States:
     found = jax.tree.map(np.asarray, found)
     if throw and found.log_evidence_increment is not None:
         require_alive(found.log_evidence_increment, at.sequence)
+    if found.ess is not None:
+        warn_if_alone(found.ess)
     return found
 
 

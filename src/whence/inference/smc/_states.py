@@ -1,5 +1,6 @@
 """Laws of hidden states given data, as weighted points and moments."""
 
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ...core._results import InferenceError
+from ...core._results import InferenceError, InferenceWarning
 from ...core._types import AnyArray
+
+ALONE = 2.0  # effective particles: with fewer one has most of the weight, by chance
 
 
 class States(eqx.Module):
@@ -110,4 +113,25 @@ def require_alive(increments: Any, sequence: Any, first: int = 0) -> None:
             f"All particles have weight zero or NaN at time {time}{shown}: no state that was "
             "proposed can have given it. Look at `emission` there (a scale too small, a datum "
             "outside the support), use `proposal='guided'` or more particles."
+        )
+
+
+def warn_if_alone(ess: Any, first: int = 0) -> None:
+    """Warn if one particle had most of the weight at a time: no error tells how wrong that is.
+
+    Args:
+        ess: Effective sample size of the filter, `(draw, time)`.
+        first: Number of the first of these times.
+    """
+    least = np.nan_to_num(np.asarray(ess, float), nan=np.inf).min(axis=0)
+    alone = np.flatnonzero(least < ALONE)
+    if alone.size:
+        warnings.warn(
+            f"One particle has most of the weight at {alone.size} of {least.size} times, first "
+            f"at time {first + alone[0]}: neither the states there nor the log evidence can be "
+            "trusted, nor its error. The emission is too narrow for so few particles, or the "
+            "datum far from all of them: use `ParticleFilter(proposal='guided')`, more "
+            "particles, or a closed form (no `method`) where there is one.",
+            InferenceWarning,
+            stacklevel=5,
         )

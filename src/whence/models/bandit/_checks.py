@@ -69,7 +69,9 @@ def pulled(
 ) -> tuple[jax.Array, jax.Array]:
     """Return an arm and its reward as arrays of the shape of a batch, or raise."""
     require_arm(arm, arms)
-    arm, reward = jnp.asarray(arm), jnp.asarray(reward, dtype)
+    with np.errstate(over="ignore"):  # told below
+        arm, reward = jnp.asarray(arm), jnp.asarray(reward, dtype)
+    require_all("reward", reward, f"finite in {dtype}", np.isfinite)
     if arm.shape != batch or reward.shape != batch:
         raise ValueError(
             f"`arm` and `reward` must have the shape of the batch, {batch}; got {arm.shape} "
