@@ -42,6 +42,11 @@ ENGINES = {
 }
 
 
+# Those whose own tests do not run strictly, and one for what is made of draws: the others
+# repeat here what their own tests look at.
+ALONE = {"NUTS", "BBVI", "BBVI-full-rank"}
+
+
 @pytest.fixture(
     params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["float32", "float64"]
 )
@@ -60,7 +65,10 @@ def _line():
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in ALONE else pytest.mark.slow) for n in ENGINES],
+)
 def test_engine_mixes_neither_types_nor_ranks(name):
     posterior = wh.infer(_line(), ENGINES[name](), key=jax.random.key(0), throw=False)
     posterior.summary()

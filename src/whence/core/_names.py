@@ -24,7 +24,7 @@ def is_text(name: str) -> bool:
 
 
 def check_variable_names(
-    groups: Iterable[Iterable[Any]], dims: Mapping[str, Iterable[str]]
+    groups: Iterable[Iterable[Any]], dims: Mapping[str, Iterable[Any]]
 ) -> None:
     """Raise if a posterior with these variables and axes could not be written.
 

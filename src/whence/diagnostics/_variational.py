@@ -52,8 +52,8 @@ def check_variational(
         khat = -np.inf if exact else pareto_khat(log_weights_is)
         ess, size = weight_ess(log_weights_is), np.size(log_weights_is)
         findings += [_khat(khat, size), _overlap(ess, size)]
-        fits = draws is not None and size <= draws.num_chains * draws.num_draws
-        if fits and khat <= khat_limit(size) and not exact:
+        trusted = khat <= khat_limit(size) and not exact
+        if draws is not None and trusted and size <= draws.num_chains * draws.num_draws:
             findings.append(_moments(np.ravel(log_weights_is), draws))
         measured |= {"khat": khat, "weight_ess_is": ess}
     return findings, measured
@@ -158,15 +158,17 @@ def _moments(log_weights: np.ndarray, draws: Draws) -> Finding:
         x = values.reshape(-1, values.shape[2])[: len(weights)].astype(float)
         mean = weights @ x
         squares = (x - mean) ** 2
-        variance = np.maximum(weights @ squares, np.finfo(float).tiny)
+        least = np.finfo(float).tiny  # of draws that are all the same
+        variance = np.maximum(weights @ squares, least)
+        spread = np.sqrt(np.maximum(x.var(0), least))
         # What chance makes of both, SIGMAS times, is not held against the draws.
         chance = SIGMAS * np.sqrt(weights**2 @ squares / variance)
         off = np.abs(x.mean(0) - mean) / np.sqrt(variance) - chance
         chance = SIGMAS * np.sqrt(weights**2 @ (squares - variance) ** 2) / (2 * variance)
-        times = np.abs(np.log(x.std(0) / np.sqrt(variance))) - chance
+        times = np.abs(np.log(spread / np.sqrt(variance))) - chance
         bad = np.maximum(off / SHIFTED, times / np.log(WIDENED))
         for i in np.flatnonzero(bad > 1):
-            ratio = x.std(0)[i] / np.sqrt(variance[i])
+            ratio = spread[i] / np.sqrt(variance[i])
             shift = abs(x.mean(0)[i] - mean[i]) / np.sqrt(variance[i])
             worst.append((bad[i], draws.name(name, shape, int(i)), shift, ratio))
     if not worst:

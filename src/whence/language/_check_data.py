@@ -256,7 +256,7 @@ def _check_log_likelihood(target, value) -> None:
             raise ValueError(
                 f"{where} must return real numbers, in nats; got {jnp.result_type(leaf)}."
             )
-        y = target.y.get(name) if isinstance(target.y, Mapping) else target.y
+        y: Any = target.y.get(name) if isinstance(target.y, Mapping) else target.y
         if eqx.is_array(y) and y.size > 1 and _counts_again(y.shape, jnp.shape(leaf)):
             raise ValueError(
                 f"{where} must have one number per datum; got shape {jnp.shape(leaf)} for data "

@@ -255,6 +255,11 @@ def test_states_survive_files(name, tmp_path):
             load_state(tmp_path / "state.npz", policy.init())
 
 
+def in_float32(call):
+    with jax.enable_x64(False):
+        return call()
+
+
 BAD = {
     "`arms` must be at least 1; got 0": lambda: UCB1(0),
     "`scale` must be positive and finite; got -1.0": lambda: UCB1(2, scale=-1.0),
@@ -268,7 +273,9 @@ BAD = {
     "`kappa` must be positive": lambda: GaussianTS(1.0, arms=2, kappa=0.0),
     "`arm` must be from 0 to 3": lambda: UCB1(4).update(UCB1(4).init(), 4, 0.0),
     "`reward` must be finite": lambda: UCB1(4).update(UCB1(4).init(), 0, np.inf),
-    "`reward` must be finite in float32": lambda: UCB1(4).update(UCB1(4).init(), 0, 1e300),
+    "`reward` must be finite in float32": lambda: in_float32(
+        lambda: UCB1(4).update(UCB1(4).init(), 0, 1e300)
+    ),
     "shape of the batch": lambda: UCB1(4).update(UCB1(4).init((2,)), 0, 1.0),
     "`reward` must be 0 or 1; got 2.0": lambda: POLICIES["BernoulliTS"].update(
         BetaBernoulli(arms=4), 0, 2.0
