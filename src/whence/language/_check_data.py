@@ -236,6 +236,16 @@ def _reads_y(target) -> bool:
     return not at or any(used(closed.jaxpr)[: len(at)])
 
 
+def refuse_shared_names(own: set[str], y: Any, name: str) -> None:
+    """Raise if data have the name of a latent or derived value."""
+    clash = own & (set(y) if isinstance(y, Mapping) else {name})
+    if clash:
+        raise ValueError(
+            "Observed variables must not share a name with latents or derived values; got "
+            f"{sorted(clash)[0]!r}. Rename one; `name=` of `condition` is that of a single `y`."
+        )
+
+
 def _check_log_likelihood(target, value) -> None:
     """Refuse what is no log density of the data: a forgotten `return`, a mask, a matrix."""
     where = f"`log_likelihood` of {type(target.model).__name__}"

@@ -28,6 +28,7 @@ from ._check_data import (
     check_likelihood,
     fixed_by_others,
     likelihood_of,
+    refuse_shared_names,
 )
 from ._frames import Place
 from ._inputs import bound, parameters
@@ -469,12 +470,7 @@ def condition(
         model = impute(model, y, inputs, name, {**labels, **all_coords(model)}, dims)
     found = sites(model)
     names = [site.name for site in found]
-    clash = {*names, *derived_names(model)} & (set(y) if isinstance(y, Mapping) else {name})
-    if clash:
-        raise ValueError(
-            "Observed variables must not share a name with latents or derived values; got "
-            f"{sorted(clash)[0]!r}. Rename one; `name=` of `condition` is that of a single `y`."
-        )
+    refuse_shared_names({*names, *derived_names(model)}, y, name)
     target = ModelTarget(model, y, inputs, found, name, None, (), (), labels, given.places)
     data_dims = check_dims(dims, target.observed_data, target.coords)
     target = dataclasses.replace(target, data_dims=data_dims)

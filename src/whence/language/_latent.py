@@ -236,7 +236,8 @@ def _as_labels(name: str, values: Any) -> np.ndarray:
             f"`coords[{name!r}]` must be text, numbers or dates, none missing; got {shown!r}. "
             "`[str(label) for label in labels]` makes text of others."
         )
-    text = "".join(map(str, array)) if array.dtype.kind in "UO" else ""
+    # Texts of NumPy lose null characters at their ends.
+    text = "".join(map(str, np.asarray(values, object))) if array.dtype.kind in "UO" else ""
     if "\0" in text or not is_text(text):
         raise ValueError(
             f"`coords[{name!r}]` must be text that UTF-8 can hold, without null characters, "
