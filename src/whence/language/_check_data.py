@@ -205,7 +205,8 @@ def check_likelihood(target: Any) -> int | None:
         warn_of_counts(target.observed_data[name], name, stacklevel=4)
     name = type(target.model).__name__
     warn_of_slopes(closed, position, name, stacklevel=4)
-    if type(target.model).log_likelihood is not Model.log_likelihood and not _reads_y(target):
+    own = type(target.model).log_likelihood.__module__
+    if not own.startswith("whence.") and not _reads_y(target):
         warnings.warn(
             f"`log_likelihood` of {name} does not depend on `y`: the posterior is the same for "
             "all data. See that it reads its argument.",

@@ -232,7 +232,8 @@ class MAP(AbstractEngine):
         order, shape = np.argsort(losses, kind="stable"), None
         if points.shape[1] <= LARGEST:
             shape = _shape(target, self.objective, jnp.asarray(points[order[0]]))
-            if promised(shape) > CLOSE:
+            at_rest = np.asarray(state.count)[order[0]] < self.steps
+            if at_rest and promised(shape) > CLOSE:
                 points, losses = jax.tree.map(
                     np.asarray, _improved(target, self.objective, jnp.asarray(points))
                 )

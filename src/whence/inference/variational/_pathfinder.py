@@ -24,6 +24,7 @@ from ..point._shape import LARGEST, units_at
 from ._laplace import log_mean_weight
 
 NEAR = 10.0  # nats for each latent and ten more: where a path of Gaussians may begin
+_CLIMB = MAP(starts=1, objective="unconstrained")
 
 
 class PathfinderState(eqx.Module):
@@ -152,17 +153,16 @@ def _climbed(target: AbstractTarget, steps: int, key: PRNGKey) -> tuple[Array, A
     narrow as its first steps look good. Curvatures tell units; those of many coordinates are
     taken from the steps and the changes of the gradient.
     """
-    climb = MAP(starts=1, steps=steps, objective="unconstrained")
 
     def far(state: MAPState):
         near = NEAR * (state.point.size + 10)
-        ended = climb.done(state) | (state.count >= steps)
+        ended = _CLIMB.done(state) | (state.count >= steps)
         return ~ended & ((state.memory.inverses[-1] == 0) | (state.gain > near))
 
     def step(state: MAPState) -> MAPState:
-        return climb.step(target, state, state.count, key=key)[0]
+        return _CLIMB.step(target, state, state.count, key=key)[0]
 
-    state = jax.lax.while_loop(far, step, climb.init(target, key=key))
+    state = jax.lax.while_loop(far, step, _CLIMB.init(target, key=key))
     if state.point.size <= LARGEST:
         form = flat_view(target)[1]
         return state.point, units_at(lambda x: target.log_density(form(x)), state.point)
