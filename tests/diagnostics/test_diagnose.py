@@ -232,6 +232,13 @@ def test_failed_and_incomplete_runs(rng):
     )
 
 
+def test_chains_that_failed_alike_are_told_together(rng):
+    failed = ["chain 0: lost", "chain 2: stopped", "chain 3: lost"]
+    found = diagnose({"mu": clean(rng, ())}, {}, failed=failed)["failed_chains"]
+    assert found.message.endswith("left out: chain 0, chain 3: lost; chain 2: stopped")
+    assert found.value == 3
+
+
 def test_unadjusted_samplers_have_a_standing_note(rng):
     report = diagnose({"mu": clean(rng, ())}, {}, engine="Mine", method="unadjusted")
     assert report["discretisation"].severity == "note"

@@ -23,19 +23,22 @@ def unread(closed: Any, position: Any) -> tuple[list[str], list[str]]:
     """Return the parts of a position that a density does not read, and reads without a slope.
 
     Args:
-        closed: The density, as `jax.make_jaxpr` makes it of a position.
+        closed: The density, as `jax.make_jaxpr` makes it of a position, or of data and a
+            position.
         position: Shapes, by name.
     """
     paths = [keystr(p, simple=True, separator=".") for p, _ in tree_leaves_with_path(position)]
-    read, points = used(closed.jaxpr), jax.tree.leaves(position)
+    points = tuple(jax.tree.leaves(position))
+    num_data = len(closed.in_avals) - len(points)
+    data, read = tuple(closed.in_avals[:num_data]), used(closed.jaxpr)[num_data:]
 
-    def slope(points, directions):
-        value = lambda *x: eval_jaxpr(closed.jaxpr, closed.consts, *x)
+    def slope(data, points, directions):
+        value = lambda *x: eval_jaxpr(closed.jaxpr, closed.consts, *data, *x)
         return jax.jvp(value, points, directions)[1]
 
     try:
-        linear = jax.make_jaxpr(slope)(tuple(points), tuple(points))
-        rises = used(linear.jaxpr)[len(points) :]
+        linear = jax.make_jaxpr(slope)(data, points, points)
+        rises = used(linear.jaxpr)[num_data + len(points) :]
     except Exception:  # noqa: BLE001 - only seen in reverse, or not at all: not judged
         rises = read
     blind = [name for name, is_read in zip(paths, read) if not is_read]
@@ -46,7 +49,7 @@ def warn_of_slopes(closed: Any, position: Any, name: str, stacklevel: int) -> No
     """Warn of a likelihood that no latent, or no slope along a latent, enters.
 
     Args:
-        closed: The log likelihood, as `jax.make_jaxpr` makes it of a position.
+        closed: The log likelihood, as for `unread`.
         position: Shapes, by name.
         name: Of the model, for the message.
         stacklevel: As `warnings.warn` counts, from the caller.

@@ -8,6 +8,7 @@ import numpy as np
 from ._chains import check_chains
 from ._data import Draws
 from ._hamiltonian import check_hamiltonian
+from ._names import by_reason
 from ._particles import check_weights
 from ._records import AbstractRecord, AdaptedChains, ParticleHistory
 from ._report import Finding, Report, make_report
@@ -133,7 +134,8 @@ def _size(draws: Draws, method: str) -> str:
 def _check_run(failed: Sequence[object], incomplete: bool) -> list[Finding]:
     findings = []
     if failed:
-        what = "; ".join(str(f) if isinstance(f, str) else f"chain {f}" for f in failed)
+        said = (str(f) if isinstance(f, str) else f"chain {f}" for f in failed)
+        what = "; ".join(by_reason(said))
         findings.append(
             Finding(
                 "failed_chains",

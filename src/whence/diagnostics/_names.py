@@ -46,3 +46,12 @@ def listing(names: Iterable[str], most: int = 4) -> str:
 def plural(count: int, noun: str, nouns: str | None = None) -> str:
     """Return `1 chain`, `2 chains`."""
     return f"{count} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def by_reason(texts: Iterable[str]) -> list[str]:
+    """Join texts `who: why` that have the same reason: `who, who: why`."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        who, _, why = text.partition(": ")
+        found.setdefault(why, []).append(who)
+    return [": ".join(filter(None, (", ".join(who), why))) for why, who in found.items()]

@@ -79,9 +79,11 @@ def _starts(objectives: np.ndarray, found: np.ndarray) -> Finding:
     if agreed == total:
         message = f"All {total} starts agree on this maximum to {AGREE} nats"
         return Finding("starts", "ok", message, float(agreed))
-    below = objectives[0] - np.max(objectives[~found])
-    message = (
-        f"{agreed} of {total} starts found this maximum; the next one is {below:.3g} nats lower"
+    below = objectives[0] - np.fmax.reduce(objectives[~found])
+    message = f"{agreed} of {total} starts found this maximum; " + (
+        f"the next one is {below:.3g} nats lower"
+        if np.isfinite(below)
+        else "the others ended where it is not finite"
     )
     if agreed > 1:
         remedy = "Nothing, if that is expected: there are several maxima. " + more
@@ -164,6 +166,6 @@ def _condition(curvatures: np.ndarray) -> float:
 def _concerned(axes: np.ndarray, along: np.ndarray, draws: Draws) -> list[str]:
     """Return the entries of the position that take part in some axes, most first."""
     share = np.sqrt(np.sum(axes[:, along] ** 2, axis=1) / np.sum(axes**2, axis=1))
-    names = draws.coordinates()
+    share, names = np.nan_to_num(share, nan=1.0), draws.coordinates()
     order = np.argsort(-share, kind="stable")
     return list(dict.fromkeys(names[i] for i in order if share[i] > 0.3 * share.max()))

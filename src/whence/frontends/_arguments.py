@@ -13,7 +13,7 @@ from jaxtyping import Array
 from numpyro.primitives import Messenger
 
 from ..core._code import Held
-from ..language._check_data import as_array, is_numbers
+from ..core._numbers import as_array, is_numbers
 from ._trace import Conditioned, Holding, WholePlates
 
 

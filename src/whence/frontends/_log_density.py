@@ -16,13 +16,13 @@ from ..core import AbstractTarget
 from ..core._indices import check_indices
 from ..core._key import seeded
 from ..core._names import check_variable_names
+from ..core._numbers import arrays_of
 from ..core._results import InferenceWarning
 from ..core._show import target_html
 from ..core._slopes import unread
 from ..core._tree import named_leaves
 from ..core._types import Scalar
 from ..core._values import check_values
-from ..language._check_data import arrays_of
 from ._bijection import bijection, log_det
 
 

@@ -51,23 +51,11 @@ def from_numpyro(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> NumpyroTa
         library()
         target = dataclasses.replace(target, structure=_summed_out(target))
     target = checked(dataclasses.replace(target, structure=_without_made_up_data(target)))
-    _look_at_counts(target)
+    for name in target.structure.counted:
+        value = target.observed_data.get(name)
+        if value is not None and not isinstance(value, Tracer):
+            warn_of_counts(value, name, stacklevel=2)
     return target
-
-
-def _look_at_counts(target: NumpyroTarget) -> None:
-    discrete: list[str] = []
-
-    def visit():
-        trace = target._at(constant_position(target, 0.0))
-        discrete[:] = [
-            n for n in target.structure.observed if trace[n]["fn"].support.is_discrete
-        ]
-
-    jax.eval_shape(visit)
-    for name, value in target.observed_data.items() if discrete else ():
-        if name in discrete and not isinstance(value, Tracer):
-            warn_of_counts(value, name, stacklevel=3)
 
 
 def _inspected(fn, args, kwargs):

@@ -51,6 +51,7 @@ class Structure(NamedTuple):
     plates: tuple[str, ...] = ()  # names of the plates that take some of their rows at random
     num_rows: int | None = None  # number of rows of the one such plate, if it has all data
     local: tuple[str, ...] = ()  # latents inside it, with one value for each row
+    counted: tuple[str, ...] = ()  # the observed sites with discrete values
 
 
 class NeedsNumbers(ValueError):
@@ -211,7 +212,7 @@ def _shapes_only(visit, args, kwargs):
 
 
 def _structure(trace: Trace) -> Structure:
-    sites, observed, weighted, factors, discrete = [], [], [], [], []
+    sites, observed, counted, weighted, factors, discrete = [], [], [], [], [], []
     dim = -1
     for name, site in trace.items():
         _refuse(name, site, trace)
@@ -222,6 +223,8 @@ def _structure(trace: Trace) -> Structure:
             if not site["infer"].get("is_auxiliary", False):
                 _check_shape(name, site)
                 observed.append(name)
+                if site["fn"].support.is_discrete:
+                    counted.append(name)
             if site["infer"].get("is_auxiliary", False) or site["scale"] is not None:
                 factors.append(name)
             continue
@@ -250,6 +253,7 @@ def _structure(trace: Trace) -> Structure:
         plates=plates,
         num_rows=num_rows,
         local=local,
+        counted=tuple(counted),
     )
 
 

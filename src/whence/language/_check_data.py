@@ -13,7 +13,8 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_map_with_path
 from numpyro.distributions import MaskedDistribution
 
-from ..core._dtype import check_resolution, warn_of_counts
+from ..core._dtype import warn_of_counts
+from ..core._numbers import as_array, is_numbers
 from ..core._results import InferenceWarning
 from ..core._slopes import used, warn_of_slopes
 from ._frames import OBSERVED
@@ -57,116 +58,6 @@ def check_data(value: Any, argument: str, what: str | None = None) -> Any:
     return tree_map_with_path(convert, value, is_leaf=is_numbers)
 
 
-def is_numbers(value: Any) -> bool:
-    """Whether a value is a list or tuple of numbers, or of such lists: one array."""
-    plain = lambda v: isinstance(v, bool | int | float | np.generic) or is_numbers(v)
-    listed = type(value) is list or (type(value) is tuple and len(value) > 0)
-    return listed and all(map(plain, value))
-
-
-def as_array(leaf: Any, where: str, kinds: str = "biuf") -> jax.Array:
-    """Return what a user gave for numbers as an array of JAX.
-
-    Args:
-        leaf: An array-like: of NumPy, pandas or xarray, a list of numbers.
-        where: Its name for messages.
-        kinds: Kinds of NumPy dtypes that are allowed.
-
-    Raises:
-        ValueError: On what are no numbers, masked values, or numbers that do not fit the
-            present precision.
-    """
-    if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
-        raise ValueError(
-            f"{where} has {int(np.ma.count_masked(leaf))} masked values. Leave these rows "
-            "out, or declare the missing values as latents (`missing=` of `condition` does)."
-        )
-    try:
-        array = _from_table(leaf, where) if hasattr(leaf, "to_numpy") else np.asarray(leaf)
-    except ValueError as error:
-        if "inhomogeneous" not in str(error):
-            raise
-        raise ValueError(f"{where} must be an array, but its rows differ in length.") from None
-    if isinstance(array.dtype, np.dtype) and jnp.issubdtype(array.dtype, jnp.floating):
-        if array.dtype.itemsize < 4:  # half precision, `bfloat16`: exact in any other
-            array = array.astype(jnp.result_type(float))
-        elif array.dtype.itemsize > 8:  # `longdouble`: JAX has none
-            array = array.astype(np.float64)
-    if array.dtype == object and array.ndim == 0:
-        lazy = " Write `.collect()` first." if hasattr(leaf, "collect") else ""
-        raise ValueError(f"{where} must be an array; got {type(leaf).__name__}.{lazy}")
-    if array.dtype.kind not in kinds:
-        _refuse_kind(array.dtype, where)
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    with np.errstate(over="ignore"):  # overflow is looked for, and reported, below
-        converted = jnp.asarray(array)
-    if array.dtype.kind != "c":
-        _check_precision(array, converted, where)
-        check_resolution(array, where)
-    return converted
-
-
-def arrays_of[T](tree: T, what: str) -> T:
-    """Return a pytree with arrays of NumPy in it as those of JAX; see `as_array`.
-
-    Args:
-        tree: A model, or a function that is a pytree.
-        what: Stands after the name of an array in messages.
-    """
-
-    def convert(path, leaf):
-        if not isinstance(leaf, np.ndarray):
-            return leaf
-        return as_array(leaf, f"`{keystr(path, simple=True, separator='.')}` {what}", "biufc")
-
-    return tree_map_with_path(convert, tree)
-
-
-def _from_table(leaf, where) -> np.ndarray:
-    """Return a column, or a table, of pandas or xarray as an array; name what is no number."""
-    if hasattr(leaf, "columns"):
-        for column in leaf.columns:
-            _from_table(leaf[column], f"Column {column!r} of {where}")
-    elif getattr(leaf.dtype, "name", "").split("[")[0] in _REMEDIES:
-        _refuse_kind(leaf.dtype, where)
-    array = leaf.to_numpy()
-    if array.dtype == object and hasattr(leaf, "isna"):  # nullable: what is missing is NaN
-        return leaf.to_numpy(dtype=float, na_value=np.nan)
-    return array
-
-
-_TEXT = "Make codes of text (`whence.categories(x)`), and `.astype(float)` of numbers"
-_REMEDIES = {
-    "category": "Write `whence.categories(x)`",
-    "object": _TEXT,
-    "str": _TEXT,
-    "string": _TEXT,
-    "datetime64": "Make them numbers, as `(x - x.min()) / np.timedelta64(1, 'D')` does",
-    "timedelta64": "Make them numbers, as `x / np.timedelta64(1, 'D')` does",
-}
-
-
-def _refuse_kind(dtype, where) -> None:
-    kind = getattr(dtype, "kind", "")
-    name = {"U": "str", "S": "str"}.get(kind, str(dtype.name).split("[")[0])
-    remedy = f" {_REMEDIES[name]}." if name in _REMEDIES else ""
-    raise ValueError(f"{where} must be real numbers; got dtype {dtype}.{remedy}")
-
-
-def _check_precision(array, converted, where):
-    if converted.dtype == array.dtype:
-        return
-    if array.dtype.kind in "iu":
-        lossy = array.size and np.any(np.asarray(converted, dtype=array.dtype) != array)
-    else:
-        lossy = np.any(np.isfinite(array) & ~np.isfinite(np.asarray(converted)))
-    if lossy:
-        raise ValueError(
-            f"{where} has values that do not fit {converted.dtype} (largest magnitude "
-            f"{np.abs(array).max():g}). Rescale the data or call `whence.enable_x64()`."
-        )
-
-
 def check_likelihood(target: Any) -> int | None:
     """Check that likelihood and data have agreeing shapes and supports.
 
@@ -181,8 +72,10 @@ def check_likelihood(target: Any) -> int | None:
     """
 
     counts: dict[str, None] = {}
+    leaves, structure = jax.tree.flatten(target.y)
+    at = [i for i, leaf in enumerate(leaves) if eqx.is_array(leaf)]
 
-    def visit(position):
+    def visit(arrays, position):
         draw, _ = constrain(target.model, position)
         if type(draw).log_likelihood is Model.log_likelihood:
             likelihood = likelihood_of(draw, target)
@@ -195,46 +88,33 @@ def check_likelihood(target: Any) -> int | None:
                 _check_support(target, name, d)
                 if d.support.is_discrete and not isinstance(target.observed_data[name], Tracer):
                     counts[name] = None
-        value = draw.log_likelihood(target.y, *target.inputs)
+        traced = dict(zip(at, arrays))
+        y = structure.unflatten([traced.get(i, leaf) for i, leaf in enumerate(leaves)])
+        value = draw.log_likelihood(y, *target.inputs)
         _check_log_likelihood(target, value)
         return value
 
-    position = _free_shapes(target)
-    closed, found = jax.make_jaxpr(visit, return_shape=True)(position)
-    for name in counts:
-        warn_of_counts(target.observed_data[name], name, stacklevel=4)
-    name = type(target.model).__name__
-    warn_of_slopes(closed, position, name, stacklevel=4)
+    name, position = type(target.model).__name__, _free_shapes(target)
     own = type(target.model).log_likelihood.__module__
-    if not own.startswith("whence.") and not _reads_y(target):
+    try:
+        arrays = [leaves[i] for i in at]
+        closed, found = jax.make_jaxpr(visit, return_shape=True)(arrays, position)
+    except jax.errors.JAXTypeError:  # it looks at numbers of `y`, which is to read them
+        at = []
+        closed, found = jax.make_jaxpr(visit, return_shape=True)([], position)
+    if at and not own.startswith("whence.") and not any(used(closed.jaxpr)[: len(at)]):
         warnings.warn(
             f"`log_likelihood` of {name} does not depend on `y`: the posterior is the same for "
             "all data. See that it reads its argument.",
             InferenceWarning,
             stacklevel=4,
         )
+    for count in counts:
+        warn_of_counts(target.observed_data[count], count, stacklevel=4)
+    warn_of_slopes(closed, position, name, stacklevel=4)
     shapes = [leaf.shape for leaf in jax.tree.leaves(found)]
     lengths = {shape[0] if shape else None for shape in shapes}
     return lengths.pop() if len(lengths) == 1 else None
-
-
-def _reads_y(target) -> bool:
-    """Whether the log likelihood depends on the observed data, as far as that can be told."""
-    leaves, structure = jax.tree.flatten(target.y)
-    at = [i for i, leaf in enumerate(leaves) if eqx.is_array(leaf)]
-
-    def density(arrays, position):
-        filled = list(leaves)
-        for i, array in zip(at, arrays):
-            filled[i] = array
-        draw, _ = constrain(target.model, position)
-        return draw.log_likelihood(structure.unflatten(filled), *target.inputs)
-
-    try:
-        closed = jax.make_jaxpr(density)([leaves[i] for i in at], _free_shapes(target))
-    except jax.errors.JAXTypeError:  # it looks at numbers, which is to read them
-        return True
-    return not at or any(used(closed.jaxpr)[: len(at)])
 
 
 def refuse_shared_names(own: set[str], y: Any, name: str) -> None:
@@ -278,12 +158,10 @@ def _check_log_likelihood(target, value) -> None:
 
 def _counts_again(data: tuple[int, ...], terms: tuple[int, ...]) -> bool:
     """Whether terms have the shape of data broadcast to more numbers."""
+    if math.prod(terms) <= math.prod(data):
+        return False
     try:
-        return (
-            terms != data
-            and np.broadcast_shapes(data, terms) == terms
-            and (math.prod(terms) > math.prod(data))
-        )
+        return np.broadcast_shapes(data, terms) == terms
     except ValueError:
         return False
 

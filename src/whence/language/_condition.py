@@ -16,6 +16,7 @@ from ..core._dtype import relaxed
 from ..core._feynman_kac import AbstractSequenceTarget, SequenceAt, sequence_at
 from ..core._indices import check_indices
 from ..core._names import check_variable_names
+from ..core._numbers import arrays_of
 from ..core._results import InferenceWarning
 from ..core._show import target_html
 from ..core._stream import Stream
@@ -23,7 +24,6 @@ from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
 from ..core._values import check_values, require_finite
 from ._check_data import (
-    arrays_of,
     check_data,
     check_likelihood,
     fixed_by_others,

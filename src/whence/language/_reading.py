@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 
-from ._check_data import is_numbers
+from ..core._numbers import is_numbers
 from ._frames import (
     OBSERVED,
     Column,

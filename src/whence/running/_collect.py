@@ -21,6 +21,7 @@ from ..core._engine import (
 from ..core._results import INSTEAD_OF_ERROR, RESULTS, InferenceError
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
+from ..diagnostics._names import by_reason
 from ..language._check import check
 from ._loop import Outcome
 
@@ -39,8 +40,9 @@ class Verdict(NamedTuple):
     none_good: bool = False
 
     def told(self) -> list[str]:
-        """Return what a warning says of each that failed."""
-        return [f"{'Failed:' if self.none_good else 'Dropped'} {text}" for text in self.failed]
+        """Return what warnings say of those that failed."""
+        first = "Failed:" if self.none_good else "Dropped"
+        return [f"{first} {text}" for text in by_reason(self.failed)]
 
 
 def judge(
@@ -158,7 +160,7 @@ def _is(result, item) -> bool:
 
 
 def _explain(outcome, engine, target, messages, key) -> str:
-    said = [f"{text.rstrip('.')}." for text in dict.fromkeys(messages.values())]
+    said = [f"{text.rstrip('.')}." for text in by_reason(messages.values())]
     text = f"{engine.name} failed. " + " ".join(said)
     if outcome.errors:
         text += f" {INSTEAD_OF_ERROR}"

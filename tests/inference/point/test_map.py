@@ -13,6 +13,9 @@ from numpy.testing import assert_allclose
 from numpyro.distributions import constraints
 
 import whence as wh
+from whence.diagnostics._data import Draws
+from whence.diagnostics._point import check_point
+from whence.inference.point._shape import improved
 from whence.testing import Gaussian
 
 SLOW = pytest.mark.slow
@@ -345,3 +348,24 @@ def test_what_is_flat_in_a_simplex_is_not_given_an_entry(key):
     posterior = wh.infer(target, wh.MAP(starts=2), key=key)
     assert_allclose(posterior["w"][0, 0], [0.6, 0.4, 0.0], atol=1e-5)
     assert posterior.diagnose()["maximum"].where == ("w",)
+
+
+def test_newton_steps_go_nowhere_without_a_hessian():
+    """As at a point so near to a singularity that second derivatives overflow."""
+    objective = lambda x: -((x[0] - 1.0) ** 2) - jnp.abs(x[1]) ** 1.5
+    point = jnp.zeros(2)
+    assert not np.isfinite(jax.hessian(objective)(point)).all()
+    assert_allclose(jax.jit(lambda x: improved(objective, x))(point), point)
+
+
+def test_starts_that_ended_nowhere_are_told():
+    none = (None, None, None, None)
+    draws = Draws({"x": np.zeros((1, 1))}, {}, {"x": np.zeros((1, 1))})
+    found, _ = check_point(
+        np.array([1.0, np.nan]), np.array([True, False]), none, draws, alone=True
+    )
+    said = {finding.code: finding.message for finding in found}
+    assert said["starts"].endswith("the others ended where it is not finite")
+    broken = (np.full(1, np.nan), np.full((1, 1), np.nan), np.zeros(1), np.full(1, np.nan))
+    found, _ = check_point(np.ones(1), np.array([True]), broken, draws, alone=True)
+    assert next(f for f in found if f.code == "maximum").where == ("x",)

@@ -89,7 +89,8 @@ def improved(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -
         direction = -(axes @ (slopes / sizes))
         found = search(down, point, value, gradient, direction)
         gain = jnp.sum(slopes**2 / sizes) / 2
-        return count + 1, point + found.length * direction, gain, found.length > 0
+        moved = found.length > 0  # without, the direction may not even be finite
+        return count + 1, jnp.where(moved, point + found.length * direction, point), gain, moved
 
     infinite = jnp.full((), jnp.inf, point.dtype)
     carry = jnp.zeros((), jnp.int32), point, infinite, jnp.asarray(True)

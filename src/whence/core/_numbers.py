@@ -1,0 +1,120 @@
+"""What users give for numbers, as arrays of JAX: NumPy, tables, lists."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_map_with_path
+
+from ._dtype import check_resolution
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether a value is a list or tuple of numbers, or of such lists: one array."""
+    plain = lambda v: isinstance(v, bool | int | float | np.generic) or is_numbers(v)
+    listed = type(value) is list or (type(value) is tuple and len(value) > 0)
+    return listed and all(map(plain, value))
+
+
+def as_array(leaf: Any, where: str, kinds: str = "biuf") -> jax.Array:
+    """Return what a user gave for numbers as an array of JAX.
+
+    Args:
+        leaf: An array-like: of NumPy, pandas or xarray, a list of numbers.
+        where: Its name for messages.
+        kinds: Kinds of NumPy dtypes that are allowed.
+
+    Raises:
+        ValueError: On what are no numbers, masked values, or numbers that do not fit the
+            present precision.
+    """
+    if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
+        raise ValueError(
+            f"{where} has {int(np.ma.count_masked(leaf))} masked values. Leave these rows "
+            "out, or declare the missing values as latents (`missing=` of `condition` does)."
+        )
+    try:
+        array = _from_table(leaf, where) if hasattr(leaf, "to_numpy") else np.asarray(leaf)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError(f"{where} must be an array, but its rows differ in length.") from None
+    if isinstance(array.dtype, np.dtype) and jnp.issubdtype(array.dtype, jnp.floating):
+        if array.dtype.itemsize < 4:  # half precision, `bfloat16`: exact in any other
+            array = array.astype(jnp.result_type(float))
+        elif array.dtype.itemsize > 8:  # `longdouble`: JAX has none
+            array = array.astype(np.float64)
+    if array.dtype == object and array.ndim == 0:
+        lazy = " Write `.collect()` first." if hasattr(leaf, "collect") else ""
+        raise ValueError(f"{where} must be an array; got {type(leaf).__name__}.{lazy}")
+    if array.dtype.kind not in kinds:
+        _refuse_kind(array.dtype, where)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    with np.errstate(over="ignore"):  # overflow is looked for, and reported, below
+        converted = jnp.asarray(array)
+    if array.dtype.kind != "c":
+        _check_precision(array, converted, where)
+        check_resolution(array, where)
+    return converted
+
+
+def arrays_of[T](tree: T, what: str) -> T:
+    """Return a pytree with arrays of NumPy in it as those of JAX; see `as_array`.
+
+    Args:
+        tree: A model, or a function that is a pytree.
+        what: Stands after the name of an array in messages.
+    """
+
+    def convert(path, leaf):
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        return as_array(leaf, f"`{keystr(path, simple=True, separator='.')}` {what}", "biufc")
+
+    return tree_map_with_path(convert, tree)
+
+
+def _from_table(leaf, where) -> np.ndarray:
+    """Return a column, or a table, of pandas or xarray as an array; name what is no number."""
+    if hasattr(leaf, "columns"):
+        for column in leaf.columns:
+            _from_table(leaf[column], f"Column {column!r} of {where}")
+    elif getattr(leaf.dtype, "name", "").split("[")[0] in _REMEDIES:
+        _refuse_kind(leaf.dtype, where)
+    array = leaf.to_numpy()
+    if array.dtype == object and hasattr(leaf, "isna"):  # nullable: what is missing is NaN
+        return leaf.to_numpy(dtype=float, na_value=np.nan)
+    return array
+
+
+_TEXT = "Make codes of text (`whence.categories(x)`), and `.astype(float)` of numbers"
+_REMEDIES = {
+    "category": "Write `whence.categories(x)`",
+    "object": _TEXT,
+    "str": _TEXT,
+    "string": _TEXT,
+    "datetime64": "Make them numbers, as `(x - x.min()) / np.timedelta64(1, 'D')` does",
+    "timedelta64": "Make them numbers, as `x / np.timedelta64(1, 'D')` does",
+}
+
+
+def _refuse_kind(dtype, where) -> None:
+    kind = getattr(dtype, "kind", "")
+    name = {"U": "str", "S": "str"}.get(kind, str(dtype.name).split("[")[0])
+    remedy = f" {_REMEDIES[name]}." if name in _REMEDIES else ""
+    raise ValueError(f"{where} must be real numbers; got dtype {dtype}.{remedy}")
+
+
+def _check_precision(array, converted, where):
+    if converted.dtype == array.dtype:
+        return
+    if array.dtype.kind in "iu":
+        lossy = array.size and np.any(np.asarray(converted, dtype=array.dtype) != array)
+    else:
+        lossy = np.any(np.isfinite(array) & ~np.isfinite(np.asarray(converted)))
+    if lossy:
+        raise ValueError(
+            f"{where} has values that do not fit {converted.dtype} (largest magnitude "
+            f"{np.abs(array).max():g}). Rescale the data or call `whence.enable_x64()`."
+        )
