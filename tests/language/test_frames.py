@@ -5,6 +5,7 @@ Numbers of labels are compared with those of pandas; densities are written out.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -302,3 +303,35 @@ def test_a_module_takes_a_table_as_a_matrix():
     table = TABLE[["height", "wet"]]
     target = wh.condition(bnn, TABLE.wet, table)
     assert_array_equal(target.inputs[0], table.to_numpy().astype(target.inputs[0].dtype))
+
+
+ARITHMETIC = {
+    "a slope": lambda b, g: b[0] * g,
+    "a polynomial": lambda b, g: b[0] + b[1] * (g * g + 1),
+    "an affine index and a slope": lambda b, g: b[g] + 0.1 * g.astype(float),
+    "compiled by itself": lambda b, g: jax.jit(lambda x: x / 2)(g) * b[0],
+}
+CHOICES = {
+    "entries": lambda b, g: b[g],
+    "an index computed": lambda b, g: b[(2 * g + 1) // 2],
+    "comparison": lambda b, g: jnp.where(g == 2, b[0], b[1]),
+    "columns of 0 and 1": lambda b, g: jax.nn.one_hot(g, 4) @ b,
+    "sums by group": lambda b, g: b[g] - (jax.ops.segment_sum(b[g], g, 4) / 9)[g],
+    "numbers of the groups": lambda b, g: b[g] / jnp.array([3, 5, 7, 9])[g],
+}
+
+
+@pytest.mark.usefixtures("standard")
+@pytest.mark.parametrize("use", [*ARITHMETIC, *CHOICES])
+def test_categories_that_are_computed_with_are_told(use):
+    class Groups(wh.Model):
+        b: Any = wh.latent(dist.Normal(0.0, 1.0), shape=(4,))
+
+        def likelihood(self, tree):
+            return dist.Normal((ARITHMETIC | CHOICES)[use](self.b, tree), 0.5)
+
+    if use in CHOICES:
+        wh.condition(Groups(), TABLE.height, TABLE.tree)  # warnings are errors
+        return
+    with pytest.warns(wh.InferenceWarning, match="Categories of 'tree' were made 0, 1, 2"):
+        wh.condition(Groups(), TABLE.height, TABLE.tree)

@@ -1,22 +1,65 @@
-"""Which parts of a position a density depends on, and along which it has a slope.
+"""Which parts of a position a density depends on, and how; and how it takes its data.
 
 Read off its operations: nothing is compiled or run.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import eval_jaxpr
+from jax.extend.core import Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._results import InferenceWarning
+from ._walk import is_index
 
 
 def used(jaxpr: Any) -> list[bool]:
     """Return of which inputs what a program returns depends."""
     return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+
+
+def computes_with(jaxpr: Any, codes: Sequence[bool]) -> bool:
+    """Whether a program makes real numbers of codes, as in `slope * group`.
+
+    To take entries by them, to compare them and to make other codes of them is no such use.
+
+    Args:
+        jaxpr: The program.
+        codes: Which of its inputs are whole numbers that stand for categories.
+    """
+    return _flow(jaxpr, codes)[0]
+
+
+def _flow(jaxpr, codes) -> tuple[bool, list[bool]]:
+    """Return whether codes become real numbers, and which outputs are codes."""
+    marked = {v for v, is_code in zip(jaxpr.invars, codes) if is_code}
+    is_code = lambda v: not isinstance(v, Literal) and v in marked
+    for eqn in jaxpr.eqns:
+        kind, flags = eqn.primitive.name, [is_code(v) for v in eqn.invars]
+        if not any(flags):
+            continue
+        if kind == "convert_element_type" and _is(eqn.outvars[0], jnp.floating):
+            return True, []
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        inner = getattr(inner, "jaxpr", inner)
+        outputs = [_is(v, jnp.integer) for v in eqn.outvars]
+        if inner is not None and len(inner.invars) == len(flags):
+            found, outputs = _flow(inner, flags)
+            if found:
+                return True, []
+        elif is_index(kind):  # what is read or written there counts, and not where
+            outputs = [flags[0] or (kind.startswith("scatter") and flags[2])] * len(outputs)
+        marked |= {v for v, out in zip(eqn.outvars, outputs) if out}
+    return False, [is_code(v) for v in jaxpr.outvars]
+
+
+def _is(variable, kind) -> bool:
+    return jnp.issubdtype(variable.aval.dtype, kind)
 
 
 def unread(closed: Any, position: Any) -> tuple[list[str], list[str]]:

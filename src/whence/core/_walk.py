@@ -117,7 +117,7 @@ class Walk:
         if kind in _CALLS and inner is not None:
             return self.run(inner, inputs)
         mark = None
-        if _is_index(kind):
+        if is_index(kind):
             inputs, mark = self._indexed(eqn, inputs)
         return self._bound(eqn, inputs, mark)
 
@@ -390,7 +390,7 @@ class Walk:
         return _tagged(values, unions)
 
 
-def _is_index(kind: str) -> bool:
+def is_index(kind: str) -> bool:
     return kind in ("gather", "dynamic_slice", "dynamic_update_slice") or (
         kind.startswith("scatter")
     )
@@ -404,7 +404,7 @@ def _reads(eqn) -> bool:
         for j in (value if isinstance(value, tuple) else (value,))
         if isinstance(getattr(j, "jaxpr", j), Jaxpr)
     ]
-    return _is_index(eqn.primitive.name) or any(_reads(e) for j in inside for e in j.eqns)
+    return is_index(eqn.primitive.name) or any(_reads(e) for j in inside for e in j.eqns)
 
 
 def _union(inputs) -> frozenset[str] | None:

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.tree_util import keystr, tree_map_with_path
+from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 from numpyro.distributions import MaskedDistribution
 
 from ..core._dtype import warn_of_counts
 from ..core._numbers import as_array, is_numbers
 from ..core._results import InferenceWarning
-from ..core._slopes import used, warn_of_slopes
-from ._frames import OBSERVED
+from ..core._slopes import computes_with, used, warn_of_slopes
+from ._frames import OBSERVED, plain_path
 from ._model import Model, constrain, constrain_with_terms
 
 
@@ -74,8 +74,11 @@ def check_likelihood(target: Any) -> int | None:
     counts: dict[str, None] = {}
     leaves, structure = jax.tree.flatten(target.y)
     at = [i for i, leaf in enumerate(leaves) if eqx.is_array(leaf)]
+    entries, form = tree_flatten_with_path(target.inputs)
+    coded = {place.path for place in target.places}
+    codes = [i for i, (path, _) in enumerate(entries) if plain_path(path) in coded]
 
-    def visit(arrays, position):
+    def visit(arrays, groups, position):
         draw, _ = constrain(target.model, position)
         if type(draw).log_likelihood is Model.log_likelihood:
             likelihood = likelihood_of(draw, target)
@@ -88,20 +91,21 @@ def check_likelihood(target: Any) -> int | None:
                 _check_support(target, name, d)
                 if d.support.is_discrete and not isinstance(target.observed_data[name], Tracer):
                     counts[name] = None
-        traced = dict(zip(at, arrays))
-        y = structure.unflatten([traced.get(i, leaf) for i, leaf in enumerate(leaves)])
-        value = draw.log_likelihood(y, *target.inputs)
+        y = structure.unflatten(_with(leaves, at, arrays))
+        inputs = form.unflatten(_with([leaf for _, leaf in entries], codes, groups))
+        value = draw.log_likelihood(y, *inputs)
         _check_log_likelihood(target, value)
         return value
 
     name, position = type(target.model).__name__, _free_shapes(target)
     own = type(target.model).log_likelihood.__module__
+    trace = jax.make_jaxpr(visit, return_shape=True)
     try:
-        arrays = [leaves[i] for i in at]
-        closed, found = jax.make_jaxpr(visit, return_shape=True)(arrays, position)
-    except jax.errors.JAXTypeError:  # it looks at numbers of `y`, which is to read them
-        at = []
-        closed, found = jax.make_jaxpr(visit, return_shape=True)([], position)
+        data = [leaves[i] for i in at], [entries[i][1] for i in codes]
+        closed, found = trace(*data, position)
+    except jax.errors.JAXTypeError:  # it looks at numbers of them, which is to read them
+        at, codes = [], []
+        closed, found = trace([], [], position)
     if at and not own.startswith("whence.") and not any(used(closed.jaxpr)[: len(at)]):
         warnings.warn(
             f"`log_likelihood` of {name} does not depend on `y`: the posterior is the same for "
@@ -109,12 +113,29 @@ def check_likelihood(target: Any) -> int | None:
             InferenceWarning,
             stacklevel=4,
         )
+    for i, code in enumerate(codes):
+        given = [j == len(at) + i for j in range(len(closed.jaxpr.invars))]
+        if computes_with(closed.jaxpr, given):
+            axis = next(p.axis for p in target.places if p.path == plain_path(entries[code][0]))
+            warnings.warn(
+                f"Categories of {axis!r} were made 0, 1, 2, ... and the likelihood of {name} "
+                "computes with these numbers, as if one were twice another. Take an entry for "
+                f"each (`effect[{axis}]`), or give numbers.",
+                InferenceWarning,
+                stacklevel=4,
+            )
     for count in counts:
         warn_of_counts(target.observed_data[count], count, stacklevel=4)
     warn_of_slopes(closed, position, name, stacklevel=4)
     shapes = [leaf.shape for leaf in jax.tree.leaves(found)]
     lengths = {shape[0] if shape else None for shape in shapes}
     return lengths.pop() if len(lengths) == 1 else None
+
+
+def _with(leaves: list, at: list[int], others: list) -> list:
+    """Return leaves with others in some places."""
+    places = dict(zip(at, others))
+    return [places.get(i, leaf) for i, leaf in enumerate(leaves)]
 
 
 def refuse_shared_names(own: set[str], y: Any, name: str) -> None:
