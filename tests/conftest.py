@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import sys
+import time
 import types
 import zlib
 from pathlib import Path
@@ -72,12 +73,21 @@ def pytest_addoption(parser):
     parser.addoption(
         "--part", default="0/1", help="K/N: the tests of part K, from 0, of N parts"
     )
+    parser.addoption(
+        "--until", type=float, default=None, help="no test begins later: seconds since 1970"
+    )
     parser.addoption("--dates", default=None, help="JSON file: when each test last passed")
 
 
 def pytest_collection_modifyitems(config, items):
     part, parts = map(int, config.getoption("--part").split("/"))
     items[:] = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts == part]
+
+
+def pytest_runtest_setup(item):
+    until = item.config.getoption("--until")
+    if until is not None and time.time() > until:
+        pytest.skip("no time left")
 
 
 def pytest_sessionfinish(session):
