@@ -232,6 +232,24 @@ def test_failed_and_incomplete_runs(rng):
     )
 
 
+def test_latents_that_only_go_together_are_named(rng):
+    draws = {"slope": clean(rng, ()), "b": clean(rng, (3,)), "other": clean(rng, ())}
+    line = 1 - 2000 * draws["slope"]
+
+    def found(noise):
+        draws["level"] = line + noise * np.std(line) * rng.normal(size=line.shape)
+        return diagnose(draws, {}, unconstrained=draws)
+
+    assert "correlation" not in found(0.05)  # 1 / sqrt(1 + 0.05^2) = 0.9988
+    finding = found(0.001)["correlation"]
+    assert finding.where == ("slope", "level")
+    assert_allclose(finding.value, 1 - 0.001**2 / 2, atol=1e-7)
+    assert finding.severity == "note"
+    assert "slope, level go together" in finding.message
+    assert "-0.9999" in finding.message
+    assert "correlation" not in diagnose(draws, {})  # of derived values some may be the same
+
+
 def test_chains_that_failed_alike_are_told_together(rng):
     failed = ["chain 0: lost", "chain 2: stopped", "chain 3: lost"]
     found = diagnose({"mu": clean(rng, ())}, {}, failed=failed)["failed_chains"]

@@ -1,4 +1,4 @@
-"""Checks of the values themselves: non-finite, constant."""
+"""Checks of the values themselves: non-finite, constant, as good as the same."""
 
 import numpy as np
 
@@ -7,9 +7,12 @@ from ._data import Draws
 from ._names import listing, plural
 from ._report import Finding
 
+SAME = 0.9999  # correlation; two latents are then known 100 times worse than what they share
+MOST = 500  # latents whose correlations are looked at
+
 
 def check_values(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
-    """Look for non-finite and for constant values."""
+    """Look for non-finite and constant values, and for latents that only go together."""
     nonfinite, num_nonfinite = _nonfinite(draws)
     constant, num_constant = _constant(draws)
     numbers = {
@@ -18,7 +21,7 @@ def check_values(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
         "nonfinite_draws": float(num_nonfinite),
         "constant_elements": float(num_constant),
     }
-    return [nonfinite, *constant], numbers
+    return [nonfinite, *constant, *_correlated(draws)], numbers
 
 
 def _nonfinite(draws: Draws) -> tuple[Finding, int]:
@@ -77,3 +80,36 @@ def _constant(draws: Draws) -> tuple[list[Finding], int]:
         where=tuple(names),
     )
     return [finding], len(names)
+
+
+def _correlated(draws: Draws) -> list[Finding]:
+    """Note latents that the data do not tell apart: their draws lie on a line."""
+    size = draws.positions.shape[2]
+    if not draws.unconstrained or not 2 <= size <= MOST or np.prod(draws.leading) < 10:
+        return []
+    flat = draws.positions.reshape(-1, size).astype(float)
+    with np.errstate(all="ignore"):  # constant and non-finite ones are told above
+        found = np.triu(np.corrcoef(flat, rowvar=False), 1)
+    pairs = np.argwhere(np.abs(found) > SAME)
+    if not len(pairs):
+        return []
+    values = found[tuple(pairs.T)]
+    order = np.argsort(-np.abs(values), kind="stable")
+    names = draws.coordinates()
+    where = dict.fromkeys(names[i] for pair in pairs[order] for i in pair)
+    largest = float(values[order[0]])
+    finding = Finding(
+        "correlation",
+        "note",
+        f"{listing(where)} go together: draws of the first two have a correlation of "
+        f"{np.trunc(largest * 1e8) / 1e8:.8g}. The data tell of a combination of them, and "
+        "little of each",
+        value=abs(largest),
+        threshold=SAME,
+        source="rule of thumb",
+        remedy="If each is to be known by itself: centre the inputs (`x - x.mean()`), leave "
+        "one out, or give a prior that tells them apart. Neighbours on a smooth curve are so, "
+        "too.",
+        where=tuple(where),
+    )
+    return [finding]
