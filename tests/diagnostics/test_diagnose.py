@@ -232,6 +232,17 @@ def test_failed_and_incomplete_runs(rng):
     )
 
 
+def test_chains_of_a_run_that_was_stopped_did_not_fail(rng):
+    said = [
+        "chain 2: stopped during warm-up",
+        "chain 3: not started before the run was stopped",
+    ]
+    report = diagnose({"mu": clean(rng, ())}, {}, failed=said, incomplete=True)
+    assert "failed_chains" not in report
+    assert report["incomplete"].severity == "note"
+    assert all(text in report["incomplete"].message for text in said)
+
+
 def test_latents_that_only_go_together_are_named(rng):
     draws = {"slope": clean(rng, ()), "b": clean(rng, (3,)), "other": clean(rng, ())}
     line = 1 - 2000 * draws["slope"]
@@ -253,7 +264,7 @@ def test_latents_that_only_go_together_are_named(rng):
 def test_chains_that_failed_alike_are_told_together(rng):
     failed = ["chain 0: lost", "chain 2: stopped", "chain 3: lost"]
     found = diagnose({"mu": clean(rng, ())}, {}, failed=failed)["failed_chains"]
-    assert found.message.endswith("left out: chain 0, chain 3: lost; chain 2: stopped")
+    assert found.message.endswith("failed: chain 0, chain 3: lost; chain 2: stopped")
     assert found.value == 3
 
 

@@ -8,13 +8,17 @@ import numpy as np
 from ._chains import check_chains
 from ._data import Draws
 from ._hamiltonian import check_hamiltonian
-from ._names import by_reason
+from ._names import by_reason, plural
 from ._particles import check_weights
 from ._records import AbstractRecord, AdaptedChains, ParticleHistory
 from ._report import Finding, Report, make_report
 from ._values import check_values
 
 METHODS = ("mcmc", "unadjusted", "variational", "smc", "exact", "point")
+# Why a chain that did not fail is left out of a run that was stopped.
+NOT_STARTED = "not started before the run was stopped"
+IN_WARMUP = "stopped during warm-up"
+SHORTER = "left out, so that the others keep the draws they have more"
 CHAINS = ("mcmc", "unadjusted")  # methods whose draws are those of Markov chains
 
 
@@ -133,27 +137,30 @@ def _size(draws: Draws, method: str) -> str:
 
 def _check_run(failed: Sequence[object], incomplete: bool) -> list[Finding]:
     findings = []
+    said = [str(f) if isinstance(f, str) else f"chain {f}" for f in failed]
+    stopped = [f for f in said if f.endswith((NOT_STARTED, IN_WARMUP, SHORTER))]
+    failed = [f for f in said if f not in stopped]
     if failed:
-        said = (str(f) if isinstance(f, str) else f"chain {f}" for f in failed)
-        what = "; ".join(by_reason(said))
+        what = "; ".join(by_reason(failed))
         findings.append(
             Finding(
                 "failed_chains",
                 "warning",
-                f"{len(failed)} of the chains failed or were left out: {what}",
+                f"{plural(len(failed), 'chain')} failed: {what}",
                 value=float(len(failed)),
                 threshold=0.0,
                 remedy="Find out why a chain failed before you trust the others: those that do "
                 "tend to be those that reach a difficult region.",
-                where=tuple(str(f) for f in failed),
+                where=tuple(failed),
             )
         )
-    if incomplete:
+    if incomplete or stopped:
+        without = "".join(f"; without {text}" for text in by_reason(stopped))
         findings.append(
             Finding(
                 "incomplete",
                 "note",
-                "The run was stopped before its end; these are the draws made so far",
+                f"The run was stopped before its end; these are the draws made so far{without}",
                 remedy="Resume or extend the run if more draws are needed.",
             )
         )

@@ -21,6 +21,7 @@ from ..core._engine import (
 from ..core._results import INSTEAD_OF_ERROR, RESULTS, InferenceError
 from ..core._target import AbstractTarget
 from ..core._types import PRNGKey
+from ..diagnostics._diagnose import IN_WARMUP, NOT_STARTED, SHORTER
 from ..diagnostics._names import by_reason
 from ..language._check import check
 from ._loop import Outcome
@@ -40,9 +41,8 @@ class Verdict(NamedTuple):
     none_good: bool = False
 
     def told(self) -> list[str]:
-        """Return what warnings say of those that failed."""
-        first = "Failed:" if self.none_good else "Dropped"
-        return [f"{first} {text}" for text in by_reason(self.failed)]
+        """Return what a warning says of each that failed."""
+        return [f"{'Failed:' if self.none_good else 'Dropped'} {text}" for text in self.failed]
 
 
 def judge(
@@ -74,15 +74,14 @@ def judge(
         return Verdict(keep, tuple(messages.values()), none_good=True)
     for i in range(len(good)):
         if good[i] and not enough[i]:
-            messages[i] = f"chain {numbers[i]}: stopped during warm-up"
+            messages[i] = f"chain {numbers[i]}: {IN_WARMUP}"
     for i in set(range(engine.schedule.replicas)) - set(numbers):
-        said = outcome.errors.get(i, "not started before the run was stopped")
+        said = outcome.errors.get(i, NOT_STARTED)
         messages[len(messages) + len(good)] = f"chain {i}: {said}"
     able = [i for i in range(len(good)) if good[i] and enough[i]]
     keep = _most_draws(able, outcome, engine)
     for i in set(able) - set(keep):
-        why = "left out, so that the others keep the draws they have more"
-        messages[i] = f"chain {numbers[i]} after {outcome.steps[i]} steps: {why}"
+        messages[i] = f"chain {numbers[i]} after {outcome.steps[i]} steps: {SHORTER}"
     return Verdict(keep, tuple(messages.values()))
 
 
