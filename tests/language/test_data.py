@@ -344,6 +344,73 @@ def test_groups_without_a_sampler_are_named_and_the_others_exported(key):
         posterior.predict(key=key)
 
 
+class Law(dist.Distribution):
+    """A normal distribution whose sampler the user wrote, or forgot."""
+
+    support = dist.constraints.real
+    arg_constraints = {}
+    pytree_data_fields = ("loc",)
+    draw = None
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(jnp.shape(loc), ())
+
+    def log_prob(self, value):
+        return -((value - self.loc) ** 2) / 2
+
+    def sample(self, key, sample_shape=()):
+        if self.draw is None:
+            raise NotImplementedError
+        return self.draw(sample_shape)
+
+
+class Raises(Law):
+    pytree_data_fields = ()
+
+    def draw(self, shape):
+        raise RuntimeError("nobody is in")
+
+
+class Broadcasts(Law):
+    pytree_data_fields = ()
+
+    def draw(self, shape):
+        return jnp.zeros((2, *shape, *self.batch_shape))
+
+
+SAMPLERS = {
+    Law: "`sample` of the distribution of the data 'y', Law, is not there: write it",
+    Raises: "to draw it raised RuntimeError: nobody is in",
+    Broadcasts: r".*of the data 'y', Broadcasts, must draw shape \(3,\); got \(2, 3\)",
+}
+
+
+@pytest.mark.parametrize("front", ["model", "numpyro"])
+@pytest.mark.parametrize("law", SAMPLERS)
+def test_samplers_of_users_that_fail_cost_no_other_group(law, front, key):
+    class Both(wh.Model):
+        m: Any = wh.latent(dist.Normal(0.0, 1.0))
+
+        def likelihood(self):
+            return {"y": law(self.m * jnp.ones(3)), "z": dist.Normal(self.m, 1.0)}
+
+    def both(y, z):
+        m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", law(m * jnp.ones(3)), obs=y)
+        numpyro.sample("z", dist.Normal(m, 1.0), obs=z)
+
+    data = {"y": Y, "z": np.asarray(0.5)}
+    target = wh.condition(Both(), data) if front == "model" else wh.from_numpyro(both, **data)
+    posterior = wh.Posterior.from_draws(target, {"m": np.zeros((1, 4))})
+    with pytest.warns(wh.InferenceWarning, match=f"predictive' is left out: {SAMPLERS[law]}"):
+        tree = posterior.to_datatree()
+    assert {"log_likelihood", "prior"} <= set(tree.children)
+    assert not {"posterior_predictive", "prior_predictive"} & set(tree.children)
+    with pytest.raises((ValueError, RuntimeError), match=SAMPLERS[law].rpartition(": ")[2]):
+        posterior.predict(key=key)
+
+
 def test_starts(key):
     class Starts(wh.Model):
         a: Any = wh.latent(dist.HalfNormal(1.0), start=0.25)

@@ -20,6 +20,7 @@ from ..core._indices import check_indices
 from ..core._key import seeded
 from ..core._types import PRNGKey
 from ..core._values import require_finite
+from ..language._draw_data import sample_data
 from ..language._latent import Coords
 from ._arguments import Call, argument_name, constant_data, renewed
 from ._bijection import log_det
@@ -461,4 +462,5 @@ def _sample_like(site, key):
     """Draw a site's data, in the shape of what was observed there."""
     d, value = site["fn"], site["value"]
     batch = jnp.shape(value)[: jnp.ndim(value) - d.event_dim]
-    return d.expand(jnp.broadcast_shapes(batch, d.batch_shape)).sample(site_key(key, site))
+    whole = d.expand(jnp.broadcast_shapes(batch, d.batch_shape))
+    return sample_data(whole, site_key(key, site), f" {site['name']!r}")

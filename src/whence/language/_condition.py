@@ -12,7 +12,6 @@ import jax.random as jr
 from jaxtyping import Array
 
 from ..core._convert import one_of
-from ..core._dtype import relaxed
 from ..core._feynman_kac import AbstractSequenceTarget, SequenceAt, sequence_at
 from ..core._indices import check_indices
 from ..core._names import check_variable_names
@@ -30,6 +29,7 @@ from ._check_data import (
     likelihood_of,
     refuse_shared_names,
 )
+from ._draw_data import draw_data
 from ._frames import Place
 from ._inputs import bound, parameters
 from ._latent import Coords
@@ -363,13 +363,7 @@ class ModelTarget(AbstractDescribedTarget):
         likelihood = draw.likelihood(*self.inputs)
         if not isinstance(likelihood, Mapping):
             likelihood = {self.name: likelihood}
-        keys = jr.split(key, len(likelihood))
-        drawn = {}
-        for (name, d), k in zip(likelihood.items(), keys):
-            shape = jnp.shape(observed[name])
-            with relaxed():
-                drawn[name] = d.expand(shape[: len(shape) - len(d.event_shape)]).sample(k)
-        return drawn
+        return draw_data(likelihood, key, observed)
 
 
 def _with_groups(draw, inputs, key):

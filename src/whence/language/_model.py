@@ -18,6 +18,7 @@ from ..core._convert import whole
 from ..core._dtype import relaxed
 from ..core._key import as_key, seeded
 from ..core._types import PRNGKey, Scalar
+from ._draw_data import draw_data
 from ._latent import UNDRAWN, Coords, is_derived
 from ._show import model_html
 from ._sites import Prior, Site, is_model, walk
@@ -198,12 +199,7 @@ class Model(eqx.Module):
         Returns:
             An array, or a dict of arrays if there are several observed variables.
         """
-        likelihood = self.likelihood(*inputs)
-        with relaxed():
-            if isinstance(likelihood, Mapping):
-                keys = jr.split(key, len(likelihood))
-                return {n: d.sample(k) for (n, d), k in zip(likelihood.items(), keys)}
-            return likelihood.sample(key)
+        return draw_data(self.likelihood(*inputs), key)
 
     def check_inputs(self, inputs: tuple, new_inputs: tuple) -> None:
         """Raise `ValueError` if no prediction can be made at `new_inputs`.

@@ -14,7 +14,7 @@ from ..core._engine import Sample
 from ..core._json import to_json
 from ..core._names import exported
 from ..core._prior import draw_prior, draw_prior_and_data
-from ..core._results import InferenceWarning
+from ..core._results import InferenceWarning, ModelError
 from ..core._target import (
     AbstractDescribedTarget,
     AbstractTarget,
@@ -290,8 +290,14 @@ def _predicted(contents, inputs, wish):
         return predictions(contents.target, contents.sample, inputs, wish.key)
     except NotImplementedError as error:
         raise _NotApplicable(str(error)) from None
-    except ValueError as error:
-        raise _NotApplicable(str(error), say=True) from None
+    except Exception as error:  # noqa: BLE001 - whatever a sampler does, other groups are kept
+        raise _NotApplicable(_told(error), say=True) from None
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, ValueError | TypeError):
+        return no_sampler(error)
+    return f"to draw it raised {type(error).__name__}: {error}"
 
 
 def _predictions(contents, wish):
@@ -340,11 +346,14 @@ def _prior_draws(contents, wish):
             break
         except NotImplementedError as error:
             reasons.append(_NotApplicable(str(error)))
-        except (ValueError, TypeError) as error:  # an improper prior, data without a sampler
-            reasons.append(_NotApplicable(no_sampler(error), say=True))
+        except Exception as error:  # noqa: BLE001 - an improper prior, data without a sampler
+            reasons.append(_NotApplicable(_told(error), say=True))
     if program is None:
         raise _NotApplicable(str(reasons[-1]))
-    variables, data = jax.tree.map(np.asarray, program.call(target, key, prior_draws))
+    try:
+        variables, data = jax.tree.map(np.asarray, program.call(target, key, prior_draws))
+    except ModelError as error:
+        raise _NotApplicable(str(error), say=True) from None
     lead = lambda tree: jax.tree.map(lambda x: x[None], tree)
     return lead(variables), lead(data), next(iter(reasons), None)
 
