@@ -8,7 +8,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.scipy.stats import norm
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from whence.inference.smc import (
     AbstractFeynmanKac,
@@ -176,3 +176,16 @@ def test_ancestors_are_the_parents_of_one_step(scheme, key):
             assert_array_equal(did.ancestors, np.arange(50))
         cloud = new
     assert moved
+
+
+def test_error_of_importance_sampling_is_that_of_a_mean():
+    """One weighing, no resampling: the evidence is the mean of 50 weights."""
+    model = Filter(jnp.asarray(_data()), 50)
+    cloud = start(model, key=jr.key(3))
+    assert_allclose(cloud.evidence_variance, 0.0, atol=1e-12)
+    potential, _ = model.log_potential(cloud.particles, cloud.log_weights, cloud.control)
+    weights = np.exp(np.asarray(potential))
+    cloud, _ = weigh(cloud, potential)
+    assert_allclose(
+        cloud.evidence_variance, weights.var() / 50 / weights.mean() ** 2, rtol=1e-5
+    )
