@@ -9,6 +9,7 @@ from ._convergence import convergence
 from ._variational import EQUAL
 from ._weights import khat_limit, pareto_khat
 
+ON_ONE_SIDE = 0.5  # drift of particles; of a hundred draws from the target it is a tenth
 _LARGE = 2**22  # values; beyond that R-hat costs seconds
 
 
@@ -18,6 +19,7 @@ def trouble(
     *,
     chains: bool,
     log_weights_is: np.ndarray | None = None,
+    drift: np.ndarray | None = None,
 ) -> str:
     """Return a phrase, or nothing.
 
@@ -26,8 +28,11 @@ def trouble(
         stats: By ArviZ's names, `(chain, draw)`; read is `diverging`.
         chains: Whether the draws are those of Markov chains.
         log_weights_is: Log importance ratios of the draws of an approximation, if known.
+        drift: Of particles, as `SteinParticles` has it.
     """
     found = []
+    if drift is not None and not np.max(drift) <= ON_ONE_SIDE:
+        found.append("particles away from where the posterior is")
     diverging = stats.get("diverging")
     if diverging is not None and diverging.any():
         found.append(f"{int(diverging.sum())} divergent transitions")

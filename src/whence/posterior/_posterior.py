@@ -300,7 +300,10 @@ class Posterior:
 
         ratios, sample = getattr(self.record, "log_weights_is", None), self.sample
         chains, positions = sample.method in CHAINS, jax.tree.leaves(sample.positions)
-        found = trouble(positions, self.stats, chains=chains, log_weights_is=ratios)
+        drift = getattr(self.record, "drift", None)
+        found = trouble(
+            positions, self.stats, chains=chains, log_weights_is=ratios, drift=drift
+        )
         return f"{self.engine}: {found}." if found else ""
 
     def summary(

@@ -1,5 +1,7 @@
 """SVGD, Laplace, Pathfinder and repaired draws against closed forms and blackjax."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,32 @@ def test_few_particles_are_said_to_be_narrow(key):
     spread = posterior.diagnose()["spread"]
     assert spread.severity == "warning"
     assert_allclose(spread.value, posterior["x"][0].var(0).min(), rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("mean", "scale", "code", "words"),
+    [
+        (3e4, 1.0, "drift", "the density rises the same way for all of them"),
+        (0.0, 1e-4, "spread", "of the target's"),
+    ],
+)
+def test_particles_that_have_not_arrived_are_told(mean, scale, code, words, key):
+    """Starts are around 0 with a size of 1: far away, or far too wide, in other units."""
+    density = lambda x: -(((x - mean) / scale) ** 2) / 2
+    target = wh.from_log_density(lambda draw: density(draw["x"]), {"x": 0.0})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        posterior = wh.infer(
+            target, wh.SVGD(particles=20, steps=50, update=optax.adam(0.1)), key=key
+        )
+    assert any("away from where" in str(w.message) for w in said) == (code == "drift")
+    finding = posterior.diagnose()[code]
+    assert finding.is_problem
+    assert words in finding.message
+    x, record = posterior["x"].ravel(), posterior.sample.record
+    gradients = (mean - x) / scale**2
+    assert_allclose(record.drift, abs(gradients.mean()) / gradients.std(), rtol=1e-3)
+    assert_allclose(record.inflation, x.var() / scale**2, rtol=1e-3)
 
 
 def test_modes_that_are_left_out_or_not_weighed_are_told():

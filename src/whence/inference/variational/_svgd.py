@@ -26,10 +26,12 @@ from ...core._types import PRNGKey
 from ...diagnostics._data import Draws
 from ...diagnostics._records import AbstractRecord, Judged
 from ...diagnostics._report import Finding
+from ...diagnostics._trouble import ON_ONE_SIDE
 
 MAX_FAILURES = 20  # updates in a row that are not finite, before it gives up
 KERNELS = ("rbf", "linear")
 GAP = 2.0  # standard deviations within groups of particles; between modes far apart
+NARROW = 0.8  # of the target's variance
 Particles = Float[Array, "particle dim"]
 
 
@@ -40,16 +42,19 @@ class SteinParticles(AbstractRecord):
         shift: Root mean square of the particles' direction by step, `(step,)`.
         inflation: `E[(E x - x) d log p / dx]` over particles, by coordinate: 1 for draws from
             `p`, of a normal `p` their variance over that of `p`.
+        drift: Size of the mean of `d log p / dx` over its standard deviation, by coordinate:
+            0 for draws from `p`, large where all particles are on one side of it.
     """
 
     shift: Any
     inflation: Any
+    drift: Any = None
 
     def judge(self, draws: Draws, method: str) -> Judged:
         quarter = max(len(self.shift) // 4, 1)
         before, after = self.shift[-2 * quarter : -quarter], self.shift[-quarter:]
         fall = float(np.mean(after) / np.mean(before)) if len(before) else 1.0
-        narrow = float(np.min(self.inflation))
+        narrow, wide = float(np.min(self.inflation)), float(np.max(self.inflation))
         numbers = {"shift": float(np.mean(after)), "inflation": narrow}
         moving = f"The particles' direction is {fall:.3g} of what it was a quarter before"
         settled = Finding("shift", "ok", f"{moving}: they have settled", fall)
@@ -61,14 +66,44 @@ class SteinParticles(AbstractRecord):
                 fall,
                 remedy="Take more `steps`.",
             )
-        message = (
-            f"By the gradient at the particles, variances are {narrow:.3g} of the target's"
-        )
-        spread = Finding("spread", "ok", message, narrow)
-        if narrow < 0.8:
+        if self.drift is not None and not np.max(self.drift) <= ON_ONE_SIDE:
+            return [_on_one_side(self.drift, draws), settled, *_apart(draws)], numbers
+        message = "By the gradient at the particles, variances are {:.3g} of the target's"
+        spread = Finding("spread", "ok", message.format(narrow), narrow)
+        if narrow < NARROW:
             remedy = "Take more `particles`, or `kernel='linear'` for exact Gaussian moments."
-            spread = Finding("spread", "warning", message, narrow, remedy=remedy)
+            spread = Finding(
+                "spread", "warning", message.format(narrow), narrow, NARROW, remedy=remedy
+            )
+        elif not wide <= 1 / NARROW:
+            remedy = "The particles have not come together yet: take more `steps`."
+            spread = Finding(
+                "spread", "warning", message.format(wide), wide, 1 / NARROW, remedy=remedy
+            )
         return [settled, spread, *_apart(draws)], numbers
+
+
+def _on_one_side(drift: np.ndarray, draws: Draws) -> Finding:
+    """Say that particles are where no draws would be: the density rises one way for all."""
+    worst, names = int(np.argmax(np.nan_to_num(drift, nan=np.inf))), draws.coordinates()
+    message = (
+        f"The particles are not where the posterior is: along {names[worst]} the density rises "
+        f"the same way for all of them (mean of the gradient {drift[worst]:.3g} times its "
+        "standard deviation)"
+    )
+    remedy = (
+        "Start near a mode (`start=` of `infer`, with a posterior by `Pathfinder`), bring "
+        "latents to size 1 by their units, or take more `steps`."
+    )
+    return Finding(
+        "drift",
+        "error",
+        message,
+        float(drift[worst]),
+        ON_ONE_SIDE,
+        remedy=remedy,
+        where=(names[worst],),
+    )
 
 
 def _apart(draws: Draws) -> list[Finding]:
@@ -228,7 +263,11 @@ class SVGD(AbstractEngine):
         log_density, gradients = map(np.asarray, _at(target, particles))
         points = np.asarray(particles, np.float64)
         inflation = np.mean((points.mean(0) - points) * gradients, axis=0)
-        record = SteinParticles(np.asarray(trace.sampling.stats["shift"])[0], inflation)
+        with np.errstate(divide="ignore", invalid="ignore"):  # all gradients may be the same
+            drift = np.abs(gradients.mean(0, np.float64)) / gradients.std(0, np.float64)
+        drift = np.where(np.any(gradients, axis=0), drift, 0.0)
+        shift = np.asarray(trace.sampling.stats["shift"])[0]
+        record = SteinParticles(shift, inflation, drift)
         positions = unravel(np.asarray(particles)[None], position_shapes(target))
         stats: dict[str, Any] = {"lp": log_density[None]}
         return Sample(positions, stats, method="variational", record=record)
