@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from whence.diagnostics import VariationalFit, diagnose, pareto_khat, weight_ess
+from whence.diagnostics._weights import judged_khat
 
 
 def test_weight_ess_of_equal_and_single_weights():
@@ -80,3 +81,19 @@ def test_one_weight_that_is_everything_is_no_tail_to_be_judged(scale, shift):
     record = VariationalFit(log_weights_is=log_weights)
     report = diagnose({"x": z[None]}, {}, method="variational", record=record)
     assert report["khat"].is_problem
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2])
+def test_ratios_that_are_as_good_as_equal_have_no_tail(size):
+    """A tail of one shape, of two sizes: where it is small no moment feels it."""
+    x = np.random.default_rng(0).normal(size=4_000)
+    ratios = size * np.expm1(x**2 / 2)
+    assert pareto_khat(ratios) > 0.7
+    weights = np.exp(ratios) / np.exp(ratios).sum()
+    variance = weights @ x**2 - (weights @ x) ** 2
+    if size < 1e-3:
+        assert_allclose(variance, x.var(), rtol=0.01)
+        assert judged_khat(ratios) == -np.inf
+        assert judged_khat(ratios[:50]) == pareto_khat(ratios[:50])  # too few to say so
+    else:
+        assert judged_khat(ratios) == pareto_khat(ratios)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ._data import Draws
 from ._report import Finding, held
-from ._weights import khat_limit, normalise, pareto_khat, weight_ess
+from ._weights import judged_khat, khat_limit, normalise, weight_ess
 
 WEIGHT_ESS_LIMIT = 100.0
 LARGEST_WEIGHT = 0.05
@@ -31,7 +31,7 @@ def check_weights(
             remedy="Look for a non-finite log likelihood; check the target.",
         )
         return [finding], {"weight_ess": np.nan, "max_weight": np.nan, "khat": np.nan}
-    ess, largest, khat = weight_ess(log_weights), float(weights.max()), pareto_khat(log_weights)
+    ess, largest, khat = weight_ess(log_weights), float(weights.max()), judged_khat(log_weights)
     findings = [_ess(ess, size, noun), _largest(largest, size, noun)]
     if not np.isneginf(khat):
         findings.append(check_khat(khat, size, f"the {noun}s' weights", _SMC_REMEDY))

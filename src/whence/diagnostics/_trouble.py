@@ -6,8 +6,7 @@ import numpy as np
 
 from ._chains import RHAT_LIMIT
 from ._convergence import convergence
-from ._variational import EQUAL
-from ._weights import khat_limit, pareto_khat
+from ._weights import judged_khat, khat_limit
 
 ON_ONE_SIDE = 0.5  # drift of particles; of a hundred draws from the target it is a tenth
 _LARGE = 2**22  # values; beyond that R-hat costs seconds
@@ -45,8 +44,8 @@ def trouble(
         if max(values, default=1.0) > RHAT_LIMIT:
             found.append(f"R-hat up to {max(values):.4g}, above {RHAT_LIMIT:g}")
     ratios = np.ravel([] if log_weights_is is None else log_weights_is)
-    if ratios.size and np.ptp(ratios) >= EQUAL:
-        khat, limit = pareto_khat(ratios), khat_limit(ratios.size)
+    if ratios.size:
+        khat, limit = judged_khat(ratios), khat_limit(ratios.size)
         if khat > limit:
             found.append(f"Pareto k-hat {khat:.2f}, above {limit:.2g}: do not use these draws")
     return " and ".join(found)

@@ -9,10 +9,9 @@ from ._names import listing, plural
 from ._particles import check_khat
 from ._report import Finding, held
 from ._require import numbers
-from ._weights import khat_limit, pareto_khat, smoothed, weight_ess
+from ._weights import judged_khat, khat_limit, smoothed, weight_ess
 
 MATERIAL = 0.1  # nats: a change of the ELBO by this is a change of the divergence by it
-EQUAL = 1e-3  # nats: importance ratios within 0.1% of each other
 SIGMAS = 4.0
 BLURRED = 0.25  # nats: with a larger standard error a change by 1 nat is within 4 of them
 OVERLAP = 0.05  # of the draws are effective at a Renyi divergence (order 2) of 3 nats
@@ -47,12 +46,10 @@ def check_variational(
     if log_weights_is is None or not np.size(log_weights_is):
         findings.append(_unchecked())
     else:
-        # Ratios that differ by rounding only have a tail of rounding errors, not of weights.
-        exact = np.ptp(log_weights_is) < EQUAL
-        khat = -np.inf if exact else pareto_khat(log_weights_is)
+        khat = judged_khat(log_weights_is)
         ess, size = weight_ess(log_weights_is), np.size(log_weights_is)
         findings += [_khat(khat, size), _overlap(ess, size)]
-        trusted = khat <= khat_limit(size) and not exact
+        trusted = -np.inf < khat <= khat_limit(size)
         if draws is not None and trusted and size <= draws.num_chains * draws.num_draws:
             findings.append(_moments(np.ravel(log_weights_is), draws))
         measured |= {"khat": khat, "weight_ess_is": ess}
@@ -196,7 +193,9 @@ def _khat(khat: float, size: int) -> Finding:
         "use a richer family (full rank, a flow), reparameterise, train longer, or use MCMC."
     )
     if np.isneginf(khat):
-        message = "The importance ratios are equal to 0.1%: the approximation is exact"
+        message = (
+            "The importance ratios are as good as equal: the approximation is next to exact"
+        )
         return Finding("khat", "ok", message, khat, 0.7)
     found = check_khat(khat, size, "the approximation's importance ratios", remedy)
     # Other than particles, draws of a family carry no weights: they are wrong as they are.

@@ -4,6 +4,12 @@ import numpy as np
 
 from ._require import numbers
 
+# Weights as good as equal: no moment that they give is off by more than the root of the second.
+EVEN = 1.5  # the largest over their mean
+CONSTANT = 1e-3  # their variance over their squared mean
+MANY = 100  # of so many that can be said; of fewer if they differ by rounding
+ROUNDING = 1e-3
+
 
 def normalise(log_weights: np.ndarray) -> np.ndarray:
     """Return weights that sum to 1; all NaN if a log weight is NaN, +inf, or none is finite."""
@@ -56,6 +62,19 @@ def pareto_khat(log_weights: np.ndarray) -> float:
     if tail[-1] - tail[0] <= 8 * np.finfo(np.float64).eps * tail[-1]:
         return -np.inf
     return _gpd_shape(tail - cutoff)
+
+
+def judged_khat(log_weights: np.ndarray) -> float:
+    """Return `pareto_khat`, or -inf of weights that are as good as equal.
+
+    Ratios of an approximation that is next to exact differ by rounding and by terms of high
+    order. These have a heavy tail, and are so small that no estimate feels them.
+    """
+    weights = normalise(log_weights) * np.size(log_weights)
+    even = weights.max() <= EVEN and weights.var() <= CONSTANT and weights.size >= MANY
+    if even or np.ptp(weights) <= ROUNDING:
+        return -np.inf
+    return pareto_khat(log_weights)
 
 
 def smoothed(log_weights: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
 from ...core._results import RESULTS
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey
-from ...diagnostics._weights import khat_limit, pareto_khat, weight_ess
+from ...diagnostics._weights import judged_khat, khat_limit, weight_ess
 from ..point._map import MAP, MAPState
 
 
@@ -98,7 +98,7 @@ def log_mean_weight(log_weights: np.ndarray) -> tuple[float | None, float | None
         None for both if the weights have too heavy a tail for a mean.
     """
     size = log_weights.size
-    if np.ptp(log_weights) > 0 and not pareto_khat(log_weights) < khat_limit(size):
+    if not judged_khat(log_weights) < khat_limit(size):
         return None, None
     total = float(np.logaddexp.reduce(np.asarray(log_weights, np.float64), axis=None))
     return total - np.log(size), max(1 / weight_ess(log_weights) - 1 / size, 0.0) ** 0.5
