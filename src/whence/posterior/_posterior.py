@@ -298,12 +298,10 @@ class Posterior:
         from ..diagnostics._diagnose import CHAINS
         from ..diagnostics._trouble import trouble
 
-        ratios, sample = getattr(self.record, "log_weights_is", None), self.sample
+        known = {n: getattr(self.record, n, None) for n in ("log_weights_is", "drift")}
+        sample = self.sample
         chains, positions = sample.method in CHAINS, jax.tree.leaves(sample.positions)
-        drift = getattr(self.record, "drift", None)
-        found = trouble(
-            positions, self.stats, chains=chains, log_weights_is=ratios, drift=drift
-        )
+        found = trouble(positions, self.stats, chains=chains, **known)
         return f"{self.engine}: {found}." if found else ""
 
     def summary(
