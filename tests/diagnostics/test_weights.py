@@ -83,7 +83,7 @@ def test_one_weight_that_is_everything_is_no_tail_to_be_judged(scale, shift):
     assert report["khat"].is_problem
 
 
-@pytest.mark.parametrize("size", [1e-4, 1e-2])
+@pytest.mark.parametrize("size", [1e-4, 3e-4, 1e-2])
 def test_ratios_that_are_as_good_as_equal_have_no_tail(size):
     """A tail of one shape, of two sizes: where it is small no moment feels it."""
     x = np.random.default_rng(0).normal(size=4_000)
@@ -94,6 +94,6 @@ def test_ratios_that_are_as_good_as_equal_have_no_tail(size):
     if size < 1e-3:
         assert_allclose(variance, x.var(), rtol=0.01)
         assert judged_khat(ratios) == -np.inf
-        assert judged_khat(ratios[:50]) == pareto_khat(ratios[:50])  # too few to say so
+        assert judged_khat(ratios[:350]) == pareto_khat(ratios[:350])  # too few to say so
     else:
         assert judged_khat(ratios) == pareto_khat(ratios)

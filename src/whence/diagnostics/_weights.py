@@ -4,10 +4,11 @@ import numpy as np
 
 from ._require import numbers
 
-# Weights as good as equal: no moment that they give is off by more than the root of the second.
-EVEN = 1.5  # the largest over their mean
-CONSTANT = 1e-3  # their variance over their squared mean
-MANY = 100  # of so many that can be said; of fewer if they differ by rounding
+# Weights whose tail does not count, whatever its shape. With a relative variance `v` no mean
+# is off by more than `v**0.5` standard deviations (Cauchy and Schwarz).
+EVEN = 10.0  # the largest over their mean
+STEADY = 0.05  # `v`
+MANY = 400  # of so many that can be said; of fewer if they differ by rounding
 ROUNDING = 1e-3
 
 
@@ -65,16 +66,18 @@ def pareto_khat(log_weights: np.ndarray) -> float:
 
 
 def judged_khat(log_weights: np.ndarray) -> float:
-    """Return `pareto_khat`, or -inf of weights that are as good as equal.
+    """Return `pareto_khat`, but -inf of a heavy tail of weights that are as good as equal.
 
-    Ratios of an approximation that is next to exact differ by rounding and by terms of high
-    order. These have a heavy tail, and are so small that no estimate feels them.
+    Where an approximation is next to exact, its ratios differ by terms of high order. Their
+    tail is heavy, as that of Student's law beside the normal one with 200 degrees of freedom
+    is, and so small that no estimate feels it; k-hat knows its shape and not its size.
     """
     weights = normalise(log_weights) * np.size(log_weights)
-    even = weights.max() <= EVEN and weights.var() <= CONSTANT and weights.size >= MANY
-    if even or np.ptp(weights) <= ROUNDING:
+    if np.ptp(weights) <= ROUNDING:
         return -np.inf
-    return pareto_khat(log_weights)
+    khat = pareto_khat(log_weights)
+    steady = weights.max() <= EVEN and weights.var() <= STEADY and weights.size >= MANY
+    return -np.inf if khat > khat_limit(weights.size) and steady else khat
 
 
 def smoothed(log_weights: np.ndarray) -> np.ndarray:
