@@ -9,6 +9,7 @@ from ._report import Finding
 
 SAME = 0.9999  # correlation; two latents are then known 100 times worse than what they share
 MOST = 500  # latents whose correlations are looked at
+ENOUGH = 10_000  # draws for that
 
 
 def check_values(draws: Draws) -> tuple[list[Finding], dict[str, float]]:
@@ -87,7 +88,8 @@ def _correlated(draws: Draws) -> list[Finding]:
     size = draws.positions.shape[2]
     if not draws.unconstrained or not 2 <= size <= MOST or np.prod(draws.leading) < 10:
         return []
-    flat = draws.positions.reshape(-1, size).astype(float)
+    flat = draws.positions.reshape(-1, size)
+    flat = flat[:: max(len(flat) // ENOUGH, 1)].astype(float)
     with np.errstate(all="ignore"):  # constant and non-finite ones are told above
         found = np.triu(np.corrcoef(flat, rowvar=False), 1)
     pairs = np.argwhere(np.abs(found) > SAME)
