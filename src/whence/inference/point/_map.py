@@ -174,7 +174,8 @@ class MAP(AbstractEngine):
         eps = jnp.finfo(point.dtype).eps
         rounding = eps * (1 + jnp.abs(found.value))
         converged |= gain <= rounding / 10
-        converged |= gain <= eps * jnp.sum(jnp.abs(found.gradient * point))
+        settled = state.loss - found.value <= CLOSE  # not so on the way to a singularity
+        converged |= settled & (gain <= eps * jnp.sum(jnp.abs(found.gradient * point)))
         # Steepest descent promises nothing: its length has not the unit of the point.
         converged &= (memory.inverses[-1] > 0) | (largest == 0)
         idle = jnp.where(found.value < state.best, 0, state.idle + 1).astype(jnp.int32)
