@@ -284,8 +284,8 @@ def slow_tests(dates: dict[str, Results | None] | None) -> str:
     lines = [
         "## Slow tests\n",
         "The default suite leaves out tests that take minutes; an eighth of them runs with "
-        "every change (`.ci/run`). When each last passed, with its seconds, is kept by "
-        "`pytest -m slow --dates benchmarks/results/slow.json`; by file:\n",
+        "every change (`.ci/run`), as far as there is time. When each last passed, with its "
+        "seconds, is kept by `pytest -m slow --dates benchmarks/results/slow.json`; by file:\n",
         "| file | tests | never passed here | longest ago | seconds |",
         "| --- | --- | --- | --- | --- |",
     ]
