@@ -135,11 +135,12 @@ def test_verdict_keeps_names_capitalised(rng):
 def test_a_khat_above_its_limit_is_told_at_once(rng):
     x = [rng.normal(size=(1, 100))]
     heavy, light = (shape * rng.exponential(size=4000) for shape in (2.0, 0.3))
-    told = trouble(x, {}, chains=False, log_weights_is=heavy)
+    told = trouble(x, {}, chains=False, record=VariationalFit(log_weights_is=heavy))
     assert told.startswith("Pareto k-hat ")
     assert told.endswith("above 0.7: do not use these draws")
     for fine in (light, np.full(100, 3.0), np.zeros(0), None):
-        assert trouble(x, {}, chains=False, log_weights_is=fine) == ""
+        record = VariationalFit(log_weights_is=fine)
+        assert trouble(x, {}, chains=False, record=record) == ""
 
 
 def test_variance_of_gradients_against_its_bound(rng):

@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from ..core._batches import by_draw
 from ..core._cache import compiled
 from ..core._convert import fraction
 from ..core._require import require_engine, require_key, require_target
@@ -137,8 +138,5 @@ def evaluate(
 
 
 def _evaluate(target, positions, data, functions):
-    lead = jax.tree.leaves(positions)[0].shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
     one = lambda position: quantities(target, target.constrain(position), data, functions)
-    out = jax.lax.map(one, flat, batch_size=min(1000, max(1, lead[0] * lead[1])))
-    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
+    return by_draw(one, positions)

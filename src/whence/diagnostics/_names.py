@@ -49,9 +49,9 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
 
 
 def by_reason(texts: Iterable[str]) -> list[str]:
-    """Join texts `who: why` that have the same reason: `who, who: why`."""
+    """Join texts `who: why` that have the same reason: `who, who and 2 more: why`."""
     found: dict[str, list[str]] = {}
     for text in texts:
         who, _, why = text.partition(": ")
         found.setdefault(why, []).append(who)
-    return [": ".join(filter(None, (", ".join(who), why))) for why, who in found.items()]
+    return [": ".join(filter(None, (listing(who, 8), why))) for why, who in found.items()]

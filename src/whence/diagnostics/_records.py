@@ -17,6 +17,7 @@ from ._point import check_point
 from ._report import Finding
 from ._spread import check_spread
 from ._variational import check_fit, check_variance, check_variational
+from ._weights import khat_trouble
 
 Judged = tuple[list[Finding], dict[str, float]]
 Values = Any  # an array, or None where an engine does not know
@@ -28,6 +29,10 @@ class AbstractRecord(eqx.Module):
     @abc.abstractmethod
     def judge(self, draws: Draws, method: str) -> Judged:
         """Return findings and the numbers they rest on."""
+
+    def trouble(self) -> list[str]:
+        """Return phrases on what is cheap to see and too bad to wait for `judge`."""
+        return []
 
 
 class AdaptedChains(AbstractRecord):
@@ -121,6 +126,9 @@ class VariationalFit(AbstractRecord):
         spread, measured = check_variance(self.gradient_variance, self.gradient_bound)
         return findings + more + spread, numbers | others | measured
 
+    def trouble(self) -> list[str]:
+        return khat_trouble(self.log_weights_is)
+
 
 class ParticleHistory(AbstractRecord):
     """History of weighted particles by stage: arrays `(stage,)`.
@@ -211,3 +219,6 @@ class Optimum(AbstractRecord):
             return findings, numbers
         more, others = check_variational(None, self.log_weights_is, draws)
         return findings + more, numbers | others
+
+    def trouble(self) -> list[str]:
+        return khat_trouble(self.log_weights_is)

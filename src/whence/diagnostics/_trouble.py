@@ -6,9 +6,8 @@ import numpy as np
 
 from ._chains import RHAT_LIMIT
 from ._convergence import convergence
-from ._weights import judged_khat, khat_limit
+from ._records import AbstractRecord
 
-ON_ONE_SIDE = 0.5  # drift of particles; of a hundred draws from the target it is a tenth
 _LARGE = 2**22  # values; beyond that R-hat costs seconds
 
 
@@ -17,8 +16,7 @@ def trouble(
     stats: Mapping[str, np.ndarray],
     *,
     chains: bool,
-    log_weights_is: np.ndarray | None = None,
-    drift: np.ndarray | None = None,
+    record: AbstractRecord | None,
 ) -> str:
     """Return a phrase, or nothing.
 
@@ -26,12 +24,9 @@ def trouble(
         positions: Arrays `(chain, draw, ...)`.
         stats: By ArviZ's names, `(chain, draw)`; read is `diverging`.
         chains: Whether the draws are those of Markov chains.
-        log_weights_is: Log importance ratios of the draws of an approximation, if known.
-        drift: Of particles, as `SteinParticles` has it.
+        record: Of the run, if it has one.
     """
-    found = []
-    if drift is not None and not np.max(drift) <= ON_ONE_SIDE:
-        found.append("particles away from where the posterior is")
+    found = [] if record is None else record.trouble()
     diverging = stats.get("diverging")
     if diverging is not None and diverging.any():
         found.append(f"{int(diverging.sum())} divergent transitions")
@@ -43,9 +38,4 @@ def trouble(
         values = [float(np.nanmax(convergence(x).rhat, initial=1.0)) for x in several]
         if max(values, default=1.0) > RHAT_LIMIT:
             found.append(f"R-hat up to {max(values):.4g}, above {RHAT_LIMIT:g}")
-    ratios = np.ravel([] if log_weights_is is None else log_weights_is)
-    if ratios.size:
-        khat, limit = judged_khat(ratios), khat_limit(ratios.size)
-        if khat > limit:
-            found.append(f"Pareto k-hat {khat:.2f}, above {limit:.2g}: do not use these draws")
     return " and ".join(found)

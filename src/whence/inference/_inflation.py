@@ -16,6 +16,7 @@ import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ..core._batches import by_draw
 from ..core._cache import remembering
 from ..core._data import log_density_estimate
 from ..core._flat import flat_draws
@@ -113,8 +114,5 @@ def _gradients(target, positions, rows: int | None, at_once: int, key):
             some = jr.randint(key, (rows,), 0, rows_at_hand(target) or 0, jnp.int32)
         return form(jax.grad(lambda x: log_density_estimate(target, form(x), some))(flat))
 
-    lead = jax.tree.leaves(positions)[0].shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
-    keys = jr.split(key, lead[0] * lead[1])
-    found = jax.lax.map(one, (flat, keys), batch_size=at_once)
-    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
+    keys = jr.split(key, jax.tree.leaves(positions)[0].shape[:2])
+    return by_draw(one, (positions, keys), at_once)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
+from ..core._batches import by_draw
 from ..core._cache import compiled, is_data
 from ..core._convert import one_of
 from ..core._engine import Sample
@@ -108,24 +109,7 @@ def no_sampler(error: Exception) -> str:
 
 def map_draws(function, target, batched, rest):
     """Map `function(target, draw, *rest)` over leading axes `(chain, draw)`."""
-    # One draw at a time inside a batch of draws keeps memory bounded and still vectorises.
-    one = lambda b: function(target, b, *rest)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batched)
-    lead = jax.tree.leaves(batched)[0].shape[:2]
-    out = in_batches(one, flat, lead[0] * lead[1])
-    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
-
-
-def in_batches(function: Callable, values: PyTree, number: int, most: int = 1000) -> PyTree:
-    """Return `function` of each of a number of values, at most some of them at once.
-
-    As `jax.lax.map`, with one copy of the function to compile where there can be one: no loop
-    for a single batch, and batches of one size.
-    """
-    if number <= most:
-        return jax.vmap(function)(values)
-    sizes = [size for size in range(most, most // 2, -1) if number % size == 0]
-    return jax.lax.map(function, values, batch_size=sizes[0] if sizes else most)
+    return by_draw(lambda b: function(target, b, *rest), batched)
 
 
 def constrain(target, position):

@@ -298,10 +298,9 @@ class Posterior:
         from ..diagnostics._diagnose import CHAINS
         from ..diagnostics._trouble import trouble
 
-        known = {n: getattr(self.record, n, None) for n in ("log_weights_is", "drift")}
         sample = self.sample
         chains, positions = sample.method in CHAINS, jax.tree.leaves(sample.positions)
-        found = trouble(positions, self.stats, chains=chains, **known)
+        found = trouble(positions, self.stats, chains=chains, record=self.record)
         return f"{self.engine}: {found}." if found else ""
 
     def summary(

@@ -11,6 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ...core._batches import in_batches
 from ...core._cache import remembering
 from ...core._convert import one_of, positive, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace
@@ -168,14 +169,9 @@ class MAP(AbstractEngine):
         stuck = ~moved & (state.fresh | first)
         largest = jnp.max(jnp.abs(found.gradient))
         converged = (gain <= self.tolerance) & (largest <= self.tolerance**0.5)
-        # What is left to gain is less than rounding, of the value or of the point: at a sharp
-        # maximum the gradient's own rounding is above the tolerance, and at a kink there is
-        # always a gradient.
-        eps = jnp.finfo(point.dtype).eps
-        rounding = eps * (1 + jnp.abs(found.value))
+        # At a sharp maximum the gradient's own rounding is above the tolerance.
+        rounding = jnp.finfo(point.dtype).eps * (1 + jnp.abs(found.value))
         converged |= gain <= rounding / 10
-        settled = state.loss - found.value <= CLOSE  # not so on the way to a singularity
-        converged |= settled & (gain <= eps * jnp.sum(jnp.abs(found.gradient * point)))
         # Steepest descent promises nothing: its length has not the unit of the point.
         converged &= (memory.inverses[-1] > 0) | (largest == 0)
         idle = jnp.where(found.value < state.best, 0, state.idle + 1).astype(jnp.int32)
@@ -314,4 +310,4 @@ def _draw_laplace(target, point, shape: Shape, num_draws: int, key):
         return position, log_density, log_density - normal
 
     noise = jr.normal(key, (num_draws, point.size), point.dtype)
-    return jax.lax.map(one, noise, batch_size=min(num_draws, 100))
+    return in_batches(one, noise, 100)

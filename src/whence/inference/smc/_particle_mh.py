@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ...core._batches import by_draw
 from ...core._cache import remembering
 from ...core._convert import fraction, whole
 from ...core._engine import AbstractEngine, Info, Sample, Schedule, Trace, never
@@ -22,7 +24,7 @@ from ...core._feynman_kac import AbstractSequenceTarget, sequence_of
 from ...core._flat import flat_init, flat_view
 from ...core._require import check_positions
 from ...core._results import RESULTS
-from ...core._start import find_start
+from ...core._start import MAX_STARTS, find_start
 from ...core._target import AbstractTarget
 from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import Remarks
@@ -168,8 +170,18 @@ def find_visit(
     shapes = jax.eval_shape(lambda k: attempt(k)[0], key)
     like = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     here, is_finite = find_start(attempt, like, key=key)
-    dim = here.x.shape[0]
-    return here, jnp.eye(dim, dtype=here.x.dtype) * (0.5 / dim**0.5), is_finite
+    return here, _first_root(sequence, key=jr.fold_in(key, MAX_STARTS)), is_finite
+
+
+def _first_root(sequence: AbstractSequenceTarget, *, key: PRNGKey) -> Float[Array, "dim dim"]:
+    """Return the root of the first proposals: the data are thought to halve what starts vary.
+
+    By quartiles, as the tails of a prior may be of any size.
+    """
+    begin = lambda k: ravel_pytree(sequence.init(key=k))[0]
+    low, high = jnp.quantile(jax.vmap(begin)(jr.split(key, 100)), jnp.array([0.25, 0.75]), 0)
+    spread = jnp.where(high > low, high - low, 1.35) / 1.35
+    return jnp.diag(0.5 / len(low) ** 0.5 * spread)
 
 
 def visit(sequence: AbstractSequenceTarget, settings: ParticleFilter, x, key) -> Visit:
@@ -209,7 +221,4 @@ def joined(target: AbstractTarget, visited: Any) -> tuple[Any, Array]:
         position = sequence.join(unflatten(pair[0]), pair[1])
         return position, target.log_density(position)
 
-    flat = jax.tree.map(lambda v: jnp.asarray(v).reshape(-1, *v.shape[2:]), visited)
-    found = jax.lax.map(one, flat, batch_size=100)
-    lead = visited[0].shape[:2]
-    return jax.tree.map(lambda v: v.reshape(*lead, *v.shape[1:]), found)
+    return by_draw(one, jax.tree.map(jnp.asarray, visited), 100)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int
 
+from ...core._batches import in_batches
 from ...core._cache import compiled, remembering
 from ...core._convert import number, whole
 from ...core._engine import Sample, Schedule, Trace
@@ -343,5 +344,5 @@ def _catch_up(state: Learning) -> Cloud:
 def _paths(sequence: AbstractSequenceTarget, settings: ParticleFilter, x: Array, key: PRNGKey):
     """Return a path for each of many parameters, `(1, particle, time, ...)`."""
     one = lambda pair: visit(sequence, settings, *pair).path
-    found = jax.lax.map(one, (x, jr.split(key, len(x))), batch_size=50)
+    found = in_batches(one, (x, jr.split(key, len(x))), 50)
     return jax.tree.map(lambda v: v[None], found)

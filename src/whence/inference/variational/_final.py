@@ -13,6 +13,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from ...core._batches import in_batches
 from ...core._cache import remembering
 from ...core._flat import flat_view
 from ...core._stream import stream_of
@@ -109,7 +110,7 @@ def bound_of(
         return value(weights(None).shared)
     each = lambda row: jax.vmap(value, in_axes=1)(weights(row[None]).rows)[0]
     size = max(BLOCK // (samples * 1_000), 1)
-    return jax.lax.map(each, every_row(target), batch_size=size)
+    return in_batches(each, every_row(target), size)
 
 
 def _on_flat(function, family, target, example):
@@ -125,7 +126,7 @@ def _by_draws(family, target, flat) -> Float[Array, " checked"]:
     """Log densities, some draws at a time."""
     size = int(np.clip(BLOCK // (_num_rows(target) or 1), 1, 100))
     one = _on_flat(target.log_density, family, target, flat[0])
-    return jax.lax.map(one, flat, batch_size=size)
+    return in_batches(one, flat, size)
 
 
 def _by_rows(family, target, flat) -> Float[Array, " checked"]:

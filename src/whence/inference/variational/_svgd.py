@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ...core._batches import in_batches
 from ...core._cache import remembering
 from ...core._convert import one_of, whole
 from ...core._data import BATCHING, Epoch, Minibatches, log_density_estimate, minibatches
@@ -26,12 +27,12 @@ from ...core._types import PRNGKey
 from ...diagnostics._data import Draws
 from ...diagnostics._records import AbstractRecord, Judged
 from ...diagnostics._report import Finding
-from ...diagnostics._trouble import ON_ONE_SIDE
 
 MAX_FAILURES = 20  # updates in a row that are not finite, before it gives up
 KERNELS = ("rbf", "linear")
 GAP = 2.0  # standard deviations within groups of particles; between modes far apart
 NARROW = 0.8  # of the target's variance
+ON_ONE_SIDE = 0.5  # `drift`; of a hundred draws from the target it is a tenth
 Particles = Float[Array, "particle dim"]
 
 
@@ -66,7 +67,7 @@ class SteinParticles(AbstractRecord):
                 fall,
                 remedy="Take more `steps`.",
             )
-        if self.drift is not None and not np.max(self.drift) <= ON_ONE_SIDE:
+        if self._away():
             return [_on_one_side(self.drift, draws), settled, *_apart(draws)], numbers
         message = "By the gradient at the particles, variances are {:.3g} of the target's"
         spread = Finding("spread", "ok", message.format(narrow), narrow)
@@ -81,6 +82,12 @@ class SteinParticles(AbstractRecord):
                 "spread", "warning", message.format(wide), wide, 1 / NARROW, remedy=remedy
             )
         return [settled, spread, *_apart(draws)], numbers
+
+    def trouble(self) -> list[str]:
+        return ["particles away from where the posterior is"] if self._away() else []
+
+    def _away(self) -> bool:
+        return self.drift is not None and not np.max(self.drift) <= ON_ONE_SIDE
 
 
 def _on_one_side(drift: np.ndarray, draws: Draws) -> Finding:
@@ -307,4 +314,4 @@ def _at(target, particles):
     """Log densities and gradients at particles."""
     form = flat_view(target)[1]
     one = jax.value_and_grad(lambda x: target.log_density(form(x)))
-    return jax.lax.map(one, particles, batch_size=min(len(particles), 100))
+    return in_batches(one, particles, 100)

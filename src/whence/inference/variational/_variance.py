@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from ...core._batches import in_batches
 from ...core._cache import remembering
 from ...core._flat import flat_view
 from ._estimator import ClosedFormEntropy
@@ -119,5 +120,5 @@ def _looked(family, params, target, key):
 
     positions = jax.vmap(lambda n: family.transform(params, n))(noise)
     starts = jr.normal(key_start, positions.shape, positions.dtype)
-    slopes, sizes = jax.lax.map(one, (positions, starts), batch_size=100)
+    slopes, sizes = in_batches(one, (positions, starts), 100)
     return slopes, noise, sizes

@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
+from ....core._batches import in_batches
 from ....core._convert import whole
 from ....core._key import seeded
 from ....core._types import AnyArray, PRNGKey
@@ -81,5 +82,5 @@ def _log_mean_softmax(target, positions, log_weights, x, keys) -> Array:
         return jax.nn.log_softmax(labels.loc + labels.deviation[:, None] * white)
 
     # In batches of draws: what they share (the kernels, unless trained) is computed once each.
-    values = jax.lax.map(one, (positions, keys), batch_size=min(len(keys), 100))
+    values = in_batches(one, (positions, keys), 100)
     return jax.nn.logsumexp(values + log_weights[:, None, None], axis=0)
