@@ -5,7 +5,7 @@ with other results defines a record of its own.
 """
 
 import abc
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import numpy as np
@@ -30,9 +30,14 @@ class AbstractRecord(eqx.Module):
     def judge(self, draws: Draws, method: str) -> Judged:
         """Return findings and the numbers they rest on."""
 
+
+@runtime_checkable
+class TellsTrouble(Protocol):
+    """A record that has something to say when a run ends, and not only when it is judged."""
+
     def trouble(self) -> list[str]:
         """Return phrases on what is cheap to see and too bad to wait for `judge`."""
-        return []
+        ...
 
 
 class AdaptedChains(AbstractRecord):

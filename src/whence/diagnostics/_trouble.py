@@ -6,7 +6,7 @@ import numpy as np
 
 from ._chains import RHAT_LIMIT
 from ._convergence import convergence
-from ._records import AbstractRecord
+from ._records import AbstractRecord, TellsTrouble
 
 _LARGE = 2**22  # values; beyond that R-hat costs seconds
 
@@ -26,7 +26,7 @@ def trouble(
         chains: Whether the draws are those of Markov chains.
         record: Of the run, if it has one.
     """
-    found = [] if record is None else record.trouble()
+    found = record.trouble() if isinstance(record, TellsTrouble) else []
     diverging = stats.get("diverging")
     if diverging is not None and diverging.any():
         found.append(f"{int(diverging.sum())} divergent transitions")
