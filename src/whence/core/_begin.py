@@ -62,6 +62,11 @@ def beginning(starts: PyTree, replica: Any, schedule: Schedule) -> Iterator[Give
         _GIVEN.reset(token)
 
 
+def is_told() -> bool:
+    """Return whether the user of the run that is traced said where it is to begin."""
+    return _GIVEN.get() is not None
+
+
 def first_position(
     target: AbstractTarget, *, key: PRNGKey, member: Int[Array, ""] | None = None
 ) -> Position:

@@ -39,12 +39,14 @@ def test_coin_sampling_has_exact_gaussian_moments(key):
 
 @pytest.mark.parametrize("kernel", ["rbf", "linear"])
 def test_it_is_what_blackjax_does(kernel, key):
-    """Twenty updates of the same particles with optax's coin betting."""
+    """Twenty updates of the same particles, in our units, with optax's coin betting."""
     target = Gaussian(2, condition_number=4.0, correlated=True)
     engine = wh.SVGD(particles=15, steps=20, kernel=kernel)
     coin = optax.contrib.cocob(1.0, alpha=0.0, eps=1e-10)
     state = engine.init(target, key=key)
-    start = state.particles
+    outer = lambda z: state.centre + state.units * z
+    start = (state.particles - state.centre) / state.units
+    gradient = jax.grad(lambda z: target.log_density(outer(z)))
     function = svgd.rbf_kernel if kernel == "rbf" else lambda x, y: x @ y + 1
     move = svgd.build_kernel(coin)
 
@@ -54,16 +56,15 @@ def test_it_is_what_blackjax_does(kernel, key):
     def theirs(carry, _):
         particles, optimizer = carry
         known = svgd.median_heuristic({}, particles) if kernel == "rbf" else {}
-        new = move(
-            svgd.SVGDState(particles, known, optimizer), jax.grad(target.log_density), function
-        )
+        new = move(svgd.SVGDState(particles, known, optimizer), gradient, function)
         return (new.particles, new.opt_state), None
 
     found = jax.jit(lambda s: jax.lax.scan(own, s, jnp.arange(20, dtype=jnp.int32))[0])(state)
     begin = start, coin.init(start)
     (exact, _), _ = jax.jit(lambda s: jax.lax.scan(theirs, s, None, length=20))(begin)
-    assert_allclose(found.particles, exact, rtol=1e-10, atol=1e-10)
+    assert_allclose(found.particles, outer(exact), rtol=1e-10, atol=1e-10)
     assert np.abs(exact - start).max() > 0.1
+    assert np.abs(state.units - 1).max() > 0.1
 
 
 def test_direction_of_two_particles():
@@ -92,14 +93,14 @@ def test_few_particles_are_said_to_be_narrow(key):
     ],
 )
 def test_particles_that_have_not_arrived_are_told(mean, scale, code, words, key):
-    """Starts are around 0 with a size of 1: far away, or far too wide, in other units."""
+    """From starts around 0 with a size of 1: far away, or far too wide."""
     density = lambda x: -(((x - mean) / scale) ** 2) / 2
     target = wh.from_log_density(lambda draw: density(draw["x"]), {"x": 0.0})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        posterior = wh.infer(
-            target, wh.SVGD(particles=20, steps=50, update=optax.adam(0.1)), key=key
-        )
+        starts = [{"x": x} for x in np.linspace(-2.0, 1.9, 20)]
+        engine = wh.SVGD(particles=20, steps=50, update=optax.adam(0.1))
+        posterior = wh.infer(target, engine, key=key, start=starts)
     assert any("away from where" in str(w.message) for w in said) == (code == "drift")
     finding = posterior.diagnose()[code]
     assert finding.is_problem
@@ -108,6 +109,24 @@ def test_particles_that_have_not_arrived_are_told(mean, scale, code, words, key)
     gradients = (mean - x) / scale**2
     assert_allclose(record.drift, abs(gradients.mean()) / gradients.std(), rtol=1e-3)
     assert_allclose(record.inflation, x.var() / scale**2, rtol=1e-3)
+
+
+def test_particles_arrive_in_any_unit_and_from_tails(key):
+    """In dollars and in microns; a heavy tail, where the density is flat far away."""
+    mean, sd = np.array([3e4, 2e-6]), np.array([1e3, 1e-6])
+
+    def density(x):
+        heavy = -3 * jnp.log1p((x["t"] - 500.0) ** 2 / 5)  # Student's t with 5 degrees
+        return heavy - jnp.sum(((x["x"] - mean) / sd) ** 2) / 2
+
+    target = wh.from_log_density(density, {"x": jnp.zeros(2), "t": jnp.zeros(())})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", wh.InferenceWarning)
+        posterior = wh.infer(target, wh.SVGD(), key=key)
+    z = np.column_stack([(posterior["x"][0] - mean) / sd, posterior["t"][0] - 500.0])
+    assert_allclose(z.mean(0), 0, atol=0.1)
+    assert_allclose(z[:, :2].std(0), 1, atol=0.15)
+    assert_allclose(np.quantile(z[:, 2], [0.25, 0.75]), [-0.727, 0.727], atol=0.15)
 
 
 def test_modes_that_are_left_out_or_not_weighed_are_told():

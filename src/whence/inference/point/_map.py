@@ -130,7 +130,10 @@ class MAP(AbstractEngine):
             point = flat_init(target, key=key)
             return point, jnp.isfinite(self._loss(target, point))
 
-        point, _ = find_start(attempt, flat_view(target)[0], key=key)
+        return self.begin(find_start(attempt, flat_view(target)[0], key=key)[0])
+
+    def begin(self, point: Float[Array, " dim"]) -> MAPState:
+        """Return the state of a search that begins at a point. Traced."""
         zero, no = jnp.zeros_like(point), jnp.asarray(False)
         count, infinite = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, point.dtype)
         memory = Memory.empty(self.memory, point)

@@ -97,14 +97,15 @@ def improved(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -
     return jax.lax.while_loop(unfinished, step, carry)[1]
 
 
-def units_at(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -> Array:
-    """Return the unit of each latent that makes its own curvature 1."""
+def own_curvatures(function: Callable[[Array], Scalar], point: Float[Array, " dim"]) -> Array:
+    """Return the second derivative by each latent."""
     slope = jax.grad(function)
     own = lambda axis: jax.jvp(slope, (point,), (axis,))[1] @ axis
-    return _units(jax.lax.map(own, jnp.eye(point.size, dtype=point.dtype)))
+    return jax.lax.map(own, jnp.eye(point.size, dtype=point.dtype))
 
 
-def _units(own: Array) -> Array:
+def units_of(own: Array) -> Array:
+    """Return the unit of each latent that makes its own curvature 1, or else 1."""
     known = jnp.isfinite(own) & (own != 0)
     return 1 / jnp.sqrt(jnp.where(known, jnp.abs(own), 1))
 
@@ -112,7 +113,7 @@ def _units(own: Array) -> Array:
 def _eigen(function: Callable[[Array], Scalar], point: Array) -> tuple[Array, Array]:
     """Return curvatures and axes of a `Shape`."""
     hessian = jax.hessian(function)(point)
-    units = _units(jnp.diagonal(hessian))
+    units = units_of(jnp.diagonal(hessian))
     scaled = hessian * units[None] * units[:, None]
     curvatures, axes = jnp.linalg.eigh(-(scaled + scaled.T) / 2)
     return curvatures, axes * units[:, None]

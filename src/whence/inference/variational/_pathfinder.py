@@ -20,10 +20,11 @@ from ...core._types import PRNGKey, Scalar
 from ...diagnostics._records import VariationalFit
 from ...diagnostics._weights import smoothed
 from ..point._map import MAP, MAPState
-from ..point._shape import LARGEST, units_at
+from ..point._shape import LARGEST, own_curvatures, units_of
 from ._laplace import log_mean_weight
 
 NEAR = 10.0  # nats for each latent and ten more: where a path of Gaussians may begin
+CLIMBS, LEAST = 20, 3  # at most; steps of each, at least
 _CLIMB = MAP(starts=1, objective="unconstrained")
 
 
@@ -41,6 +42,15 @@ class PathfinderState(eqx.Module):
     fit: PyTree
     centre: Float[Array, " dim"]
     units: Float[Array, " dim"]
+
+    def draw(self, number: int, *, key: PRNGKey) -> tuple[Array, Array]:
+        """Return flat positions from the Gaussian, and their log density under it. Traced."""
+        from blackjax.vi.pathfinder import PathfinderState as Fit, sample
+
+        with relaxed():
+            drawn, log_prob = sample(key, Fit(*self.fit), number)
+        flat = self.centre + self.units * jnp.asarray(drawn)
+        return flat, jnp.asarray(log_prob) - jnp.sum(jnp.log(self.units))
 
 
 class Pathfinder(AbstractEngine):
@@ -81,25 +91,27 @@ class Pathfinder(AbstractEngine):
         check_positions(target, "Pathfinder")
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> PathfinderState:
-        like = jax.eval_shape(lambda: self._path(target, *_nowhere(target), key))
+        like = jax.eval_shape(lambda: self.path(target, key=key))
         empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
         return eqx.tree_at(lambda s: s.elbo, empty, jnp.full_like(empty.elbo, -jnp.inf))
 
     def step(
         self, target: AbstractTarget, state: PathfinderState, index: Array, *, key: PRNGKey
     ) -> tuple[PathfinderState, Info]:
-        key_start, key_path = jr.split(key)
-        new = self._path(target, *_climbed(target, self.steps, key_start), key_path)
+        new = self.path(target, key=key)
         return new, Info(None, {"elbo": new.elbo})
 
-    def _path(self, target, centre, units, key: PRNGKey) -> PathfinderState:
+    def path(self, target: AbstractTarget, *, key: PRNGKey) -> PathfinderState:
+        """Return the best Gaussian of one path. Traced."""
         # Imported here for the sake of the time that `import whence` takes.
         from blackjax.vi.pathfinder import approximate
 
+        key_start, key_path = jr.split(key)
+        centre, units = _climbed(target, self.steps, key_start)
         form = flat_view(target)[1]
         with relaxed():
             fit, _ = approximate(
-                key,
+                key_path,
                 lambda x: target.log_density(form(centre + units * x)),
                 jnp.zeros_like(centre),
                 self.elbo_draws,
@@ -141,9 +153,22 @@ class Pathfinder(AbstractEngine):
         )
 
 
-def _nowhere(target: AbstractTarget) -> tuple[Array, Array]:
-    point = flat_view(target)[0]
-    return point, jnp.ones_like(point)
+class _Rescaled(AbstractTarget):
+    """A target in the coordinates `(flat position - centre) / units`."""
+
+    target: AbstractTarget
+    centre: Float[Array, " dim"]
+    units: Float[Array, " dim"]
+
+    def init(self, *, key: PRNGKey) -> Array:
+        return jnp.zeros_like(self.centre)
+
+    def log_density(self, position: Array) -> Scalar:
+        form = flat_view(self.target)[1]
+        return self.target.log_density(form(self.centre + self.units * position))
+
+    def constrain(self, position: Array) -> Array:
+        return self.centre + self.units * position
 
 
 def _climbed(target: AbstractTarget, steps: int, key: PRNGKey) -> tuple[Array, Array]:
@@ -151,42 +176,48 @@ def _climbed(target: AbstractTarget, steps: int, key: PRNGKey) -> tuple[Array, A
 
     In units of another size an optimiser takes the slope at a start for zero, and Gaussians as
     narrow as its first steps look good. Curvatures tell units; those of many coordinates are
-    taken from the steps and the changes of the gradient.
+    taken from the steps and the changes of the gradient. The optimiser then runs again in these
+    units, as what was steep may have hidden that there was more to climb, and again as long as
+    it is in a tail so heavy that the curvature is that of a valley.
     """
 
     def far(state: MAPState):
         near = NEAR * (state.point.size + 10)
         ended = _CLIMB.done(state) | (state.count >= steps)
-        return ~ended & ((state.memory.inverses[-1] == 0) | (state.gain > near))
+        first = (state.count < LEAST) | (state.memory.inverses[-1] == 0)
+        return ~ended & (first | (state.gain > near))
 
-    def step(state: MAPState) -> MAPState:
-        return _CLIMB.step(target, state, state.count, key=key)[0]
+    def unfinished(carry):
+        return (carry[0] < 2) | (carry[3] & (carry[0] < CLIMBS))
 
-    state = jax.lax.while_loop(far, step, _CLIMB.init(target, key=key))
-    if state.point.size <= LARGEST:
-        form = flat_view(target)[1]
-        return state.point, units_at(lambda x: target.log_density(form(x)), state.point)
-    moved = jnp.sum(jnp.abs(state.memory.steps), axis=0)
-    changed = jnp.sum(jnp.abs(state.memory.changes), axis=0)
-    known = (moved > 0) & (changed > 0)
-    return state.point, jnp.sqrt(jnp.where(known, moved / jnp.where(known, changed, 1), 1))
+    def climb(carry):
+        here = _Rescaled(target, *carry[1:3])
+        step = lambda state: _CLIMB.step(here, state, state.count, key=key)[0]
+        state = jax.lax.while_loop(far, step, _CLIMB.begin(jnp.zeros_like(here.centre)))
+        if state.point.size <= LARGEST:
+            own = own_curvatures(here.log_density, state.point)
+        else:
+            moved = jnp.sum(jnp.abs(state.memory.steps), axis=0)
+            changed = jnp.sum(jnp.abs(state.memory.changes), axis=0)
+            own = -changed / jnp.where(moved > 0, moved, jnp.inf)
+        units = here.units * units_of(own)
+        return carry[0] + 1, here.constrain(state.point), units, jnp.any(own > 0)
+
+    start = _CLIMB.init(target, key=key).point
+    begin = jnp.zeros((), jnp.int32), start, jnp.ones_like(start), jnp.asarray(True)
+    return jax.lax.while_loop(unfinished, climb, begin)[1:3]
 
 
 @remembering
 def _draw(target, paths: PathfinderState, num_draws: int, keys):
     """Draws of each path's Gaussian, log densities and log importance ratios."""
-    from blackjax.vi.pathfinder import PathfinderState as Fit, sample
-
     form = flat_view(target)[1]
 
     def one(pair):
-        path, key = pair
-        with relaxed():
-            drawn, log_prob = sample(key, Fit(*path.fit), num_draws)
-        positions = path.centre + path.units * drawn
+        positions, log_prob = pair[0].draw(num_draws, key=pair[1])
         log_density = jax.lax.map(
             lambda x: target.log_density(form(x)), positions, batch_size=min(num_draws, 100)
         )
-        return positions, log_density, log_density - log_prob + jnp.sum(jnp.log(path.units))
+        return positions, log_density, log_density - log_prob
 
     return jax.lax.map(one, (paths, keys))

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...core._batches import in_batches
+from ...core._begin import is_told
 from ...core._cache import remembering
 from ...core._convert import one_of, whole
 from ...core._data import BATCHING, Epoch, Minibatches, log_density_estimate, minibatches
@@ -27,7 +28,11 @@ from ...core._types import PRNGKey
 from ...diagnostics._data import Draws
 from ...diagnostics._records import AbstractRecord, Judged
 from ...diagnostics._report import Finding
+from ._pathfinder import Pathfinder, PathfinderState
 
+PATHS = 4  # of Pathfinder, around whose Gaussians particles begin
+NEGLIGIBLE = 10.0  # nats by which the bound of one is below the best, so that it is left out
+SCALING = 100  # draws of one of them by which its width is known
 MAX_FAILURES = 20  # updates in a row that are not finite, before it gives up
 KERNELS = ("rbf", "linear")
 GAP = 2.0  # standard deviations within groups of particles; between modes far apart
@@ -150,6 +155,10 @@ class SVGDState(eqx.Module):
 
     Attributes:
         particles: Flat positions.
+        centre: Where the particles began, on average.
+        units: Standard deviations of the Gaussians of which they were drawn, or their own where
+            a user said where to begin; the kernel and the optimiser know particles as
+            `(position - centre) / units`.
         optimizer: State of the optimiser.
         epoch: Running epoch of the minibatches.
         started: Whether all particles had a finite start.
@@ -157,6 +166,8 @@ class SVGDState(eqx.Module):
     """
 
     particles: Particles
+    centre: Float[Array, " dim"]
+    units: Float[Array, " dim"]
     optimizer: PyTree
     epoch: Epoch
     started: Bool[Array, ""]
@@ -166,9 +177,11 @@ class SVGDState(eqx.Module):
 class SVGD(AbstractEngine):
     """Particles that follow the gradient of the log density, and keep apart by a kernel.
 
-    With `update="coin"` each coordinate bets on its own direction: there is no learning rate.
-    Particles are few and dependent: they are no independent draws, and with the `"rbf"` kernel
-    too narrow where there are fewer than some hundreds; `diagnose` measures by how much.
+    Particles begin as draws of `Pathfinder`'s Gaussians, or where `start=` of `infer` says,
+    and move in units of the standard deviations there. With `update="coin"` each
+    coordinate bets on its own direction: there is no learning rate. Particles are few and
+    dependent: they are no independent draws, and with the `"rbf"` kernel too narrow where there
+    are fewer than some hundreds; `diagnose` measures by how much.
 
     Attributes:
         particles: How many.
@@ -218,40 +231,55 @@ class SVGD(AbstractEngine):
         check_rows(target, self.batch_size)
 
     def init(self, target: AbstractTarget, *, key: PRNGKey) -> SVGDState:
+        key_start, key_paths = jr.split(key)
+        if is_told():
+            draw = lambda member, key: flat_init(target, key=key, member=member)
+        else:
+            paths, deviations = _around(target, key_paths)
+            of = lambda member: jax.tree.map(lambda x: x[member % PATHS], paths)
+            draw = lambda member, key: of(member).draw(1, key=key)[0][0]
+
         def attempt(member, key):
-            point = flat_init(target, key=key, member=member)
+            point = draw(member, key)
             value, slope = jax.value_and_grad(self._density(target, None))(point)
             return point, jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
 
         like = flat_view(target)[0]
         one = lambda pair: find_start(partial(attempt, pair[0]), like, key=pair[1])
         members = jnp.arange(self.particles, dtype=jnp.int32)
-        particles, found = jax.lax.map(one, (members, jr.split(key, self.particles)))
+        particles, found = jax.lax.map(one, (members, jr.split(key_start, self.particles)))
+        centre = jnp.mean(particles, axis=0)
+        units = jnp.std(particles, axis=0) if is_told() else deviations
+        units = jnp.where(units > 0, units, 1)
         with relaxed():
-            optimizer = self._optimizer.init(particles)
+            optimizer = self._optimizer.init((particles - centre) / units)
         epoch = self._batches(target).init()
-        return SVGDState(particles, optimizer, epoch, jnp.all(found), jnp.zeros((), jnp.int32))
+        failures = jnp.zeros((), jnp.int32)
+        return SVGDState(particles, centre, units, optimizer, epoch, jnp.all(found), failures)
 
     def step(
         self, target: AbstractTarget, state: SVGDState, index: Array, *, key: PRNGKey
     ) -> tuple[SVGDState, Info]:
         rows, epoch = self._batches(target).next(state.epoch, index, key=key)
         gradients = jax.vmap(jax.grad(self._density(target, rows)))(state.particles)
-        direction = stein_direction(state.particles, gradients, self.kernel)
+        scaled = (state.particles - state.centre) / state.units
+        direction = stein_direction(scaled, gradients * state.units, self.kernel)
         with relaxed():
-            moves, optimizer = self._optimizer.update(
-                -direction, state.optimizer, state.particles
-            )
+            moves, optimizer = self._optimizer.update(-direction, state.optimizer, scaled)
         finite = jnp.all(jnp.isfinite(direction)) & jnp.all(jnp.isfinite(moves))
-        new = (state.particles + moves.astype(state.particles.dtype), optimizer)
+        moves = moves.astype(state.particles.dtype)
+        new = (state.particles + state.units * moves, optimizer)
         particles, optimizer = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b), new, (state.particles, state.optimizer)
         )
         failures = jnp.where(finite, 0, state.failures + 1)
         stats: dict[str, Any] = {"shift": jnp.sqrt(jnp.mean(direction**2))}
-        return SVGDState(particles, optimizer, epoch, state.started, failures), Info(
-            None, stats
+        new = eqx.tree_at(
+            lambda s: (s.particles, s.optimizer, s.epoch, s.failures),
+            state,
+            (particles, optimizer, epoch, failures),
         )
+        return new, Info(None, stats)
 
     def done(self, state: SVGDState) -> Bool[Array, ""]:
         return ~state.started | (state.failures >= MAX_FAILURES)
@@ -307,6 +335,24 @@ def stein_direction(particles: Particles, gradients: Particles, kernel: str) -> 
     values = jnp.exp(-squares / width)
     apart = jnp.sum(values, axis=1)[:, None] * particles - values @ particles
     return (values @ gradients + (2 / width) * apart) / number
+
+
+def _around(target: AbstractTarget, key: PRNGKey) -> tuple[PathfinderState, Array]:
+    """Return Gaussians near modes, and the standard deviation of each coordinate there."""
+
+    def one(key):
+        path = Pathfinder().path(target, key=key)
+        return path, jnp.std(path.draw(SCALING, key=key)[0], axis=0)
+
+    paths, deviations = jax.lax.map(one, jr.split(key, PATHS))
+    # One that went nowhere, or to a mode without weight, is replaced by the best.
+    finite = jnp.all(jnp.isfinite(deviations), axis=1)
+    elbo = jnp.where(finite, jnp.nan_to_num(paths.elbo, nan=-jnp.inf), -jnp.inf)
+    best = jnp.argmax(elbo)
+    near = elbo >= elbo[best] - NEGLIGIBLE
+    chosen = jnp.where(near, jnp.arange(PATHS, dtype=best.dtype), best)
+    paths, deviations = jax.tree.map(lambda x: x[chosen], (paths, deviations))
+    return paths, jnp.median(deviations, axis=0)
 
 
 @remembering
