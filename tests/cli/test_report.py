@@ -54,10 +54,14 @@ def test_without_the_target_there_is_no_predictive_check(fitted, whence, folder)
     assert "ppc_dist" not in (folder / out[0]).read_text()
 
 
-def test_counts_are_checked_by_their_frequencies(whence, write, folder):
+@pytest.mark.parametrize(
+    ("law", "plot"),
+    [("Poisson(self.rate)", "ppc_rootogram"), ("Normal(self.rate)", "ppc_dist")],
+)
+def test_counts_are_checked_by_their_frequencies(law, plot, whence, write, folder):
     name = write(
         "counts.py",
-        """
+        f"""
         import jax
         import jax.numpy as jnp
         import numpyro.distributions as dist
@@ -67,7 +71,7 @@ def test_counts_are_checked_by_their_frequencies(whence, write, folder):
             rate: jax.Array = wh.latent(dist.Gamma(2.0, 1.0))
 
             def likelihood(self):
-                return dist.Poisson(self.rate)
+                return dist.{law}
 
         target = wh.condition(Counts(), jnp.asarray([0, 1, 3, 2, 0, 1]))
         """,
@@ -76,7 +80,7 @@ def test_counts_are_checked_by_their_frequencies(whence, write, folder):
     whence("fit", f"{name}:target", "-e", "sgld", *steps)
     whence("report", "posterior.nc", "--target", f"{name}:target")
     text = (folder / "posterior.html").read_text()
-    assert re.findall(r"<h3 id='(\w+)'>", text)[-1] == "ppc_rootogram"
+    assert re.findall(r"<h3 id='(\w+)'>", text)[-1] == plot
     assert "could not draw" not in text
 
 

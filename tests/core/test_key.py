@@ -76,6 +76,8 @@ TAKERS = {
         _given(), np.eye(3), draws=5, key=key
     )["latent"],
     "rows": lambda t, key: nngp.stratified_rows(np.arange(9) % 2, 4, key=key),
+    "target prior": lambda t, key: t["target"].sample_prior(key=key).a,
+    "target start": lambda t, key: t["target"].init(key=key)["a"],
     "numpyro predict": lambda t, key: t["numpyro"].predict({"a": 0.0}, None, key=key)["y"],
 }
 
@@ -109,5 +111,7 @@ def test_numpys_numbers_are_numbers():
 def test_none_is_no_key(things):
     posterior = things["posterior"]
     for call in (posterior.predict, lambda key: posterior.resample(3, key=key)):
-        with pytest.raises(ValueError, match="`key` must be a typed key.*None"):
+        with pytest.raises(
+            ValueError, match="`key` must be a typed key.*or a whole number; got None"
+        ):
             call(key=None)

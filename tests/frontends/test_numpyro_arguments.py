@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from numpyro import handlers
-from numpyro.contrib.module import random_eqx_module
+from numpyro.contrib.module import eqx_module, random_eqx_module, random_flax_module
 from numpyro.infer import util
 
 import whence as wh
@@ -142,4 +142,54 @@ def test_a_table_is_given_to_the_model_as_it_is(library):
 
     with pytest.raises((ValueError, TypeError)) as refused:  # as numpyro does
         wh.from_numpyro(scaled, table)
-    assert "to_numpy" in refused.value.__notes__[0]
+    assert any("to_numpy" in note for note in refused.value.__notes__)
+
+
+def test_modules_without_priors_and_with_a_state_are_refused():
+    def estimated(x):
+        net = eqx_module("net", NET)
+        level = numpyro.sample("level", dist.Normal())
+        numpyro.sample("y", dist.Normal(level + jax.vmap(net)(x[:, None])[:, 0], 0.5), obs=Y)
+
+    with pytest.raises(ValueError, match="parameters of module 'net'.*`random_eqx_module`"):
+        wh.from_numpyro(estimated, X)
+
+    def counting():
+        numpyro.primitives.mutable("state", {"count": jnp.zeros(())})
+        numpyro.sample("y", dist.Normal(numpyro.sample("level", dist.Normal())), obs=Y)
+
+    with pytest.raises(ValueError, match="'state'.*`numpyro.mutable`.*layers without state"):
+        wh.from_numpyro(counting)
+
+
+def topics(docs, size=None):
+    """ProdLDA (Srivastava and Sutton 2017, arXiv:1703.01488), without its normalisation."""
+    linen = pytest.importorskip("flax.linen")
+    net = linen.Dense(docs.shape[1], use_bias=False)
+    decode = random_flax_module("decoder", net, dist.Normal(), input_shape=(1, 3))
+    with numpyro.plate("document", len(docs), subsample_size=size):
+        rows = numpyro.subsample(docs, event_dim=1)
+        theta = numpyro.sample("theta", dist.Dirichlet(jnp.ones(3)))
+        law = dist.Multinomial(rows.sum(-1), logits=decode(theta))
+        numpyro.sample("word", law, obs=rows)
+
+
+def test_random_flax_modules_under_a_plate_of_some_rows():
+    pytest.importorskip("flax")
+    docs = np.random.default_rng(0).poisson(1.0, (7, 5))
+    target = wh.from_numpyro(topics, docs, size=4)
+    parity(target, topics, docs)
+    assert [site.name for site in target.sites] == ["decoder/kernel", "theta"]
+    assert (target.num_data, target.local) == (7, ("theta",))
+
+
+def test_models_without_continuous_latents_are_refused():
+    def flags():
+        with numpyro.plate("row", len(Y)):
+            flag = numpyro.sample("flag", dist.Bernoulli(0.3))
+            numpyro.sample("y", dist.Normal(flag, 1.0), obs=Y)
+
+    with pytest.raises(ValueError, match="discrete ones only .'flag'.*infer_discrete=True"):
+        wh.from_numpyro(flags)
+    with pytest.raises(ValueError, match="got none: is a `numpyro.sample` without `obs=`"):
+        wh.from_numpyro(lambda: numpyro.sample("y", dist.Normal(), obs=1.0))

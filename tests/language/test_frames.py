@@ -3,6 +3,7 @@
 Numbers of labels are compared with those of pandas; densities are written out.
 """
 
+import datetime
 from typing import Any
 
 import jax
@@ -196,6 +197,41 @@ def test_predictions_know_labels_in_any_form_and_order(key):
     assert_array_equal(by_name, drawn[0])
 
 
+DAYS = [datetime.date(2020, 1, 5), datetime.date(2020, 1, 1), datetime.date(2020, 1, 5)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda d: pd.Series(pd.to_datetime(d)), lambda d: np.array(d, "datetime64[ns]"), list],
+)
+def test_dates_are_categories(make, key):
+    class Days(wh.Model):
+        effect: Any = wh.latent(dist.Normal(0.0, 1.0), dims="day")
+
+        def likelihood(self, day):
+            return dist.Normal(self.effect[day], 0.5)
+
+    found = wh.categories(make(DAYS), name="day")
+    assert_array_equal(found.codes, [1, 0, 1])
+    assert_array_equal(found.labels.astype("datetime64[D]"), sorted(set(DAYS)))
+    target = wh.condition(Days(), np.zeros(3), found)
+    posterior = wh.Posterior.from_draws(target, {"effect": np.tile([10.0, 20.0], (1, 4, 1))})
+    drawn = posterior.predict(pd.Series(pd.to_datetime(DAYS)), key=key)
+    assert_allclose(drawn[0], np.tile([20.0, 10.0, 20.0], (4, 1)), atol=3.0)
+    zoned = pd.Series(pd.to_datetime(DAYS).tz_localize("UTC"))
+    assert_array_equal(wh.categories(zoned).codes, [1, 0, 1])
+
+
+def test_columns_of_predictions_are_those_of_the_fit(key):
+    target = wh.condition(Forest(Trees()), TABLE.height, TABLE[["wet", "tree"]])
+    posterior = wh.Posterior.from_draws(target, {"trees.effect": np.zeros((1, 4, 4))})
+    new = TABLE[["wet", "tree"]].head(3)
+    drawn = posterior.predict(new.assign(note="text"), key=key)
+    assert_array_equal(drawn, posterior.predict(new, key=key))
+    with pytest.raises(ValueError, match="found no 'tree' among its inputs.*are 'wet'"):
+        posterior.predict(new[["wet"]], key=key)
+
+
 def test_other_labels_compile_nothing(key):
     from whence.core import _cache
 
@@ -276,6 +312,20 @@ def make(**columns):
                 np.ones(2),
             ),
             r"Rows of `y` must be in the order of `coords\['school'\]`; got 'B' in row 0",
+        ),
+        (
+            lambda: wh.condition(
+                Forest(Trees()), TABLE.height, TABLE.set_axis(["wet", "wet", "tree"], axis=1)
+            ),
+            "must have distinct names; got 'wet' twice",
+        ),
+        (
+            lambda: wh.condition(
+                Forest(Trees()),
+                TABLE.height,
+                TABLE.assign(**{"x": 0})[["wet", "tree", "x"]].rename(columns={"x": 3}),
+            ),
+            "all be called by text.*got 3 beside text",
         ),
         (lambda: wh.categories(["a", "b"], ["a"]), "labels of `labels` .a.; got 'b'"),
         (lambda: wh.categories(np.zeros((2, 2))), r"`values` must be a column.*\(2, 2\)"),

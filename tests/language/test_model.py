@@ -363,3 +363,18 @@ def test_log_jacobian_and_start_of_a_positive_latent():
     keys = jr.split(jr.key(1), 400)
     starts = jax.vmap(lambda key: target.init(key=key)["sigma"])(keys)
     assert kstest(starts, "uniform", (-2.0, 4.0)).pvalue > 1e-4
+
+
+def test_a_likelihood_that_exec_made_may_have_no_module():
+    lines = [
+        "class Coin(wh.Model):",
+        "    p: object = wh.latent(dist.Uniform())",
+        "    def log_likelihood(self, y):",
+        "        return dist.Bernoulli(self.p).log_prob(y)",
+    ]
+    names: dict = {"wh": wh, "dist": dist}
+    exec("\n".join(lines), names)
+    target = wh.condition(names["Coin"](), np.array([1, 0, 1]))
+    assert_allclose(
+        target.log_likelihood({"p": jnp.zeros(())}).sum(), 3 * np.log(0.5), rtol=1e-6
+    )

@@ -88,8 +88,9 @@ def _wanted(posterior: Posterior) -> Iterator[tuple[str, str, str, Callable[[], 
         )
     predictive = _predictive(posterior)
     if predictive is not None:
-        observed = predictive.children["observed_data"].data_vars.values()
-        counts = all(value.dtype.kind in "iub" for value in observed)
+        # Whole numbers may be given a continuous likelihood: then no draw equals another.
+        both = (predictive.children[g] for g in ("observed_data", "posterior_predictive"))
+        counts = all(v.dtype.kind in "iub" for g in both for v in g.data_vars.values())
         name = "ppc_rootogram" if counts else "ppc_dist"
         yield (
             name,

@@ -25,6 +25,11 @@ def as_key(key: Any) -> PRNGKey:
         if not 0 <= key <= LARGEST:
             raise ValueError(f"`key` must be from 0 to {LARGEST} if a number; got {key}.")
         return jr.key(int(key))
+    if not isinstance(key, jax.Array):
+        raise ValueError(
+            "`key` must be a typed key, as `jax.random.key(0)` makes, or a whole number; got "
+            f"{key!r}."
+        )
     require_key(key)
     return cast(PRNGKey, key)
 

@@ -1,5 +1,6 @@
 """What users give for numbers, as arrays of JAX: NumPy, tables, lists."""
 
+import re
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ def as_array(leaf: Any, where: str, kinds: str = "biuf") -> jax.Array:
     """Return what a user gave for numbers as an array of JAX.
 
     Args:
-        leaf: An array-like: of NumPy, pandas or xarray, a list of numbers.
+        leaf: An array-like: of NumPy, pandas, polars or xarray, a list of numbers.
         where: Its name for messages.
         kinds: Kinds of NumPy dtypes that are allowed.
 
@@ -76,10 +77,13 @@ def arrays_of[T](tree: T, what: str) -> T:
 
 
 def _from_table(leaf, where) -> np.ndarray:
-    """Return a column, or a table, of pandas or xarray as an array; name what is no number."""
+    """Return a column, or a table, as an array; name what is no number."""
     if hasattr(leaf, "columns"):
-        for column in leaf.columns:
-            _from_table(leaf[column], f"Column {column!r} of {where}")
+        columns = [_from_table(leaf[c], f"Column {c!r} of {where}") for c in leaf.columns]
+        if columns and is_polars(leaf):
+            return np.stack(columns, axis=1)
+    elif is_polars(leaf):
+        return _of_polars(leaf, where)
     elif getattr(leaf.dtype, "name", "").split("[")[0] in _REMEDIES:
         _refuse_kind(leaf.dtype, where)
     array = leaf.to_numpy()
@@ -87,6 +91,55 @@ def _from_table(leaf, where) -> np.ndarray:
         return leaf.to_numpy(dtype=float, na_value=np.nan)
     return array
 
+
+def is_polars(value: Any) -> bool:
+    """Whether a value is a column or table of polars, which is not imported."""
+    return type(value).__module__.startswith("polars.")
+
+
+def column_kind(column: Any) -> str:
+    """Return the name of the dtype of a column, without its parameters."""
+    return re.split(r"[(\[]", str(column.dtype))[0]
+
+
+def contents(column: Any) -> np.ndarray:
+    """Return a column as an array; of what NumPy has no type for, as objects."""
+    if not is_polars(column) or column_kind(column) not in _EXACT:
+        return column.to_numpy()
+    return np.asarray(column.to_list(), dtype=object)
+
+
+def _of_polars(column, where) -> np.ndarray:
+    kind = column_kind(column)
+    if kind in _POLARS_REMEDIES:
+        remedy = f" {remedy}." if (remedy := _POLARS_REMEDIES[kind]) else ""
+        raise ValueError(f"{where} must be real numbers; got dtype {column.dtype}.{remedy}")
+    array = contents(column)
+    if array.dtype != object:
+        return array
+    values = array.tolist()
+    if kind in ("Int128", "UInt128", "Boolean") and None not in values:
+        whole = np.asarray(values)
+        return whole if whole.dtype != object else whole.astype(float)
+    return np.asarray([np.nan if v is None else float(v) for v in values])
+
+
+# Dtypes of polars whose numbers are those of Python.
+_EXACT = ("Int128", "UInt128", "Decimal")
+_POLARS_TEXT = "Make codes of text (`whence.categories(x)`), and `.cast(float)` of numbers"
+_POLARS_REMEDIES = {
+    "String": _POLARS_TEXT,
+    "Categorical": _POLARS_TEXT,
+    "Enum": _POLARS_TEXT,
+    "Date": "Make them numbers, as `(x - x.min()).dt.total_days()` does",
+    "Datetime": "Make them numbers, as `(x - x.min()).dt.total_seconds()` does",
+    "Duration": "Make them numbers, as `x.dt.total_seconds()` does",
+    "Time": "Make them numbers, as `x.dt.hour()` does",
+    "List": "Write `x.list.to_array(length)` of lists of one length",
+    "Struct": "Give its fields: `x.struct.unnest()` is a table of them",
+    "Binary": "",
+    "Object": "",
+}
 
 _TEXT = "Make codes of text (`whence.categories(x)`), and `.astype(float)` of numbers"
 _REMEDIES = {

@@ -237,8 +237,15 @@ def _structure(trace: Trace) -> Structure:
             transform = bijection(site["fn"].support, f"The support of site {name!r}")
             sites.append(Latent(name, shape, tuple(transform.inverse_shape(shape))))
     if not sites:
+        named = ", ".join(repr(latent.name) for latent in discrete)
         raise ValueError(
-            "`fn` must have at least one continuous latent (unobserved) sample site; got none."
+            "`fn` must have at least one continuous latent (unobserved) sample site; got "
+            + (
+                f"discrete ones only ({named}). Engines have nothing to move in: what their "
+                "values are, `numpyro.infer.Predictive(..., infer_discrete=True)` draws."
+                if named
+                else "none: is a `numpyro.sample` without `obs=` missing?"
+            )
         )
     plates, num_rows, local = _rows_of(trace, bool(discrete))
     return Structure(
@@ -305,9 +312,15 @@ def _check_shape(name, site) -> None:
 
 
 def _refuse(name, site, trace) -> None:
-    if site["type"] in ("param", "mutable") and not _is_random_module(name, site, trace):
+    if site["type"] == "mutable" and site["value"] is not None:
         raise ValueError(
-            f"Site {name!r} of the model is a `numpyro.{site['type']}`, a point estimate with "
+            f"Site {name!r} of the model is a `numpyro.mutable`, a state that runs leave "
+            "behind, as that of batch normalisation: a density has none. Take layers without "
+            "state (`LayerNorm`, `GroupNorm`)."
+        )
+    if site["type"] == "param" and not _is_random_module(name, site, trace):
+        raise ValueError(
+            f"Site {name!r} of the model is a `numpyro.param`, a point estimate with "
             "no prior. Give it a prior with `numpyro.sample`, or write its value in the model."
         )
     latent = site["type"] == "sample" and not site["is_observed"]
@@ -330,6 +343,13 @@ def _is_random_module(name, site, trace) -> bool:
     paths = [path for path, _ in tree_leaves_with_path(site["value"])]
     simple = lambda path: "." + keystr(path, simple=True, separator=".")
     leaves = [keystr(p) if keystr(p).startswith(".") else simple(p) for p in paths]
+    if leaves and not drawn:
+        raise ValueError(
+            f"The parameters of module {module!r} are a `numpyro.param`, a point estimate with "
+            "no prior: declare it by `random_flax_module`, `random_eqx_module` or the like, "
+            "with `prior=`. To keep numbers that are known, call the module itself in the "
+            "model (`module.apply({'params': params}, x)` of flax)."
+        )
     for leaf in leaves:
         if not any(n.endswith(leaf[1:]) and len(n) > len(leaf) - 1 for n in drawn):
             raise ValueError(

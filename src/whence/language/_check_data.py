@@ -98,7 +98,7 @@ def check_likelihood(target: Any) -> int | None:
         return value
 
     name, position = type(target.model).__name__, _free_shapes(target)
-    own = type(target.model).log_likelihood.__module__
+    own = type(target.model).log_likelihood.__module__ or ""  # None where `exec` made it
     trace = jax.make_jaxpr(visit, return_shape=True)
     try:
         data = [leaves[i] for i in at], [entries[i][1] for i in codes]
@@ -214,6 +214,14 @@ def likelihood_of(draw: Any, target: Any) -> Any:
     """Return the likelihood at a target's inputs; refuse those that it fails on."""
     try:
         return draw.likelihood(*target.inputs)
+    except KeyError as error:
+        columns = [", ".join(map(repr, v)) for v in target.inputs if isinstance(v, dict)]
+        if not columns:
+            raise
+        raise ValueError(
+            f"`likelihood` of {type(target.model).__name__} found no {error} among its inputs; "
+            f"the columns of a table are {' and '.join(columns)}."
+        ) from error
     except (TypeError, ValueError, IndexError) as error:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(target.inputs)]
         raise ValueError(

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from ..core._convert import one_of
 from ..core._feynman_kac import AbstractSequenceTarget, SequenceAt, sequence_at
 from ..core._indices import check_indices
+from ..core._key import seeded
 from ..core._names import check_variable_names
 from ..core._numbers import arrays_of
 from ..core._results import InferenceWarning
@@ -95,6 +96,7 @@ class ModelTarget(AbstractDescribedTarget):
         """The latents that are not fixed."""
         return tuple(site for site in self.sites if not site.fixed)
 
+    @seeded
     def init(self, *, key: PRNGKey) -> dict[str, Array]:
         """Return a position uniform on (-2, 2), as in Stan, unless a latent says otherwise."""
         keys = jr.split(key, max(len(self.free), 1))
@@ -211,6 +213,7 @@ class ModelTarget(AbstractDescribedTarget):
         y = data[self.name] if single else {name: data[name] for name in self.y}
         return dataclasses.replace(self, y=y)
 
+    @seeded
     def sample_prior(self, *, key: PRNGKey) -> Model:
         if self.tied:
             raise ValueError(
@@ -220,6 +223,7 @@ class ModelTarget(AbstractDescribedTarget):
             )
         return self.model.sample_prior(key)
 
+    @seeded
     def sample_prior_position(self, *, key: PRNGKey) -> dict[str, Array]:
         """Return one draw from the prior, in unconstrained space."""
         return self.unconstrain(self.sample_prior(key=key))
@@ -285,7 +289,7 @@ class ModelTarget(AbstractDescribedTarget):
 
     def _read_again(self, inputs, grow):
         names = parameters(self.model)
-        return reread(self.model, inputs, names, self.places, self.coords, grow)
+        return reread(self.model, inputs, names, self.places, self.coords, grow, self.inputs)
 
     def _converted(self, inputs, labels) -> tuple[tuple, "ModelTarget"]:
         inputs = tuple(check_data(value, f"inputs[{i}]") for i, value in enumerate(inputs))

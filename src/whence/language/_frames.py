@@ -3,6 +3,7 @@
 Nothing of pandas, polars or xarray is imported: what an object offers says what it is.
 """
 
+import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import tree_map
+
+from ..core._numbers import column_kind, contents
 
 MISSING = -1  # the code of a missing category
 OBSERVED = "y"  # first key of the place of an observed variable
@@ -71,10 +74,10 @@ def categories(values: Any, labels: Any = None, *, name: str | None = None) -> C
     """
     column = categorical(values)
     if column is None:
-        array = values.to_numpy() if hasattr(values, "to_numpy") else np.asarray(values)
+        array = contents(values) if hasattr(values, "to_numpy") else np.asarray(values)
         if array.ndim != 1:
             raise ValueError(f"`values` must be a column; got an array of shape {array.shape}.")
-        column = Column(array.astype(object), None, column_name(values))
+        column = Column(as_objects(array), None, column_name(values))
     if name is not None and not isinstance(name, str):
         raise ValueError(f"`name` must be text; got {name!r}.")
     if labels is not None and np.ndim(labels) != 1:
@@ -102,7 +105,7 @@ class Column(NamedTuple):
 def categorical(leaf: Any) -> Column | None:
     """Return what a column of text or categories holds; None for anything else."""
     if isinstance(leaf, Categories):
-        padded = np.asarray([*leaf.labels.tolist(), None], object)  # -1 is missing
+        padded = np.asarray([*leaf.labels, None], dtype=object)  # -1 is missing
         return Column(padded[leaf.codes], list(leaf.labels), leaf.name)
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or isinstance(leaf, jax.Array | Tracer):
@@ -111,8 +114,9 @@ def categorical(leaf: Any) -> Column | None:
     declared = list(declared) if hasattr(declared, "__len__") else None
     if declared is None and getattr(dtype, "kind", "O") not in "OUT":
         return None
-    values = np.asarray(leaf.to_numpy() if hasattr(leaf, "to_numpy") else leaf)
-    if declared is None and values.dtype.kind not in "UT":
+    values = np.asarray(contents(leaf) if hasattr(leaf, "to_numpy") else leaf)
+    is_text = column_kind(leaf) in ("str", "string", "String", "Categorical")
+    if declared is None and values.dtype.kind not in "UT" and not is_text:
         known = (
             [v for v in values.ravel() if not _is_missing(v)]
             if values.dtype.kind == "O"
@@ -123,21 +127,48 @@ def categorical(leaf: Any) -> Column | None:
     return Column(values.astype(object), declared, column_name(leaf))
 
 
+def as_objects(array: np.ndarray) -> np.ndarray:
+    """Return the entries of a column: of dates as they are, in which NumPy sees integers."""
+    if array.dtype.kind not in "mM":
+        return array.astype(object)
+    entries = np.empty(array.size, object)
+    entries[:] = list(array.ravel())
+    return entries.reshape(array.shape)
+
+
 def is_table(leaf: Any) -> bool:
     """Whether a value is a table with columns: a DataFrame of pandas or polars, a Dataset."""
     return hasattr(leaf, "data_vars") or (
-        hasattr(leaf, "columns") and hasattr(leaf, "to_numpy")
+        hasattr(leaf, "to_numpy") and hasattr(leaf, "columns")  # lazy ones warn of the latter
     )
 
 
 def by_column(tree: Any) -> Any:
-    """Return a pytree of inputs in which tables are dicts of their columns."""
+    """Return a pytree of inputs in which tables are dicts of their columns.
+
+    Raises:
+        ValueError: If columns share a name, or are called by text and by numbers.
+    """
 
     def split(leaf):
         if not is_table(leaf):
             return leaf
-        names = getattr(leaf, "data_vars", None)
-        return {name: leaf[name] for name in (leaf.columns if names is None else names)}
+        names = list(
+            leaf.columns if getattr(leaf, "data_vars", None) is None else leaf.data_vars
+        )
+        if len(set(names)) < len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(
+                f"Columns of a table among the inputs must have distinct names; got {twice!r} "
+                "twice. Rename one."
+            )
+        if len({isinstance(name, str) for name in names}) > 1:
+            other = next(name for name in names if not isinstance(name, str))
+            raise ValueError(
+                "Columns of a table among the inputs must all be called by text, or all by "
+                f"numbers; got {other!r} beside text. `table.rename(columns=str)` makes text."
+            )
+        return {name: leaf[name] for name in names}
 
     return tree_map(split, tree, is_leaf=is_table)
 
@@ -263,6 +294,8 @@ def as_labels(values: Iterable[Any]) -> np.ndarray:
     """Return labels as an array of text, numbers or dates; others become text."""
     values = list(values)
     array = np.asarray(values) if values else np.asarray(values, dtype=str)
+    if array.dtype == object and all(map(_is_date, values)):
+        array = array.astype("datetime64[us]")
     plain = array.ndim == 1 and array.dtype.kind in "biufUMm"
     mixed = array.dtype.kind == "U" and not all(isinstance(v, str) for v in values)
     return array if plain and not mixed else np.asarray([str(v) for v in values], dtype=str)
@@ -272,9 +305,17 @@ def key(label: Any) -> str:
     """Return what a label is compared by: 1, 1.0 and "1" are the same."""
     if isinstance(label, float | np.floating) and float(label).is_integer():
         return str(int(label))
-    if hasattr(label, "isoformat") or isinstance(label, np.datetime64):
+    if _is_date(label):
         return str(np.asarray(label, "datetime64[us]"))
+    if isinstance(label, np.timedelta64 | datetime.timedelta):
+        return str(np.asarray(label, "timedelta64[us]"))
     return str(label)
+
+
+def _is_date(label: Any) -> bool:
+    """Whether a label is a date or a time that NumPy can hold: one without a time zone."""
+    known = isinstance(label, datetime.date) and getattr(label, "tzinfo", None) is None
+    return known or isinstance(label, np.datetime64)
 
 
 def unknown(values: np.ndarray, labels: np.ndarray) -> list[Any]:

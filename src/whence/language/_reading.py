@@ -8,12 +8,13 @@ import jax
 import numpy as np
 from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 
-from ..core._numbers import is_numbers
+from ..core._numbers import contents, is_numbers
 from ._frames import (
     OBSERVED,
     Column,
     Place,
     as_labels,
+    as_objects,
     axis_of,
     by_column,
     categorical,
@@ -22,6 +23,7 @@ from ._frames import (
     describe,
     encode,
     is_count,
+    is_table,
     key,
     occurring,
     plain_path,
@@ -235,6 +237,7 @@ def reread(
     places: Sequence[Place],
     coords: Mapping[str, np.ndarray],
     grow: bool,
+    fitted: tuple,
 ) -> tuple[tuple, dict[str, list[Any]]]:
     """Return new inputs with the same numbers for the same labels, and new labels by axis.
 
@@ -245,11 +248,12 @@ def reread(
         places: Where categories were in the inputs of the fit.
         coords: Labels along axes.
         grow: Give labels that are not known numbers after those of the others.
+        fitted: Inputs of the fit; columns that their tables have not are left out.
 
     Raises:
         ValueError: Naming an unknown category, or the row of a missing one.
     """
-    inputs, axes = _split(model, inputs), model_axes(model)
+    inputs, axes = _split(model, _columns_of(fitted, inputs)), model_axes(model)
     known = {place.path: place.axis for place in places}
     more: dict[str, list[Any]] = {}
 
@@ -298,6 +302,17 @@ def reread(
     return visit(convert), more
 
 
+def _columns_of(fitted: tuple, inputs: tuple) -> tuple:
+    """Return inputs; of tables the columns that the fit had, as only their text is known."""
+
+    def pick(value, old):
+        if not (is_table(value) and isinstance(old, dict)):
+            return value
+        return {n: column for n, column in by_column(value).items() if n in old}
+
+    return tuple(pick(v, fitted[i] if i < len(fitted) else None) for i, v in enumerate(inputs))
+
+
 def _is_text(value: Any) -> bool:
     return (
         isinstance(value, list | tuple)
@@ -320,9 +335,9 @@ def _column_at(leaf: Any, labels: np.ndarray | None) -> Column | np.ndarray | No
         return Column(np.asarray(leaf, object), None, None)
     if isinstance(leaf, str) or not (hasattr(leaf, "dtype") or isinstance(leaf, list)):
         return None
-    array = np.asarray(leaf)
-    if labels is not None and labels.dtype.kind in "iuf":
-        return Column(array.astype(object), None, column_name(leaf))
+    array = np.asarray(contents(leaf) if hasattr(leaf, "to_numpy") else leaf)
+    if labels is not None and labels.dtype.kind in "iufmM":
+        return Column(as_objects(array), None, column_name(leaf))
     return array if array.dtype.kind in "iu" and array.ndim == 1 else None
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..core._key import seeded
 from ..core._stream import Stream
 from ..core._target import AbstractDescribedTarget, LatentShape
 from ..core._types import PRNGKey
@@ -60,6 +61,7 @@ class StreamTarget(AbstractDescribedTarget):
             return self._given(self.stream.make(rows)).log_likelihood(position)
         return self.target.log_likelihood(position, rows)
 
+    @seeded
     def init(self, *, key: PRNGKey) -> dict[str, Array]:
         return self.target.init(key=key)
 
@@ -90,6 +92,7 @@ class StreamTarget(AbstractDescribedTarget):
         """Return draws with the labels of this model's axes."""
         return self.target.labelled(draws)
 
+    @seeded
     def sample_prior(self, *, key: PRNGKey) -> Model:
         return self.target.sample_prior(key=key)
 
