@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from whence.diagnostics import Finding, Report, diagnose
+from whence.diagnostics._names import beyond
 
 
 @pytest.fixture
@@ -74,3 +75,9 @@ def test_verdicts():
     assert Report((note,), "").ok
     assert "x" in Report((note,), "")
     assert not Report((Finding("x", "warning", "Something"),), "").ok
+
+
+def test_a_value_is_told_from_its_limit():
+    assert beyond(1.2345678, 1.01) == "1.235"
+    assert beyond(1.0100004, 1.01) == "1.0100004"
+    assert beyond(float("inf"), 1.01) == "inf"

@@ -5,7 +5,7 @@ import numpy as np
 from ._convergence import convergence
 from ._data import Draws
 from ._modes import check_modes
-from ._names import listing, plural
+from ._names import beyond, listing, plural
 from ._report import Finding
 from ._stuck import check_stuck
 
@@ -125,7 +125,7 @@ def _rhat(draws: Draws, labels, values: np.ndarray) -> Finding:
     return Finding(
         "rhat",
         "error" if top > RHAT_SEVERE else "warning",
-        f"R-hat {across} is up to {top:.4g} and above the limit for "
+        f"R-hat {across} is up to {beyond(top, RHAT_LIMIT)} and above the limit for "
         f"{plural(len(where), 'element')}: {listing(where)}",
         value=top,
         threshold=RHAT_LIMIT,

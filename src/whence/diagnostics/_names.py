@@ -55,3 +55,9 @@ def by_reason(texts: Iterable[str]) -> list[str]:
         who, _, why = text.partition(": ")
         found.setdefault(why, []).append(who)
     return [": ".join(filter(None, (listing(who, 8), why))) for why, who in found.items()]
+
+
+def beyond(value: float, limit: float) -> str:
+    """Format a value by four digits, or as many as tell it from the limit that it is beyond."""
+    texts = (f"{value:.{digits}g}" for digits in range(4, 18))
+    return next((text for text in texts if float(text) != limit), f"{value:g}")

@@ -6,6 +6,7 @@ import numpy as np
 
 from ._chains import RHAT_LIMIT
 from ._convergence import convergence
+from ._names import beyond
 from ._records import AbstractRecord, TellsTrouble
 
 _LARGE = 2**22  # values; beyond that R-hat costs seconds
@@ -37,5 +38,5 @@ def trouble(
         several = [x for x in positions if x.size and x.shape[0] > 1 and x.shape[1] >= 4]
         values = [float(np.nanmax(convergence(x).rhat, initial=1.0)) for x in several]
         if max(values, default=1.0) > RHAT_LIMIT:
-            found.append(f"R-hat up to {max(values):.4g}, above {RHAT_LIMIT:g}")
+            found.append(f"R-hat up to {beyond(max(values), RHAT_LIMIT)}, above {RHAT_LIMIT:g}")
     return " and ".join(found)
