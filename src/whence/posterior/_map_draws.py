@@ -102,7 +102,8 @@ def no_sampler(error: Exception) -> str:
     if "total_count_max" in said:
         said += (
             " Its totals are known only when the program runs: give the largest, as "
-            "`Multinomial(n, probs=p, total_count_max=1000)`, or write `predict` in the model (one of numpyro has none)."
+            "`Multinomial(n, probs=p, total_count_max=1000)`, or write `predict` in a model of "
+            "whence."
         )
     return said
 
