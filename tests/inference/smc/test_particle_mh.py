@@ -41,6 +41,44 @@ def test_chains_with_few_particles_have_the_exact_posterior(key):
     assert np.median(posterior.stats["log_evidence_error"]) > 0.3  # the filter is a poor one
 
 
+class Around(wh.StateSpaceModel):
+    """A state around an unknown mean, in any unit."""
+
+    unit: jax.Array
+    mean: jax.Array = wh.latent(lambda m: dist.Normal(0.0, 10 * m.unit))
+
+    def initial(self):
+        return dist.Normal(self.mean, self.unit)
+
+    def transition(self, x, t):
+        return dist.Normal(self.mean + 0.8 * (x - self.mean), 0.5 * self.unit)
+
+    def emission(self, x, t):
+        return dist.Normal(x, 0.7 * self.unit)
+
+
+@pytest.mark.parametrize("unit", [1e6, 1e-6])
+@pytest.mark.parametrize("name", ["ParticleMH", "ParticleGibbs"])
+def test_chains_arrive_in_any_unit(name, unit, key):
+    y = np.array([9.0, 7.5, 8.1, 6.8, 8.4])
+    lag = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
+    cov = np.empty((5, 5))
+    variance = 1.0
+    for t in range(5):
+        cov[t, t:] = cov[t:, t] = variance * 0.8 ** lag[t, t:]
+        variance = 0.64 * variance + 0.25
+    inverse = np.linalg.inv(cov + 0.49 * np.eye(5))
+    truth = inverse.sum(0) @ y / (inverse.sum() + 0.01)
+    target = wh.condition(Around(jax.numpy.asarray(unit), exact=False), y * unit)
+    settings = {"filter": wh.ParticleFilter(30, proposal="guided")} if "MH" in name else {}
+    engine = getattr(wh, name)(particles=30, chains=4, warmup=300, draws=1_500, **settings)
+    found = wh.infer(target, engine, key=key)["mean"] / unit
+    error = mcse(found)
+    assert abs(found.mean() - truth) < 4 * error.mean
+    assert error.mean < 0.1
+    assert_allclose(found.std(), (inverse.sum() + 0.01) ** -0.5, rtol=0.15)
+
+
 def test_too_few_particles_are_told(key):
     y = np.repeat(Y, 12)
     target = wh.condition(Level(r=0.05), y)

@@ -15,6 +15,7 @@ import whence as wh
 from whence.diagnostics._data import Draws
 from whence.diagnostics._records import Optimum
 from whence.inference.variational._laplace import log_mean_weight
+from whence.inference.variational._pathfinder import Pathfinder
 from whence.inference.variational._svgd import SteinParticles, stein_direction
 from whence.testing import Gaussian, LogGamma
 
@@ -127,6 +128,21 @@ def test_particles_arrive_in_any_unit_and_from_tails(key):
     assert_allclose(z.mean(0), 0, atol=0.1)
     assert_allclose(z[:, :2].std(0), 1, atol=0.15)
     assert_allclose(np.quantile(z[:, 2], [0.25, 0.75]), [-0.727, 0.727], atol=0.15)
+
+
+def test_particles_do_not_begin_at_modes_without_weight(key):
+    """Of two modes one has a weight of e^-30, to which half of the starts lead."""
+
+    def density(x):
+        z = (x + jnp.asarray([1.0, -1.0])) / 0.1
+        return jax.nn.logsumexp(-(z**2) / 2 - jnp.asarray([0.0, 30.0]))
+
+    target = wh.from_log_density(density, jnp.zeros(()))
+    alone = jax.jit(lambda key: Pathfinder().path(target, key=key).centre)
+    assert {float(np.sign(alone(k)[0])) for k in jax.random.split(key, 8)} == {-1.0, 1.0}
+    particles = jax.jit(lambda key: wh.SVGD(particles=40).init(target, key=key).particles)
+    for each in jax.random.split(key, 3):
+        assert_allclose(particles(each), -1.0, atol=0.5)
 
 
 def test_modes_that_are_left_out_or_not_weighed_are_told():

@@ -400,3 +400,10 @@ def test_sgd_learns_shared_arrays_and_noise():
     )
     error = np.asarray(jax.vmap(predict)(x_new, y_new)) - y_new[:, 2:]
     assert np.mean(error**2) < 0.1
+
+
+def test_three_tasks_are_a_batch_by_default():
+    few = niw.Tasks(X[:3], Y[:3])
+    rule = partial(niw.OneTimeIterates, local=ONCE, steps=2)
+    run = lambda **batch: wh.train(model().on(few), rule(**batch), key=0, progress=False)
+    assert_allclose(run().stats["loss"], run(batch=3).stats["loss"], rtol=1e-6)

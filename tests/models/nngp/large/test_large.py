@@ -13,6 +13,7 @@ from whence.models.nngp import (
     BurrXII,
     Dense,
     Draws,
+    Erf,
     InverseGamma,
     Jeffreys,
     PointMass,
@@ -259,3 +260,14 @@ WRONG = {
 def test_wrong_input(words):
     with pytest.raises(ValueError, match=words):
         _given(**WRONG[words])
+
+
+def test_a_kernel_that_rounds_to_below_zero():
+    """Months in years: to this network all but one input, whose kernel rounds by 1e-11."""
+    network = Serial(Dense(1.0, 0.1), Erf(), Dense())
+    x = 2001.0 + np.arange(60)[:, None] / 12
+    process, y = ScaleMixture(network, InverseGamma(2.0, 1.0), noise=0.1), np.sin(x[:, 0])
+    large, exact = condition_large(process, x, y, key=jr.key(0)), process.condition(x, y)
+    assert_allclose(large.log_evidence, exact.log_evidence, rtol=1e-6)
+    found, truth = large.latent_marginals(x[:3]), exact.latent_marginals(x[:3])
+    assert_allclose(found.mean, truth.mean, rtol=1e-5)
