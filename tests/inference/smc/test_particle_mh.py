@@ -57,8 +57,9 @@ class Around(wh.StateSpaceModel):
         return dist.Normal(x, 0.7 * self.unit)
 
 
-@pytest.mark.parametrize("unit", [1e6, 1e-6])
-@pytest.mark.parametrize("name", ["ParticleMH", "ParticleGibbs"])
+@pytest.mark.parametrize(
+    ("name", "unit"), [("ParticleMH", 1e6), ("ParticleMH", 1e-6), ("ParticleGibbs", 1e-6)]
+)
 def test_chains_arrive_in_any_unit(name, unit, key):
     y = np.array([9.0, 7.5, 8.1, 6.8, 8.4])
     lag = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))

@@ -15,7 +15,7 @@ from ...core._target import AbstractTarget
 from ...core._types import Draw, PRNGKey
 from ._filter import ParticleFilter
 from ._moves import acceptance_probability
-from ._particle_mh import AbstractParticleChains, adapted, find_visit, joined
+from ._particle_mh import AbstractParticleChains, adapted, find_visit, joined, jump
 from ._smoothing import trace_back
 
 
@@ -86,14 +86,13 @@ class ParticleGibbs(AbstractParticleChains):
         def move(i, carry):
             x, here, root, total = carry
             key_jump, key_accept = jr.split(jr.fold_in(key_moves, i))
-            noise = jr.normal(key_jump, x.shape, x.dtype)
+            step, steps = index * self.moves + i, self.warmup * self.moves
+            noise = jump(x, step, steps, key=key_jump)
             new = x + root @ noise
             there = log_density(new)
             chance = acceptance_probability(there - here)
             accept = jr.uniform(key_accept, (), chance.dtype) < chance
-            step = index * self.moves + i
-            wider = adapted(root, noise, chance, self.target_acceptance, step)
-            root = jnp.where(index < self.warmup, wider, root)
+            root = adapted(root, noise, chance, self.target_acceptance, step, steps)
             return (
                 jnp.where(accept, new, x),
                 jnp.where(accept, there, here),

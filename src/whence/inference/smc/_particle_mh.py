@@ -78,8 +78,9 @@ class AbstractParticleChains(AbstractEngine):
 class ParticleMH(AbstractParticleChains):
     """Particle marginal Metropolis-Hastings on a state-space model.
 
-    Parameters move by a Gaussian random walk whose covariance is adapted in warm-up; a particle
-    filter estimates the likelihood of each proposal, and one of its paths is proposed with it.
+    Parameters start at the best of a hundred places, half of them draws of the prior, and move
+    by a Gaussian random walk whose covariance is adapted in warm-up; a particle filter
+    estimates the likelihood of each proposal, and one of its paths is proposed with it.
     The draws are of parameters and states jointly, without error from the number of particles;
     with too few the chain sticks, and `diagnose` says so. A step costs a whole filter.
 
@@ -94,6 +95,7 @@ class ParticleMH(AbstractParticleChains):
     References:
         Andrieu, Doucet and Holenstein (2010), doi:10.1111/j.1467-9868.2009.00736.x.
         Vihola (2012), robust adaptive Metropolis, doi:10.1007/s11222-011-9269-5.
+        Roberts and Rosenthal (2009), one coordinate at a time, doi:10.1198/jcgs.2009.06134.
         Doucet, Pitt, Deligiannidis and Kohn (2015), doi:10.1093/biomet/asu075.
     """
 
@@ -122,13 +124,13 @@ class ParticleMH(AbstractParticleChains):
     ) -> tuple[_State, Info]:
         key_move, key_filter, key_accept = jr.split(key, 3)
         here, root = state.here, state.root
-        noise = jr.normal(key_move, here.x.shape, here.x.dtype)
+        noise = jump(here.x, index, self.warmup, key=key_move)
         there = visit(sequence_of(target), self.settings, here.x + root @ noise, key_filter)
         probability = acceptance_probability(there.log_density - here.log_density)
         accept = jr.uniform(key_accept, (), probability.dtype) < probability
         here = jax.tree.map(lambda new, old: jnp.where(accept, new, old), there, here)
-        wider = adapted(root, noise, probability, self.target_acceptance, index)
-        state = _State(here, jnp.where(index < self.warmup, wider, root), state.is_finite)
+        root = adapted(root, noise, probability, self.target_acceptance, index, self.warmup)
+        state = _State(here, root, state.is_finite)
         stats = {
             "acceptance_rate": probability.astype(noise.dtype),
             "log_density_estimate": here.log_density,
@@ -159,29 +161,32 @@ class ParticleMH(AbstractParticleChains):
 def find_visit(
     target: AbstractTarget, settings: ParticleFilter, *, key: PRNGKey
 ) -> tuple[Visit, Float[Array, "dim dim"], Bool[Array, ""]]:
-    """Return where a chain starts, the root of its first steps, and whether it can."""
+    """Return where a chain starts, the root of its first steps, and whether it can.
+
+    It is the best of a hundred places, by an estimate that is then made anew: a chain would
+    stick to the luckiest of a hundred.
+    """
     sequence = sequence_of(target)
+    key_places, key_scores, key = jr.split(key, 3)
+    keys = jr.split(key_places, MAX_STARTS)
+    places = jax.vmap(lambda k: flat_init(sequence, key=k))(keys)
+    score = lambda pair: visit(sequence, settings, *pair).log_density
+    scores = jax.lax.map(score, (places, jr.split(key_scores, MAX_STARTS)))
+    best = places[jnp.argmax(jnp.where(jnp.isnan(scores), -jnp.inf, scores))]
 
     def attempt(key):
-        key_place, key_filter = jr.split(key)
-        here = visit(sequence, settings, flat_init(sequence, key=key_place), key_filter)
+        here = visit(sequence, settings, best, key)
         return here, jnp.isfinite(here.log_density)
 
-    shapes = jax.eval_shape(lambda k: attempt(k)[0], key)
-    like = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    like = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda k: attempt(k)[0], key)
+    )
+    # The places are of priors, or where these are vague of a box: the nearer half has the unit.
+    far = lambda k: jnp.abs(ravel_pytree(sequence.init(key=k))[0] - best)
+    near = jnp.quantile(jax.vmap(far)(keys), 0.25, 0)
+    spread = jnp.where(near > 0, near, 1.0)
     here, is_finite = find_start(attempt, like, key=key)
-    return here, _first_root(sequence, key=jr.fold_in(key, MAX_STARTS)), is_finite
-
-
-def _first_root(sequence: AbstractSequenceTarget, *, key: PRNGKey) -> Float[Array, "dim dim"]:
-    """Return the root of the first proposals: the data are thought to halve what starts vary.
-
-    By quartiles, as the tails of a prior may be of any size.
-    """
-    begin = lambda k: ravel_pytree(sequence.init(key=k))[0]
-    low, high = jnp.quantile(jax.vmap(begin)(jr.split(key, 100)), jnp.array([0.25, 0.75]), 0)
-    spread = jnp.where(high > low, high - low, 1.35) / 1.35
-    return jnp.diag(0.5 / len(low) ** 0.5 * spread)
+    return here, jnp.diag(0.5 / len(best) ** 0.5 * spread), is_finite
 
 
 def visit(sequence: AbstractSequenceTarget, settings: ParticleFilter, x, key) -> Visit:
@@ -197,18 +202,30 @@ def visit(sequence: AbstractSequenceTarget, settings: ParticleFilter, x, key) ->
     return Visit(x, log_density, log_evidence_error(cloud), path)
 
 
-def adapted(root, noise, probability, goal, index):
+def jump(like: Array, index: Array, warmup: int, *, key: PRNGKey) -> Array:
+    """Return the noise of a step: in the first half of the warm-up, of one coordinate in turn.
+
+    A prior may be wider than the posterior by another factor in each coordinate, and steps of
+    all at once would be as short in all as the narrowest needs (Roberts and Rosenthal 2009).
+    """
+    noise = jr.normal(key, like.shape, like.dtype)
+    out_of_turn = jnp.arange(len(noise), dtype=index.dtype) != index % len(noise)
+    return jnp.where((index < warmup // 2) & out_of_turn, jnp.zeros_like(noise), noise)
+
+
+def adapted(root, noise, probability, goal, index, warmup):
     """Return the proposal's root after one step of robust adaptive Metropolis.
 
     `root root'` is widened or narrowed along the step that was proposed, by how far its
-    acceptance probability was from the goal (Vihola 2012, equation 1).
+    acceptance probability was from the goal (Vihola 2012, equation 1): as fast as may be while
+    coordinates are in turn, then ever less.
     """
-    dim = noise.shape[0]
-    gain = jnp.minimum(1.0, dim * (index + 1).astype(noise.dtype) ** (-2 / 3))
+    count = jnp.maximum(index - warmup // 2 + 1, 1).astype(noise.dtype)
+    gain = jnp.minimum(1.0, noise.shape[0] * count ** (-2 / 3))
     step = root @ noise / jnp.sqrt(jnp.sum(noise**2))
     change = gain * (probability.astype(noise.dtype) - goal)
     new = jnp.linalg.cholesky(root @ root.T + change * jnp.outer(step, step))
-    return jnp.where(jnp.all(jnp.isfinite(new)), new, root)
+    return jnp.where((index < warmup) & jnp.all(jnp.isfinite(new)), new, root)
 
 
 @remembering

@@ -1,9 +1,10 @@
 """What a policy is, decisions in batches, and states in files."""
 
 import abc
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import equinox as eqx
 import jax
@@ -28,12 +29,40 @@ class _Method:
     """A method that binds to a pytree which `jax.jit` can hash, by its identity."""
 
     def __init__(self, function: Callable):
-        self.function = function
+        self.function = _checked(function) if function.__name__ != "init" else function
         self.__doc__ = function.__doc__
         self.__isabstractmethod__ = getattr(function, "__isabstractmethod__", False)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Callable:
         return self.function if instance is None else Partial(self.function, instance)
+
+
+@functools.cache
+def _made_by(policy: Any) -> Any:
+    """Return the type of the states of a class of policies, as `init` declares it."""
+    return get_type_hints(policy.init).get("return")
+
+
+def _checked(method: Callable) -> Callable:
+    """Return a method of a policy that refuses the state of another one.
+
+    States have fields of the same names with other meanings.
+    """
+
+    @functools.wraps(method)
+    def checked(policy, state, *args, **kwargs):
+        want, prior = _made_by(type(policy)), getattr(policy, "prior", None)
+        if isinstance(want, type):
+            want = type(prior) if isinstance(prior, want) else want  # a belief of some kind
+        if isinstance(want, type) and not isinstance(state, want):
+            raise ValueError(
+                f"`state` must come from `init` or `update` of this {type(policy).__name__}, "
+                f"and be of type {want.__name__}; got one of type {type(state).__name__}, as "
+                "other policies have."
+            )
+        return method(policy, state, *args, **kwargs)
+
+    return checked
 
 
 class AbstractLearner(eqx.Module):

@@ -11,6 +11,7 @@ import jax.random as jr
 
 from ...core._feynman_kac import AbstractSequenceTarget
 from ...language._condition import ModelTarget
+from .._prior_start import prior_start
 from ._path import Plan, advance, datum_term, start_size, started
 
 
@@ -34,7 +35,7 @@ class FractionalSequence(AbstractSequenceTarget):
         return len(self.y)
 
     def init(self, *, key):
-        return self.parameters.init(key=key)
+        return prior_start(self.parameters, key=key)
 
     def constrain(self, position):
         return self.parameters.constrain(position)

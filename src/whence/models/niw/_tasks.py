@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool
 from ...core._convert import whole
 from ...core._types import PRNGKey
 
+_BATCH = 25  # tasks of a step, where nobody says
+
 
 class Batch(NamedTuple):
     """Tasks of one shape."""
@@ -30,7 +32,7 @@ class AbstractTasks(eqx.Module):
     """Where batches of tasks come from."""
 
     @abc.abstractmethod
-    def batch(self, size: int, *, key: PRNGKey) -> Batch:
+    def batch(self, size: int | None, *, key: PRNGKey) -> Batch:
         """Return a batch of tasks, of a size where there is a choice; traced."""
 
     @abc.abstractmethod
@@ -91,6 +93,7 @@ class Tasks(AbstractTasks):
         return len(self.x)
 
     def batch(self, size, *, key):
+        size = min(_BATCH, len(self)) if size is None else size
         chosen = jr.choice(key, len(self.x), (size,), replace=False)
         return Batch(self.x[chosen], self.y[chosen], self.mask[chosen])
 
@@ -193,9 +196,9 @@ def some_points(batch: Batch, points: tuple[int, int], key: PRNGKey) -> Array:
     return jax.vmap(some)(batch.y, batch.mask, sizes, jr.split(key_which, number))
 
 
-def check_numbers(tasks: AbstractTasks, batch: int, name: str, points: Any) -> None:
+def check_numbers(tasks: AbstractTasks, batch: int | None, name: str, points: Any) -> None:
     """Raise `ValueError` if a batch, or a range of numbers of points, cannot be had."""
-    if isinstance(tasks, Tasks) and batch > len(tasks):
+    if isinstance(tasks, Tasks) and batch is not None and batch > len(tasks):
         raise ValueError(
             f"`batch` must be at most the number of tasks, {len(tasks)}; got {batch}."
         )

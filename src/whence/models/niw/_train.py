@@ -39,7 +39,8 @@ class AbstractMetaTraining(AbstractTraining):
 
     Args:
         steps: Updates.
-        batch: Tasks of each, where they are an array; `Episodes` bring their own number.
+        batch: Tasks of each, where they are an array; by default 25, or all if there are fewer.
+            `Episodes` bring their own number.
         learning_rate: Of Adam, at the start; it falls to zero.
         clip: Largest norm of a gradient.
         points: Least and largest number of points used of each task, drawn at random for
@@ -48,7 +49,9 @@ class AbstractMetaTraining(AbstractTraining):
     """
 
     steps: int = eqx.field(default=5_000, converter=whole("steps", least=1))
-    batch: int = eqx.field(default=25, converter=whole("batch", least=1))
+    batch: int | None = eqx.field(
+        default=None, converter=whole("batch", least=1, optional=True)
+    )
     learning_rate: float = eqx.field(default=1e-3, converter=positive("learning_rate"))
     clip: float = eqx.field(default=10.0, converter=positive("clip"))
     points: Any = None

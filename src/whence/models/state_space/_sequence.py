@@ -13,6 +13,7 @@ from ...core._dtype import relaxed
 from ...core._feynman_kac import AbstractSequenceTarget, ExactStates
 from ...core._types import Scalar
 from ...language._condition import ModelTarget
+from .._prior_start import prior_start
 from ..linear_gaussian import _square_root as square_root
 from ..linear_gaussian._kalman import LOG_2PI, long_sum
 from . import _hidden_markov as hidden_markov
@@ -47,7 +48,7 @@ class StateSpaceSequence(AbstractSequenceTarget):
     # -- parameters ------------------------------------------------------------------
 
     def init(self, *, key):
-        return self.parameters.init(key=key)
+        return prior_start(self.parameters, key=key)
 
     def constrain(self, position):
         return self.parameters.constrain(position)

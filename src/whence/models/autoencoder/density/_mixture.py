@@ -28,7 +28,8 @@ class DirichletMixture(eqx.Module):
         method: `"variational"`, or `"gibbs"`: one draw by a collapsed sampler.
         steps: Updates at most, or sweeps.
         tolerance: Change of the bound at which updates end, in nats per row.
-        reg: Added to the diagonals of covariances.
+        reg: Added to the diagonals of covariances; less where codes have variances below 0.01,
+            so that it never is more than `100 * reg` of them.
 
     References:
         Blei and Jordan (2006), doi:10.1214/06-BA104. Neal (2000), doi:10.2307/1390653.

@@ -4,7 +4,9 @@
     precision_k ~ Wishart(nu0, W0), mean_k | precision_k ~ N(m0, (beta0 precision_k)^-1),
 
 with as many components as one allows. `Prior.of` has the defaults of scikit-learn's
-`BayesianGaussianMixture`, whose updates these are; `reg` is what that adds to diagonals.
+`BayesianGaussianMixture`, whose updates these are; `reg` is what that adds to diagonals, here
+never more than a hundred times as large a part of the variances of all codes, so that tiny units
+do not change the fit.
 
 References:
     Blei and Jordan (2006), Variational inference for Dirichlet process mixtures,
@@ -60,12 +62,12 @@ def maximise(codes: Array, resp: Resp, prior: Prior, reg: float) -> Factors:
     """Return the best factors of the components given responsibilities."""
     counts = resp.sum(0) + 10 * jnp.finfo(codes.dtype).eps
     centres = (resp.T @ codes) / counts[:, None]
-    eye = jnp.eye(codes.shape[1], dtype=codes.dtype)
+    ridge = reg * jnp.diag(jnp.minimum(1, 100 * jnp.diag(prior.covariance)))
 
     def one(r, count, centre):
         gap, shift = codes - centre, centre - prior.mean
         shrunk = count * prior.precision / (prior.precision + count)
-        scatter = (r[:, None] * gap).T @ gap + count * reg * eye
+        scatter = (r[:, None] * gap).T @ gap + count * ridge
         return prior.covariance + scatter + shrunk * jnp.outer(shift, shift)
 
     precisions = prior.precision + counts

@@ -48,8 +48,10 @@ def _extend(factor, left, columns, diagonal, pivots):
     corner = columns[pivots]
     corner = (corner + corner.T) / 2
     dtype = corner.dtype
-    # Pivots that all but coincide: what is added keeps L L' below the kernel.
-    jitter = 100 * jnp.finfo(dtype).eps * jnp.max(diagonal)
+    # Pivots that all but coincide: what is added keeps L L' below the kernel. Kernels round
+    # more than sums do, where inputs are far from zero: to below zero by many such units.
+    rounding = 100 * jnp.finfo(dtype).eps * jnp.max(diagonal)
+    jitter = jnp.maximum(rounding, -2 * jnp.linalg.eigvalsh(corner)[0])
     tril = jnp.linalg.cholesky(corner + jitter * jnp.eye(len(corner), dtype=dtype))
     new = solve_triangular(tril, columns.T, lower=True).T
     left = jnp.maximum(left - jnp.sum(new**2, axis=1), 0)
