@@ -130,6 +130,22 @@ def test_particles_arrive_in_any_unit_and_from_tails(key):
     assert_allclose(np.quantile(z[:, 2], [0.25, 0.75]), [-0.727, 0.727], atol=0.15)
 
 
+def test_particles_outside_of_the_support_are_told(key):
+    """A support that the model does not declare: particles leave it, and do not come back."""
+    density = lambda x: jnp.where(x > -0.5, -(x**2) / 2, jnp.nan)
+    target = wh.from_log_density(density, jnp.zeros(()))
+    with pytest.warns(wh.InferenceWarning, match="away from where the posterior is"):
+        posterior = wh.infer(target, wh.SVGD(particles=20, steps=50), key=key)
+    finding = posterior.diagnose()["outside"]
+    assert finding.severity == "error"
+    assert finding.value == np.sum(posterior["x"] <= -0.5) > 0
+    # Some that are thrown out for a while are no end of the run: an edge far out.
+    inside = lambda x: jnp.where(jnp.abs(x) < 3, -(x**2) / 2, jnp.nan)
+    posterior = wh.infer(wh.from_log_density(inside, jnp.zeros(())), wh.SVGD(), key=key)
+    assert posterior.sample.record.outside == 0
+    assert_allclose(posterior["x"].std(), 0.986, atol=0.05)
+
+
 def test_particles_do_not_begin_at_modes_without_weight(key):
     """Of two modes one has a weight of e^-30, to which half of the starts lead."""
 

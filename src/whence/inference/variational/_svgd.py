@@ -50,11 +50,13 @@ class SteinParticles(AbstractRecord):
             `p`, of a normal `p` their variance over that of `p`.
         drift: Size of the mean of `d log p / dx` over its standard deviation, by coordinate:
             0 for draws from `p`, large where all particles are on one side of it.
+        outside: Particles where the density, or its gradient, is not finite.
     """
 
     shift: Any
     inflation: Any
     drift: Any = None
+    outside: int = 0
 
     def judge(self, draws: Draws, method: str) -> Judged:
         quarter = max(len(self.shift) // 4, 1)
@@ -72,6 +74,8 @@ class SteinParticles(AbstractRecord):
                 fall,
                 remedy="Take more `steps`.",
             )
+        if self.outside:
+            return [_outside(self.outside, draws), settled], numbers
         if self._away():
             return [_on_one_side(self.drift, draws), settled, *_apart(draws)], numbers
         message = "By the gradient at the particles, variances are {:.3g} of the target's"
@@ -89,10 +93,29 @@ class SteinParticles(AbstractRecord):
         return [settled, spread, *_apart(draws)], numbers
 
     def trouble(self) -> list[str]:
-        return ["particles away from where the posterior is"] if self._away() else []
+        lost = self.outside or self._away()
+        return ["particles away from where the posterior is"] if lost else []
 
     def _away(self) -> bool:
         return self.drift is not None and not np.max(self.drift) <= ON_ONE_SIDE
+
+
+def _outside(count: int, draws: Draws) -> Finding:
+    """Say that particles are where nothing can be computed."""
+    message = (
+        f"The particles are not where the posterior is: {count} of {draws.num_draws} are where "
+        "the density or its gradient is not finite"
+    )
+    remedy = (
+        "Where the density ends, declare the support of the latent (as `dist.HalfNormal` "
+        "does), or take NUTS, which stays inside; where it overflows, use float64."
+    )
+    return Finding("outside", "error", message, float(count), 0.0, remedy=remedy)
+
+
+def _is_finite(values: Array, gradients: Array) -> Array:
+    """Return of each particle whether its density and gradient are known."""
+    return jnp.isfinite(values) & jnp.all(jnp.isfinite(gradients), axis=1)
 
 
 def _on_one_side(drift: np.ndarray, draws: Draws) -> Finding:
@@ -261,9 +284,13 @@ class SVGD(AbstractEngine):
         self, target: AbstractTarget, state: SVGDState, index: Array, *, key: PRNGKey
     ) -> tuple[SVGDState, Info]:
         rows, epoch = self._batches(target).next(state.epoch, index, key=key)
-        gradients = jax.vmap(jax.grad(self._density(target, rows)))(state.particles)
+        slope = jax.value_and_grad(self._density(target, rows))
+        values, gradients = jax.vmap(slope)(state.particles)
         scaled = (state.particles - state.centre) / state.units
-        direction = stein_direction(scaled, gradients * state.units, self.kernel)
+        # A particle that was thrown out of the support is drawn back to the centre.
+        known = _is_finite(values, gradients)[:, None]
+        slopes = jnp.where(known | ~jnp.any(known), gradients * state.units, -scaled)
+        direction = stein_direction(scaled, slopes, self.kernel)
         with relaxed():
             moves, optimizer = self._optimizer.update(-direction, state.optimizer, scaled)
         finite = jnp.all(jnp.isfinite(direction)) & jnp.all(jnp.isfinite(moves))
@@ -295,14 +322,16 @@ class SVGD(AbstractEngine):
         if trace.sampling is None:
             raise ValueError("The run ended before its first step; no particle has moved.")
         particles = jnp.asarray(state.particles[0])
-        log_density, gradients = map(np.asarray, _at(target, particles))
+        found = _at(target, particles)
+        outside = int(np.sum(~np.asarray(_is_finite(*found))))
+        log_density, gradients = map(np.asarray, found)
         points = np.asarray(particles, np.float64)
         inflation = np.mean((points.mean(0) - points) * gradients, axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):  # all gradients may be the same
             drift = np.abs(gradients.mean(0, np.float64)) / gradients.std(0, np.float64)
         drift = np.where(np.any(gradients, axis=0), drift, 0.0)
         shift = np.asarray(trace.sampling.stats["shift"])[0]
-        record = SteinParticles(shift, inflation, drift)
+        record = SteinParticles(shift, inflation, drift, outside)
         positions = unravel(np.asarray(particles)[None], position_shapes(target))
         stats: dict[str, Any] = {"lp": log_density[None]}
         return Sample(positions, stats, method="variational", record=record)

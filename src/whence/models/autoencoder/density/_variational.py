@@ -5,8 +5,7 @@
 
 with as many components as one allows. `Prior.of` has the defaults of scikit-learn's
 `BayesianGaussianMixture`, whose updates these are; `reg` is what that adds to diagonals, here
-never more than a hundred times as large a part of the variances of all codes, so that tiny units
-do not change the fit.
+never more than `100 * reg` of the variances of all codes: tiny units do not change the fit.
 
 References:
     Blei and Jordan (2006), Variational inference for Dirichlet process mixtures,
