@@ -207,8 +207,8 @@ ROWS = [
         short=wh.SVGD(particles=100),
         fixed=_NO_CHAIN,
         bias={"": 0.1},
-        known=dict.fromkeys((*_MOMENTS, "sbc"), _FEW_PARTICLES),
-        skip=_NO_EVIDENCE | _STEP,
+        known=dict.fromkeys((*_MOMENTS, "posteriordb", "sbc"), _FEW_PARTICLES),
+        skip=_NO_EVIDENCE,
     ),
     Row(
         name="TemperedSMC",
