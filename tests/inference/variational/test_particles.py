@@ -131,11 +131,13 @@ def test_particles_arrive_in_any_unit_and_from_tails(key):
 
 
 def test_particles_outside_of_the_support_are_told(key):
-    """A support that the model does not declare: particles leave it, and do not come back."""
-    density = lambda x: jnp.where(x > -0.5, -(x**2) / 2, jnp.nan)
-    target = wh.from_log_density(density, jnp.zeros(()))
+    """A support that the model does not declare, which one step that is too long leaves."""
+    density = lambda draw: jnp.where(draw["x"] > -0.5, -(draw["x"] ** 2) / 2, jnp.nan)
+    target = wh.from_log_density(density, {"x": 0.0})
+    engine = wh.SVGD(particles=20, steps=1, update=optax.sgd(100.0))
+    starts = [{"x": x} for x in np.linspace(0.5, 2.0, 20)]
     with pytest.warns(wh.InferenceWarning, match="away from where the posterior is"):
-        posterior = wh.infer(target, wh.SVGD(particles=20, steps=50), key=key)
+        posterior = wh.infer(target, engine, key=key, start=starts)
     finding = posterior.diagnose()["outside"]
     assert finding.severity == "error"
     assert finding.value == np.sum(posterior["x"] <= -0.5) > 0

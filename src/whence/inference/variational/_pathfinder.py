@@ -24,7 +24,8 @@ from ..point._shape import LARGEST, own_curvatures, units_of
 from ._laplace import log_mean_weight
 
 NEAR = 10.0  # nats for each latent and ten more: where a path of Gaussians may begin
-CLIMBS, LEAST = 20, 3  # at most; steps of each, at least
+HIGHER = 1.0  # nats for each latent and ten more, by which a further climb counts
+CLIMBS = 20  # at most
 _CLIMB = MAP(starts=1, objective="unconstrained")
 
 
@@ -106,14 +107,16 @@ class Pathfinder(AbstractEngine):
         # Imported here for the sake of the time that `import whence` takes.
         from blackjax.vi.pathfinder import approximate
 
-        key_start, key_path = jr.split(key)
+        key_start, key_place, key_path = jr.split(key, 3)
         centre, units = _climbed(target, self.steps, key_start)
         form = flat_view(target)[1]
+        # Of a coordinate that is at its mode already a path would not learn the width.
+        place = jr.uniform(key_place, centre.shape, centre.dtype, -2, 2)
         with relaxed():
             fit, _ = approximate(
                 key_path,
                 lambda x: target.log_density(form(centre + units * x)),
-                jnp.zeros_like(centre),
+                place,
                 self.elbo_draws,
                 maxiter=self.steps,
             )
@@ -177,35 +180,41 @@ def _climbed(target: AbstractTarget, steps: int, key: PRNGKey) -> tuple[Array, A
     In units of another size an optimiser takes the slope at a start for zero, and Gaussians as
     narrow as its first steps look good. Curvatures tell units; those of many coordinates are
     taken from the steps and the changes of the gradient. The optimiser then runs again in these
-    units, as what was steep may have hidden that there was more to climb, and again as long as
-    it is in a tail so heavy that the curvature is that of a valley.
+    units if there is more to climb, which what was steep had hidden, or if it is in a tail so
+    heavy that the curvature is that of a valley. What it finds counts if that is much higher.
     """
 
     def far(state: MAPState):
         near = NEAR * (state.point.size + 10)
         ended = _CLIMB.done(state) | (state.count >= steps)
-        first = (state.count < LEAST) | (state.memory.inverses[-1] == 0)
-        return ~ended & (first | (state.gain > near))
+        return ~ended & ((state.memory.inverses[-1] == 0) | (state.gain > near))
 
     def unfinished(carry):
-        return (carry[0] < 2) | (carry[3] & (carry[0] < CLIMBS))
+        return carry[-1] & (carry[0] < CLIMBS)
 
     def climb(carry):
-        here = _Rescaled(target, *carry[1:3])
+        count, point, units, best, _ = carry
+        here = _Rescaled(target, point, units)
         step = lambda state: _CLIMB.step(here, state, state.count, key=key)[0]
-        state = jax.lax.while_loop(far, step, _CLIMB.begin(jnp.zeros_like(here.centre)))
-        if state.point.size <= LARGEST:
+        state = jax.lax.while_loop(far, step, _CLIMB.begin(jnp.zeros_like(point)))
+        if point.size <= LARGEST:
             own = own_curvatures(here.log_density, state.point)
         else:
             moved = jnp.sum(jnp.abs(state.memory.steps), axis=0)
             changed = jnp.sum(jnp.abs(state.memory.changes), axis=0)
             own = -changed / jnp.where(moved > 0, moved, jnp.inf)
-        units = here.units * units_of(own)
-        return carry[0] + 1, here.constrain(state.point), units, jnp.any(own > 0)
+        known = units_of(own)
+        new = here.constrain(state.point), units * known, state.loss
+        lower = best[2] - state.loss > HIGHER * (point.size + 10)
+        best = jax.tree.map(lambda a, b: jnp.where((count == 0) | lower, a, b), new, best)
+        gain = jnp.sum((state.gradient * known) ** 2) / 2
+        more = jnp.any(own > 0) | (gain > NEAR * (point.size + 10))
+        return count + 1, *new[:2], best, more
 
-    start = _CLIMB.init(target, key=key).point
-    begin = jnp.zeros((), jnp.int32), start, jnp.ones_like(start), jnp.asarray(True)
-    return jax.lax.while_loop(unfinished, climb, begin)[1:3]
+    start = _CLIMB.init(target, key=key)
+    begin = start.point, jnp.ones_like(start.point)
+    carry = jnp.zeros((), jnp.int32), *begin, (*begin, start.loss), jnp.asarray(True)
+    return jax.lax.while_loop(unfinished, climb, carry)[3][:2]
 
 
 @remembering
