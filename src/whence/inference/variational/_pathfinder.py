@@ -50,7 +50,7 @@ class PathfinderState(eqx.Module):
 
         with relaxed():
             drawn, log_prob = sample(key, Fit(*self.fit), number)
-        flat = self.centre + self.units * jnp.asarray(drawn)
+        flat = self.centre[None] + self.units[None] * jnp.asarray(drawn)
         return flat, jnp.asarray(log_prob) - jnp.sum(jnp.log(self.units))
 
 

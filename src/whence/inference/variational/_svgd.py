@@ -275,7 +275,7 @@ class SVGD(AbstractEngine):
         units = jnp.std(particles, axis=0) if is_told() else deviations
         units = jnp.where(units > 0, units, 1)
         with relaxed():
-            optimizer = self._optimizer.init((particles - centre) / units)
+            optimizer = self._optimizer.init((particles - centre[None]) / units[None])
         epoch = self._batches(target).init()
         failures = jnp.zeros((), jnp.int32)
         return SVGDState(particles, centre, units, optimizer, epoch, jnp.all(found), failures)
@@ -286,16 +286,16 @@ class SVGD(AbstractEngine):
         rows, epoch = self._batches(target).next(state.epoch, index, key=key)
         slope = jax.value_and_grad(self._density(target, rows))
         values, gradients = jax.vmap(slope)(state.particles)
-        scaled = (state.particles - state.centre) / state.units
+        scaled = (state.particles - state.centre[None]) / state.units[None]
         # A particle that was thrown out of the support is drawn back to the centre.
         known = _is_finite(values, gradients)[:, None]
-        slopes = jnp.where(known | ~jnp.any(known), gradients * state.units, -scaled)
+        slopes = jnp.where(known | ~jnp.any(known), gradients * state.units[None], -scaled)
         direction = stein_direction(scaled, slopes, self.kernel)
         with relaxed():
             moves, optimizer = self._optimizer.update(-direction, state.optimizer, scaled)
         finite = jnp.all(jnp.isfinite(direction)) & jnp.all(jnp.isfinite(moves))
         moves = moves.astype(state.particles.dtype)
-        new = (state.particles + state.units * moves, optimizer)
+        new = (state.particles + state.units[None] * moves, optimizer)
         particles, optimizer = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b), new, (state.particles, state.optimizer)
         )
