@@ -50,8 +50,8 @@ class PathfinderState(eqx.Module):
 
         with relaxed():
             drawn, log_prob = sample(key, Fit(*self.fit), number)
-        flat = self.centre[None] + self.units[None] * jnp.asarray(drawn)
-        return flat, jnp.asarray(log_prob) - jnp.sum(jnp.log(self.units))
+        flat = self.centre[None] + self.units[None] * jnp.asarray(drawn, self.units.dtype)
+        return flat, jnp.asarray(log_prob, self.units.dtype) - jnp.sum(jnp.log(self.units))
 
 
 class Pathfinder(AbstractEngine):
