@@ -112,9 +112,9 @@ def khat_limit(size: int) -> float:
 def khat_trouble(log_weights: np.ndarray | None) -> list[str]:
     """Return a phrase if draws with these log importance ratios are not to be used."""
     ratios = np.ravel([] if log_weights is None else log_weights)
-    if not ratios.size or (khat := judged_khat(ratios)) <= khat_limit(ratios.size):
-        return []
     limit = khat_limit(ratios.size)
+    if not ratios.size or (khat := judged_khat(ratios)) <= limit:
+        return []
     return [f"Pareto k-hat {khat:.2f}, above {limit:.2g}: do not use these draws"]
 
 

@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ...core._batches import in_batches
 from ...core._cache import remembering
 from ...core._convert import whole
 from ...core._dtype import relaxed
@@ -168,7 +169,7 @@ class _Rescaled(AbstractTarget):
 
     def log_density(self, position: Array) -> Scalar:
         form = flat_view(self.target)[1]
-        return self.target.log_density(form(self.centre + self.units * position))
+        return self.target.log_density(form(self.constrain(position)))
 
     def constrain(self, position: Array) -> Array:
         return self.centre + self.units * position
@@ -184,10 +185,12 @@ def _climbed(target: AbstractTarget, steps: int, key: PRNGKey) -> tuple[Array, A
     heavy that the curvature is that of a valley. What it finds counts if that is much higher.
     """
 
+    start = _CLIMB.init(target, key=key)
+    latents = start.point.size + 10  # and ten more
+
     def far(state: MAPState):
-        near = NEAR * (state.point.size + 10)
         ended = _CLIMB.done(state) | (state.count >= steps)
-        return ~ended & ((state.memory.inverses[-1] == 0) | (state.gain > near))
+        return ~ended & ((state.memory.inverses[-1] == 0) | (state.gain > NEAR * latents))
 
     def unfinished(carry):
         return carry[-1] & (carry[0] < CLIMBS)
@@ -205,13 +208,12 @@ def _climbed(target: AbstractTarget, steps: int, key: PRNGKey) -> tuple[Array, A
             own = -changed / jnp.where(moved > 0, moved, jnp.inf)
         known = units_of(own)
         new = here.constrain(state.point), units * known, state.loss
-        lower = best[2] - state.loss > HIGHER * (point.size + 10)
+        lower = best[2] - state.loss > HIGHER * latents
         best = jax.tree.map(lambda a, b: jnp.where((count == 0) | lower, a, b), new, best)
         gain = jnp.sum((state.gradient * known) ** 2) / 2
-        more = jnp.any(own > 0) | (gain > NEAR * (point.size + 10))
+        more = jnp.any(own > 0) | (gain > NEAR * latents)
         return count + 1, *new[:2], best, more
 
-    start = _CLIMB.init(target, key=key)
     begin = start.point, jnp.ones_like(start.point)
     carry = jnp.zeros((), jnp.int32), *begin, (*begin, start.loss), jnp.asarray(True)
     return jax.lax.while_loop(unfinished, climb, carry)[3][:2]
@@ -224,9 +226,7 @@ def _draw(target, paths: PathfinderState, num_draws: int, keys):
 
     def one(pair):
         positions, log_prob = pair[0].draw(num_draws, key=pair[1])
-        log_density = jax.lax.map(
-            lambda x: target.log_density(form(x)), positions, batch_size=min(num_draws, 100)
-        )
+        log_density = in_batches(lambda x: target.log_density(form(x)), positions, 100)
         return positions, log_density, log_density - log_prob
 
     return jax.lax.map(one, (paths, keys))

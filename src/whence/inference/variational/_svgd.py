@@ -30,7 +30,7 @@ from ...diagnostics._records import AbstractRecord, Judged
 from ...diagnostics._report import Finding
 from ._pathfinder import Pathfinder, PathfinderState
 
-PATHS = Pathfinder()  # around whose Gaussians particles begin
+_PATHFINDER = Pathfinder()  # around whose Gaussians particles begin
 NEGLIGIBLE = 10.0  # nats by which the bound of one is below the best, so that it is left out
 SCALING = 100  # draws of one of them by which its width is known
 MAX_FAILURES = 20  # updates in a row that are not finite, before it gives up
@@ -259,7 +259,7 @@ class SVGD(AbstractEngine):
             draw = lambda member, key: flat_init(target, key=key, member=member)
         else:
             paths, deviations = _around(target, key_paths)
-            of = lambda member: jax.tree.map(lambda x: x[member % PATHS.paths], paths)
+            of = lambda member: jax.tree.map(lambda x: x[member % _PATHFINDER.paths], paths)
             draw = lambda member, key: of(member).draw(1, key=key)[0][0]
 
         def attempt(member, key):
@@ -370,16 +370,16 @@ def _around(target: AbstractTarget, key: PRNGKey) -> tuple[PathfinderState, Arra
     """Return Gaussians near modes, and the standard deviation of each coordinate there."""
 
     def one(key):
-        path = PATHS.path(target, key=key)
+        path = _PATHFINDER.path(target, key=key)
         return path, jnp.std(path.draw(SCALING, key=key)[0], axis=0)
 
-    paths, deviations = jax.lax.map(one, jr.split(key, PATHS.paths))
+    paths, deviations = jax.lax.map(one, jr.split(key, _PATHFINDER.paths))
     # One that went nowhere, or to a mode without weight, is replaced by the best.
     finite = jnp.all(jnp.isfinite(deviations), axis=1)
     elbo = jnp.where(finite, jnp.nan_to_num(paths.elbo, nan=-jnp.inf), -jnp.inf)
     best = jnp.argmax(elbo)
     near = elbo >= elbo[best] - NEGLIGIBLE
-    chosen = jnp.where(near, jnp.arange(PATHS.paths, dtype=best.dtype), best)
+    chosen = jnp.where(near, jnp.arange(_PATHFINDER.paths, dtype=best.dtype), best)
     paths, deviations = jax.tree.map(lambda x: x[chosen], (paths, deviations))
     return paths, jnp.median(deviations, axis=0)
 
