@@ -79,5 +79,9 @@ from .contextual._policies import (
     LinearTS as LinearTS,
     LinUCB as LinUCB,
 )
-from .contextual._ridge import LinearState as LinearState, RidgeState as RidgeState
+from .contextual._ridge import (
+    LinearState as LinearState,
+    RidgeState as RidgeState,
+    WeightedRidgeState as WeightedRidgeState,
+)
 from .contextual._simulate import simulate_contextual as simulate_contextual

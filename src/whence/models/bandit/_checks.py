@@ -55,6 +55,27 @@ def require_within(name: str, value: Any, low: float, high: float) -> None:
     require_all(name, value, rule, lambda v: (v >= low) & (v <= high))
 
 
+def require_counts(name: str, growth: Any, now: Any, *, same: Any = None) -> None:
+    """Raise unless a parameter has grown from a prior's by whole numbers of rewards.
+
+    Args:
+        name: Of the parameter.
+        growth: By how many rewards it has grown.
+        now: What it is by now, for the rounding errors.
+        same: Number of rewards by another parameter, with which it must agree.
+    """
+    counts, now, same = known(growth), known(now), growth if same is None else same
+    if counts is None or now is None:
+        return
+    slack = 1e-6 + 16 * np.finfo(now.dtype).eps * now
+    want = np.maximum(np.round(same), 0)
+    if (bad := np.abs(counts - want) > slack).any():
+        raise ValueError(
+            f"`state` must have begun from a prior with the `{name}` of this policy's, by "
+            f"which rounds are counted; it has grown by {counts[bad].flat[0]:g} rewards."
+        )
+
+
 def require_arm(arm: Any, arms: int) -> None:
     """Raise unless every element is the index of an arm."""
     known(arm, "arm")

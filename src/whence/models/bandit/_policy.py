@@ -4,7 +4,7 @@ import abc
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -23,6 +23,17 @@ from ...storage._npz import packed, unpacked
 from ._checks import Numbers, known
 
 Arm = Int[Array, "*batch"]
+_TYPE = "(type)"  # no path of a leaf
+_CHECKED = (
+    "init",
+    "act",
+    "update",
+    "values",
+    "index",
+    "optimistic_variance",
+    "sample",
+    "growing",
+)
 
 
 class _Method:
@@ -37,28 +48,25 @@ class _Method:
         return self.function if instance is None else Partial(self.function, instance)
 
 
-@functools.cache
-def _made_by(policy: Any) -> Any:
-    """Return the type of the states of a class of policies, as `init` declares it."""
-    return get_type_hints(policy.init).get("return")
-
-
 def _checked(method: Callable) -> Callable:
-    """Return a method of a policy that refuses the state of another one.
+    """Return a method of a policy that refuses states which are not of its kind or size.
 
     States have fields of the same names with other meanings.
     """
 
     @functools.wraps(method)
     def checked(policy, state, *args, **kwargs):
-        want, prior = _made_by(type(policy)), getattr(policy, "prior", None)
-        if isinstance(want, type):
-            want = type(prior) if isinstance(prior, want) else want  # a belief of some kind
-        if isinstance(want, type) and not isinstance(state, want):
+        name, want = type(policy).__name__, getattr(policy, "State", object)
+        if not isinstance(state, want):
             raise ValueError(
-                f"`state` must come from `init` or `update` of this {type(policy).__name__}, "
-                f"and be of type {want.__name__}; got one of type {type(state).__name__}, as "
-                "other policies have."
+                f"`state` must come from `init` or `update` of this {name}, and be of type "
+                f"{want.__name__}; got one of type {type(state).__name__}, as other policies "
+                "have."
+            )
+        arms = getattr(state, "arms", None)  # beliefs and statistics know their number
+        if isinstance(arms, int) and arms != policy.arms:
+            raise ValueError(
+                f"`state` must be for the {policy.arms} arms of this {name}; it is for {arms}."
             )
         return method(policy, state, *args, **kwargs)
 
@@ -70,12 +78,20 @@ class AbstractLearner(eqx.Module):
 
     `act` and `update` can be compiled (`jax.jit(policy.update)`), vectorised and used in
     `jax.lax.scan`. Values are checked where they are known, that is, outside of these.
+
+    A state holds all that was believed and learned, the prior (or `ridge`) it began with
+    included. So policies with one type of states can go on from each other's, as `TopTwoTS`
+    from where `VarTS` stands: they choose by the same posterior. States of other types are
+    refused.
     """
+
+    # Of the states that `init` and `update` return; without it any state is taken.
+    State: ClassVar[type]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         # Equinox hashes a bound method by the leaves of its module, and arrays have no hash.
-        for name in ("init", "act", "update"):
+        for name in _CHECKED:
             if name in cls.__dict__ and not isinstance(cls.__dict__[name], _Method):
                 setattr(cls, name, _Method(getattr(cls, name)))
 
@@ -195,10 +211,13 @@ def _update_many(policy: AbstractPolicy, state: Any, arms: Array, rewards: Array
 def save_state(state: Any, path: str | Path) -> None:
     """Write a policy's state, or a belief, to an npz file, without pickle, whole or not at all.
 
+    The file knows the type of the state.
+
     Raises:
         OSError: If it cannot be written.
     """
     arrays = {n: np.asarray(leaf) for n, leaf in named_leaves(state).items()}
+    arrays[_TYPE] = np.asarray(type(state).__name__)
     replace_file(place(path), packed(arrays))
 
 
@@ -217,6 +236,12 @@ def load_state[State](path: str | Path, like: State) -> State:
         OSError: If it cannot be read.
     """
     stored = unpacked(as_path(path))
+    kind, wanted = str(stored.pop(_TYPE, "")), type(like).__name__
+    if kind != wanted:
+        raise ValueError(
+            f"`like` must be a state like the one in {path}, of type {kind or 'unknown'}; got "
+            f"one of type {wanted}."
+        )
     want = named_leaves(like)
     for name in sorted(set(want) | set(stored)):
         got = stored.get(name)

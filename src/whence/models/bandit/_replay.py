@@ -140,7 +140,7 @@ def replay(
                 f"`log` must have propensities of 1 / {log.arms} to be replayed; got "
                 f"{np.asarray(log.propensities)[off][0]:g}. Use `inverse_propensity`."
             )
-    state = policy.init() if state is None else state
+    state = _start(policy, log, state)
     _check_rewards(policy, state, log)
     after, choices = _replay(policy, log, state, key, learn)
     choices = np.asarray(choices)
@@ -192,7 +192,7 @@ def inverse_propensity(
     _check_fits(policy, log)
     if log.propensities is None:
         raise ValueError("`log` must have propensities; got none. Use `replay` if uniform.")
-    state = policy.init() if state is None else state
+    state = _start(policy, log, state)
     choices = np.asarray(_choose(policy, log, state, key, draws))
     chance = np.mean(choices == np.asarray(log.pulled), axis=0)
     weights = chance / np.asarray(log.propensities)
@@ -235,6 +235,14 @@ def _choose(policy, log, state, key, draws) -> Int[Array, "draw row"]:
 
     rows = jnp.arange(len(log.rewards))
     return jax.vmap(one, out_axes=1)(rows, log.features)
+
+
+def _start(policy, log, state) -> Any:
+    """Return the state to begin with; let the policy refuse its values before compilation."""
+    if state is None:
+        return policy.init()
+    _act(policy, state, None if log.features is None else log.features[0], jr.key(0))
+    return state
 
 
 def _is_blind(policy) -> bool:

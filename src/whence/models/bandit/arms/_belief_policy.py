@@ -8,7 +8,10 @@ from ._belief import AbstractBelief
 
 
 class AbstractBeliefPolicy(AbstractPolicy):
-    """A rule that chooses by what it believes of each arm. The state is the belief."""
+    """A rule that chooses by what it believes of each arm. The state is the belief.
+
+    Chooses by the state alone, whatever prior that began with.
+    """
 
     prior: eqx.AbstractVar[AbstractBelief]
 

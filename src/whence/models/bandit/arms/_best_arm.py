@@ -1,7 +1,7 @@
 """Finding the best arm: which to pull for it, how sure one is by now, and when to stop."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -41,6 +41,8 @@ class TopTwoTS(AbstractBeliefPolicy):
         Russo (2020), "Simple Bayesian algorithms for best-arm identification",
         doi:10.1287/opre.2019.1911.
     """
+
+    State: ClassVar[type] = AbstractBelief
 
     prior: AbstractBelief = eqx.field(converter=part("prior", AbstractBelief))
     beta: float = eqx.field(default=0.5, converter=fraction("beta"))

@@ -2,6 +2,7 @@
 
 import abc
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from ....core._convert import part, positive, whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
-from .._checks import require_within
+from .._checks import require_counts, require_within
 from .._policy import Arm, highest
 from .._student_t import t_upper_quantile
 from ._belief import PerArm
@@ -145,7 +146,8 @@ class BayesUCB(AbstractBeliefPolicy):
     """Pull the arm with the highest quantile of the belief in its mean.
 
     The quantile is that of probability `1 - 1 / (round + 1/2)`, of the t distribution of
-    the arm's mean.
+    the arm's mean. Rounds are counted by how much `kappa` has grown, so that a state must
+    have begun from a prior with the `kappa` and `alpha` of this one.
 
     Attributes:
         prior: Belief in means and precisions before the first reward, with `alpha` of at
@@ -156,6 +158,8 @@ class BayesUCB(AbstractBeliefPolicy):
         problems", AISTATS.
     """
 
+    State: ClassVar[type] = NormalGamma
+
     prior: NormalGamma = eqx.field(converter=part("prior", NormalGamma))
 
     def __check_init__(self):
@@ -165,6 +169,9 @@ class BayesUCB(AbstractBeliefPolicy):
     def act(self, state: NormalGamma, *, key: PRNGKey) -> Arm:
         """Return the arm with the highest quantile, the first of them in a tie."""
         prior = self.prior.expand(state.batch_shape)
-        round = jnp.sum(state.kappa - prior.kappa, axis=0) + 1
+        counts = state.kappa - prior.kappa
+        require_counts("kappa", counts, state.kappa)
+        require_counts("alpha", 2 * (state.alpha - prior.alpha), state.alpha, same=counts)
+        round = jnp.sum(counts, axis=0) + 1
         quantile = t_upper_quantile(1 / (round + 0.5), 2 * state.alpha)
         return highest(state.mu + state.scale * quantile)

@@ -93,6 +93,7 @@ class ModelTS(AbstractPolicy):
         approximate posteriors do to Thompson sampling.
     """
 
+    State: ClassVar[type] = ModelState
     raises_late: ClassVar[bool] = True
 
     target: ModelTarget

@@ -1,6 +1,6 @@
 """What policies without a prior remember: count, mean and spread of each arm's rewards."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,6 +24,11 @@ class ArmStatistics(eqx.Module):
     squares: PerArm
 
     @property
+    def arms(self) -> int:
+        """Number of arms."""
+        return self.count.shape[0]
+
+    @property
     def next_round(self):
         """Number of the round to come, counted from 1, shape `(*batch,)`."""
         return jnp.sum(self.count, axis=0) + 1
@@ -45,9 +50,9 @@ class ArmStatistics(eqx.Module):
     def update(self, arm: Numbers, reward: Numbers) -> "ArmStatistics":
         """Return the statistics after one more reward, in Welford's form."""
         require_finite("reward", reward)
-        arms, *batch = self.count.shape
-        arm, reward = pulled(arm, reward, arms, tuple(batch), self.mean.dtype)
-        hit = one_hot(arm, arms)
+        batch = self.count.shape[1:]
+        arm, reward = pulled(arm, reward, self.arms, batch, self.mean.dtype)
+        hit = one_hot(arm, self.arms)
         count = self.count + hit
         error = reward - self.mean
         mean = self.mean + error / jnp.maximum(count, 1)
@@ -59,6 +64,8 @@ class ArmStatistics(eqx.Module):
 
 class AbstractStatisticsPolicy(AbstractPolicy):
     """A rule that chooses by count, mean and spread of each arm's rewards."""
+
+    State: ClassVar[type] = ArmStatistics
 
     def init(self, batch: tuple[int, ...] = ()) -> ArmStatistics:
         zeros = jnp.zeros((self.arms, *batch))

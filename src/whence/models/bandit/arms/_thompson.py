@@ -1,5 +1,7 @@
 """Thompson sampling: play each arm with the probability that it is the best."""
 
+from typing import ClassVar
+
 import equinox as eqx
 
 from ....core._convert import part, positive
@@ -37,6 +39,8 @@ class VarTS(AbstractThompson):
         sampling", ICLR.
     """
 
+    State: ClassVar[type] = NormalGamma
+
     prior: NormalGamma = eqx.field(converter=part("prior", NormalGamma))
 
 
@@ -47,6 +51,8 @@ class KnownVarianceTS(AbstractThompson):
         prior: Belief in the means before the first reward, and the variances.
     """
 
+    State: ClassVar[type] = KnownVariance
+
     prior: KnownVariance = eqx.field(converter=part("prior", KnownVariance))
 
 
@@ -56,6 +62,8 @@ class BernoulliTS(AbstractThompson):
     Attributes:
         prior: Belief in the probabilities of success before the first reward.
     """
+
+    State: ClassVar[type] = BetaBernoulli
 
     prior: BetaBernoulli = eqx.field(converter=part("prior", BetaBernoulli))
 
@@ -83,6 +91,8 @@ class GaussianTS(AbstractThompson):
         Agrawal and Goyal (2017), "Near-optimal regret bounds for Thompson sampling",
         doi:10.1145/3088510.
     """
+
+    State: ClassVar[type] = KnownVariance
 
     prior: KnownVariance
 

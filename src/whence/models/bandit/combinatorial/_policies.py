@@ -1,6 +1,7 @@
 """Policies that choose several actions at once and see a reward of each."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -12,8 +13,10 @@ from ....core._types import PRNGKey
 from .._checks import Numbers, require_within
 from ..contextual._linear import LinearGaussian
 from ..contextual._ridge import (
+    AbstractRidgeState,
     LinearState,
     RidgeState,
+    WeightedRidgeState,
     checked_actions,
     checked_reward,
     start_linear,
@@ -34,30 +37,30 @@ class AbstractRidgeBounds(AbstractCombinatorialPolicy):
         """Distance of the bounds from the mean, in standard errors of the fit."""
 
     @abc.abstractmethod
-    def _variance(self, state: RidgeState, x: Array) -> Array:
+    def _variance(self, state: AbstractRidgeState, x: Array) -> Array:
         """Return what the weight of each reward in the fit is divided by."""
 
-    def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
-        return start_ridge(self.features, self.ridge, batch)
+    def init(self, batch: tuple[int, ...] = ()) -> AbstractRidgeState:
+        return start_ridge(self.State, self.features, self.ridge, batch)
 
     def values(
-        self, state: RidgeState, features: Numbers, *, key: PRNGKey
+        self, state: AbstractRidgeState, features: Numbers, *, key: PRNGKey
     ) -> Float[Array, "action *batch"]:
         return self._bounds(state, checked_actions(state, features))[1]
 
     def update(
         self,
-        state: RidgeState,
+        state: AbstractRidgeState,
         features: Numbers,
         rewards: Numbers,
         observed: Numbers | None = None,
-    ) -> RidgeState:
+    ) -> AbstractRidgeState:
         """Return the fit after the rewards of one round, with weights from before them."""
         require_within("rewards", rewards, 0.0, 1.0)
         x, y, seen = _checked_round(state, features, rewards, observed)
         return _learn_all(state, x, y, seen, self._variance(state, x))[0]
 
-    def _bounds(self, state: RidgeState, x: Array) -> tuple[Array, Array]:
+    def _bounds(self, state: AbstractRidgeState, x: Array) -> tuple[Array, Array]:
         mean, scale = state.predict(x)
         width = self._width * scale
         return jnp.clip(mean - width, 0, 1), jnp.clip(mean + width, 0, 1)
@@ -81,6 +84,8 @@ class C2UCB(AbstractRidgeBounds):
         probabilistically triggered arms", ICML, arXiv:2303.17110.
     """
 
+    State: ClassVar[type] = RidgeState
+
     features: int = eqx.field(converter=whole("features", least=1))
     oracle: Oracle = eqx.field(converter=checked_oracle)
     rho: float = eqx.field(default=0.5, converter=positive("rho"))
@@ -90,7 +95,7 @@ class C2UCB(AbstractRidgeBounds):
     def _width(self) -> float:
         return self.rho
 
-    def _variance(self, state: RidgeState, x: Array) -> Array:
+    def _variance(self, state: AbstractRidgeState, x: Array) -> Array:
         return jnp.ones_like(x[:, 0])
 
 
@@ -114,6 +119,8 @@ class VAC2UCB(AbstractRidgeBounds):
         probabilistically triggered arms", ICML, arXiv:2303.17110.
     """
 
+    State: ClassVar[type] = WeightedRidgeState
+
     features: int = eqx.field(converter=whole("features", least=1))
     oracle: Oracle = eqx.field(converter=checked_oracle)
     rho: float = eqx.field(default=0.5, converter=positive("rho"))
@@ -125,12 +132,12 @@ class VAC2UCB(AbstractRidgeBounds):
         return 2 * self.rho
 
     def optimistic_variance(
-        self, state: RidgeState, features: Numbers
+        self, state: AbstractRidgeState, features: Numbers
     ) -> Float[Array, "action *batch"]:
         """Return the largest variance that a reward of each action may have."""
         return self._variance(state, checked_actions(state, features))
 
-    def _variance(self, state: RidgeState, x: Array) -> Array:
+    def _variance(self, state: AbstractRidgeState, x: Array) -> Array:
         low, high = self._bounds(state, x)
         # The mean between the bounds that is closest to 1/2.
         mean = jnp.clip(0.5, low, high)
@@ -150,6 +157,8 @@ class CombinatorialTS(AbstractCombinatorialPolicy):
         Wen, Kveton and Ashkan (2015), "Efficient learning in large-scale combinatorial
         semi-bandits", ICML.
     """
+
+    State: ClassVar[type] = LinearState
 
     prior: LinearGaussian = eqx.field(converter=part("prior", LinearGaussian))
     oracle: Oracle = eqx.field(converter=checked_oracle)
@@ -196,7 +205,7 @@ def _checked_round(
 
 
 @jax.jit
-def _learn_all(fit, x, y, seen, variance) -> tuple[RidgeState, Array]:
+def _learn_all(fit, x, y, seen, variance) -> tuple[AbstractRidgeState, Array]:
     """Return the fit after the rewards that were seen, and the sum of squared errors."""
 
     def one(carry, row):

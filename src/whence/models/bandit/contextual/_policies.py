@@ -1,7 +1,7 @@
 """Policies that see features of every action before they choose one."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ....core._convert import part, positive, whole
 from ....core._key import seeded
 from ....core._types import PRNGKey
-from .._checks import Numbers, require_within
+from .._checks import Numbers, require_counts, require_within
 from .._policy import AbstractLearner, Arm
 from .._student_t import t_upper_quantile
 from ._linear import LinearGaussian
@@ -62,6 +62,8 @@ class AbstractContextualPolicy(AbstractLearner):
 class AbstractLinearBelief(AbstractContextualPolicy):
     """A rule that chooses by what it believes of the coefficients, and of the noise."""
 
+    State: ClassVar[type] = LinearState
+
     prior: eqx.AbstractVar[LinearGaussian]
 
     @property
@@ -104,6 +106,8 @@ class LinearBayesUCB(AbstractLinearBelief):
 
     The quantile is that of probability `1 - 1 / (round + 1/2)`, of the t distribution of
     the action's mean; it needs no width to be set, as the noise variance is learned.
+    Rounds are counted by how much `alpha` has grown, so that a state must have begun from a
+    prior with the `alpha` of this one.
 
     Attributes:
         prior: Belief in coefficients and noise variance before the first reward, with
@@ -123,7 +127,9 @@ class LinearBayesUCB(AbstractLinearBelief):
     def act(self, state: LinearState, features: Numbers, *, key: PRNGKey) -> Arm:
         """Return the action with the highest quantile, the first of them in a tie."""
         mean, width = state.fit.predict(checked_actions(state.fit, features))
-        round = 2 * (state.alpha - self.prior.alpha) + 1
+        counts = 2 * (state.alpha - self.prior.alpha)
+        require_counts("alpha", counts, state.alpha)
+        round = counts + 1
         quantile = t_upper_quantile(1 / (round + 0.5), 2 * state.alpha)
         return jnp.argmax(mean + jnp.sqrt(state.beta / state.alpha) * quantile * width, axis=0)
 
@@ -144,12 +150,14 @@ class LinUCB(AbstractContextualPolicy):
         doi:10.1145/1772690.1772758.
     """
 
+    State: ClassVar[type] = RidgeState
+
     features: int = eqx.field(converter=whole("features", least=1))
     width: float = eqx.field(default=1.0, converter=positive("width"))
     ridge: float = eqx.field(default=1.0, converter=positive("ridge"))
 
     def init(self, batch: tuple[int, ...] = ()) -> RidgeState:
-        return start_ridge(self.features, self.ridge, batch)
+        return start_ridge(RidgeState, self.features, self.ridge, batch)
 
     @seeded
     def act(self, state: RidgeState, features: Numbers, *, key: PRNGKey) -> Arm:

@@ -1,5 +1,7 @@
 """Linear models that learn one row at a time, many problems at once."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,25 +14,19 @@ from .._checks import Numbers, require_finite
 from ._linear import LinearGaussian
 
 
-class RidgeState(eqx.Module):
+class AbstractRidgeState(eqx.Module):
     """Coefficients of a linear model and a square root of their covariance.
 
-    `root @ root.T` is the covariance in units of the noise variance, the inverse of
-    `ridge I + sum of x x' / variance`. Updates are made to the root, so that the covariance
-    never loses its positive sign to rounding and is never factorised anew.
-
-    Attributes:
-        mu: Expected coefficients, shape `(feature, *batch)`.
-        root: A square root of their covariance, in general not triangular, shape
-            `(feature, feature, *batch)`.
+    Updates are made to the root, so that the covariance never loses its positive sign to
+    rounding and is never factorised anew.
 
     References:
         Potter's square root filter: Bierman (1977), "Factorization Methods for Discrete
         Sequential Estimation".
     """
 
-    mu: Float[Array, "feature *batch"]
-    root: Float[Array, "feature feature *batch"]
+    mu: eqx.AbstractVar[Float[Array, "feature *batch"]]
+    root: eqx.AbstractVar[Float[Array, "feature feature *batch"]]
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -49,9 +45,9 @@ class RidgeState(eqx.Module):
         white = jnp.einsum("af...,fg...->ag...", features, self.root)
         return mean, jnp.sqrt(jnp.sum(white**2, axis=1))
 
-    def learn(
-        self, features: Float[Array, "feature *batch"], reward: Array, variance: Array
-    ) -> tuple["RidgeState", Array]:
+    def learn[State: "AbstractRidgeState"](
+        self: State, features: Float[Array, "feature *batch"], reward: Array, variance: Array
+    ) -> tuple[State, Array]:
         """Return the state after one reward, and the squared error of its prediction.
 
         Args:
@@ -69,10 +65,41 @@ class RidgeState(eqx.Module):
         along = jnp.einsum("fg...,g...->f...", self.root, white)
         error = reward - jnp.sum(features * self.mu, axis=0)
         shrink = white / (spread + jnp.sqrt(spread * variance))
-        state = RidgeState(
+        state = type(self)(
             self.mu + along * (error / spread), self.root - along[:, None] * shrink[None]
         )
         return state, error**2 / spread
+
+
+class RidgeState(AbstractRidgeState):
+    """Coefficients of a linear model, all of whose rewards have the same weight.
+
+    `root @ root.T` is the covariance in units of the noise variance, the inverse of
+    `ridge I + sum of x x'`.
+
+    Attributes:
+        mu: Expected coefficients, shape `(feature, *batch)`.
+        root: A square root of their covariance, in general not triangular, shape
+            `(feature, feature, *batch)`.
+    """
+
+    mu: Float[Array, "feature *batch"]
+    root: Float[Array, "feature feature *batch"]
+
+
+class WeightedRidgeState(AbstractRidgeState):
+    """Coefficients of a linear model whose rewards are weighted by their own variances.
+
+    `root @ root.T` is the covariance, the inverse of `ridge I + sum of x x' / variance`.
+
+    Attributes:
+        mu: Expected coefficients, shape `(feature, *batch)`.
+        root: A square root of their covariance, in general not triangular, shape
+            `(feature, feature, *batch)`.
+    """
+
+    mu: Float[Array, "feature *batch"]
+    root: Float[Array, "feature feature *batch"]
 
 
 class LinearState(eqx.Module):
@@ -127,13 +154,11 @@ class LinearState(eqx.Module):
         return LinearGaussian(self.fit.mu, root @ root.T, self.alpha, self.beta)
 
 
-def start_ridge(
-    features: int, ridge: float | int, batch: tuple[int, ...], dtype=None
-) -> RidgeState:
+def start_ridge(kind: type, features: int, ridge: float | int, batch: tuple[int, ...]) -> Any:
     """Return coefficients of zero with covariance `I / ridge`, in the default precision."""
-    mu = jnp.zeros((features, *batch), dtype)
+    mu = jnp.zeros((features, *batch))
     root = jnp.eye(features, dtype=mu.dtype) / jnp.sqrt(jnp.asarray(ridge, mu.dtype))
-    return RidgeState(mu, _wide(root, batch))
+    return kind(mu, _wide(root, batch))
 
 
 def start_linear(prior: LinearGaussian, batch: tuple[int, ...]) -> LinearState:
@@ -142,7 +167,7 @@ def start_linear(prior: LinearGaussian, batch: tuple[int, ...]) -> LinearState:
     return LinearState(fit, _wide(prior.alpha, batch), _wide(prior.beta, batch))
 
 
-def checked_actions(fit: RidgeState, features: Numbers) -> Float[Array, "..."]:
+def checked_actions(fit: AbstractRidgeState, features: Numbers) -> Float[Array, "..."]:
     """Check features `(action, feature, *batch)`; return them in the state's type."""
     require_finite("features", features)
     x = jnp.asarray(features, fit.mu.dtype)
@@ -153,7 +178,7 @@ def checked_actions(fit: RidgeState, features: Numbers) -> Float[Array, "..."]:
 
 
 def checked_reward(
-    fit: RidgeState, features: Numbers, reward: Numbers, lead: tuple[int, ...] = ()
+    fit: AbstractRidgeState, features: Numbers, reward: Numbers, lead: tuple[int, ...] = ()
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Check features `(*lead, feature, *batch)` and their rewards; return both as arrays."""
     require_finite("features", features)
