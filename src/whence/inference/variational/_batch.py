@@ -14,6 +14,7 @@ from ...core._family import OfBatches, bound
 from ...core._flat import flat_view, position_shapes
 from ...core._target import AbstractTarget, HasLocals, local_names
 from ...core._types import PRNGKey
+from ._anchor import Anchor
 from ._factors import Factors, Point
 from ._family import AbstractFamily, AbstractGaussian, Layout
 from ._flat import layout_of, on_flat
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
         family: The family, bound to what these rows see of a position.
         params: Its parameters there.
         scale: How many rows each of the target stands for, where it is of these rows alone.
+        anchor: What corrects log densities by these rows, if anything does.
     """
 
     target: Any
@@ -40,6 +42,7 @@ class Batch(NamedTuple):
     family: AbstractFamily
     params: PyTree
     scale: float | None = None
+    anchor: Anchor | None = None
 
     @staticmethod
     def of(
@@ -120,7 +123,11 @@ class Batch(NamedTuple):
 
         _, unravel = self.view
         one = on_flat(density, self.family.shared(self.layout), unravel, positions[0])
-        return jax.vmap(one)(positions)
+        values = jax.vmap(one)(positions)
+        if self.anchor is None:
+            return values
+        by_rows = lambda x: density(unravel(x))
+        return values + self.anchor.correction(by_rows, positions)
 
 
 def every_row(target: Any) -> Array:

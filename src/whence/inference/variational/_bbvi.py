@@ -22,6 +22,7 @@ from ...core._start import MAX_STARTS
 from ...core._target import AbstractTarget
 from ...core._types import Position, PRNGKey, Scalar
 from ...diagnostics._records import VariationalFit
+from ._anchor import Anchor, renewed, start_anchor
 from ._batch import Batch, check_parts
 from ._estimator import AbstractEstimator, PathDerivative
 from ._family import AbstractFamily, AbstractGaussian, MeanField
@@ -212,12 +213,17 @@ class BBVI(AbstractOnlineEngine):
         noise = batch.noise(self._block, self.samples, key_noise)
         factors = state.pace.factor(counters).astype(like.dtype)
         given = (counters, factors, noise, jr.split(key_rows, self._block))
+        sizes = self.steps, self._block, self.samples, self.batch_size or 0
+        at = self._family(target), state.params, index
+        anchor = renewed(
+            state.anchor, target, *at, sizes, key=jr.fold_in(key_rows, self._block)
+        )
 
         def attempt(carry):
             tries, *_ = carry
             start = lambda: self._start(target, jr.fold_in(key_start, tries))
             params = jax.lax.cond(index == 0, start, lambda: state.params)
-            update = lambda run, own: self._update(target, falls_at, run, *own)
+            update = lambda run, own: self._update(target, falls_at, anchor, run, *own)
             run, elbos = jax.lax.scan(update, Run(params, *rest), given)
             return tries + 1, watched(params), run, elbos
 
@@ -232,7 +238,7 @@ class BBVI(AbstractOnlineEngine):
         rest = state.optimizer, state.epoch, jnp.zeros_like(state.gradient.mean)
         carry = jnp.int32(0), watched(state.params), Run(state.params, *rest), 0 * factors
         _, begin, run, elbos = jax.lax.while_loop(again, attempt, carry)
-        new = self._after(target, state, begin, run, jnp.isnan(elbos), index)
+        new = self._after(target, state, begin, run, jnp.isnan(elbos), index, anchor)
         stats: dict[str, Any] = {"elbo": jnp.nanmean(elbos)}
         stats |= {"num_nonfinite": new.num_nonfinite, "gradient_signal": new.gradient.signal}
         return new, Info(None, stats)
@@ -339,7 +345,8 @@ class BBVI(AbstractOnlineEngine):
         noise = GradientNoise.start(split_tables(family, family.no_step(params))[0])
         own = self.optimizer is not None or self.update is not None
         watch = Watch.start(params, flat_view(target)[0].dtype) if own else None
-        return pace, noise, watch, params if self.average else None
+        mean = params if self.average else None
+        return pace, noise, watch, mean, start_anchor(self, target)
 
     def _fall(self, target: AbstractTarget) -> int:
         """Updates with falling steps; half of a short fit."""
@@ -361,6 +368,7 @@ class BBVI(AbstractOnlineEngine):
         self,
         target: AbstractTarget,
         falls_at: Int[Array, ""],
+        anchor: Anchor | None,
         run: Run,
         counter: Int[Array, ""],
         factor: Scalar,
@@ -369,7 +377,7 @@ class BBVI(AbstractOnlineEngine):
     ) -> tuple[Run, Scalar]:
         """Make one update, and return the ELBO; nan and none if these are not finite."""
         rows, epoch = self._batches(target).next(run.epoch, counter, key=key)
-        batch = Batch.of(target, self.family, run.params, rows)
+        batch = Batch.of(target, self.family, run.params, rows)._replace(anchor=anchor)
         family, own = batch.family, batch.params
         noise = batch.drawn(self._block, self.samples, noise)
         noise = self._behind(batch, noise, jr.fold_in(key, 1))
@@ -406,6 +414,7 @@ class BBVI(AbstractOnlineEngine):
         run: Run,
         failed: Bool[Array, " update"],
         index: Int[Array, ""],
+        anchor: Anchor | None,
     ) -> BBVIState:
         """Return the state after a block; `begin` are parameters before it, if watched."""
         params, num_failed = run.params, jnp.sum(failed, dtype=jnp.int32)
@@ -437,6 +446,7 @@ class BBVI(AbstractOnlineEngine):
             gradient,
             watch,
             mean,
+            anchor,
         )
 
     def _value(self, weights: Any) -> Scalar:

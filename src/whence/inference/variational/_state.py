@@ -6,6 +6,7 @@ import equinox as eqx
 from jaxtyping import Array, Float, Int, PyTree
 
 from ...core._data import Epoch
+from ._anchor import Anchor
 from ._pace import Pace
 from ._watch import GradientNoise, Watch
 
@@ -24,6 +25,7 @@ class BBVIState(eqx.Module):
         gradient: Moments of the gradient.
         watch: Whether the fit diverges, and its best parameters; of own optimisers and updates.
         mean: Mean parameters over the second half of the steps, if these are asked for.
+        anchor: What makes less noise of batches, where something does.
     """
 
     params: PyTree
@@ -36,6 +38,7 @@ class BBVIState(eqx.Module):
     gradient: GradientNoise
     watch: Watch | None
     mean: PyTree | None
+    anchor: Anchor | None
 
 
 class Run(NamedTuple):
