@@ -138,7 +138,7 @@ class StateSpaceModel(Model):
         plain = dataclasses.replace(self, hidden={}, form="", inputs=None)
 
         def look(draw):
-            check_parts(draw, at_once(y), at_once(inputs), at_once(observed))
+            check_parts(draw, at_once(y), at_once(inputs), observed)
             return form_of(draw, at_once(inputs))
 
         form = look_at_draw(plain, look)

@@ -10,6 +10,10 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ...core._dtype import relaxed
+from ..linear_gaussian._kalman import LOG_2PI
+
+# Of which a part that is missing can be left out.
+NORMALS = dist.MultivariateNormal | dist.LowRankMultivariateNormal
 
 
 def takes_inputs(model: Any, name: str, plain: int) -> bool:
@@ -56,7 +60,7 @@ def emission_terms(model: Any, x: Any, t: Any, y: Any, inputs: Any, seen: Any) -
         seen: Which numbers count, of the form of `y`; None if all do.
 
     Returns:
-        One number for each that is observed, flat; zero for those that do not count.
+        One number for each that is independent of others, flat; zero where nothing counts.
     """
     found = law(model, "emission", x, t, inputs)
     found = found if isinstance(found, dict) else {"y": found}
@@ -65,17 +69,38 @@ def emission_terms(model: Any, x: Any, t: Any, y: Any, inputs: Any, seen: Any) -
     terms = []
     with relaxed():
         for name, part in found.items():
-            inner = part
-            while mask[name] is not None and isinstance(inner, dist.Independent):
-                inner = inner.base_dist
-            term = jnp.asarray(inner.log_prob(data[name]), jnp.result_type(float))
-            if mask[name] is not None:
-                events = len(inner.event_shape)
-                known = mask[name]
-                known = jnp.all(known, axis=tuple(range(known.ndim - events, known.ndim)))
-                term = jnp.where(known, term, jnp.zeros_like(term))
-            terms.append(term.ravel())
+            known = mask[name]
+            inner = part if known is None else plain(part)
+            if isinstance(inner, NORMALS) and known is not None:
+                term = jnp.asarray(_normal_of_seen(inner, data[name], known))
+            else:
+                term = jnp.asarray(inner.log_prob(data[name]))
+                if known is not None:
+                    events = len(inner.event_shape)
+                    axes = tuple(range(known.ndim - events, known.ndim))
+                    # A part of another vector cannot be left out, and is an error.
+                    term = jnp.where(jnp.all(known, axis=axes), term, jnp.nan)
+                    term = jnp.where(jnp.any(known, axis=axes), term, 0.0)
+            terms.append(term.astype(jnp.result_type(float)).ravel())
     return jnp.concatenate(terms)
+
+
+def plain(found: Any) -> Any:
+    """Return a distribution with as many numbers as can be, each of its own."""
+    while isinstance(found, dist.Independent):
+        found = found.base_dist
+    return found
+
+
+def _normal_of_seen(found: Any, y: Array, seen: Array) -> Array:
+    """Return the log density of those numbers of each vector that were observed."""
+    # The others become standard normal and independent, at zero: their density is known.
+    both = seen[..., :, None] & seen[..., None, :]
+    eye = jnp.eye(y.shape[-1], dtype=found.covariance_matrix.dtype)
+    covariance = jnp.where(both, found.covariance_matrix, eye)
+    rest = jnp.where(seen, y - found.loc, jnp.zeros_like(found.loc))
+    whole = dist.MultivariateNormal(jnp.zeros_like(rest), covariance).log_prob(rest)
+    return whole + jnp.sum(~seen, axis=-1) * LOG_2PI / 2  # pyright: ignore
 
 
 def simulate(model: Any, length: int, inputs: Any, *, key: Any) -> Any:
