@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ...core._dtype import relaxed
 from ...core._types import PRNGKey
+from .._seen import log_prob_of_seen
 from ._bank import Bank
 from ._exact import normals
 from ._linear import driver_weights, initial, value
@@ -211,14 +211,7 @@ def draw_paths(
 def datum_term(model: Any, x: Array, y: Array, seen: Array | None) -> Array:
     """Return the log density of the data of one time given the state there, in nats."""
     with relaxed():
-        law = model.observe(x)
-        if seen is None:
-            return jnp.sum(law.log_prob(y)).astype(x.dtype)
-        while isinstance(law, dist.Independent):
-            law = law.base_dist
-        term = jnp.asarray(law.log_prob(y), x.dtype)
-        known = jnp.all(seen, axis=tuple(range(term.ndim, seen.ndim)))
-        return jnp.sum(jnp.where(known, term, 0.0))
+        return jnp.sum(log_prob_of_seen(model.observe(x), y, seen)).astype(x.dtype)
 
 
 def emitted(model: Any, states: Array, key: PRNGKey) -> Array:

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from ...core._dtype import relaxed
 from ...language._latent import UNDRAWN
 from ...language._model import look_at_draw, sites
+from .._seen import require_whole_events
 from ._linear import initial, value, why_not_linear
 from ._noise import REACH
 from ._path import Plan, grid_of
@@ -117,7 +118,7 @@ def _precision(draw: Any, start: float, gap: Any, span: float, plan: Plan) -> tu
     return float(move[worst]), float(ratio[worst]), float(hurst[worst])
 
 
-def look(model: Any) -> tuple[int, tuple[int, ...], str]:
+def look(model: Any, observed: Any = None) -> tuple[int, tuple[int, ...], str]:
     """Return components, shape of what is seen, and why there is no exact likelihood.
 
     Raises:
@@ -135,18 +136,19 @@ def look(model: Any) -> tuple[int, tuple[int, ...], str]:
                 f"`observe` of {type(model).__name__} must return a numpyro distribution; got "
                 f"{law!r}."
             )
+        require_whole_events(f"`observe` of {type(model).__name__}", "y", law, observed)
         return len(loc), tuple(law.shape()), why_not_linear(draw, loc)
 
     return look_at_draw(dataclasses.replace(model, hidden={}, plan=None), see)
 
 
-def planned(model: Any, y: Any, times: Any) -> Plan | None:
+def planned(model: Any, y: Any, times: Any, observed: Any) -> Plan | None:
     """Return what a model knows of its data; None if their times are not known yet.
 
     Raises:
         ValueError: If the shape of the data, or an H that varies, does not fit.
     """
-    components, shape, reason = look(model)
+    components, shape, reason = look(model, observed)
     several, times = jnp.ndim(times) == 2, times[0] if jnp.ndim(times) == 2 else times
     check_shape(y, several, (len(times), *shape))
     if model.varies and model.noise.kind != "II":

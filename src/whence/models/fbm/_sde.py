@@ -166,12 +166,11 @@ class FractionalSDE(Model):
 
     def for_data(self, y: Any, times: Any, observed: Any = None) -> FractionalSDE:
         """Return the model with a path as long as the times, if it is not integrated out."""
-        del observed
         one, noise = _one(times), self.noise
         if not isinstance(one, Tracer):
             noise = noise.for_times(np.asarray(one, float), float(self._first(one)))
         model = dataclasses.replace(self, noise=noise)
-        plan = planned(model, y, times)
+        plan = planned(model, y, times, observed)
         if plan is None or plan.form == "exact":
             return dataclasses.replace(model, plan=plan, hidden={})
         hidden = dict.fromkeys(("start_noise", "step_noise"), UNDRAWN)

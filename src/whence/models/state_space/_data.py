@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._parts import NORMALS, law, plain
+from .._seen import require_whole_events
+from ._parts import law
 
 
 def split_missing(owner: str, y: Any, inputs: tuple) -> tuple[Any, tuple]:
@@ -113,25 +114,4 @@ def check_parts(draw: Any, y: Any, inputs: Any, observed: Any) -> None:
                 "would broadcast, or not fit."
             )
         mask = observed[name] if isinstance(observed, Mapping) else observed
-        require_whole_events(owner, name, plain(part), mask)
-
-
-def require_whole_events(owner: str, name: str, part: Any, observed: Any) -> None:
-    """Refuse data that are missing in part where they cannot be left out.
-
-    Raises:
-        ValueError: Naming the law.
-    """
-    events = len(part.event_shape)
-    if observed is None or not events or isinstance(part, NORMALS):
-        return
-    if isinstance(observed, Tracer):
-        return
-    count = np.asarray(observed).sum(axis=tuple(range(-events, 0)))
-    partly = (count > 0) & (count < np.prod(part.event_shape))
-    if partly.any():
-        raise ValueError(
-            f"`{name}` must be missing as a whole at a time, or not at all, where `emission` "
-            f"of {owner} is a {type(part).__name__}, of which no part can be left out; got "
-            f"vectors missing in part, {partly.sum()} of them."
-        )
+        require_whole_events(f"`emission` of {owner}", name, part, mask)

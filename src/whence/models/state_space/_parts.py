@@ -10,10 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ...core._dtype import relaxed
-from ..linear_gaussian._kalman import LOG_2PI
-
-# Of which a part that is missing can be left out.
-NORMALS = dist.MultivariateNormal | dist.LowRankMultivariateNormal
+from .._seen import log_prob_of_seen
 
 
 def takes_inputs(model: Any, name: str, plain: int) -> bool:
@@ -69,38 +66,9 @@ def emission_terms(model: Any, x: Any, t: Any, y: Any, inputs: Any, seen: Any) -
     terms = []
     with relaxed():
         for name, part in found.items():
-            known = mask[name]
-            inner = part if known is None else plain(part)
-            if isinstance(inner, NORMALS) and known is not None:
-                term = jnp.asarray(_normal_of_seen(inner, data[name], known))
-            else:
-                term = jnp.asarray(inner.log_prob(data[name]))
-                if known is not None:
-                    events = len(inner.event_shape)
-                    axes = tuple(range(known.ndim - events, known.ndim))
-                    # A part of another vector cannot be left out, and is an error.
-                    term = jnp.where(jnp.all(known, axis=axes), term, jnp.nan)
-                    term = jnp.where(jnp.any(known, axis=axes), term, 0.0)
+            term = log_prob_of_seen(part, data[name], mask[name])
             terms.append(term.astype(jnp.result_type(float)).ravel())
     return jnp.concatenate(terms)
-
-
-def plain(found: Any) -> Any:
-    """Return a distribution with as many numbers as can be, each of its own."""
-    while isinstance(found, dist.Independent):
-        found = found.base_dist
-    return found
-
-
-def _normal_of_seen(found: Any, y: Array, seen: Array) -> Array:
-    """Return the log density of those numbers of each vector that were observed."""
-    # The others become standard normal and independent, at zero: their density is known.
-    both = seen[..., :, None] & seen[..., None, :]
-    eye = jnp.eye(y.shape[-1], dtype=found.covariance_matrix.dtype)
-    covariance = jnp.where(both, found.covariance_matrix, eye)
-    rest = jnp.where(seen, y - found.loc, jnp.zeros_like(found.loc))
-    whole = dist.MultivariateNormal(jnp.zeros_like(rest), covariance).log_prob(rest)
-    return whole + jnp.sum(~seen, axis=-1) * LOG_2PI / 2  # pyright: ignore
 
 
 def simulate(model: Any, length: int, inputs: Any, *, key: Any) -> Any:
