@@ -20,7 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 ORDER, SMALL = 10, 0.25  # of the series; the largest norm times h that they are used at
-DOUBLINGS = 18  # for rates times gap up to 65,000
+# For rates times gap up to 65,000 and 8 million. Banks for close times have rates of a million
+# a horizon, which may be one gap; most have none of the kind, and go without the rest.
+DOUBLINGS, MOST_DOUBLINGS = 18, 25
 DISTINCT = 12  # so many different gaps are worth looking for
 
 
@@ -117,8 +119,8 @@ def _each(drift: Array, shift: Array, spread: Array, gaps: Array) -> Transition:
     f = drift * unit[None, :] / unit[:, None]
     norm = jnp.maximum(jax.lax.stop_gradient(jnp.max(jnp.sum(jnp.abs(f), axis=1))), fastest)
     halvings = jnp.ceil(jnp.log2(jnp.maximum(norm * gaps / SMALL, 1.0)))
-    too_far = halvings > DOUBLINGS
-    halvings = jnp.minimum(halvings, DOUBLINGS)
+    too_far = halvings > MOST_DOUBLINGS
+    halvings = jnp.minimum(halvings, MOST_DOUBLINGS)
     short = gaps / 2.0**halvings
 
     # Coefficients of (norm h)^j, j = 1 .. ORDER, of N, m and Q.
@@ -154,8 +156,14 @@ def _each(drift: Array, shift: Array, spread: Array, gaps: Array) -> Transition:
         keep = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)
         return jax.tree.map(keep, twice, carry), None
 
-    levels = jnp.arange(DOUBLINGS, dtype=dtype)
-    (a, r, e, m, xx, xy, yy), _ = jax.lax.scan(double, begin, levels)
+    levels = jnp.arange(MOST_DOUBLINGS, dtype=dtype)
+    doubled = jax.lax.scan(double, begin, levels[:DOUBLINGS])[0]
+    a, r, e, m, xx, xy, yy = jax.lax.cond(
+        jnp.max(halvings) > DOUBLINGS,
+        lambda carry: jax.lax.scan(double, carry, levels[DOUBLINGS:])[0],
+        lambda carry: carry,
+        doubled,
+    )
     top = jnp.concatenate([a + jnp.eye(d, dtype=dtype)[None], r], axis=2)
     q = jnp.concatenate(
         [jnp.concatenate([xx, xy], axis=2), jnp.concatenate([turn(xy), yy], axis=2)], axis=1
