@@ -242,7 +242,7 @@ def test_every_datum_is_seen_by_a_network_of_its_own(selection):
     model, x = selection
     start = autoencoder.GaussianPrior.fan_in(model.networks(), per="net")
     problem = autoencoder.PriorProblem(model, np.tile(x[:1], (400, 1)), start=start)
-    made = np.asarray(images_of(problem, start, jr.key(0)))
+    made = np.asarray(images_of(model, start, problem.x, jr.key(0)))
     # Codes A x + a, images B z + b, entries of variance 1 / 2 or, of biases, 1.
     code = (x[0] @ x[0]) / 2 + 1
     variance = code + 1
@@ -263,7 +263,7 @@ def test_what_cannot_be_selected_is_named(selection):
         autoencoder.PriorProblem(model, x)
     with pytest.raises(ValueError, match="`family` must be one of"):
         autoencoder.select_prior(model, x, key=jr.key(0), family="all")
-    with pytest.raises(ValueError, match="must be an `autoencoder.PriorProblem`"):
+    with pytest.raises(ValueError, match="`problem` must be an instance of PriorProblem"):
         wh.train(x, autoencoder.DSWD(), key=jr.key(0))
 
 

@@ -1,10 +1,7 @@
 """Autoencoders with uncertainty: priors selected by data, posteriors of both networks."""
 
 from .._fit import AbstractFit as AbstractFit, Adam as Adam
-from ._compare import (
-    Comparison as Comparison,
-    compare_autoencoders as compare_autoencoders,
-)
+from ._compare import Comparison as Comparison, compare_autoencoders as compare_autoencoders
 from ._evidence import linear_log_evidence as linear_log_evidence
 from ._importance import HeldOut as HeldOut, importance_log_prob as importance_log_prob
 from ._likelihoods import (

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
@@ -16,8 +17,7 @@ from ._variational import FittedVariational
 from .density._mixture import DirichletMixture
 from .distance._distributional import distributional_sliced_wasserstein
 from .distance._sliced import sliced_wasserstein
-from .priors._priors import GaussianPrior
-from .priors._problem import PriorProblem, images_of
+from .priors._problem import images_of
 
 COLUMNS = {
     "prior_dsw": "DSW of the prior predictive from the data, in units of a pixel",
@@ -97,10 +97,10 @@ def compare_autoencoders(
 
 
 def _of_prior(model: Any, x: Any, key: PRNGKey) -> dict[str, float]:
-    # Whichever prior the problem starts from: images are made under that of the model.
-    problem = PriorProblem(model, x, start=GaussianPrior.fan_in(model.networks()))
     key_images, key_sliced = jr.split(key)
-    both = images_of(problem, model.prior, key_images), problem.flat
-    slicer = distributional_sliced_wasserstein(*both, key=key_sliced, projections=200)
-    sliced = sliced_wasserstein(*both, key=key_sliced)
+    x = jnp.asarray(model.check_data(x))
+    made = images_of(model, model.prior, model.observation.read(x), key_images)
+    x = x.reshape(made.shape).astype(made.dtype)
+    slicer = distributional_sliced_wasserstein(made, x, key=key_sliced, projections=200)
+    sliced = sliced_wasserstein(made, x, key=key_sliced)
     return {"prior_sw2": sliced.distance, "prior_dsw": slicer.distance}

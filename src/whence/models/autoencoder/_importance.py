@@ -13,10 +13,8 @@ import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from ...core._convert import whole
+from ...core import InferenceWarning, PRNGKey, Scalar, whole
 from ...core._key import seeded
-from ...core._results import InferenceWarning
-from ...core._types import PRNGKey, Scalar
 from ...posterior._map_draws import over_draws
 from ._posterior import checked
 from .density._mixture import FittedMixture

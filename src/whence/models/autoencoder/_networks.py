@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array
 
-from ...core._convert import one_of, whole
+from ...core import PRNGKey, one_of, whole
 from ...core._key import seeded
-from ...core._types import PRNGKey
 
 
 class Reshape(eqx.Module):
@@ -68,8 +67,7 @@ _UP = ((5, 2, 2), (5, 2, 1), (4, 2, 0))
 LAYOUTS = {"mnist": _small(32), "faces": _small(64), "celeba": _Layout(*_LARGE, _UP)}
 
 
-def _leaky() -> eqx.nn.Lambda:
-    return eqx.nn.Lambda(jax.nn.leaky_relu)  # of slope 0.01
+LEAKY = eqx.nn.Lambda(jax.nn.leaky_relu)  # of slope 0.01
 
 
 @seeded
@@ -107,7 +105,7 @@ def dense(
 def _dense(widths: list[int], key: PRNGKey) -> list:
     layers: list = []
     for i, (a, b) in enumerate(zip(widths, widths[1:])):
-        layers += [_leaky()] * (i > 0)
+        layers += [LEAKY] * (i > 0)
         layers.append(eqx.nn.Linear(a, b, key=jr.fold_in(key, i)))
     return layers
 
@@ -133,14 +131,14 @@ def convolutional(
     for a, b in zip((plan.shape[0], *plan.encoder), plan.encoder):
         kernel, stride, padding = plan.encoding
         conv = eqx.nn.Conv2d(a, b, kernel, stride, padding, key=next(keys))
-        encoder += [conv, _leaky()]
+        encoder += [conv, LEAKY]
     read = eqx.nn.Linear(plan.encoder[-1], codes * latent, key=next(keys))
     encoder += [eqx.nn.Lambda(jnp.ravel), read]
     first = eqx.nn.Linear(latent, math.prod(plan.start), key=next(keys))
-    decoder: list = [first, _leaky(), Reshape(plan.start)]
+    decoder: list = [first, LEAKY, Reshape(plan.start)]
     for i, (a, b) in enumerate(zip((plan.start[0], *plan.decoder), plan.decoder)):
         kernel, stride, padding = plan.decoding[i]
-        decoder += [_leaky()] * (i > 0)
+        decoder += [LEAKY] * (i > 0)
         conv = eqx.nn.ConvTranspose2d(a, b, kernel, stride, padding=padding, key=next(keys))
         decoder.append(conv)
     decoder += [Reshape(plan.shape[1:])] if grey else []

@@ -8,9 +8,8 @@ import jax.random as jr
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from ...core._convert import one_of, whole
+from ...core import PRNGKey, one_of, whole
 from ...core._key import seeded
-from ...core._types import PRNGKey
 from ...posterior import Posterior
 from ...posterior._map_draws import over_draws
 from ._model import BayesianAutoencoder

@@ -13,10 +13,9 @@ import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
+from ...core import PRNGKey, number, part, whole
 from ...core._cache import remembering
-from ...core._convert import number, part, whole
 from ...core._key import seeded
-from ...core._types import PRNGKey
 from .._fit import AbstractFit, Adam, run
 from ._likelihoods import AbstractLikelihood, ContinuousBernoulli
 from ._model import check_data
@@ -112,8 +111,7 @@ class VariationalAutoencoder(AbstractFit):
 
     def fitted(self, params: Any) -> Networks:
         """Return the networks with these weights."""
-        rest = eqx.filter(self.networks, eqx.is_inexact_array, inverse=True)
-        return eqx.combine(Networks(*params[:2]), rest)
+        return eqx.combine(Networks(*params[:2]), self.networks)
 
     def law(self, params: Any, x: Array) -> Any:
         """Return the law of codes given data as the encoder reads them."""

@@ -9,10 +9,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from ....core import AnyArray, PRNGKey, number, one_of, positive, whole
+from ....core._batches import by_draw
 from ....core._cache import remembering
-from ....core._convert import number, one_of, positive, whole
 from ....core._key import as_key
-from ....core._types import AnyArray, PRNGKey
 from ._gibbs import gibbs
 from ._variational import Factors, Prior, iterate, kmeans, mixture, weights
 
@@ -193,6 +193,6 @@ def _sample(factors, key, num):
 
 @remembering
 def _each(function, factors, values, *rest):
-    one = lambda f, v: function(f, v, *rest)
-    many = jax.vmap(jax.vmap(one)) if factors.a.ndim > 1 else one
-    return many(factors, values)
+    one = lambda pair: function(*pair, *rest)
+    both = factors, values
+    return by_draw(one, both) if factors.a.ndim > 1 else one(both)

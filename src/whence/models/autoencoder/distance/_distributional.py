@@ -18,14 +18,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
 from jaxtyping import Array
 
+from ....core import AnyArray, PRNGKey, Scalar, number, positive, whole
 from ....core._cache import remembering
-from ....core._convert import number, positive, whole
 from ....core._key import seeded
-from ....core._types import AnyArray, PRNGKey
-from ..._fit import descend
+from ..._fit import minimised
 from ._sliced import Directions, check_samples, directions, powers, unit
 
 PENALTY = 2.2
@@ -43,13 +41,8 @@ class Slicer(eqx.Module):
     @classmethod
     def make(cls, dim: int, hidden: int, dtype: Any, *, key: PRNGKey) -> "Slicer":
         """Return a slicer of directions with random weights; `hidden` 0 for a linear one."""
-        widths = (dim, hidden, dim) if hidden else (dim, dim)
-        keys = jr.split(key, len(widths) - 1)
-        layers = [
-            eqx.nn.Linear(a, b, dtype=dtype, key=k)
-            for a, b, k in zip(widths, widths[1:], keys, strict=False)
-        ]
-        return cls(tuple(layers))
+        depth = 1 if hidden else 0
+        return cls(eqx.nn.MLP(dim, dim, hidden, depth, dtype=dtype, key=key).layers)
 
     def __call__(self, along: Directions) -> Directions:
         """Return the images of directions."""
@@ -70,28 +63,10 @@ def objective(power_along: Callable[[Array], Array], mapped: Directions) -> tupl
     return jnp.sqrt(power), jnp.abs(mapped @ mapped.T).mean()
 
 
-def improve(
-    power_along: Callable[[Array], Array],
-    slicer: Slicer,
-    state: Any,
-    along: Callable[[Array], Directions],
-    *,
-    rule: optax.GradientTransformation,
-    steps: int,
-    penalty: float,
-) -> tuple[Slicer, Any]:
-    """Make steps of a rule of optax on a slicer, and return it with the state of the rule.
-
-    `power_along` is W_2^2 as a function of directions, `along` the directions to be mapped as
-    a function of the number of the step.
-    """
-
-    def loss(slicer, i):
-        distance, concentration = objective(power_along, slicer(along(i)))
-        return penalty * concentration - distance, None
-
-    step = lambda i, carry: descend(rule, loss, *carry, i)[0]
-    return jax.lax.fori_loop(0, steps, step, (slicer, state))
+def loss(power_along: Callable[[Array], Array], mapped: Directions, penalty: float) -> Scalar:
+    """Return what a slicer minimises."""
+    distance, concentration = objective(power_along, mapped)
+    return penalty * concentration - distance
 
 
 class Distributional(NamedTuple):
@@ -115,17 +90,12 @@ def maximise(
     projections, steps, penalty, hidden, rate = search
     key_slicer, key_run, key_last = jr.split(key, 3)
     slicer = Slicer.make(dim, hidden, dtype, key=key_slicer)
-    rule = optax.adam(optax.cosine_decay_schedule(rate, steps))
     along = lambda key: directions(projections, dim, dtype, key=key)
-    slicer, _ = improve(
-        power_along,
-        slicer,
-        rule.init(slicer),
-        lambda i: along(jr.fold_in(key_run, i)),
-        rule=rule,
-        steps=steps,
-        penalty=penalty,
-    )
+
+    def of_step(slicer, i):
+        return loss(power_along, slicer(along(jr.fold_in(key_run, i))), penalty)
+
+    slicer = minimised(of_step, slicer, steps, rate, jnp.arange(steps))
     return objective(power_along, slicer(along(key_last))), slicer
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from ....core import AnyArray, PRNGKey, number, one_of, whole
 from ....core._cache import remembering
-from ....core._convert import number, one_of, whole
 from ....core._key import seeded
-from ....core._types import AnyArray, PRNGKey
+from ..._fit import descend
 
 Directions = Float[Array, "direction feature"]
 
@@ -59,8 +59,6 @@ def wasserstein_power(a: Float[Array, "n *b"], b: Float[Array, "m *b"], p: float
     """
     n, m = len(a), len(b)
     a, b = jnp.sort(a, axis=0), jnp.sort(b, axis=0)
-    if n == m:
-        return jnp.mean(_power(a - b, p), axis=0)
     if n % m == 0:
         gap = a.reshape(m, n // m, *a.shape[1:]) - b[:, None]
         return jnp.mean(_power(gap, p), axis=(0, 1))
@@ -101,9 +99,8 @@ def _forms(x: Array, y: Array, along: Array) -> Array:
 def _controlled(x: Array, y: Array, along: Array, extra: Array) -> tuple[Array, Array]:
     shift, first, second = _forms(x, y, along)
     rest = powers(x, y, along) - (shift + first + second - 2 * jnp.sqrt(first * second))
-    dim = x.shape[1]
-    means = jnp.stack([jnp.sum((x.mean(0) - y.mean(0)) ** 2), jnp.var(x, 0).sum()])
-    means = jnp.append(means, jnp.var(y, 0).sum()) / dim
+    apart = jnp.sum((x.mean(0) - y.mean(0)) ** 2)
+    means = jnp.stack([apart, jnp.var(x, 0).sum(), jnp.var(y, 0).sum()]) / x.shape[1]
     squares = _forms(x, y, extra)[1:]
     product = jnp.sqrt(squares[0] * squares[1])
     features = (squares - means[1:, None]) / jnp.maximum(
@@ -185,12 +182,12 @@ def ascend(
     """
     best = jnp.argsort(-objective(along))[:starts]
     rule = optax.adam(optax.cosine_decay_schedule(0.1, steps))
-    gradient = jax.grad(lambda t: -objective(unit(t)).sum())
+    loss = lambda t: (-objective(unit(t)).sum(), None)
 
     def step(carry, _):
         t, state, top, where = carry
-        update, state = rule.update(gradient(t), state)
-        t = unit(t + update)
+        (t, state), _ = descend(rule, loss, t, state)
+        t = unit(t)
         value = objective(t)
         where = jnp.where((value > top)[:, None], t, where)
         return (t, state, jnp.maximum(value, top), where), None

@@ -11,9 +11,8 @@ import numpyro.distributions as dist
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ....core._convert import part, whole
+from ....core import PRNGKey, part, whole
 from ....core._key import seeded
-from ....core._types import PRNGKey
 from ....language import Model, latent
 from ....language._latent import UNDRAWN, Coords, latents
 from ....language._module_priors import FanIn
@@ -185,8 +184,7 @@ class Amortised(AbstractFit):
 
     def trained(self, params: Any) -> Any:
         """Return the encoder with these weights."""
-        rest = eqx.filter(self.encoder, eqx.is_inexact_array, inverse=True)
-        return eqx.combine(params, rest)
+        return eqx.combine(params, self.encoder)
 
     def loss(self, params, rows, *, key):
         encoder = self.trained(params)

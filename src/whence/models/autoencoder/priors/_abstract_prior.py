@@ -79,7 +79,7 @@ class AbstractPrior(eqx.Module):
 
     def with_params(self, params: Any) -> "AbstractPrior":
         """Return this prior with other arrays, in the form of `params`."""
-        return eqx.combine(params, eqx.filter(self, eqx.is_inexact_array, inverse=True))
+        return eqx.combine(params, self)
 
     def sample(self, *, key: PRNGKey) -> Arrays:
         """Draw the arrays of a network, differentiable in the arrays of this prior."""

@@ -9,9 +9,9 @@ import jax.random as jr
 import optax
 from jaxtyping import Array
 
-from ....core import Info, PRNGKey, number, one_of, positive, whole
+from ....core import Info, PRNGKey, number, one_of, part, positive, whole
 from ..._fit import AbstractTraining, descend
-from ..distance._distributional import PENALTY, Slicer, improve, objective
+from ..distance._distributional import PENALTY, Slicer, loss, objective
 from ..distance._sliced import ascend, directions, powers
 from ._problem import PriorProblem
 
@@ -79,10 +79,7 @@ class DSWD(AbstractTraining):
     look_every: int = eqx.field(default=20, converter=whole("look_every", least=1))
 
     def validate(self, target: Any) -> None:
-        if not isinstance(target, PriorProblem):
-            raise ValueError(
-                f"`problem` must be an `autoencoder.PriorProblem`; got {type(target)}."
-            )
+        part("problem", PriorProblem)(target)
 
     def _rules(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
         return optax.adam(self.learning_rate), optax.adam(self.slicer_rate)
@@ -108,19 +105,15 @@ class DSWD(AbstractTraining):
         made = lambda params: target.made(params, x, self.draws, key=key_draws)
         slicer, slicer_state = state.slicer, state.slicer_rule
         if self.metric != "sliced":
-            slicer, slicer_state = improve(
-                power_along(made(state.params)),
-                slicer,
-                slicer_state,
-                lambda i: along,
-                rule=slicer_rule,
-                steps=self.inner_steps,
-                penalty=self.penalty,
-            )
+            now = power_along(made(state.params))
+            seek = lambda slicer: (loss(now, slicer(along), self.penalty), None)
+            inner = lambda _, carry: descend(slicer_rule, seek, *carry)[0]
+            begin = slicer, slicer_state
+            slicer, slicer_state = jax.lax.fori_loop(0, self.inner_steps, inner, begin)
             along = slicer(along)
 
-        loss = lambda params: objective(power_along(made(params)), along)
-        new, (distance, alike) = descend(rule, loss, state.params, state.rule)
+        apart = lambda params: objective(power_along(made(params)), along)
+        new, (distance, alike) = descend(rule, apart, state.params, state.rule)
         params, moved = jax.tree.map(
             lambda a, b: jnp.where(index >= self.warmup, a, b), new, (state.params, state.rule)
         )

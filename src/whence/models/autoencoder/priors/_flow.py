@@ -10,9 +10,8 @@ import jax.random as jr
 import numpyro.distributions as dist
 from jaxtyping import Array
 
-from ....core._convert import whole
+from ....core import PRNGKey, whole
 from ....core._key import seeded
-from ....core._types import PRNGKey
 from ._abstract_prior import AbstractPrior, Layout, layout_of, weight
 
 
@@ -29,7 +28,8 @@ class LayerFlow(eqx.Module):
         for i, k in enumerate(jr.split(key, couplings if size > 1 else 0)):
             fixed = len(range(i % 2, size, 2))
             net = eqx.nn.MLP(fixed, 2 * (size - fixed), width, 1, jax.nn.tanh, key=k)
-            made.append(eqx.tree_at(lambda n: n.layers[-1], net, replace_fn=_zeros))
+            zeros = lambda layer: jax.tree.map(jnp.zeros_like, layer)
+            made.append(eqx.tree_at(lambda n: n.layers[-1], net, replace_fn=zeros))
         return cls(tuple(made), jnp.zeros(()))
 
     def __call__(self, z: Array) -> Array:
@@ -40,10 +40,6 @@ class LayerFlow(eqx.Module):
             # A step between 1 / e and e.
             z = z.at[moved].set(z[moved] * jnp.exp(jnp.tanh(log_scale)) + shift)
         return z * jnp.exp(self.log_scale)
-
-
-def _zeros(layer: eqx.nn.Linear) -> eqx.nn.Linear:
-    return jax.tree.map(jnp.zeros_like, layer)
 
 
 class FlowPrior(AbstractPrior):

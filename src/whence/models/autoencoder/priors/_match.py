@@ -13,10 +13,9 @@ import numpyro.distributions as dist
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
+from ....core import AnyArray, PRNGKey, one_of, positive, whole
 from ....core._cache import remembering
-from ....core._convert import one_of, positive, whole
 from ....core._key import seeded
-from ....core._types import AnyArray, PRNGKey
 from ..._fit import AbstractFit, Adam, minimised, run
 from ..distance._sliced import directions, powers
 from ..gp._sparse import squared_exponential

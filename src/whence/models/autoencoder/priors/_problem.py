@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from ....core import PRNGKey, part
 from ....core._cache import remembering
-from ....core._types import PRNGKey
 from ..._fit import AbstractFit
 from .._model import BayesianAutoencoder
 from ._abstract_prior import AbstractPrior
@@ -43,9 +43,7 @@ class PriorProblem(eqx.Module):
             ValueError: If there is but one datum, data do not fit the model, or the prior has
                 nothing to select.
         """
-        if not isinstance(model, BayesianAutoencoder):
-            raise ValueError(f"`model` must be a BayesianAutoencoder; got {type(model)}.")
-        x = model.check_data(x)
+        x = part("model", BayesianAutoencoder)(model).check_data(x)
         if len(x) < 2:
             raise ValueError(
                 "`x` must have at least 2 data, as distributions are compared (and a few dozen "
@@ -72,10 +70,12 @@ def image_of(model: BayesianAutoencoder, arrays: Any, x: Array) -> Array:
 
 
 @remembering
-def images_of(problem: PriorProblem, prior: AbstractPrior, key: PRNGKey) -> Array:
-    """Return an image of each datum under a network of its own, `(row, feature)`."""
-    one = lambda pair: image_of(problem.model, prior.sample(key=pair[1]), pair[0][None])[0]
-    return jax.lax.map(one, (problem.x, jr.split(key, len(problem.x))), batch_size=32)
+def images_of(
+    model: BayesianAutoencoder, prior: AbstractPrior, x: Array, key: PRNGKey
+) -> Array:
+    """Return an image of each datum as read under a network of its own, `(row, feature)`."""
+    one = lambda pair: image_of(model, prior.sample(key=pair[1]), pair[0][None])[0]
+    return jax.lax.map(one, (x, jr.split(key, len(x))), batch_size=32)
 
 
 class Reconstruction(AbstractFit):

@@ -9,9 +9,8 @@ import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
 
-from ....core._convert import one_of
+from ....core import PRNGKey, one_of
 from ....core._key import seeded
-from ....core._types import PRNGKey
 from ....language._module_priors import FanIn
 from ..._fit import Adam, run
 from .._model import BayesianAutoencoder
@@ -45,9 +44,8 @@ class SelectedPrior:
 
     def __str__(self) -> str:
         lines = [f"{'prior':<22}{'SW2':>9}{'max-SW2':>10}"]
-        for name, (mean, most) in self.distances.items():
+        for name, (mean, most) in (self.distances | {"two halves of data": self.floor}).items():
             lines.append(f"{name:<22}{mean:>9.4f}{most:>10.3f}")
-        lines.append(f"{'two halves of data':<22}{self.floor[0]:>9.4f}{self.floor[1]:>10.3f}")
         before, after = self.distances["start"][0], self.distances["selected"][0]
         gain = 1 - after / before
         if self.pretrained is not None:
@@ -148,8 +146,10 @@ def selected(
         most = max_sliced_wasserstein(a, b, key=key_sliced, starts=4, steps=50)
         return mean.distance, most.distance
 
-    images = {name: images_of(problem, rival, key_images) for name, rival in rivals.items()}
-    found = {name: distances(made, problem.flat) for name, made in images.items()}
+    model, found = problem.model, {}
+    for name, rival in rivals.items():
+        images = images_of(model, rival, problem.x, key_images)
+        found[name] = distances(images, problem.flat)
     data = np.random.default_rng(0).permutation(np.asarray(problem.flat))
     floor = distances(data[::2], data[1::2])
     trace = dict(trace or {})
