@@ -17,20 +17,20 @@ def draw_images(path: Path, originals: np.ndarray, scores: Mapping[str, Any]) ->
     """
     from matplotlib.figure import Figure
 
-    rows = {"held out": originals}
-    for name, found in scores.items():
-        rows[name] = np.concatenate([found.reconstructed, found.generated])
-    figure = Figure(figsize=(11, 0.42 * len(rows) + 0.4))
-    axes = figure.subplots(len(rows), 24, squeeze=False)
-    figure.subplots_adjust(0.2, 0.01, 0.995, 1 - 0.35 / (0.42 * len(rows) + 0.4), 0.05, 0.1)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for ax, image in zip(line, images, strict=False):
-            ax.imshow(image, cmap="gray_r", vmin=0, vmax=1)
-        line[0].text(
-            -0.3, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9
-        )
-    axes[0][0].set_title("reconstructions of held-out images", loc="left", fontsize=9)
-    axes[0][12].set_title("new images", loc="left", fontsize=9)
+    blank, models = np.zeros_like(originals), scores.values()
+    names = ["held out", *scores]
+    shown = {
+        "reconstructions of held-out images": [originals, *(m.reconstructed for m in models)],
+        "new images": [blank, *(m.generated for m in models)],
+    }
+    figure = Figure(figsize=(13, 0.42 * len(names) + 0.4), layout="constrained")
+    for ax, (title, rows) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+        framed = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        ax.imshow(np.block([list(row) for row in framed]), cmap="gray_r", vmin=0, vmax=1)
+        ax.set_title(title, fontsize=9)
+        ax.set_xticks([])
+        middles = (np.arange(len(names)) + 0.5) * framed.shape[2]
+        ax.set_yticks(middles, names if rows[0] is originals else [], fontsize=9)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
     figure.savefig(path, dpi=130)
