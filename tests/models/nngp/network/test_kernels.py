@@ -263,3 +263,14 @@ WRONG = {
 def test_wrong_input(words):
     with pytest.raises(ValueError, match=words):
         WRONG[words]()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e8])
+@pytest.mark.parametrize("activation", [ReLU, Erf, GELU, Sin, Rbf])
+def test_inputs_far_from_the_origin_coincide_with_themselves(activation, size):
+    x = size * (1 + 0.1 * np.random.default_rng(0).normal(size=(12, 2)))
+    net = Serial(Dense(1.0, 0.1), activation(), Dense())
+    whole, cross = net.nngp(x), net.nngp(x, x.copy())
+    scale = np.sqrt(np.diag(whole))
+    assert_allclose(np.diag(cross), np.diag(whole), rtol=1e-12)
+    assert np.all(np.abs(cross / scale / scale[:, None]) < 1 + 1e-12)

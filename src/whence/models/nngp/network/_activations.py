@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from ....core._convert import number, positive, whole
 from ._abstract_activation import AbstractActivation
-from ._arc_cosine import arc_cosine, arcsine_angle, safe_sqrt
+from ._arc_cosine import apart, arc_cosine, arcsine_angle, safe_sqrt
 
 
 class LeakyReLU(AbstractActivation):
@@ -61,7 +61,9 @@ class Erf(AbstractActivation):
         return jax.scipy.special.erf(x)
 
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
-        root = jnp.sqrt((1 + 2 * q1) * (1 + 2 * q2) - 4 * c**2)
+        product = q1 * q2
+        # (1 + 2 q1) (1 + 2 q2) - 4 c^2, of which the last difference may be lost.
+        root = jnp.sqrt(1 + 2 * (q1 + q2) + 4 * apart(product - c**2, product))
         return 2 / np.pi * arcsine_angle(2 * c, root), 4 / (np.pi * root)
 
     def single(self, q: Array) -> tuple[Array, Array]:
@@ -77,7 +79,7 @@ class GELU(AbstractActivation):
 
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
         plain, shifted = q1 * q2, (1 + q1) * (1 + q2)
-        gap = shifted - c**2
+        gap = 1 + q1 + q2 + apart(plain - c**2, plain)  # shifted - c^2
         return self._value(plain, shifted, gap, c)
 
     def single(self, q: Array) -> tuple[Array, Array]:
@@ -102,7 +104,7 @@ class Sin(AbstractActivation):
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
         square = self.frequency**2
         # Two exponents of at most 0: exp times sinh would overflow.
-        difference = jnp.exp(-square * (q1 + q2 - 2 * c) / 2)
+        difference = jnp.exp(-square * apart(q1 + q2 - 2 * c, q1 + q2) / 2)
         total = jnp.exp(-square * (q1 + q2 + 2 * c) / 2)
         return (difference - total) / 2, square * (difference + total) / 2
 
@@ -121,7 +123,7 @@ class Rbf(AbstractActivation):
         return math.sqrt(2) * jnp.sin(math.sqrt(2 * self.rate) * x + math.pi / 4)
 
     def pair(self, q1: Array, q2: Array, c: Array) -> tuple[Array, Array]:
-        k = jnp.exp(-self.rate * (q1 + q2 - 2 * c))
+        k = jnp.exp(-self.rate * apart(q1 + q2 - 2 * c, q1 + q2))
         return k, 2 * self.rate * k
 
     def single(self, q: Array) -> tuple[Array, Array]:

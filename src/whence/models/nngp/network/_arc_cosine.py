@@ -64,6 +64,15 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
+def apart(difference: Array, size: Array) -> Array:
+    """Return a difference of numbers of a size, at least 0; 0 where it is rounding.
+
+    For what is 0 where inputs coincide and positive elsewhere: far from the origin rounding
+    would make it any number, of any sign.
+    """
+    return jnp.where(difference > 2 * jnp.finfo(size.dtype).eps * size, difference, 0)
+
+
 def _squared_root(q1: Array, q2: Array, c: Array) -> Array:
     """Return q1 q2 - c^2, and 0 where it is rounding: inputs that coincide have no angle."""
     product = q1 * q2
