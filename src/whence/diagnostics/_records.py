@@ -20,6 +20,7 @@ from ._variational import check_fit, check_variance, check_variational
 from ._weights import khat_trouble
 
 Judged = tuple[list[Finding], dict[str, float]]
+SPREAD = 1 / 3  # growth of a variance by moves that should leave it as it is
 Values = Any  # an array, or None where an engine does not know
 
 
@@ -149,6 +150,7 @@ class ParticleHistory(AbstractRecord):
         acceptance_rate: Of the moves.
         num_moves: Moves of every particle.
         num_evaluations: Evaluations of the log density by each particle.
+        growth: Share of itself by which moves made the mean variance larger; 0 within chance.
         scale: Step size of the moves.
         num_nonfinite: Particles with a likelihood of zero.
         num_nonfinite_start: As `num_nonfinite`, of the initial particles.
@@ -165,6 +167,7 @@ class ParticleHistory(AbstractRecord):
     acceptance_rate: Values = None
     num_moves: Values = None
     num_evaluations: Values = None
+    growth: Values = None
     scale: Values = None
     num_nonfinite: Values = None
     num_nonfinite_start: int = 0
@@ -172,7 +175,28 @@ class ParticleHistory(AbstractRecord):
 
     def judge(self, draws: Draws, method: str) -> Judged:
         found, numbers = check_smc(self.temperature, self.ess, self.acceptance_rate, draws)
-        return [*found, *check_clipped(self.clipped)], numbers
+        return [*found, *check_clipped(self.clipped), *self._spreading()], numbers
+
+    def _spreading(self) -> list[Finding]:
+        """Judge whether moves had to spread the particles, which weights should have done."""
+        if self.growth is None or not np.size(self.growth):
+            return []
+        most = float(np.max(self.growth))
+        message = (
+            f"Moves at one stage made the mean variance of the particles {most:.0%} larger"
+        )
+        if most <= SPREAD:
+            return [Finding("spreading", "ok", message, most, SPREAD)]
+        message += (
+            ": the particles before had not reached where the law of that stage has its mass, "
+            "the moves may not have either, and the evidence lacks it"
+        )
+        remedy = (
+            "Standard deviations may be too small. Reparameterise (`noncentered=True` for a "
+            "funnel), begin wider (`path=ReferencePath(scale=...)`), or compare with NUTS."
+        )
+        source = "rule of thumb: 15% of a standard deviation, beyond 3 standard errors"
+        return [Finding("spreading", "warning", message, most, SPREAD, source, remedy)]
 
 
 class ForeignRecord(AbstractRecord):

@@ -97,6 +97,20 @@ def test_scale_is_tuned_to_the_acceptance_rate(kernel, key):
     assert abs(float(stats.acceptance_rate) - goal) < 0.12
 
 
+def test_growth_is_told_of_particles_that_moves_spread(key):
+    key_draw, key_move = jr.split(key)
+    x = _draw(key_draw)
+    # These are where the density has its mass, and moves leave them there.
+    assert _move("rwm", x, key_move)[2].growth < 0.1
+    centre = x.mean(0)[None]
+    near = centre + 0.5 * (x - centre)
+    moved, _, stats = _move("rwm", near, key_move, moves=20)
+    variance = lambda v: np.mean((np.asarray(v) - np.asarray(centre)) ** 2, axis=0)
+    expected = np.mean(variance(moved.x) / variance(near)) - 1
+    assert expected > 1
+    assert_allclose(stats.growth, expected, rtol=1e-3)
+
+
 def test_stored_terms_belong_to_the_positions(key):
     moved, _, _ = _move("hmc", _draw(key), key)
     want = jax.vmap(_terms)(moved.x)[0]

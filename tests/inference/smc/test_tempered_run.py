@@ -23,7 +23,7 @@ from whence.inference.smc import (
     TemperedSMC,
 )
 from whence.inference.smc._path import choose_path
-from whence.testing import Gaussian, check_engine
+from whence.testing import Funnel, Gaussian, check_engine
 
 Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -96,6 +96,7 @@ def test_improper_prior_starts_from_a_reference(key):
     with pytest.raises(ValueError, match="`path='prior'`.*improper"):
         TemperedSMC(path="prior").validate(target)
     posterior = wh.infer(target, TemperedSMC(particles=1000), key=key)
+    assert "spreading" not in posterior.diagnose()
     # The integral of the likelihood over a flat prior is 1.
     assert abs(posterior.log_evidence) < 4.5 * posterior.log_evidence_error
     assert posterior.log_evidence_error < 0.3
@@ -314,3 +315,14 @@ def test_a_fixed_child_is_evidence_on_its_parent(key):
     other = wh.condition(Parent(tau=2.0), y, x)
     assert other.tied == ()
     other.sample_prior(key=key)
+
+
+def test_particles_that_moves_had_to_spread_are_told(key):
+    engine = TemperedSMC()  # with 500 particles chance hides it now and then
+    funnel = wh.infer(Funnel(5), engine, key=key)
+    # It is what it says: `v` has the standard deviation 3.
+    assert np.std(np.asarray(funnel.draws["v"])) < 2.5
+    assert "spreading" in funnel.diagnose()
+    # Moves went on at the last temperature, until they spread the particles no more.
+    last = funnel.record.growth[funnel.record.temperature == 1]
+    assert last[-1] <= 0.1 or len(last) >= 10

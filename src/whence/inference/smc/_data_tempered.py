@@ -386,7 +386,7 @@ def intake_history(trace: Trace) -> ParticleHistory:
         return ParticleHistory()
     took = np.diff(stats["rows"], prepend=0) > 0
     moved = stats["num_moves"] > 0
-    by_move = ("acceptance_rate", "num_moves", "num_evaluations", "scale")
+    by_move = ("acceptance_rate", "num_moves", "num_evaluations", "growth", "scale")
     return ParticleHistory(
         **{n: value[moved if n in by_move else took] for n, value in stats.items()}
     )

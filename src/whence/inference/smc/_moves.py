@@ -22,6 +22,9 @@ GAIN = 0.5
 # against the variance), or the slowest gains less than 2% by a move.
 _INDEPENDENT = 0.9
 _STAGNANT = 1.02
+# Standard errors by which particles have spread for certain. Such as have come to rest spread
+# no more when they move: their law is left invariant.
+_SURE = 3.0
 
 
 class MoveStats(NamedTuple):
@@ -30,12 +33,14 @@ class MoveStats(NamedTuple):
     acceptance_rate: Scalar  # mean over moves and particles
     num_moves: Int[Array, ""]  # moves of each particle
     num_evaluations: Int[Array, ""]  # density (or gradient) evaluations per particle
+    growth: Scalar  # of the mean variance, as a share of itself; 0 if that may be chance
 
 
 def no_moves() -> MoveStats:
     """Return what no moves did."""
     none = jnp.asarray(0, jnp.int32)
-    return MoveStats(jnp.zeros((), wide_dtype()), none, none)
+    zero = jnp.zeros((), wide_dtype())
+    return MoveStats(zero, none, none, zero)
 
 
 class Moves(NamedTuple):
@@ -58,10 +63,12 @@ class _Walk(eqx.Module):
     acceptance: Scalar  # summed over moves
     num_evaluations: Int[Array, ""]
 
-    @property
-    def stats(self) -> MoveStats:
+    def stats(
+        self, start: Float[Array, "particle dim"], weights: Float[Array, " particle"]
+    ) -> MoveStats:
         mean = self.acceptance / jnp.maximum(self.count, 1).astype(self.acceptance.dtype)
-        return MoveStats(mean, self.count, self.num_evaluations)
+        growth = _growth(self.particles.x, start, weights)
+        return MoveStats(mean, self.count, self.num_evaluations, growth)
 
 
 class _Progress(NamedTuple):
@@ -169,7 +176,7 @@ def move_particles(
     walk, _ = jax.lax.while_loop(
         unfinished, move, (_set_out(kernel, particles, log_scale), first)
     )
-    return walk.particles, walk.log_scale, walk.stats
+    return walk.particles, walk.log_scale, walk.stats(start, weights)
 
 
 def move_chains(
@@ -205,7 +212,7 @@ def move_chains(
 
         walk, states = jax.lax.scan(move, walk, None, length)
         rows = lambda v: jnp.swapaxes(v, 0, 1).reshape(-1, *v.shape[2:])
-        return jax.tree.map(rows, states), walk.log_scale, walk.stats
+        return jax.tree.map(rows, states), walk.log_scale, walk.stats(starts.x, weights)
 
     return jax.lax.cond(temperature > 0, walk_on, evaluate)
 
@@ -246,3 +253,24 @@ def _travelled(
     variance = weights @ (start - (weights @ start)[None]) ** 2
     displacement = 0.5 * (weights @ (values - start) ** 2)
     return jnp.min(jnp.where(variance > 0, displacement / variance, jnp.inf))
+
+
+def _growth(
+    values: Float[Array, "particle dim"],
+    start: Float[Array, "particle dim"],
+    weights: Float[Array, " particle"],
+) -> Scalar:
+    """Return by what share of itself the variance has grown, in the mean over columns.
+
+    By pairs of a particle before and after, and 0 within the error of that mean.
+    """
+    alive = weights[:, None] > 0
+    values, start = (jnp.where(alive, x, 0.0).astype(weights.dtype) for x in (values, start))
+    centre = (weights @ start)[None]
+    before, after = (start - centre) ** 2, (values - centre) ** 2
+    variance = weights @ before
+    unit = jnp.where(variance > 0, variance, jnp.inf)
+    change = jnp.mean((after - before) / unit[None], axis=1)
+    mean = weights @ change
+    error = jnp.sqrt(weights**2 @ (change - mean) ** 2)
+    return jnp.where(mean > _SURE * error, mean, 0.0)

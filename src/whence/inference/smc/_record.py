@@ -62,6 +62,7 @@ def step_stats(
         "acceptance_rate": moves.acceptance_rate,
         "num_moves": moves.num_moves,
         "num_evaluations": moves.num_evaluations,
+        "growth": moves.growth,
         "scale": jnp.exp(log_scale),
     }
 

@@ -155,7 +155,7 @@ class Nested(AbstractFeynmanKac):
             0, self.moves, move, (particles, control.log_scale, zero)
         )
         count = jnp.asarray(self.moves, jnp.int32)
-        return particles, log_scale, MoveStats(total / self.moves, count, count)
+        return particles, log_scale, MoveStats(total / self.moves, count, count, zero)
 
 
 def _log_density(particles: Filters) -> Any:

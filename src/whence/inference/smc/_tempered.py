@@ -43,6 +43,9 @@ _SMALLEST_DELTA = 1e-6
 _SMALLEST_GROWTH = 1e-2
 # Halvings of the interval [1e-30, 1] * largest delta in its logarithm: to 1e-9 of delta.
 _HALVINGS = 36
+# At the last temperature rounds of moves go on while they spread the particles by more than a
+# tenth of their variance: weights did not bring them there, and moves have not yet.
+_GROWING, _ROUNDS = 0.1, 10
 _SHOWN = 6  # temperatures in a message
 _LOG_SMALLEST = -30.0 * 2.302585092994046
 
@@ -59,6 +62,7 @@ class Tempered(NamedTuple):
     moves: MoveStats
     num_nonfinite: Array
     num_steps: Array
+    rounds: Array  # of moves at the last temperature
     finished: Bool[Array, ""]
     stalled: Bool[Array, ""]
     nonfinite: Bool[Array, ""]
@@ -97,6 +101,7 @@ class Tempering(AbstractFeynmanKac):
             moves=no_moves(),
             num_nonfinite=none,
             num_steps=none,
+            rounds=none,
             finished=no,
             stalled=no,
             nonfinite=no,
@@ -156,6 +161,7 @@ class Tempering(AbstractFeynmanKac):
             factor=self.moves.metric.factor(particles.x, normalise(log_weights + tilt)[0]),
             num_nonfinite=jnp.sum(particles.log_tilt == -jnp.inf, dtype=jnp.int32),
             num_steps=control.num_steps + 1,
+            rounds=control.rounds + finished.astype(jnp.int32),
             finished=finished,
             stalled=stalled,
             nonfinite=nonfinite,
@@ -298,7 +304,9 @@ class TemperedSMC(AbstractEngine):
 
     def done(self, state: Cloud) -> Bool[Array, ""]:
         control: Tempered = state.control
-        return control.finished | control.stalled | control.nonfinite
+        growing = (control.moves.growth > _GROWING) & (control.rounds < _ROUNDS)
+        moved = control.finished & ~(growing & jnp.asarray(self.moves is None))
+        return moved | control.stalled | control.nonfinite
 
     def result(self, state: Cloud) -> RESULTS:
         control: Tempered = state.control
