@@ -28,21 +28,29 @@ def stages():
 
 
 @pytest.fixture(scope="module")
-def pool(stages):
-    """The pool of these stages, heading for the last temperature."""
+def fill(stages):
+    """A function that makes a pool of these stages, heading for the last temperature.
+
+    A constant is added to the log tilts.
+    """
     tilts, founders, x = stages
 
     @jax.jit
-    def fill():
+    def fill(constant):
         pool = Pool.empty(jnp.zeros((NUM, DIM)), 5)
         for s in range(4):
             if s:
                 pool, _ = pool.heading(jnp.asarray(TEMPERATURES[s]))
-            points = Particles(jnp.asarray(x[s]), jnp.zeros(NUM), jnp.asarray(tilts[s]))
+            points = Particles(jnp.asarray(x[s]), jnp.zeros(NUM), tilts[s] + constant)
             pool = pool.grown(points, jnp.asarray(founders[s], jnp.int32))
         return pool.heading(jnp.asarray(LAST))[0]
 
-    return fill()
+    return fill
+
+
+@pytest.fixture(scope="module")
+def pool(fill):
+    return fill(0.0)
 
 
 def log_weights(tilts, log_evidences, temperature):
@@ -95,6 +103,13 @@ def test_error_is_by_the_influence_of_places_and_of_families(pool, stages, truth
     sums = (places[-1] ** 2).sum(), (families[-1] ** 2).sum()
     assert abs(sums[0] / sums[1] - 1) > 0.2
     assert_allclose(pool.variance, max(sums), rtol=1e-8)
+
+
+def test_likelihoods_may_be_tiny(fill, pool):
+    far = fill(-3_000.0)
+    constants = -3_000 * np.array([*TEMPERATURES, LAST])
+    assert_allclose(far.log_evidences[:5] - constants, pool.log_evidences[:5], rtol=1e-8)
+    assert_allclose(far.influence, pool.influence, rtol=1e-8, atol=1e-12)
 
 
 def test_particles_are_chosen_by_their_weights_with_all_that_is_theirs(pool, stages, truth):

@@ -153,13 +153,14 @@ class Pool(eqx.Module):
         def add(stage, total):
             tilt, mixture = self.log_tilt[stage], self.log_mixture[stage]
             own = jnp.exp(self.logs(temperature, stage) - log_evidence) / num
-            tilt = jnp.where(own > 0, tilt, 0.0)
             off = own - jnp.mean(own)
             families = jax.ops.segment_sum(off, self.founders[stage], num_segments=num)
 
             def inherit(other, total):
                 logs = self.temperatures[other] * tilt - self.log_evidences[other]
-                return total + own @ jnp.exp(logs - mixture) * self.influence[other]
+                # The share of a stage where a particle counts; elsewhere that may overflow.
+                shares = jnp.exp(jnp.where(own > 0, logs - mixture, -jnp.inf))
+                return total + own @ shares * self.influence[other]
 
             total = jax.lax.fori_loop(0, self.size, inherit, total)
             return total + jnp.stack([off, families])
