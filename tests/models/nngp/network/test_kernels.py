@@ -22,6 +22,7 @@ from whence.models.nngp import (
     Sin,
 )
 from whence.models.nngp.network import _tiles
+from whence.models.nngp.network._arc_cosine import apart
 
 ROWS = np.array([[1.0, 0.0], [0.5, -1.0], [-2.0, 0.3]])
 # Upper triangles, made with neural-tangents 0.6.5 (two hidden layers, variances 2 and 0.1).
@@ -274,3 +275,10 @@ def test_inputs_far_from_the_origin_coincide_with_themselves(activation, size):
     scale = np.sqrt(np.diag(whole))
     assert_allclose(np.diag(cross), np.diag(whole), rtol=1e-12)
     assert np.all(np.abs(cross / scale / scale[:, None]) < 1 + 1e-12)
+
+
+def test_a_difference_that_is_rounding_is_none():
+    size = jnp.asarray(1e16)
+    one = jnp.spacing(size)  # the least by which such numbers differ
+    found = apart(jnp.stack([-8 * one, one, 8 * one]), size)
+    assert_allclose(found, [0, 0, 8 * one], rtol=0)
