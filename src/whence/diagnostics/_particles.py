@@ -12,6 +12,7 @@ WEIGHT_ESS_LIMIT = 100.0
 LARGEST_WEIGHT = 0.05
 STAGE_ESS = 0.01
 LOW_ACCEPTANCE = 0.1
+MOST_GROWTH = 1 / 3  # of a variance, by moves that should leave it as it is
 _PSIS = "Vehtari, Simpson, Gelman, Yao and Gabry 2024, JMLR 25(72), arXiv:1507.02646"
 _KONG = "Kong, Liu and Wong 1994, doi:10.1080/01621459.1994.10476469; rule of thumb"
 
@@ -124,6 +125,28 @@ def check_clipped(clipped: Any) -> list[Finding]:
         "Weights and evidence are biased. Leave `clip` out, and use more steps or particles."
     )
     return [Finding("clipped", "warning", message, float(share.mean()), 0.0, remedy=remedy)]
+
+
+def check_spreading(growth: Any) -> list[Finding]:
+    """Judge whether moves had to spread the particles, which weights should have done."""
+    growth = _flat(growth)
+    if not growth.size:
+        return []
+    most = float(growth.max())
+    fine = f"Moves at one stage made the mean variance of the particles {most:.0%} larger"
+    finding = held(
+        "spreading",
+        most,
+        MOST_GROWTH,
+        passed=most <= MOST_GROWTH,
+        fine=fine,
+        wrong=f"{fine}: the particles before had not reached where the law of that stage has "
+        "its mass, the moves may not have either, and the evidence lacks it",
+        remedy="Standard deviations may be too small. Reparameterise (`noncentered=True` for a "
+        "funnel), begin wider (`path=ReferencePath(scale=...)`), or compare with NUTS.",
+        source="rule of thumb: 15% of a standard deviation, beyond 3 standard errors",
+    )
+    return [finding]
 
 
 def _flat(values: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._data import Draws
-from ._particles import check_clipped, check_smc
+from ._particles import check_clipped, check_smc, check_spreading
 from ._point import check_point
 from ._report import Finding
 from ._spread import check_spread
@@ -20,7 +20,6 @@ from ._variational import check_fit, check_variance, check_variational
 from ._weights import khat_trouble
 
 Judged = tuple[list[Finding], dict[str, float]]
-SPREAD = 1 / 3  # growth of a variance by moves that should leave it as it is
 Values = Any  # an array, or None where an engine does not know
 
 
@@ -175,28 +174,8 @@ class ParticleHistory(AbstractRecord):
 
     def judge(self, draws: Draws, method: str) -> Judged:
         found, numbers = check_smc(self.temperature, self.ess, self.acceptance_rate, draws)
-        return [*found, *check_clipped(self.clipped), *self._spreading()], numbers
-
-    def _spreading(self) -> list[Finding]:
-        """Judge whether moves had to spread the particles, which weights should have done."""
-        if self.growth is None or not np.size(self.growth):
-            return []
-        most = float(np.max(self.growth))
-        message = (
-            f"Moves at one stage made the mean variance of the particles {most:.0%} larger"
-        )
-        if most <= SPREAD:
-            return [Finding("spreading", "ok", message, most, SPREAD)]
-        message += (
-            ": the particles before had not reached where the law of that stage has its mass, "
-            "the moves may not have either, and the evidence lacks it"
-        )
-        remedy = (
-            "Standard deviations may be too small. Reparameterise (`noncentered=True` for a "
-            "funnel), begin wider (`path=ReferencePath(scale=...)`), or compare with NUTS."
-        )
-        source = "rule of thumb: 15% of a standard deviation, beyond 3 standard errors"
-        return [Finding("spreading", "warning", message, most, SPREAD, source, remedy)]
+        found += check_clipped(self.clipped) + check_spreading(self.growth)
+        return found, numbers
 
 
 class ForeignRecord(AbstractRecord):

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int
 
+from ...core._batches import sum_in_batches
 from ...core._data import log_density_estimate
 from ...core._family import OfBatches
 from ...core._flat import flat_view
@@ -113,13 +114,13 @@ def renewed(
     affordable = SHARE * every * block * samples * batch
     most = steps // (FEWEST * every * block)
     looks = max(1, min(round(target.num_data / affordable), most))
-    middle = lambda: _centre(family, params, anchor.point)[0]
-    move = lambda: _at_all_rows(target, form, middle(), samples * batch)
     keep = lambda: anchor
 
     def look():
+        centre = _centre(family, params, anchor.point)
+        move = lambda: _at_all_rows(target, form, centre[0], samples * batch)
         new = jax.lax.cond(index % (every * looks) == 0, move, keep)
-        helps = _helps(new, target, form, _centre(family, params, anchor.point), batch, key)
+        helps = _helps(new, target, form, centre, batch, key)
         return Anchor(new.point, new.value, new.slope, helps)
 
     return jax.lax.cond((index > 0) & (index % every == 0), look, keep)
@@ -136,16 +137,13 @@ def _centre(family: AbstractFamily, params: Any, like: Vector) -> tuple[Vector, 
 def _at_all_rows(target: Any, form: Callable, point: Vector, size: int) -> Anchor:
     """Return an anchor, with as many rows at a time as an update has."""
     number = target.num_data
-    size = min(size, number)
 
-    def add(i, total):
-        rows = i * size + jnp.arange(size, dtype=jnp.int32)
-        inside, rows = rows < number, jnp.minimum(rows, number - 1)
+    def terms(rows, inside):
         part = lambda x: jnp.where(inside, target.log_likelihood(form(x), rows), 0).sum()
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(part)(point))
+        return jax.value_and_grad(part)(point)
 
     start = jax.value_and_grad(lambda x: target.log_prior(form(x)))(point)
-    value, slope = jax.lax.fori_loop(0, -(-number // size), add, start)
+    value, slope = sum_in_batches(terms, number, min(size, number), start)
     return Anchor(point, value, slope, jnp.zeros((), bool))
 
 

@@ -13,7 +13,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...core._batches import in_batches
+from ...core._batches import in_batches, sum_in_batches
 from ...core._cache import remembering
 from ...core._flat import flat_view
 from ...core._stream import stream_of
@@ -136,18 +136,8 @@ def _by_rows(family, target, flat) -> Float[Array, " checked"]:
     size = int(np.clip(BLOCK // len(flat), 1, number))
     at = lambda function: jax.vmap(_on_flat(function, family, target, flat[0]))
 
-    # Compensated summation (Kahan 1965, doi:10.1145/363707.363723): in float32 the sum of 1e6
-    # rows is rounded by 0.03 nats, and without it by that at every block.
-    def add(i, carry):
-        total, excess = carry
-        rows = i * size + jnp.arange(size, dtype=jnp.int32)
-        inside = rows < number  # the last block is filled up with the last row
-        rows = jnp.minimum(rows, number - 1)
+    def terms(rows, inside):
         summed = lambda x: jnp.where(inside, target.log_likelihood(x, rows), 0).sum()
-        term = at(summed)(flat) - excess
-        new = total + term
-        return new, (new - total) - term
+        return at(summed)(flat)
 
-    start = at(target.log_prior)(flat)
-    total, _ = jax.lax.fori_loop(0, -(-number // size), add, (start, jnp.zeros_like(start)))
-    return total
+    return sum_in_batches(terms, number, size, at(target.log_prior)(flat))

@@ -131,8 +131,7 @@ class ScoreMatching(AbstractFit):
 
     def score(self, params: PyTree) -> Any:
         """Return the network with trained parameters."""
-        rest = eqx.filter(self.network, eqx.is_inexact_array, inverse=True)
-        return eqx.combine(jax.tree.map(jnp.asarray, params), rest)
+        return eqx.combine(jax.tree.map(jnp.asarray, params), self.network)
 
     def loss(self, params: PyTree, rows: Array | None, *, key: PRNGKey) -> Scalar:
         network = self.score(params)

@@ -20,13 +20,18 @@ class AbstractRidgeState(eqx.Module):
     Updates are made to the root, so that the covariance never loses its positive sign to
     rounding and is never factorised anew.
 
+    Attributes:
+        mu: Expected coefficients, shape `(feature, *batch)`.
+        root: A square root of their covariance, in general not triangular, shape
+            `(feature, feature, *batch)`.
+
     References:
         Potter's square root filter: Bierman (1977), "Factorization Methods for Discrete
         Sequential Estimation".
     """
 
-    mu: eqx.AbstractVar[Float[Array, "feature *batch"]]
-    root: eqx.AbstractVar[Float[Array, "feature feature *batch"]]
+    mu: Float[Array, "feature *batch"]
+    root: Float[Array, "feature feature *batch"]
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -76,30 +81,14 @@ class RidgeState(AbstractRidgeState):
 
     `root @ root.T` is the covariance in units of the noise variance, the inverse of
     `ridge I + sum of x x'`.
-
-    Attributes:
-        mu: Expected coefficients, shape `(feature, *batch)`.
-        root: A square root of their covariance, in general not triangular, shape
-            `(feature, feature, *batch)`.
     """
-
-    mu: Float[Array, "feature *batch"]
-    root: Float[Array, "feature feature *batch"]
 
 
 class WeightedRidgeState(AbstractRidgeState):
     """Coefficients of a linear model whose rewards are weighted by their own variances.
 
     `root @ root.T` is the covariance, the inverse of `ridge I + sum of x x' / variance`.
-
-    Attributes:
-        mu: Expected coefficients, shape `(feature, *batch)`.
-        root: A square root of their covariance, in general not triangular, shape
-            `(feature, feature, *batch)`.
     """
-
-    mu: Float[Array, "feature *batch"]
-    root: Float[Array, "feature feature *batch"]
 
 
 class LinearState(eqx.Module):
