@@ -212,3 +212,61 @@ def test_engines_of_densities_say_what_to_use():
         wh.infer(wh.from_log_density(lambda x: -(x**2).sum(), jnp.zeros(2)), ENGINE, key=0)
     with pytest.raises(ValueError, match="`max_steps` must be at least the 11 steps"):
         wh.infer(target, wh.FeynmanKacSMC(max_steps=5), key=0)
+
+
+NOISES = (diffusion.VariancePreserving(), diffusion.VarianceExploding(0.02, 15.0))
+CENTRE, SCALE = np.array([3e4, 1e-3]), np.array([5e3, 1e-6])
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=["preserving", "exploding"])
+@pytest.mark.parametrize("kind", ["powers", "reward"])
+def test_units_change_nothing(noise, kind):
+    """What is made of data in dollars and millionths is what is made of standard ones."""
+    rows = np.random.default_rng(0).normal(size=(50, 2)) * [1.5, 0.5] + [1.0, 0.0]
+    fitted = noise.fitted(CENTRE + SCALE * rows)
+    plain = noise.fitted(rows)
+    np.testing.assert_allclose(fitted.centre, CENTRE + SCALE * np.asarray(plain.centre))
+    np.testing.assert_allclose(fitted.scale, SCALE * np.asarray(plain.scale))
+
+    def made(noise, centre, scale):
+        laws = [
+            diffusion.GaussianMixture(
+                noise,
+                [0.3, 0.7],
+                centre + scale * np.array([[-1.0, 0.2], [1.0, shift]]),
+                np.array(0.1 * np.outer(scale, scale) * [[1.0, 0.3], [0.3, 1.0]])[None]
+                * np.ones((2, 1, 1)),
+            )
+            for shift in (0.0, 0.5)
+        ]
+        if kind == "reward":
+            reward = lambda x: jnp.sin((x[0] - centre[0]) / scale[0])
+            return diffusion.tilted(noise, laws[0], reward, 0.7, 2, steps=20)
+        return diffusion.geometric(noise, laws, 1.5, 2, steps=20)
+
+    one, other = made(plain, np.zeros(2), np.ones(2)), made(fitted, CENTRE, SCALE)
+    for t in (jnp.asarray(0.05), jnp.asarray(0.6)):
+        z = jnp.asarray([0.4, -0.3])
+        x = jnp.asarray(CENTRE + SCALE * np.asarray(z))
+        (drift, rate), (moved, grown) = one.rates(t, z), other.rates(t, x)
+        np.testing.assert_allclose(moved / SCALE, drift, rtol=1e-8)
+        assert float(grown) == pytest.approx(float(rate), rel=1e-8)
+    want, got = (t.feynman_kac(5).initial(key=jr.key(3))[0].x for t in (one, other))
+    np.testing.assert_allclose((got - CENTRE) / SCALE, want, rtol=1e-8)
+    np.testing.assert_allclose(
+        jax.vmap(other.log_start)(got),
+        jax.vmap(one.log_start)(want) - (sum(one.exponents) - 1) * np.log(SCALE).sum(),
+        rtol=1e-8,
+    )
+
+
+def test_scores_of_another_noise_are_refused():
+    law = diffusion.GaussianMixture(NOISES[0], [1.0], [[0.0]], 1.0)
+    with pytest.raises(ValueError, match=r"`noise` must be that of `scores\[0\]`"):
+        diffusion.annealed(diffusion.VariancePreserving(scale=2.0), law, 2.0, 1)
+
+
+@pytest.mark.parametrize("bad", [0.0, [1.0, -1.0], np.nan, [[1.0]]])
+def test_a_scale_is_positive(bad):
+    with pytest.raises(ValueError, match="`scale` must be positive and finite"):
+        diffusion.VarianceExploding(scale=bad)

@@ -50,6 +50,42 @@ def test_a_trained_network_is_the_score():
             assert float((score(t, x) - law(t, x))[0] * spread) == pytest.approx(0, abs=0.15)
 
 
+def test_units_change_nothing():
+    """A fit to data in dollars and millionths is that to standard ones."""
+    rows = np.random.default_rng(0).normal(size=(200, 2)) * [1.5, 0.5] + [1.0, 0.0]
+    scale = np.array([5e3, 1e-6])
+    found = []
+    for data, unit in ((rows, 1.0), (rows * scale + [3e4, 1e-3], scale)):
+        noise = diffusion.VariancePreserving().fitted(data)
+        network = diffusion.ScoreNetwork(noise, 2, width=8, depth=1, key=jr.key(1))
+        problem = diffusion.ScoreMatching(network, noise, data)
+        trained = wh.train(problem, diffusion.Adam(steps=20, batch_size=50), key=2)
+        score = problem.score(trained.state.params)
+        place = jnp.asarray(data[0])
+        found.append(
+            (
+                problem.loss(trained.state.params, None, key=jr.key(3)),
+                score(jnp.asarray(0.3), place) * unit,
+            )
+        )
+        assert score.noise == noise
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
+    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("centre", "scale"), [(3e4, 1.0), (0.0, 1e-5), (0.0, 1e5)])
+def test_data_far_from_the_units_of_the_noise_are_told(centre, scale):
+    noise = diffusion.VariancePreserving()
+    network = diffusion.ScoreNetwork(noise, 1, width=8, depth=1, key=jr.key(1))
+    data = centre + scale * np.random.default_rng(0).normal(size=(50, 1))
+    with pytest.warns(UserWarning, match="Column 0 of `data`.*`noise.fitted"):
+        diffusion.ScoreMatching(network, noise, data)
+    with pytest.raises(ValueError, match="`noise` must be that of `network`"):
+        diffusion.ScoreMatching(network, noise.fitted(data), data)
+    other = diffusion.ScoreNetwork(noise.fitted(data), 1, width=8, depth=1, key=jr.key(1))
+    diffusion.ScoreMatching(other, noise.fitted(data), data)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -11,6 +11,7 @@ from ._correct import (
 from ._mixture import GaussianMixture as GaussianMixture
 from ._noise import (
     AbstractNoise as AbstractNoise,
+    AbstractScaledNoise as AbstractScaledNoise,
     LinearNoise as LinearNoise,
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,

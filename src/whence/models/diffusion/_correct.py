@@ -4,14 +4,14 @@ With scores `s_i` of laws `q_i` under one noise, the law `prod_i q_i^(g_i)` at e
 law of weighted particles (with `G = sum_i g_i s_i` and `Gamma = sum_i g_i`, time `u` running
 from noise to data, and any `eta >= 1/2`)
 
-    dx     = (-A x + eta Q G) du + sqrt(2 eta - 1) L dW
+    dx     = (-A (x - c) + eta Q G) du + sqrt(2 eta - 1) L dW
     dlog w = [(Gamma - 1) tr A + (G' Q G - sum_i g_i s_i' Q s_i) / 2] du.
 
 Simulation without the weights, as guidance of a diffusion model is usually done, has another
 law. For a reward `r`, the law `q exp(b r)` with `b` growing from 0 is that of
 
-    dx     = (-A x + Q (s + b grad r / 2)) du + L dW
-    dlog w = [b' r - b grad r . A x + b grad r . Q s / 2] du.
+    dx     = (-A (x - c) + Q (s + b grad r / 2)) du + L dW
+    dlog w = [b' r - b grad r . A (x - c) + b grad r . Q s / 2] du.
 
 Both follow from putting the laws into the Fokker-Planck equation of the noise. Weighted
 particles that resample have the right law only if `eta > 1 - 1 / (2 Gamma)`: below that the
@@ -32,7 +32,7 @@ from ...core._convert import number, positive, whole
 from ...core._feynman_kac import AbstractFeynmanKac
 from ...core._particle_target import AbstractParticleTarget
 from ...core._types import PRNGKey, Scalar
-from ._noise import AbstractNoise, Vector, as_matrix, times, trace
+from ._noise import AbstractNoise, Vector, as_matrix, require_noise, times, trace
 
 Score = Callable[[Scalar, Vector], Vector]
 
@@ -67,7 +67,7 @@ class Corrected(AbstractParticleTarget):
     `FeynmanKacSMC`: the draws are weighted particles, and the evidence is
     `log int prod_i q_i(x)^(g_i) dx` (of a reward: `log E_q exp(b r)`), exact up to the steps of
     time if densities are known at the horizon, else as far as the laws there are
-    `N(0, V(horizon))`.
+    `N(c, V(horizon))`, with the centre of the noise.
 
     Attributes:
         noise: The noise of all models.
@@ -132,6 +132,8 @@ class Corrected(AbstractParticleTarget):
             )
         zero = jax.ShapeDtypeStruct((), jnp.result_type(float))
         place = jax.ShapeDtypeStruct((self.dim,), zero.dtype)
+        for i, score in enumerate(self.scores):
+            require_noise(f"scores[{i}]", score, self.noise)
         functions: list[tuple[str, Any, tuple]] = [
             (f"`scores[{i}]`", jax.eval_shape(score, zero, place), (self.dim,))
             for i, score in enumerate(self.scores)
@@ -176,7 +178,8 @@ class Corrected(AbstractParticleTarget):
         """Draw from the normal law that pure noise has under the exponents."""
         dtype = jnp.result_type(float)
         lower = jnp.linalg.cholesky(self._start_covariance())
-        return jr.normal(key, (num, self.dim), dtype) @ lower.T
+        apart = jr.normal(key, (num, self.dim), dtype) @ lower.T
+        return apart + jnp.asarray(self.noise.centre, dtype)
 
     def _start_covariance(self) -> Float[Array, "dim dim"]:
         end = jnp.asarray(self.noise.horizon, jnp.result_type(float))
@@ -186,7 +189,10 @@ class Corrected(AbstractParticleTarget):
         """Return the log weight of a place that `init` drew."""
         end = jnp.asarray(self.noise.horizon, x.dtype)
         covariance = self._start_covariance()
-        normal = lambda s: jax.scipy.stats.multivariate_normal.logpdf(x, jnp.zeros_like(x), s)
+        apart = self.noise.apart(x)
+        normal = lambda s: jax.scipy.stats.multivariate_normal.logpdf(
+            apart, jnp.zeros_like(x), s
+        )
         noise = normal(covariance * sum(self.exponents))
         laws = [s.log_prob(end, x) if isinstance(s, HasLogProb) else noise for s in self.scores]
         mixed = jnp.asarray(sum(g * law for g, law in zip(self.exponents, laws)))
@@ -195,7 +201,7 @@ class Corrected(AbstractParticleTarget):
     def rates(self, t: Scalar, x: Vector) -> tuple[Vector, Scalar]:
         """Return the drift of a particle, and the rate of its log weight."""
         drift, spread = self.noise.drift(t), self.noise.diffusion(t)
-        forward = times(drift, x)
+        forward = times(drift, self.noise.apart(x))
         turn = (
             (lambda v: times(spread.T, v)) if jnp.ndim(spread) == 2 else (lambda v: spread * v)
         )

@@ -73,7 +73,7 @@ class GaussianMixture(eqx.Module):
         spread = move @ self.covariances @ move.T
         spread += as_matrix(self.noise.covariance(t), dim)[None]
         lower = jnp.linalg.cholesky(spread)
-        apart = x[None] - self.means @ move.T
+        apart = self.noise.apart(x)[None] - self.noise.apart(self.means) @ move.T
         # Whitening matrices do not depend on `x`: under `vmap` there is one for all of them.
         eye = jnp.eye(dim, dtype=lower.dtype)
         whiten = jax.vmap(lambda a: solve_triangular(a, eye, lower=True))(lower)

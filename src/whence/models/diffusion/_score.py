@@ -3,11 +3,12 @@
 The score of noisy data is the regression of minus the whitened noise on the noisy data: the
 network that minimises
 
-    E | V(t)^(1/2)' s(t, x_t) + z |^2,    x_t = M(t) x_0 + V(t)^(1/2) z,  z ~ N(0, I),
+    E | V(t)^(1/2)' s(t, x_t) + z |^2,    x_t = c + M(t) (x_0 - c) + V(t)^(1/2) z,  z ~ N(0, I),
 
 over times, data and noise is the score of `x_t`.
 """
 
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -20,14 +21,17 @@ from jaxtyping import Array, Float, PyTree
 from ...core._convert import positive, whole
 from ...core._types import PRNGKey, Scalar
 from .._fit import AbstractFit
-from ._noise import AbstractNoise, Vector, times
+from ._noise import AbstractNoise, AbstractScaledNoise, Vector, require_noise, times
+
+# Standard deviations of columns, and distances of their means, in units of a noise.
+LEAST, MOST = 0.01, 10.0
 
 
 class ScoreNetwork(eqx.Module):
     """A network of time and place that predicts the noise, as a score.
 
-    Inputs and output are scaled by the noise, for noises that are the same in all directions:
-    the score is `-net(place / sqrt(M(t)^2 + V(t)), time) / sqrt(V(t))`, with time by sines and
+    Inputs and output are scaled by the noise, with centre `c` and scale `s`: the score is
+    `-net((place - c) / sqrt(s^2 M(t)^2 + V(t)), time) / sqrt(V(t))`, with time by sines and
     cosines of octaves.
 
     Attributes:
@@ -36,7 +40,7 @@ class ScoreNetwork(eqx.Module):
         octaves: Of time.
     """
 
-    noise: AbstractNoise
+    noise: AbstractScaledNoise
     net: eqx.nn.MLP
     octaves: int = eqx.field(static=True)
 
@@ -61,12 +65,11 @@ class ScoreNetwork(eqx.Module):
             key: For the weights.
 
         Raises:
-            ValueError: If a number is not positive, or the noise differs by direction.
+            ValueError: If a number is not positive, or the noise has no `scale`.
         """
         sizes = {"dim": dim, "width": width, "depth": depth, "octaves": octaves}
         dim, width, depth, octaves = (int(whole(n, least=1)(x) or 0) for n, x in sizes.items())
-        end = jnp.asarray(noise.horizon, jnp.result_type(float))
-        if jnp.ndim(noise.covariance(end)) == 2:
+        if not isinstance(noise, AbstractScaledNoise):
             raise ValueError(
                 "`noise` of a `ScoreNetwork` must be the same in all directions; got "
                 f"{type(noise).__name__}. Write a module with `__call__(t, x)`."
@@ -78,9 +81,13 @@ class ScoreNetwork(eqx.Module):
     def __call__(self, t: Scalar, x: Vector) -> Vector:
         """Return the score."""
         variance = self.noise.covariance(t)
-        scale = jnp.sqrt(self.noise.mean(t) ** 2 + variance)
+        scale = jnp.sqrt(
+            (jnp.asarray(self.noise.scale, x.dtype) * self.noise.mean(t)) ** 2 + variance
+        )
         angle = jnp.pi * t / self.noise.horizon * 2.0 ** jnp.arange(self.octaves, dtype=x.dtype)
-        features = jnp.concatenate([x / scale, jnp.sin(angle), jnp.cos(angle)])
+        features = jnp.concatenate(
+            [self.noise.apart(x) / scale, jnp.sin(angle), jnp.cos(angle)]
+        )
         return -self.net(features) / jnp.sqrt(variance)
 
 
@@ -88,7 +95,8 @@ class ScoreMatching(AbstractFit):
     """The training of a score by denoising score matching; for `whence.train` with `Adam`.
 
     `network.score(state.params)` is the trained score. It is not to be trusted below the
-    smallest time it was trained at.
+    smallest time it was trained at. Data in units far from those of the noise are told of:
+    `noise.fitted(data)` has theirs.
 
     Attributes:
         network: A module with `__call__(t, x)`, such as `ScoreNetwork`.
@@ -121,6 +129,9 @@ class ScoreMatching(AbstractFit):
             raise ValueError(
                 f"`network(t, x)` must return the shape of a row, {place.shape}; got {got}."
             )
+        require_noise("network", self.network, self.noise)
+        if isinstance(self.noise, AbstractScaledNoise):
+            _warn_of_units(self.noise, np.asarray(self.data))
 
     @property
     def num_data(self) -> int:
@@ -146,8 +157,26 @@ class ScoreMatching(AbstractFit):
         def one(t, x, z):
             spread = self.noise.covariance(t)
             root = jnp.linalg.cholesky(spread) if jnp.ndim(spread) == 2 else jnp.sqrt(spread)
-            score = network(t, times(self.noise.mean(t), x) + times(root, z))
+            moved = times(self.noise.mean(t), self.noise.apart(x)) + times(root, z)
+            score = network(t, moved + jnp.asarray(self.noise.centre, x.dtype))
             turned = root.T @ score if jnp.ndim(root) == 2 else root * score
             return jnp.sum((turned + z) ** 2)
 
         return jax.vmap(one)(moments, data, noise).mean()
+
+
+def _warn_of_units(noise: AbstractScaledNoise, data: np.ndarray) -> None:
+    """Tell of columns that a noise hides, or does not reach."""
+    scale = np.asarray(noise.scale)
+    apart = np.abs(data.mean(axis=0) - np.asarray(noise.centre)) / scale
+    spread = data.std(axis=0) / scale
+    off = (np.maximum(apart, spread) > MOST) | ((spread > 0) & (spread < LEAST))
+    if off.any():
+        column = int(np.argmax(off))
+        warnings.warn(
+            f"Column {column} of `data` (and {off.sum() - 1} more) is far from the units of "
+            f"the noise: its mean is {apart[column]:.3g} scales from the centre, its standard "
+            f"deviation {spread[column]:.3g} scales. A network will hardly learn it. Give "
+            "`noise.fitted(data)` to network, problem and target.",
+            stacklevel=2,
+        )
