@@ -266,6 +266,17 @@ def test_scores_of_another_noise_are_refused():
         diffusion.annealed(diffusion.VariancePreserving(scale=2.0), law, 2.0, 1)
 
 
+@pytest.mark.parametrize(("mean", "variance"), [(3e4, 1.0), (0.0, 1e-10), (0.0, 1e10)])
+def test_mixtures_far_from_the_units_of_the_noise_are_told(mean, variance):
+    noise = diffusion.VariancePreserving()
+    places = [[0.0, mean], [0.0, mean + np.sqrt(variance)]]
+    spread = np.diag([1.0, variance])[None] * np.ones((2, 1, 1))
+    with pytest.warns(UserWarning, match="Column 1 of `means`.*`noise.fitted"):
+        diffusion.GaussianMixture(noise, [1.0, 1.0], places, spread)
+    units = {"centre": [0.0, mean], "scale": [1.0, np.sqrt(variance)]}
+    diffusion.GaussianMixture(diffusion.VariancePreserving(**units), [1.0, 1.0], places, spread)
+
+
 @pytest.mark.parametrize("bad", [0.0, [1.0, -1.0], np.nan, [[1.0]]])
 def test_a_scale_is_positive(bad):
     with pytest.raises(ValueError, match="`scale` must be positive and finite"):

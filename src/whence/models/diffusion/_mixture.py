@@ -10,7 +10,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from ...core._types import Scalar
-from ._noise import AbstractNoise, Vector, as_matrix
+from ._noise import AbstractNoise, Vector, as_matrix, warn_of_units
 
 
 class GaussianMixture(eqx.Module):
@@ -62,6 +62,11 @@ class GaussianMixture(eqx.Module):
                 "`weights` and the eigenvalues of `covariances` must be positive; got weights "
                 f"{weights} and a smallest eigenvalue of {np.linalg.eigvalsh(spread).min():g}."
             )
+        each = np.diagonal(spread, axis1=1, axis2=2)
+        share = (weights / weights.sum())[:, None]
+        mean = np.sum(share * means, axis=0)
+        widest = np.sqrt(np.sum(share * (each + (means - mean) ** 2), axis=0))
+        warn_of_units("means", noise, mean, widest, np.sqrt(each.min(axis=0)))
         self.noise = noise
         self.weights = jnp.asarray(weights / weights.sum())
         self.means, self.covariances = jnp.asarray(means), jnp.asarray(spread)

@@ -9,6 +9,7 @@ vectors for diagonal matrices; else they are matrices.
 
 import abc
 import dataclasses
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -24,6 +25,9 @@ from ...core._types import AnyArray, Scalar
 Factor = Float[Array, ""] | Float[Array, " dim"] | Float[Array, "dim dim"]
 Numbers = float | tuple[float, ...]  # one for all directions, or one for each
 Vector = Float[Array, " dim"]
+
+# Standard deviations of columns, and distances of their means, in units of a noise.
+LEAST, MOST = 0.01, 10.0
 
 
 class AbstractNoise(eqx.Module):
@@ -246,6 +250,33 @@ def require_noise(name: str, score: Any, noise: AbstractNoise) -> None:
     own = getattr(score, "noise", noise)
     if isinstance(own, AbstractNoise) and not eqx.tree_equal(own, noise):
         raise ValueError(f"`noise` must be that of `{name}`, {own}; got {noise}.")
+
+
+def warn_of_units(name: str, noise: AbstractNoise, mean: Any, widest: Any, narrowest: Any):
+    """Tell of columns that a noise hides, or does not reach.
+
+    Args:
+        name: Of what has these columns.
+        noise: The noise.
+        mean: Of each column.
+        widest: Its standard deviation.
+        narrowest: Standard deviation of the narrowest part of it.
+    """
+    if not isinstance(noise, AbstractScaledNoise):
+        return
+    scale = np.asarray(noise.scale)
+    apart, wide = np.abs(mean - np.asarray(noise.centre)) / scale, widest / scale
+    off = (np.maximum(apart, wide) > MOST) | (narrowest / scale < LEAST)
+    if off.any():
+        column = int(np.argmax(off))
+        warnings.warn(
+            f"Column {column} of `{name}` (and {off.sum() - 1} more) is far from the units of "
+            f"the noise: its mean is {apart[column]:.3g} scales from the centre, its standard "
+            f"deviation {wide[column]:.3g} scales. No step of time is right for it, and no "
+            "network learns it. Give `noise.fitted(data)`, or a noise of that `centre` and "
+            "`scale`, wherever a noise is asked for.",
+            stacklevel=3,
+        )
 
 
 def times(factor: Any, vector: Vector) -> Vector:

@@ -8,7 +8,6 @@ network that minimises
 over times, data and noise is the score of `x_t`.
 """
 
-import warnings
 from typing import Any
 
 import equinox as eqx
@@ -21,10 +20,14 @@ from jaxtyping import Array, Float, PyTree
 from ...core._convert import positive, whole
 from ...core._types import PRNGKey, Scalar
 from .._fit import AbstractFit
-from ._noise import AbstractNoise, AbstractScaledNoise, Vector, require_noise, times
-
-# Standard deviations of columns, and distances of their means, in units of a noise.
-LEAST, MOST = 0.01, 10.0
+from ._noise import (
+    AbstractNoise,
+    AbstractScaledNoise,
+    Vector,
+    require_noise,
+    times,
+    warn_of_units,
+)
 
 
 class ScoreNetwork(eqx.Module):
@@ -130,8 +133,10 @@ class ScoreMatching(AbstractFit):
                 f"`network(t, x)` must return the shape of a row, {place.shape}; got {got}."
             )
         require_noise("network", self.network, self.noise)
-        if isinstance(self.noise, AbstractScaledNoise):
-            _warn_of_units(self.noise, np.asarray(self.data))
+        data = np.asarray(self.data)
+        spread = data.std(axis=0)
+        known = np.where(spread > 0, spread, np.inf)  # a constant is learned well enough
+        warn_of_units("data", self.noise, data.mean(axis=0), spread, known)
 
     @property
     def num_data(self) -> int:
@@ -163,20 +168,3 @@ class ScoreMatching(AbstractFit):
             return jnp.sum((turned + z) ** 2)
 
         return jax.vmap(one)(moments, data, noise).mean()
-
-
-def _warn_of_units(noise: AbstractScaledNoise, data: np.ndarray) -> None:
-    """Tell of columns that a noise hides, or does not reach."""
-    scale = np.asarray(noise.scale)
-    apart = np.abs(data.mean(axis=0) - np.asarray(noise.centre)) / scale
-    spread = data.std(axis=0) / scale
-    off = (np.maximum(apart, spread) > MOST) | ((spread > 0) & (spread < LEAST))
-    if off.any():
-        column = int(np.argmax(off))
-        warnings.warn(
-            f"Column {column} of `data` (and {off.sum() - 1} more) is far from the units of "
-            f"the noise: its mean is {apart[column]:.3g} scales from the centre, its standard "
-            f"deviation {spread[column]:.3g} scales. A network will hardly learn it. Give "
-            "`noise.fitted(data)` to network, problem and target.",
-            stacklevel=2,
-        )
