@@ -14,7 +14,7 @@ from ..core._dtype import relaxed
 _NORMALS = dist.MultivariateNormal | dist.LowRankMultivariateNormal
 
 
-def _plain(found: Any) -> Any:
+def plain(found: Any) -> Any:
     """Return a distribution with as many numbers as can be, each of its own."""
     while isinstance(found, dist.Independent):
         found = found.base_dist
@@ -36,7 +36,7 @@ def log_prob_of_seen(found: Any, y: Array, seen: Array | None) -> Array:
     with relaxed():
         if seen is None:
             return jnp.asarray(found.log_prob(y))
-        found = _plain(found)
+        found = plain(found)
         if isinstance(found, _NORMALS):
             return _normal_of_seen(found, y, seen)
         term = jnp.asarray(found.log_prob(y))
@@ -68,7 +68,7 @@ def require_whole_events(method: str, name: str, found: Any, observed: Any) -> N
     Raises:
         ValueError: Naming the law.
     """
-    found = _plain(found)
+    found = plain(found)
     events = len(found.event_shape)
     if observed is None or isinstance(observed, Tracer) or not events:
         return

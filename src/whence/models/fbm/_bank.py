@@ -35,10 +35,10 @@ class Bank(eqx.Module):
         """Return the covariance `(node, node)` of the `Y_k` at time 0."""
         if self.kind == "II":
             return jnp.zeros((len(self.rates),) * 2, self.rates.dtype)
-        total = self.rates[:, None] + self.rates[None, :]
-        moving = (self.rates[:, None] > 0) & (self.rates[None, :] > 0)
+        i, j = jnp.meshgrid(self.rates, self.rates, indexing="ij")
+        moving = (i > 0) & (j > 0)
         both = self.scales[:, None] * self.scales[None, :]
-        return jnp.where(moving, both / jnp.where(moving, total, jnp.ones_like(total)), 0.0)
+        return jnp.where(moving, both / jnp.where(moving, i + j, 1.0), 0.0)
 
     def initial_factor(self) -> Array:
         """Return the Cholesky factor of `stationary()`, in closed form.
@@ -48,14 +48,13 @@ class Bank(eqx.Module):
         """
         if self.kind == "II":
             return self.stationary()
-        g = self.rates
-        total = g[:, None] + g[None, :]
-        safe = jnp.where(total > 0, total, jnp.ones_like(total))
-        ratio = (g[:, None] - g[None, :]) / safe
+        i, g = jnp.meshgrid(self.rates, self.rates, indexing="ij")
+        safe = jnp.where(i + g > 0, i + g, 1.0)
+        ratio = (i - g) / safe
         ahead = jnp.concatenate([jnp.ones_like(ratio[:, :1]), ratio[:, :-1]], axis=1)
         root = jnp.where(g > 0, jnp.sqrt(2 * jnp.where(g > 0, g, 1.0)), 0.0)
-        lower = jnp.tril(root[None, :] / safe * jnp.cumprod(ahead, axis=1))
-        return self.scales[:, None] * jnp.where(g[:, None] > 0, lower, 0.0)
+        lower = jnp.tril(root / safe * jnp.cumprod(ahead, axis=1))
+        return self.scales[:, None] * jnp.where(i > 0, lower, 0.0)
 
     def covariance(self, s: Array, t: Array) -> Array:
         """Return `Cov(B(s), B(t))` elementwise, with the axes of drivers last, if any.
@@ -67,7 +66,7 @@ class Bank(eqx.Module):
         scaled = self.weights * jnp.broadcast_to(self.scales, self.weights.shape)
         i, j = jnp.meshgrid(self.rates, self.rates, indexing="ij")
         still = i + j == 0
-        safe = jnp.where(still, jnp.ones_like(i), i + j)
+        safe = jnp.where(still, 1.0, i + j)
 
         def one(low, high):
             if self.kind == "II":
@@ -90,7 +89,7 @@ def spline(table: CubicSpline, hurst: Array) -> Array:
     """Return the weights at H, `(*hurst.shape, node)`; NaN where H is beyond the table."""
     step = (tables.MOST - tables.LEAST) / (tables.KNOTS - 1)
     inside = (hurst >= tables.LEAST) & (hurst <= tables.MOST)
-    safe = jnp.where(inside, hurst, jnp.full_like(hurst, 0.5))
+    safe = jnp.where(inside, hurst, 0.5)
     cell = jnp.clip(jnp.floor((safe - tables.LEAST) / step), 0, tables.KNOTS - 2).astype(int)
     d = (safe - tables.LEAST - cell.astype(hurst.dtype) * step)[..., None]
     c = jnp.asarray(table.c, hurst.dtype)[:, cell]

@@ -17,16 +17,15 @@ from jaxtyping import Array, PyTree
 from ...core._convert import flag, part, whole
 from ...core._dtype import relaxed
 from ...core._family import AbstractFamily, Layout, Noise, Vector
-from ...core._flat import flat_view, position_shapes
+from ...core._flat import flat_view
 from ...core._types import PRNGKey, Scalar
 from ...language._local import with_rows
-from ...language._model import sites
+from ...language._model import look_at_draw, sites
 from ._guide import Guide, coloured, guide_of, stacked, whitened
 from ._linear import bends, initial
-from ._path import advance, scan, start_size, started
+from ._path import PATH, advance, scan, start_size, started
 from ._sde import FractionalSDE
 
-PATH = ("start_noise", "step_noise")
 BOUND = 10.0  # of what the network adds to a standard normal number
 WIDTH = 32
 
@@ -114,16 +113,8 @@ class ControlledPath(AbstractFamily):
             )
         width, rounds = self.width, self.rounds
         if width is None or rounds:
-            found = []
-
-            def look(position):
-                draw = target.constrain(position)
-                loc, _ = initial(draw, jnp.result_type(float))
-                found.append(bends(draw, loc))
-                return position
-
-            jax.eval_shape(look, position_shapes(target))
-            affine = not found[-1]
+            at_start = lambda draw: bends(draw, initial(draw, jnp.result_type(float))[0])
+            affine = not look_at_draw(model, at_start)
             rounds = 0 if affine else rounds
             exact = affine and self.linear and self.encoder is None
             width = (0 if exact else WIDTH) if width is None else width
@@ -223,21 +214,16 @@ class ControlledPath(AbstractFamily):
         return params | {"layers": layers}
 
     def no_step(self, params: PyTree) -> PyTree:
-        rest = jax.tree.map(jnp.zeros_like, {n: params[n] for n in params if n != "parameters"})
-        family = self.parameters
-        return {"parameters": family and family.no_step(params["parameters"])} | rest
+        own = self.parameters and self.parameters.no_step(params["parameters"])
+        return {"parameters": own} | jax.tree.map(jnp.zeros_like, _rest(params))
 
     def move(self, params: PyTree, step: PyTree) -> PyTree:
-        family, names = self.parameters, [name for name in params if name != "parameters"]
-        own = family and family.move(params["parameters"], step["parameters"])
-        rest = {n: jax.tree.map(jnp.add, params[n], step[n]) for n in names}
-        return {"parameters": own} | rest
+        own = self.parameters and self.parameters.move(params["parameters"], step["parameters"])
+        return {"parameters": own} | jax.tree.map(jnp.add, _rest(params), _rest(step))
 
     def describe(self, params: PyTree) -> dict[str, Any]:
-        rest = {n: v for n, v in params.items() if n != "parameters"}
-        family = self.parameters
-        own = family.describe(params["parameters"]) if family else {}
-        return {f"parameters: {name}": value for name, value in own.items()} | rest
+        own = self.parameters.describe(params["parameters"]) if self.parameters else {}
+        return {f"parameters: {name}": v for name, v in own.items()} | _rest(params)
 
     # -- law ------------------------------------------------------------------------------
 
@@ -351,6 +337,10 @@ class ControlledPath(AbstractFamily):
         series = (y, seen, numbers, params.get("start"), params.get("log_scale"), features)
         found, scales = jax.vmap(one)(*series)
         return found, jnp.sum(scales)
+
+
+def _rest(params: PyTree) -> dict[str, Any]:
+    return {name: v for name, v in params.items() if name != "parameters"}
 
 
 def _normal(z: Array) -> Scalar:

@@ -30,9 +30,7 @@ def own_scale(kind: str, hurst: Array) -> Array:
 def unit_covariance(kind: str, hurst: Array, s: Array, t: Array) -> Array:
     """Return the covariance, elementwise, of the process with unit variance at 1.
 
-    Raises:
-        ValueError: If H of kind II is traced: its covariance is a hypergeometric function
-            that is computed on the host.
+    That of kind II is a hypergeometric function, computed on the host: raise if traced.
     """
     if kind == "I":
         power = lambda x: jnp.abs(x) ** (2 * hurst)
@@ -59,20 +57,18 @@ def regular_paths(key: PRNGKey, hurst: Array, num: int, step: Any, paths: int) -
     """
     dtype = jnp.result_type(hurst)
     # The row r_0 .. r_num, r_(num-1) .. r_1 is symmetric: its transform is real.
-    k = jnp.arange(num + 1, dtype=dtype)
+    size, k = 2 * num, jnp.arange(num + 1, dtype=dtype)
     power = lambda x: jnp.abs(x) ** (2 * hurst)
     row = 0.5 * (power(k + 1) - 2 * power(k) + power(k - 1))
     eigenvalues = jnp.fft.rfft(jnp.concatenate([row, row[1:-1][::-1]])).real
     # Least eigenvalues are positive in exact arithmetic for every H.
     amplitude = jnp.sqrt(jnp.maximum(eigenvalues, 0.0))
-    size = 2 * num
-    ends = (jnp.arange(num + 1) == 0) | (jnp.arange(num + 1) == num)
+    ends = (k == 0) | (k == num)
     half = jnp.asarray(0.5, dtype)
-    amplitude = amplitude * jnp.sqrt(size * jnp.where(ends, jnp.ones((), dtype), half))
+    amplitude = (amplitude * jnp.sqrt(size * jnp.where(ends, 1.0, half)))[None, :]
     noise = normals(key, (2, paths, num + 1), dtype)
-    imaginary = jnp.where(ends[None, :], jnp.zeros((), dtype), noise[1])
-    row = amplitude[None, :]
-    spectrum = jax.lax.complex(noise[0] * row, imaginary * row)
+    imaginary = jnp.where(ends[None, :], 0.0, noise[1])
+    spectrum = jax.lax.complex(noise[0] * amplitude, imaginary * amplitude)
     increments = jnp.fft.irfft(spectrum, n=size)[:, :num]
     return jnp.cumsum(increments, axis=1) * jnp.asarray(step, dtype) ** hurst
 
@@ -98,9 +94,8 @@ def dense_paths(
     """Return `(paths, time)` values at any increasing times, by Cholesky's factor."""
     since = times - start
     late = since > 0  # at the start itself the process is 0
-    safe = jnp.where(late, since, jnp.ones_like(since))
+    grid = jnp.meshgrid(*2 * [jnp.where(late, since, 1.0)], indexing="ij")
     both = late[:, None] & late[None, :]
-    grid = jnp.meshgrid(safe, safe, indexing="ij")
     covariance = jnp.where(both, unit_covariance(kind, hurst, *grid), jnp.eye(len(times)))
     drawn = jr.normal(key, (paths, len(times)), times.dtype) @ jnp.linalg.cholesky(covariance).T
-    return jnp.where(late[None, :], drawn, jnp.zeros_like(drawn))
+    return jnp.where(late[None, :], drawn, 0.0)

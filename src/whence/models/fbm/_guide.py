@@ -32,21 +32,13 @@ from ._path import Steps, advance, datum_term, scan, start_size, started
 
 
 class Guide(NamedTuple):
-    """Laws of the noise, of the start and of each step (leading axis); None as in the prior.
+    """Laws of the noise, of the start and of each step (leading axis); None as in the prior."""
 
-    Attributes:
-        start_mean: `(number,)`.
-        start_root: L of its precision, `(number, number)`.
-        gain: K, `(step, number, state)`.
-        mean: c, `(step, number)`.
-        root: L, `(step, number, number)`.
-    """
-
-    start_mean: Array | None = None
-    start_root: Array | None = None
-    gain: Array | None = None
-    mean: Array | None = None
-    root: Array | None = None
+    start_mean: Array | None = None  # `(number,)`
+    start_root: Array | None = None  # L of its precision, `(number, number)`
+    gain: Array | None = None  # K, `(step, number, state)`
+    mean: Array | None = None  # c, `(step, number)`
+    root: Array | None = None  # L, `(step, number, number)`
 
 
 def stacked(x: Array, y: Array) -> Array:

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.scipy.linalg import block_diag
 from jaxtyping import Array
 
 from ...core._dtype import relaxed
+from .._seen import plain
 from ..linear_gaussian._kalman import System
 from ..linear_gaussian._structure import depends
 from ._bank import Bank
@@ -17,15 +19,10 @@ from ._transition import transitions
 
 
 def value(model: Any, name: str, *arguments: Array) -> Array:
-    """Return what `drift` or `diffusion` of a user's model gives, one number a component.
-
-    Raises:
-        ValueError: If it is of another shape, naming it.
-    """
-    with relaxed():
-        got = getattr(model, name)(*arguments)
-        got = jnp.asarray(got, arguments[-1].dtype)
+    """Return `drift` or `diffusion` of a user's model, one number a component, or raise."""
     x = arguments[-1]
+    with relaxed():
+        got = jnp.asarray(getattr(model, name)(*arguments), x.dtype)
     if got.shape == x.shape or (name == "diffusion" and got.shape == ()):
         return jnp.broadcast_to(got, x.shape)
     who = f"`{name}` of {type(model).__name__}"
@@ -42,14 +39,12 @@ def value(model: Any, name: str, *arguments: Array) -> Array:
 
 
 def _normal(model: Any, name: str, dtype: Any, *arguments: Array) -> Any:
-    """Return mean and standard deviation of a normal law of at most one axis; None of others.
+    """Return mean and standard deviation of `observe` or `initial` of a user's model.
 
-    The law is what `observe` or `initial` of a user's model gives.
+    None unless it is a normal law of at most one axis.
     """
     with relaxed():
-        law = getattr(model, name)(*arguments)
-        while isinstance(law, dist.Independent):
-            law = law.base_dist
+        law = plain(getattr(model, name)(*arguments))
         if not isinstance(law, dist.Normal) or len(law.shape()) > 1:
             return None
         both = jnp.asarray(law.loc, dtype), jnp.asarray(law.scale, dtype)
@@ -59,8 +54,7 @@ def _normal(model: Any, name: str, dtype: Any, *arguments: Array) -> Any:
 def seen_through(model: Any, x: Array) -> tuple[Array, Array, bool]:
     """Return mean and standard deviation of what is observed of a state, and if it is a vector.
 
-    Raises:
-        ValueError: If `observe` returns no normal distribution of numbers.
+    Raise unless `observe` returns a normal distribution.
     """
     both = _normal(model, "observe", x.dtype, x)
     if both is None:
@@ -73,11 +67,7 @@ def seen_through(model: Any, x: Array) -> tuple[Array, Array, bool]:
 
 
 def initial(model: Any, dtype: Any) -> tuple[Array, Array]:
-    """Return mean and standard deviation of the state at the start.
-
-    Raises:
-        ValueError: If `initial` returns no vector of normal distributions.
-    """
+    """Return mean and standard deviation of the state at the start; raise if not normal."""
     both = _normal(model, "initial", dtype)
     if both is None or both[0].ndim != 1:
         raise ValueError(
@@ -120,8 +110,7 @@ def why_not_linear(model: Any, x: Array) -> str:
 def system(model: Any, bank: Bank, times: Array, start: Array) -> System:
     """Return the state (X, Y) of a linear model at each time, Y the bank of each driver.
 
-    Raises:
-        ValueError: If the model is not linear and Gaussian; naming what is not.
+    Raise if the model is not linear and Gaussian, naming what is not.
     """
     dtype = times.dtype
     loc, scale = initial(model, dtype)
@@ -140,28 +129,17 @@ def system(model: Any, bank: Bank, times: Array, start: Array) -> System:
     sigma = value(model, "diffusion", t, zero)
     offset, noise, _ = seen_through(model, zero)
 
-    eye = jnp.eye(d, dtype=dtype)
     pull = -(sigma[:, None] * weights * bank.rates[None, :])  # of Y on X, (driver, node)
-    drift = jnp.block(
-        [
-            [matrix, (eye[:, :, None] * pull[:, None, :]).reshape(d, d * k)],
-            [jnp.zeros((d * k, d), dtype), jnp.diag(-jnp.tile(bank.rates, d))],
-        ]
-    )
+    drift = block_diag(matrix, jnp.diag(-jnp.tile(bank.rates, d)))
+    drift = drift.at[:d, d:].set(block_diag(*pull[:, None, :]))
     jump = sigma * (weights @ bank.scales)
-    spread = jnp.concatenate([jnp.diag(jump), jnp.kron(eye, bank.scales[:, None])])
+    spread = jnp.concatenate([jnp.diag(jump), block_diag(*d * [bank.scales[:, None]])])
     shift = value(model, "drift", t, zero)
     gaps = jnp.diff(times, prepend=start[None])
     most = jnp.maximum(jnp.abs(times[-1]), jnp.abs(start))
     steps = transitions(drift, shift, spread, gaps, most)
-    covariance = jnp.block(
-        [
-            [jnp.diag(scale**2), jnp.zeros((d, d * k), dtype)],
-            [jnp.zeros((d * k, d), dtype), jnp.kron(eye, bank.stationary())],
-        ]
-    )
-    mean = jnp.concatenate([loc, jnp.zeros(d * k, dtype)])
-    sight = jnp.concatenate([sight, jnp.zeros((len(sight), d * k), dtype)], axis=1)
+    covariance = block_diag(jnp.diag(scale**2), *d * [bank.stationary()])
+    mean, sight = jnp.pad(loc, (0, d * k)), jnp.pad(sight, ((0, 0), (0, d * k)))
     return System(mean, covariance, steps, sight, offset, noise**2)
 
 

@@ -23,7 +23,6 @@ from ._bank import Bank, spline
 from ._report import ErrorReport, judge
 from ._times import increasing
 
-REACH = tables.REACH
 SPANS = {"I": (0.01, 500.0), "II": (0.1, 500.0)}  # rates times horizon, for 250 times
 TIMES, DECADES = 250, 1.18  # decades of rates that a node more covers
 FASTEST = 1e6  # rate times horizon that is chosen for close times
@@ -194,15 +193,15 @@ class FractionalNoise(Model):
             start: Where it begins.
         """
         gaps = np.diff(times, prepend=start)
-        gaps, low_high = gaps[gaps > 0], self._rates(len(times))
+        gaps, (low, high) = gaps[gaps > 0], self._rates(len(times))
         if self.span is not None or self.nodes is not None or not gaps.size:
             return self
         need = 2 * (self.horizon or times[-1] - start) / gaps.min()
-        doublings = int(np.ceil(np.log2(min(need, FASTEST) / low_high[1])))
+        doublings = int(np.ceil(np.log2(min(need, FASTEST) / high)))
         if doublings <= 0:
             return self
         noise = jax.tree.map(lambda leaf: leaf, self)
-        object.__setattr__(noise, "span", (low_high[0], low_high[1] * 2.0**doublings))
+        object.__setattr__(noise, "span", (low, high * 2.0**doublings))
         return noise
 
     def bank(self, horizon: Any = None, count: int = TIMES, hurst: Any = None) -> Bank:
@@ -248,7 +247,7 @@ class FractionalNoise(Model):
             s: Times.
             t: Times; the two are broadcast. With an H for each driver, their axis is last.
         """
-        return self.bank().covariance(*_pair(s, t, jnp.asarray(self.hurst).dtype))
+        return self.bank().covariance(*self._pair(s, t))
 
     def exact_covariance(self, s: Any, t: Any) -> Array:
         """Return the covariance of fractional Brownian motion, elementwise.
@@ -258,7 +257,7 @@ class FractionalNoise(Model):
             t: Times since the start; the two are broadcast.
         """
         hurst = self._one_hurst()
-        covariance = exact.unit_covariance(self.kind, hurst, *_pair(s, t, hurst.dtype))
+        covariance = exact.unit_covariance(self.kind, hurst, *self._pair(s, t))
         return covariance * self._amplitude(hurst) ** 2
 
     def variogram(self, lag: Any, start: Any = 0.0) -> Array:
@@ -268,8 +267,7 @@ class FractionalNoise(Model):
             lag: Lengths of increments.
             start: Where they begin; without effect on kind I, whose increments are stationary.
         """
-        pair = _pair(lag, start, jnp.asarray(self.hurst).dtype)
-        return _of_increments(self.bank().covariance, *pair)
+        return self._of_increments(self.bank().covariance, lag, start)
 
     def exact_variogram(self, lag: Any, start: Any = 0.0) -> Array:
         """Return `Var(B(start + lag) - B(start))` of fractional Brownian motion.
@@ -278,8 +276,17 @@ class FractionalNoise(Model):
             lag: Lengths of increments.
             start: Where they begin.
         """
-        pair = _pair(lag, start, jnp.asarray(self.hurst).dtype)
-        return _of_increments(self.exact_covariance, *pair)
+        return self._of_increments(self.exact_covariance, lag, start)
+
+    def _of_increments(self, covariance: Any, lag: Any, start: Any) -> Array:
+        lag, start = self._pair(lag, start)
+        end = start + lag
+        return covariance(end, end) + covariance(start, start) - 2 * covariance(start, end)
+
+    def _pair(self, s: Any, t: Any) -> tuple[Array, Array]:
+        dtype = jnp.asarray(self.hurst).dtype
+        s, t = jnp.broadcast_arrays(jnp.asarray(s, dtype), jnp.asarray(t, dtype))
+        return s, t
 
     def sample(self, times: Any, *, key: PRNGKey, paths: int = 1, start: Any = 0.0) -> Array:
         """Draw paths of fractional Brownian motion itself, without approximation.
@@ -326,13 +333,8 @@ class FractionalNoise(Model):
         Raises:
             ValueError: If there is no horizon, or more than one H.
         """
-        return self._report_at(float(self._one_hurst()), self._horizon(horizon), count)
-
-    def _report_at(self, hurst: float, horizon: Any, count: int) -> ErrorReport:
-        x, resolution = self._plan(count)
-        weights = tables.table(self.kind, x, self.weights, resolution)(hurst)
-        amplitude = float(self._amplitude(jnp.asarray(hurst)))
-        return judge(self.kind, x, weights, resolution, hurst, float(horizon), amplitude)
+        hurst, horizon = float(self._one_hurst()), float(self._horizon(horizon))
+        return judge(self, hurst, horizon, count)
 
     def _one_hurst(self) -> Array:
         hurst = jnp.asarray(self.hurst)
@@ -347,21 +349,7 @@ class FractionalNoise(Model):
 def _span(span: Any) -> tuple[float, float] | None:
     if span is None:
         return None
-    try:
-        low, high = (positive("span")(value) for value in span)
-    except TypeError:
-        raise ValueError(f"`span` must be two numbers; got {span!r}.") from None
-    if high <= low:
+    ends = tuple(map(positive("span"), span)) if np.shape(span) == (2,) else ()
+    if len(ends) != 2 or ends[0] >= ends[1]:
         raise ValueError(f"`span` must be two increasing numbers; got {span!r}.")
-    return low, high
-
-
-def _of_increments(covariance: Any, lag: Array, start: Array) -> Array:
-    end = start + lag
-    return covariance(end, end) + covariance(start, start) - 2 * covariance(start, end)
-
-
-def _pair(s: Any, t: Any, dtype: Any) -> tuple[Array, Array]:
-    s, t = jnp.asarray(s, dtype), jnp.asarray(t, dtype)
-    shape = jnp.broadcast_shapes(s.shape, t.shape)
-    return jnp.broadcast_to(s, shape), jnp.broadcast_to(t, shape)
+    return ends

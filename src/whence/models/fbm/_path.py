@@ -24,49 +24,31 @@ from ._exact import normals
 from ._linear import driver_weights, initial, value
 from ._transition import semidefinite_factor
 
+PATH = ("start_noise", "step_noise")  # latents of a path
 LONG = 1000  # steps from which on a gradient keeps states only
 
 
 class Plan(eqx.Module):
-    """What an equation knows of its data.
+    """What an equation knows of its data."""
 
-    Attributes:
-        form: "exact" if the path is integrated out, "path" if it is a latent.
-        several: Whether there are several series.
-        components: Of the state.
-        nodes: Of the bank.
-        longest: Steps of the longest gap between two times.
-        grid: `(point,)`, on which the path is.
-        at: Where on it the times are.
-    """
-
-    form: str = eqx.field(static=True)
-    several: bool = eqx.field(static=True)
-    components: int = eqx.field(static=True)
-    nodes: int = eqx.field(static=True)
-    longest: int = eqx.field(static=True)
-    grid: Array
-    at: Array
+    form: str = eqx.field(static=True)  # "exact": the path is integrated out; "path": a latent
+    several: bool = eqx.field(static=True)  # whether there are several series
+    components: int = eqx.field(static=True)  # of the state
+    nodes: int = eqx.field(static=True)  # of the bank
+    longest: int = eqx.field(static=True)  # steps of the longest gap between two times
+    grid: Array  # `(point,)`, on which the path is
+    at: Array  # where on it the times are
 
 
 class Steps(NamedTuple):
-    """Steps from each point of a grid to the next; leading axes are steps.
+    """Steps from each point of a grid to the next; leading axes are steps."""
 
-    Attributes:
-        time: Where each begins.
-        gap: Its length.
-        decay: Of the processes over it, `(step, node)`.
-        factor: Of the covariance of their noise, `(step, node, node)`.
-        weights: At its end, `(step, driver, node)`.
-        turn: How much these differ from those at its beginning: H may vary in time.
-    """
-
-    time: Array
-    gap: Array
-    decay: Array
-    factor: Array
-    weights: Array
-    turn: Array
+    time: Array  # where each begins
+    gap: Array  # its length
+    decay: Array  # of the processes over it, `(step, node)`
+    factor: Array  # of the covariance of their noise, `(step, node, node)`
+    weights: Array  # at its end, `(step, driver, node)`
+    turn: Array  # how much these differ from those at its beginning: H may vary in time
 
 
 def bank_steps(bank: Bank, gaps: Array) -> tuple[Array, Array]:
@@ -74,11 +56,10 @@ def bank_steps(bank: Bank, gaps: Array) -> tuple[Array, Array]:
 
     The step is exact: rates however large need no short steps.
     """
-    g = bank.rates
-    total = g[:, None] + g[None, :]
-    safe = jnp.where(total > 0, total, jnp.ones_like(total))[None]
-    length = gaps[:, None, None]
-    shared = jnp.where(total[None] > 0, -jnp.expm1(-safe * length) / safe, length)
+    g, length = bank.rates, gaps[:, None, None]
+    total = (g[:, None] + g[None, :])[None]
+    safe = jnp.where(total > 0, total, 1.0)
+    shared = jnp.where(total > 0, -jnp.expm1(-safe * length) / safe, length)
     both = bank.scales[:, None] * bank.scales[None, :]
     decay = jnp.exp(-g[None, :] * gaps[:, None])
     return decay, semidefinite_factor(both[None] * shared)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
 from . import _forms as forms, _tables as tables
@@ -43,11 +46,8 @@ class ErrorReport(eqx.Module):
         return self.misfit <= GOOD
 
     def __str__(self) -> str:
-        verdict = (
-            "Variances of increments are right"
-            if self.good
-            else "This is a poor approximation: variances of increments are right only"
-        )
+        poor = "This is a poor approximation: variances of increments are right only"
+        verdict = "Variances of increments are right" if self.good else poor
         lines = [
             f"H = {self.hurst:.3g} over {self.horizon:.4g} units of time.",
             f"{verdict} to {100 * self.misfit:.2g}% at lags from {self.resolution:.3g} to "
@@ -62,20 +62,14 @@ class ErrorReport(eqx.Module):
         return "\n".join(lines)
 
 
-def judge(
-    kind: str,
-    x: tuple[float, ...],
-    weights: np.ndarray,
-    resolution: float,
-    hurst: float,
-    horizon: float,
-    amplitude: float,
-) -> ErrorReport:
-    """Return the report of weights of the process with unit variance at one horizon."""
-    nodes = np.asarray(x)
+def judge(noise: Any, hurst: float, horizon: float, count: int) -> ErrorReport:
+    """Return the report of a noise at one H, for a horizon and a number of times."""
+    kind, (x, resolution) = noise.kind, noise._plan(count)
+    weights, nodes = tables.table(kind, x, noise.weights, resolution)(hurst), np.asarray(x)
     error, lags = tables.misfit(kind, nodes, weights, hurst, resolution)
     matrix = forms.a_matrix(kind, nodes)
     scale = 1 / np.sqrt(np.diag(matrix))
+    amplitude = float(noise._amplitude(jnp.asarray(hurst)))
     worst = int(np.argmax(np.abs(error)))
     return ErrorReport(
         hurst=hurst,
@@ -83,7 +77,7 @@ def judge(
         misfit=float(np.expm1(np.abs(error[worst]))),
         worst_lag=float(lags[worst] * horizon),
         resolution=resolution * horizon,
-        brownian_lag=horizon / max(float(nodes.max()), 1e-12),
+        brownian_lag=horizon / float(nodes.max()),
         diffusivity=float(amplitude * weights.sum() * horizon ** (hurst - 0.5)),
         condition=float(np.linalg.cond(matrix * np.outer(scale, scale))),
         horizon=horizon,

@@ -18,8 +18,9 @@ from ...language._latent import UNDRAWN
 from ...language._model import look_at_draw, sites
 from .._seen import require_whole_events
 from ._linear import initial, value, why_not_linear
-from ._noise import REACH
 from ._path import Plan, grid_of
+from ._report import judge
+from ._tables import REACH
 
 JUDGED = (0.1, 0.3, 0.7, 0.9)  # H at which the approximation is judged before H is known
 POOR = 0.1  # relative error of a variance that a fit with H unknown is warned of
@@ -28,16 +29,11 @@ TRIED = 5  # draws of the prior by which that is judged
 
 
 def review(model: Any, times: Any) -> tuple[str, ...]:
-    """Return what is poor, in words; refuse a bank that cannot resolve the times.
-
-    Raises:
-        ValueError: If the horizon of the noise is too short, or it is too coarse.
-    """
+    """Return what is poor, in words; refuse a bank that cannot resolve the times."""
     if isinstance(times, Tracer) or len(times) < 2:
         return ()
     times = np.asarray(times)
-    first = times[0] if model.start is None else model.start
-    span, noise = float(times[-1] - first), model.noise
+    span, noise = float(times[-1] - model._first(times)), model.noise
     horizon = noise.horizon or span
     if span > REACH * horizon:
         raise ValueError(
@@ -46,8 +42,8 @@ def review(model: Any, times: Any) -> tuple[str, ...]:
             "end of its tables. Leave it out, or make it longer."
         )
     rates, _ = noise._plan(len(times))
-    brownian, gaps = horizon / max(max(rates), 1e-9), np.diff(times)
-    if max(rates) > 0 and brownian > np.median(gaps):
+    brownian, gaps = horizon / max(rates), np.diff(times)
+    if brownian > np.median(gaps):
         raise ValueError(
             f"The noise is too coarse for these times: below lag {brownian:.3g} it is "
             f"Brownian, and half of the times are closer than {np.median(gaps):.3g}. "
@@ -63,11 +59,9 @@ def review(model: Any, times: Any) -> tuple[str, ...]:
             f"span=({min(r for r in rates if r):.3g}, {2 * horizon / gaps.min():.3g}))` "
             "resolves them."
         )
-    latent = noise.prior is not None and noise.values["hurst"] is UNDRAWN
-    latent = latent or model.varies
-    values = JUDGED if latent else np.ravel(np.asarray(noise.hurst))
-    for hurst in values:
-        report = noise._report_at(float(hurst), horizon, len(times))
+    latent = model.varies or noise.values.get("hurst") is UNDRAWN
+    for hurst in JUDGED if latent else np.ravel(np.asarray(noise.hurst)):
+        report = judge(noise, float(hurst), horizon, len(times))
         if report.misfit > (POOR if latent else 0.05 + 0.05 * (hurst < 0.2)):
             said.append(f"The noise is approximated poorly. {report}")
             break
@@ -121,8 +115,7 @@ def _precision(draw: Any, start: float, gap: Any, span: float, plan: Plan) -> tu
 def look(model: Any, observed: Any = None) -> tuple[int, tuple[int, ...], str]:
     """Return components, shape of what is seen, and why there is no exact likelihood.
 
-    Raises:
-        ValueError: If a method of the model is not of the form it must have.
+    Raise if a method of the model is not of the form it must have.
     """
 
     def see(draw):
@@ -145,8 +138,7 @@ def look(model: Any, observed: Any = None) -> tuple[int, tuple[int, ...], str]:
 def planned(model: Any, y: Any, times: Any, observed: Any) -> Plan | None:
     """Return what a model knows of its data; None if their times are not known yet.
 
-    Raises:
-        ValueError: If the shape of the data, or an H that varies, does not fit.
+    Raise if the shape of the data, or an H that varies, does not fit.
     """
     components, shape, reason = look(model, observed)
     several, times = jnp.ndim(times) == 2, times[0] if jnp.ndim(times) == 2 else times
@@ -159,8 +151,7 @@ def planned(model: Any, y: Any, times: Any, observed: Any) -> Plan | None:
     if isinstance(times, Tracer) and not reason:
         return None
     exact, dtype = times.astype(float), jnp.result_type(times.dtype, jnp.result_type(float))
-    begin = float(times[0] if model.start is None else model.start)
-    grid, at = grid_of(np.asarray(exact), begin, model.steps)
+    grid, at = grid_of(np.asarray(exact), float(model._first(times)), model.steps)
     return Plan(
         "path" if reason or not model.exact else "exact",
         several,
@@ -184,7 +175,7 @@ def check_shape(y: Any, several: bool, want: tuple[int, ...]) -> None:
 
 def beyond(model: Any, times: Array, at: Array) -> Array:
     """Return whether any new time is beyond the law of the noise; refuse it if known."""
-    start = jnp.asarray(times[0] if model.start is None else model.start, times.dtype)
+    start = jnp.asarray(model._first(times), times.dtype)
     horizon = model.noise.horizon or times[-1] - start
     slack = 4 * jnp.finfo(times.dtype).eps * jnp.max(jnp.abs(times))
     wrong = jnp.any((at < start - slack) | (at > start + REACH * horizon + slack))

@@ -28,6 +28,7 @@ from ._given import draw_given, given_rest, unconditional
 from ._linear import initial, seen_through, system, why_not_linear
 from ._noise import FractionalNoise
 from ._path import (
+    PATH,
     Plan,
     Steps,
     between,
@@ -40,7 +41,7 @@ from ._path import (
 )
 from ._review import beyond, check_shape, look, planned, review
 from ._sequence import FractionalSequence
-from ._times import filled, increasing, without_missing
+from ._times import filled, increasing
 
 
 def _path_latents(model: FractionalSDE) -> dict[str, Latent]:
@@ -49,11 +50,9 @@ def _path_latents(model: FractionalSDE) -> dict[str, Latent]:
     if plan is None or plan.form == "exact":
         return {}
     d, k = plan.components, plan.nodes
-    one = lambda *shape: Latent(dist.Normal(), shape, (), False, "prior", plan.several)
-    return {
-        "start_noise": one(start_size(model, d, k)),
-        "step_noise": one(len(plan.grid) - 1, d, k),
-    }
+    shapes = (start_size(model, d, k),), (len(plan.grid) - 1, d, k)
+    one = lambda shape: Latent(dist.Normal(), shape, (), False, "prior", plan.several)
+    return dict(zip(PATH, map(one, shapes)))
 
 
 class FractionalSDE(Model):
@@ -151,18 +150,19 @@ class FractionalSDE(Model):
         if any(isinstance(value, Tracer) for value in (y, *inputs)):
             return y, inputs
         times = increasing("times", inputs[0], self.start)
-        shape, given, observed = look(self)[1], np.shape(y), None
-        if given[1:2] == times.shape and given[2:] == shape:  # several series
-            y, seen = filled(y, given[:2], *inputs[1:])
-            observed = None if seen.all() else seen
+        shape, given = look(self)[1], np.shape(y)
+        several = given[1:2] == times.shape and given[2:] == shape
+        y, seen = filled(y, given[:2] if several else times.shape, *inputs[1:])
+        if several:
             times = np.broadcast_to(times, given[:2])
-        else:
-            y, times, observed = without_missing(y, times, *inputs[1:])
+        else:  # times of which nothing was observed are left out
+            rows = seen.reshape(len(y), -1).any(axis=1)
+            y, times, seen = y[rows], times[rows], seen[rows]
         if self.noise.horizon is None and np.max(times) == self._first(_one(times)):
             raise ValueError(
                 "One time has no horizon: give `FractionalNoise(..., horizon=T)`, or more."
             )
-        return y, (times,) if observed is None else (times, observed)
+        return y, (times,) if seen.all() else (times, seen)
 
     def for_data(self, y: Any, times: Any, observed: Any = None) -> FractionalSDE:
         """Return the model with a path as long as the times, if it is not integrated out."""
@@ -173,8 +173,7 @@ class FractionalSDE(Model):
         plan = planned(model, y, times, observed)
         if plan is None or plan.form == "exact":
             return dataclasses.replace(model, plan=plan, hidden={})
-        hidden = dict.fromkeys(("start_noise", "step_noise"), UNDRAWN)
-        model = dataclasses.replace(model, plan=plan, hidden=hidden)
+        model = dataclasses.replace(model, plan=plan, hidden=dict.fromkeys(PATH, UNDRAWN))
         return with_rows(model, len(y)) if plan.several else model
 
     def review(self, y: Any, *inputs: Any) -> tuple[str, ...]:
@@ -210,6 +209,13 @@ class FractionalSDE(Model):
             return y, jnp.ones(y.shape, bool)
         return y, jnp.asarray(observed, bool).reshape(shape)
 
+    def _linear(self, y: Any, times: Any, observed: Any) -> tuple[kalman.System, Array, Array]:
+        """Return the system at the times, data there, and whether they were observed."""
+        times = _floating(_one(times))
+        start, bank = self._origin(times)
+        y, seen = self._observed(y, times, observed)
+        return system(self, bank, times, start), y, seen
+
     def _each(self, function: Any, *arguments: Any) -> Any:
         """Return a function of a series, or that of each of several series."""
         return (jax.vmap(function) if self._several else function)(*arguments)
@@ -239,10 +245,7 @@ class FractionalSDE(Model):
             each = jax.vmap(lambda x, y, seen: datum_term(self, x, y, seen))
             terms = self._each(each, states, y, observed)
             return terms if terms.ndim == 1 else jnp.sum(terms, axis=1)
-        times = _floating(_one(times))
-        start, bank = self._origin(times)
-        y, seen = self._observed(y, times, observed)
-        linear = system(self, bank, times, start)
+        linear, y, seen = self._linear(y, times, observed)
         run = kalman.log_evidence_in_parallel if self.parallel else kalman.log_evidence
         return self._each(lambda y, seen: run(linear, y, seen), y, seen)
 
@@ -282,9 +285,8 @@ class FractionalSDE(Model):
         seen = jnp.concatenate([seen, jnp.zeros(pad.shape, bool)], axis=-2)[..., order, :]
         linear = system(self, bank, every[order], start)
         # Beyond the law that was matched there are no draws: NaN, not a wrong number.
-        linear = eqx.tree_at(
-            lambda s: s.offset, linear, jnp.where(wrong, jnp.nan, linear.offset)
-        )
+        offset = jnp.where(wrong, jnp.nan, linear.offset)
+        linear = dataclasses.replace(linear, offset=offset)
         return linear, y, seen, jnp.argsort(order)[len(times) :]
 
     def predict_given(self, y: Any, inputs: tuple, new_inputs: tuple, *, key: PRNGKey) -> Any:
@@ -300,10 +302,9 @@ class FractionalSDE(Model):
 
     def check_inputs(self, inputs: tuple, new_inputs: tuple) -> None:
         """Refuse new times beyond the law of the noise."""
-        times, at = np.asarray(_one(inputs[0])), np.asarray(new_inputs[0])
+        times, at = _floating(_one(inputs[0])), np.asarray(new_inputs[0])
         if at.ndim != 1 or not np.all(np.isfinite(at)):
             raise ValueError(f"New times must be a vector of finite numbers; got {at!r}.")
-        times = _floating(times)
         beyond(self, times, jnp.asarray(at).astype(times.dtype))
 
     def log_density_given_rest(self, y: Any, times: Any, observed: Any = None) -> Any:
@@ -313,11 +314,9 @@ class FractionalSDE(Model):
         """
         if self._has_path:
             return None
-        times, shape = _floating(_one(times)), jnp.shape(y)
-        start, bank = self._origin(times)
-        y, seen = self._observed(y, times, observed)
-        linear = system(self, bank, times, start)
-        return self._each(lambda y, seen: given_rest(linear, y, seen), y, seen).reshape(shape)
+        linear, data, seen = self._linear(y, times, observed)
+        found = self._each(lambda y, seen: given_rest(linear, y, seen), data, seen)
+        return found.reshape(jnp.shape(y))
 
     # -- paths ------------------------------------------------------------------------
 
@@ -351,11 +350,7 @@ class FractionalSDE(Model):
             )
         bank, steps = self.basis()
         one = lambda first, white: path_of(self, bank, steps, first, white)
-        return self._each(one, *self._noises)
-
-    @property
-    def _noises(self) -> tuple[Any, Any]:
-        return self.hidden["start_noise"], self.hidden["step_noise"]
+        return self._each(one, *(self.hidden[name] for name in PATH))
 
     @property
     def states(self) -> Array:
@@ -378,7 +373,7 @@ class FractionalSDE(Model):
             x = between(self, bank, grid, (first, rest), white, at, key_path)
             return emitted(self, jnp.where(wrong, jnp.nan, x), key_data)
 
-        return self._each(one, *self.path(), self._noises[1], keys)
+        return self._each(one, *self.path(), self.hidden["step_noise"], keys)
 
     def simulate(self, times: Any, *, key: PRNGKey, paths: Any = 1, steps: Any = 200) -> Array:
         """Draw paths of the equation; it need not be linear.
@@ -423,13 +418,13 @@ class FractionalSDE(Model):
         rows = jnp.shape(times)[0] if path is None else len(path)
         times = _floating(_one(times))
         fresh = lambda key: self._fresh(times, key)
-        keys = jr.split(key, rows) if several else key
-        new = lambda: jax.vmap(fresh)(keys) if several else fresh(key)
+        fresh, keys = (jax.vmap(fresh), jr.split(key, rows)) if several else (fresh, key)
         if not self._has_path or (self.plan and self.plan.at.shape != times.shape):
-            return new()
+            return fresh(keys)
         assert self.plan is not None
         own = jnp.all(times == self.plan.grid[self.plan.at])
-        return jax.lax.cond(own, lambda: self._given_path(times, True, keys), new)
+        given = lambda keys: self._given_path(times, True, keys)
+        return jax.lax.cond(own, given, fresh, keys)
 
     def _fresh(self, times: Array, key: PRNGKey) -> Array:
         """Return data of a path drawn anew."""

@@ -9,56 +9,27 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from ...core._feynman_kac import AbstractSequenceTarget
 from ...language._condition import ModelTarget
-from .._prior_start import prior_start
-from ._path import Plan, advance, datum_term, start_size, started
+from .._sequence import AbstractModelSequence
+from ._path import PATH, Plan, advance, datum_term, start_size, started
 
 
-class FractionalSequence(AbstractSequenceTarget):
-    """One series, time after time: a vector of state, bank, and the noise of the way there.
-
-    Attributes:
-        parameters: The target without a path.
-        plan: What the model knows of its data.
-        y: `(time, ...)`.
-        observed: Which numbers of it count; None for all.
-    """
+class FractionalSequence(AbstractModelSequence):
+    """One series, time after time: a vector of state, bank, and the noise of the way there."""
 
     parameters: ModelTarget
     plan: Plan
-    y: Any
-    observed: Any
+    y: Any  # `(time, ...)`
+    observed: Any  # which numbers of it count; None for all
 
     @property
     def num_times(self) -> int:
         return len(self.y)
 
-    def init(self, *, key):
-        return prior_start(self.parameters, key=key)
-
-    def constrain(self, position):
-        return self.parameters.constrain(position)
-
-    def unconstrain(self, draw):
-        """Return the position of the parameters of a draw, or of their values by name.
-
-        Args:
-            draw: A model with values, or a dict.
-        """
-        return self.parameters.unconstrain(draw)
-
-    def log_prior(self, position):
-        return self.parameters.log_prior(position)
-
     def log_density(self, position):
         if self.plan.form == "path":
             raise NotImplementedError("The path of this model cannot be integrated out.")
         return self.parameters.log_density(position)
-
-    def sample_prior_position(self, *, key):
-        """Return one draw of the parameters from their prior, in unconstrained space."""
-        return self.parameters.sample_prior_position(key=key)
 
     def datum(self, time):
         return jax.tree.map(lambda v: v[time], (self.y, self.observed))
@@ -105,10 +76,10 @@ class FractionalSequence(AbstractSequenceTarget):
         places = jnp.where(places < self.plan.at[:, None], places, steps)
         noise = jnp.zeros((steps, *white.shape[2:]), white.dtype)
         noise = noise.at[places].set(white, mode="drop")
-        return {**position, "start_noise": first[0], "step_noise": noise}
+        return position | dict(zip(PATH, (first[0], noise)))
 
     def without_path(self, position):
-        return {n: v for n, v in position.items() if n not in ("start_noise", "step_noise")}
+        return {name: v for name, v in position.items() if name not in PATH}
 
     def _on(self, draw):
         return eqx.tree_at(lambda m: m.plan, draw, self.plan, is_leaf=lambda v: v is None)

@@ -6,11 +6,7 @@ import numpy as np
 
 
 def increasing(name: str, times: Any, start: float | None = None) -> np.ndarray:
-    """Return times in float64; raise unless they are numbers that increase.
-
-    Raises:
-        ValueError: Naming the first time that is wrong.
-    """
+    """Return times in float64; raise unless they are numbers that increase."""
     grid = np.asarray(times)
     if grid.ndim != 1 or grid.size == 0 or grid.dtype.kind not in "iuf":
         raise ValueError(
@@ -21,12 +17,10 @@ def increasing(name: str, times: Any, start: float | None = None) -> np.ndarray:
     gaps = np.diff(grid.astype(np.float64))
     if np.any(gaps <= 0):
         i = int(np.argmax(gaps <= 0))
-        what = "repeat" if gaps[i] == 0 else "are not sorted"
-        remedy = (
-            "Put observations of one time into the columns of `y`, or average them."
-            if gaps[i] == 0
-            else "Sort them, and `y` with them."
-        )
+        what, remedy = "are not sorted", "Sort them, and `y` with them."
+        if gaps[i] == 0:
+            what = "repeat"
+            remedy = "Put observations of one time into the columns of `y`, or average them."
         raise ValueError(
             f"`{name}` must increase; they {what}: {grid[i]} is followed by {grid[i + 1]}. "
             f"{remedy}"
@@ -39,11 +33,7 @@ def increasing(name: str, times: Any, start: float | None = None) -> np.ndarray:
 
 
 def filled(y: Any, lead: tuple[int, ...], observed: Any = None) -> tuple[Any, Any]:
-    """Return data with one that was observed in place of what is missing, and a mask.
-
-    Raises:
-        ValueError: If nothing was observed, or the shapes do not fit.
-    """
+    """Return data with one that was observed in place of what is missing, and a mask."""
     if isinstance(y, np.ma.MaskedArray):
         y = np.ma.filled(y.astype(float), np.nan)
     y = np.asarray(y)
@@ -68,19 +58,3 @@ def filled(y: Any, lead: tuple[int, ...], observed: Any = None) -> tuple[Any, An
     if not seen.any():
         raise ValueError(f"All {y.size} numbers of `y` are missing: there is nothing to fit.")
     return np.where(seen, y, y[seen][0]).astype(y.dtype), seen
-
-
-def without_missing(y: Any, times: np.ndarray, observed: Any = None) -> tuple[Any, Any, Any]:
-    """Return data and times without the rows of which nothing was observed, and a mask.
-
-    Returns:
-        `y`, with another number where it is missing; `times`; and which numbers were
-        observed, or None if all were.
-
-    Raises:
-        ValueError: If nothing was observed, or the shapes do not fit.
-    """
-    y, seen = filled(y, times.shape, observed)
-    rows = seen.reshape(len(y), -1).any(axis=1)
-    y, times, seen = y[rows], times[rows], seen[rows]
-    return y, times, None if seen.all() else seen

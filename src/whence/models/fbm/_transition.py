@@ -27,19 +27,12 @@ DISTINCT = 12  # so many different gaps are worth looking for
 
 
 class Transition(NamedTuple):
-    """Leading axes are gaps. X has `component` entries, and the state those of Y after it.
+    """Leading axes are gaps. X has `component` entries, and the state those of Y after it."""
 
-    Attributes:
-        top: `(gap, component, state)`, what X becomes of the state.
-        decay: `(gap, state - component)`, the factor of each entry of Y.
-        shift: `(gap, component)`, what is added to X.
-        covariance: Of the noise, `(gap, state, state)`.
-    """
-
-    top: Array
-    decay: Array
-    shift: Array
-    covariance: Array
+    top: Array  # `(gap, component, state)`, what X becomes of the state
+    decay: Array  # `(gap, state - component)`, the factor of each entry of Y
+    shift: Array  # `(gap, component)`, what is added to X
+    covariance: Array  # of the noise, `(gap, state, state)`
 
     def move(self, mean: Array) -> Array:
         """Return the mean of the state after one gap."""
@@ -63,9 +56,8 @@ class Transition(NamedTuple):
     @property
     def matrix(self) -> Array:
         """The whole transition of one gap, `(state, state)`."""
-        below = jnp.diag(self.decay)
-        d = len(self.top)
-        return jnp.concatenate([self.top, jnp.pad(below, ((0, 0), (d, 0)))])
+        below = jnp.pad(jnp.diag(self.decay), ((0, 0), (len(self.top), 0)))
+        return jnp.concatenate([self.top, below])
 
 
 def times(a: Array, b: Array) -> Array:
@@ -93,19 +85,13 @@ def transitions(
     pick = (where[:, None] == jnp.arange(DISTINCT + 1)[None, :]).astype(gaps.dtype)
     mean = (gaps @ pick) / jnp.maximum(jnp.sum(pick, axis=0), 1.0)
 
+    every = lambda gaps, mean: _each(drift, shift, spread, gaps)
+    few = lambda gaps, mean: jax.tree.map(
+        lambda v: jnp.tensordot(pick, v, 1), _each(drift, shift, spread, mean)
+    )
     # Checkpointed: else a gradient would store what the way not taken would have needed.
-    @jax.checkpoint
-    def few(gaps, mean):
-        del gaps
-        each = _each(drift, shift, spread, mean)
-        return jax.tree.map(lambda v: jnp.tensordot(pick, v, 1), each)
-
-    @jax.checkpoint
-    def every(gaps, mean):
-        del mean
-        return _each(drift, shift, spread, gaps)
-
-    return jax.lax.cond(bins[-1] < 0, few, every, gaps, mean)
+    ways = map(jax.checkpoint, (few, every))
+    return jax.lax.cond(bins[-1] < 0, *ways, gaps, mean)
 
 
 def _each(drift: Array, shift: Array, spread: Array, gaps: Array) -> Transition:
@@ -165,11 +151,8 @@ def _each(drift: Array, shift: Array, spread: Array, gaps: Array) -> Transition:
         doubled,
     )
     top = jnp.concatenate([a + jnp.eye(d, dtype=dtype)[None], r], axis=2)
-    q = jnp.concatenate(
-        [jnp.concatenate([xx, xy], axis=2), jnp.concatenate([turn(xy), yy], axis=2)], axis=1
-    )
     # No number is better than a wrong one: an engine rejects what is not finite.
-    q = jnp.where(too_far[:, None, None], jnp.full_like(q, jnp.nan), q)
+    q = jnp.where(too_far[:, None, None], jnp.nan, jnp.block([[xx, xy], [turn(xy), yy]]))
     return Transition(
         top * (unit[:d, None] / unit[None, :])[None],
         1 + e,
@@ -191,7 +174,7 @@ def semidefinite_factor(matrix: Array) -> Array:
         fine = (pivot > least[..., k])[..., None]
         column = rest[..., :, k] / jnp.sqrt(jnp.where(fine, pivot[..., None], 1.0))
         below = jnp.broadcast_to(jnp.arange(size) >= k, column.shape)
-        column = jnp.where(fine & below, column, jnp.zeros_like(column))
+        column = jnp.where(fine & below, column, 0.0)
         rest = rest - column[..., :, None] * column[..., None, :]
         columns.append(column)
     return jnp.stack(columns, axis=-1)

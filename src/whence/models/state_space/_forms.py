@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ...core._dtype import relaxed
+from .._seen import plain
 from ..linear_gaussian._square_root import Factored
 from ..linear_gaussian._structure import depends
 from ._hidden_markov import Chain
@@ -20,9 +21,7 @@ from ._parts import emission_terms, law
 
 def gaussian(found: Any) -> tuple[Array, Array] | None:
     """Return mean and factor of the covariance, flat; None unless it is a normal law."""
-    while isinstance(found, dist.Independent):
-        found = found.base_dist
-    dtype = jnp.result_type(float)
+    found, dtype = plain(found), jnp.result_type(float)
     with relaxed():
         if isinstance(found, dist.Normal):
             loc = jnp.broadcast_to(jnp.asarray(found.loc, dtype), found.shape()).ravel()

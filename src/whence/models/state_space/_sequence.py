@@ -10,10 +10,10 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ...core._dtype import relaxed
-from ...core._feynman_kac import AbstractSequenceTarget, ExactStates
+from ...core._feynman_kac import ExactStates
 from ...core._types import Scalar
 from ...language._condition import ModelTarget
-from .._prior_start import prior_start
+from .._sequence import AbstractModelSequence
 from ..linear_gaussian import _square_root as square_root
 from ..linear_gaussian._kalman import LOG_2PI, long_sum
 from . import _hidden_markov as hidden_markov
@@ -21,7 +21,7 @@ from ._forms import finite_chain, gaussian
 from ._parts import emission_terms, law, log_prob
 
 
-class StateSpaceSequence(AbstractSequenceTarget):
+class StateSpaceSequence(AbstractModelSequence):
     """A state-space model with its data, one time after the other.
 
     Attributes:
@@ -47,23 +47,10 @@ class StateSpaceSequence(AbstractSequenceTarget):
 
     # -- parameters ------------------------------------------------------------------
 
-    def init(self, *, key):
-        return prior_start(self.parameters, key=key)
-
-    def constrain(self, position):
-        return self.parameters.constrain(position)
-
-    def log_prior(self, position):
-        return self.parameters.log_prior(position)
-
     def log_density(self, position):
         if not self.is_exact:
             raise NotImplementedError("States of this model cannot be integrated out.")
         return self.parameters.log_density(position)
-
-    def sample_prior_position(self, *, key):
-        """Return one draw of the parameters from their prior, in unconstrained space."""
-        return self.parameters.sample_prior_position(key=key)
 
     def join(self, position, path):
         if self.form != "continuous":
@@ -75,10 +62,6 @@ class StateSpaceSequence(AbstractSequenceTarget):
 
     def without_path(self, position):
         return {name: value for name, value in position.items() if name != "states"}
-
-    def unconstrain(self, draw):
-        """Return the position of the parameters of a draw, or of their values by name."""
-        return self.parameters.unconstrain(draw)
 
     # -- one time --------------------------------------------------------------------
 
