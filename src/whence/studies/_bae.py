@@ -25,7 +25,7 @@ from ..models import autoencoder
 from ..posterior import Posterior
 from . import _bae_functions as functions
 from ._bae_figures import draw_images
-from ._study import Request, Study, Table
+from ._study import Request, Study, Table, mean_of
 
 COLUMNS = (
     "log likelihood, plug-in",
@@ -243,11 +243,7 @@ def _table(name: str, title: str, runs: list[dict[str, Scores]], less: str = "")
             numbers = numbers - np.array([run[less].numbers for run in runs])
         cells = []
         for column, digits in zip(numbers.T, DIGITS, strict=True):
-            cell = f"{column.mean():.{digits}f}"
-            if len(runs) > 1:
-                error = column.std(ddof=1) / np.sqrt(len(runs))
-                cell += f" ± {error:.{digits}f}"
-            cells.append("-" if np.isnan(column).any() else cell)
+            cells.append("-" if np.isnan(column).any() else mean_of(column, digits))
         rows.append([model, *cells])
     return Table(name, title, ("model", *COLUMNS), rows)
 

@@ -7,7 +7,6 @@ arXiv:2210.16584. At a size for a processor.
 
 import dataclasses
 import functools
-import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from ..inference.variational import BBVI, MeanField, Point
 from ..language import condition, latent
 from ..models import fbm
 from ..running import infer
-from ._study import Request, Study, Table
+from ._study import Request, Study, Table, mean_of
 
 
 class StudySize(NamedTuple):
@@ -233,18 +232,13 @@ def learn(plan: StudySize, hurst: Any, folder: Path | None, seed: int) -> tuple[
     return (float(total) - shared) / (plan.series * plan.frames), float(value)
 
 
-def _mean(values: Any) -> str:
-    error = np.std(values, ddof=1) / math.sqrt(len(values))
-    return f"{np.mean(values):.3f} ± {error:.3f}"
-
-
 def run(request: Request) -> list[Table]:
     """Make all tables and figures."""
     plan, key, tables = PLANS[request.size], jr.key(request.seed), []
     add = lambda *table: tables.append(Table(*table))
     request.say(f"H of {plan.repeats} paths of {plan.times} points")
     found = request.map(recover, [(plan, h, jr.fold_in(key, i)) for i, h in enumerate(HURST)])
-    rows = [[f"{h}", *map(_mean, each)] for h, each in zip(HURST, found, strict=True)]
+    rows = [[f"{h}", *map(mean_of, each)] for h, each in zip(HURST, found, strict=True)]
     add("hurst", "Mean H of largest likelihood", ("H", "published noise", "this noise"), rows)
     request.say("Bridges")
     found = [bridge(h, theta, jr.fold_in(key, 100)) for h, theta, _ in BRIDGES]
@@ -257,7 +251,7 @@ def run(request: Request) -> list[Table]:
     request.say(f"H that varies, {plan.seeds} paths")
     curves = request.map(vary, [(plan, jr.fold_in(key, 200 + i)) for i in range(plan.seeds)])
     errors = np.array([np.abs(mean - TRUE_HURST) for mean, _ in curves])
-    row = [_mean(errors.max(1)), _mean(errors.mean(1))]
+    row = [mean_of(errors.max(1)), mean_of(errors.mean(1))]
     add("varying", "H(t) from one path", ("largest error", "mean error"), [row])
     _draw(request.out / "fbm.png", found, curves)
     given = request.data or Path("none")
@@ -275,8 +269,8 @@ def run(request: Request) -> list[Table]:
         for hurst in (dist.Beta(2.0, 2.0), 0.5)
     ]
     pairs = zip(("fractional", "Brownian"), both, strict=True)
-    rows = [[name, _mean(each[:, 0]), _mean(each[:, 1])] for name, each in pairs]
-    rows.append(["difference", _mean(both[0][:, 0] - both[1][:, 0]), ""])
+    rows = [[name, mean_of(each[:, 0]), mean_of(each[:, 1])] for name, each in pairs]
+    rows.append(["difference", mean_of(both[0][:, 0] - both[1][:, 0]), ""])
     add("digits", "Held-out ELBO per frame, nats", ("noise", "ELBO", "H"), rows)
     return tables
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..testing import load_shipped
 from . import _smnngp_images as images, _smnngp_regression as regression
-from ._study import Request, Study, Table
+from ._study import Request, Study, Table, mean_of
 
 _UCI = ("bostonHousing", "energy", "concrete")
 _SMALL_N = (5, 10, 20, 100)
@@ -64,14 +64,12 @@ def _few_rows(request: Request, sets: dict, *, repeats: int) -> Table:
             calls = [(x, y, n, request.seed, i) for i in range(repeats)]
             scores = np.array(request.map(_repeat, calls))
             gauss, t = scores[:, 0], scores[:, 1]
-            gap = gauss[:, 0] - t[:, 0]
-            error = gap.std(ddof=1) / np.sqrt(repeats)
             rows.append(
                 [
                     name,
                     str(n),
                     *(f"{np.mean(part[:, 0]):.2f}" for part in (gauss, t)),
-                    f"{gap.mean():.3f} ± {error:.3f}",
+                    mean_of(gauss[:, 0] - t[:, 0]),
                     *(f"{np.mean(part[:, 1]):.3f}" for part in (gauss, t)),
                 ]
             )
@@ -140,17 +138,8 @@ def _uci(request: Request, found: dict, *, splits: int) -> Table:
                 scores.setdefault(law_name, []).append(each)
             request.say(f"UCI: {name}, split {s + 1} of {splits}, {chosen}")
         for law_name, each in scores.items():
-            values = np.array(each)
-            errors = values.std(0, ddof=1) / np.sqrt(splits)
             reference = _REFERENCE[name] if law_name == "Gaussian" else ""
-            rows.append(
-                [
-                    name,
-                    law_name,
-                    *(f"{m:.3f} ± {e:.3f}" for m, e in zip(values.mean(0), errors)),
-                    reference,
-                ]
-            )
+            rows.append([name, law_name, *map(mean_of, np.array(each).T), reference])
     return Table(
         "uci",
         f"UCI: {splits} random 90/10 splits (NumPy's RandomState(0), ...), mean ± standard "

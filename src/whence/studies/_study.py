@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..running._executor import check_executor, run_all
 
 SIZES = ("small", "full")
@@ -69,6 +71,14 @@ class Table(NamedTuple):
 
         rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
         return "\n".join([self.title, "", line(self.columns), rule, *map(line, self.rows)])
+
+
+def mean_of(values: Any, digits: int = 3) -> str:
+    """Return the mean of repetitions as an entry, with its standard error if several."""
+    entry = f"{np.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return entry
+    return f"{entry} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.{digits}f}"
 
 
 class Study(NamedTuple):
