@@ -106,6 +106,7 @@ def known(curvature=400.0, noise=(2e3, 5e3, 4e3), along=0.0):
         jnp.asarray(noise),
         jnp.asarray(along),
         jnp.int32(9),
+        jnp.asarray(0.0),
     )
 
 

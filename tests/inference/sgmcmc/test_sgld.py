@@ -18,7 +18,16 @@ from scipy.special import polygamma
 from whence.core._engine import Trace
 from whence.core._results import RESULTS
 from whence.core._target import AbstractDataTarget, AbstractTarget
-from whence.inference.sgmcmc import SGLD, ConstantStep, PolynomialDecay, RMSprop
+from whence.inference.sgmcmc import (
+    SGLD,
+    SGMCMC,
+    ConstantStep,
+    Curvature,
+    Identity,
+    MinibatchGradient,
+    PolynomialDecay,
+    RMSprop,
+)
 from whence.running._infer import InferenceError, infer
 
 
@@ -375,13 +384,11 @@ def test_through_infer(key):
         infer(target, steep, key=key, progress=False)
 
 
-def test_default_step_size(key):
-    target = GaussianMean(jnp.zeros((50, 2)))
-    engine = SGLD(batch_size=10)
-    state, info = engine.step(
-        target, engine.init(target, key=key), jnp.asarray(0, jnp.int32), key=key
-    )
-    assert_allclose(info.stats["step_size"], 0.1 * 10 / 50**2)
+def test_default_step_size_is_found_in_warmup():
+    plain = MinibatchGradient(10)
+    assert SGLD(batch_size=10).parts == SGMCMC("SGLD", gradient=plain).parts
+    assert SGLD().parts.preconditioner == Curvature()
+    assert SGLD(step_size=0.1).parts.preconditioner == Identity()
 
 
 @pytest.mark.parametrize(
@@ -401,7 +408,7 @@ def test_default_step_size(key):
         (
             {"preconditioner": "adam"},
             "`preconditioner` must be one of 'identity', 'rmsprop', 'fisher', 'scale-adapted', "
-            "or an instance of AbstractPreconditioner; got 'adam'",
+            "'curvature', or an instance of AbstractPreconditioner; got 'adam'",
         ),
         ({"batching": "sorted"}, "`batching` must be one of 'reshuffle', .*; got 'sorted'"),
     ],
@@ -428,10 +435,11 @@ def test_invalid_targets():
         SGLD(batch_size=21).validate(data)
     with pytest.raises(ValueError, match="`batch_size` needs a target .* got 5 with Gaussian"):
         SGLD(batch_size=5, step_size=0.1).validate(Gaussian(jnp.ones(1)))
-    with pytest.raises(ValueError, match="`step_size` must be given"):
-        SGLD().validate(Gaussian(jnp.ones(1)))
-    with pytest.raises(ValueError, match="`step_size` must be given"):
-        SGLD(batch_size=5, preconditioner=RMSprop()).validate(data)
+    for options in ({}, {"step_size": 0.1, "preconditioner": "curvature"}):
+        with pytest.raises(ValueError, match=r"found in warm-up.* none; got `warmup=0`"):
+            SGLD(warmup=0, **options).validate(data)
+        with pytest.raises(ValueError, match="While data grow, `step_size` must be given"):
+            SGLD(**options).validate_online(data)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from ._methods import (
 )
 from ._preconditioner import (
     AbstractPreconditioner as AbstractPreconditioner,
+    Curvature as Curvature,
     Fisher as Fisher,
     Identity as Identity,
     RMSprop as RMSprop,

@@ -92,7 +92,7 @@ def describe_stability(engine: Any, target: AbstractTarget, state: Any) -> str:
     if not good.size:
         return ""
     limit = largest_stable(float(good.max()), overdamped=engine.parts.overdamped)
-    used = engine.step_size_on(target)
+    used = engine.step_size
     yours = "one was to be found in warm-up" if used is None else f"it was {used:.3g}"
     return (
         f"Where the chains were last, the largest curvature is {good.max():.3g}: updates are "
@@ -145,10 +145,11 @@ def _look(engine, target, states, key):
         flat, form = ravel_pytree(state.position)
         first = jnp.zeros((), jnp.int32)
         product = parts.product(Space(target, form), state.epoch, first, key, flat)
-        root = parts.root(state.scale)
-        found = look(Tuning.start(flat, key=key), product, root, FIRST)
-        ones = jnp.ones_like(flat) if root is None else root
-        return found.curvature, found.along, found.noise, ones
+        part, start = parts.preconditioner, Tuning.start(flat, key=key)
+        found, _ = look(start, product, part, state.scale, FIRST, key=key)
+        diagonal = part.diagonal(state.scale)
+        root = jnp.ones_like(flat) if diagonal is None else jnp.sqrt(diagonal)
+        return found.curvature, found.along, found.noise, root
 
     chains = jax.tree.leaves(states)[0].shape[0]
     return jax.lax.map(one, (states, jr.split(key, chains)))

@@ -34,12 +34,11 @@ from ._gradient import (
     Space,
     Vector,
     batches_per_epoch,
-    rows_of,
 )
 from ._integrator import Force, Motion, Terms, integrate, is_cached
 from ._parts import APART, Learned, Parts, SGMCMCState
-from ._preconditioner import AbstractPreconditioner, Identity, as_preconditioner
-from ._tuning import FIRST, LATER, Tuning, chosen, look
+from ._preconditioner import AbstractPreconditioner, Curvature, Identity, as_preconditioner
+from ._tuning import FIRST, LATER, Tuning, chosen, descending, look
 
 DEFAULT_DRAWS = 1_000  # draws recorded per chain if `thin` is not given
 DEFAULT_DAMPING = 0.1  # friction times step size, if only the step size is given
@@ -87,9 +86,11 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         chains: Independent chains.
         steps: Updates per chain, warm-up included; rounded down to a multiple of `thin`.
         step_size: `h`. None finds one in warm-up, chain by chain, from the largest curvature
-            and the noise of the gradient; `stats["step_size"]` has it.
-        preconditioner: `Identity()`, `RMSprop()`, `Fisher()` or `ScaleAdapted()`; or
-            `"identity"`, `"rmsprop"`, `"fisher"` or `"scale-adapted"`.
+            and the noise of the gradient; `stats["step_size"]` has it. Until half of warm-up
+            steps are longer, so that chains arrive.
+        preconditioner: `Identity()`, `RMSprop()`, `Fisher()`, `ScaleAdapted()` or
+            `Curvature()`; or `"identity"`, `"rmsprop"`, `"fisher"`, `"scale-adapted"` or
+            `"curvature"`. None is the last, and the first if `step_size` is given.
         temperature: 1 for the posterior; below 1 for a cold one, `p ** (1 / temperature)`.
         thin: Updates per recorded draw; None records at most 1000 draws.
         warmup: Updates at the start that are not draws; None is a fifth of `steps`.
@@ -102,8 +103,8 @@ class AbstractSGMCMC(AbstractOnlineEngine):
     step_size: float | None = eqx.field(
         default=None, converter=positive("step_size", optional=True), kw_only=True
     )
-    preconditioner: AbstractPreconditioner = eqx.field(
-        default=Identity(), converter=as_preconditioner, kw_only=True
+    preconditioner: AbstractPreconditioner | None = eqx.field(
+        default=None, converter=as_preconditioner, kw_only=True
     )
     temperature: float = eqx.field(default=1.0, converter=positive("temperature"), kw_only=True)
     thin: int | None = eqx.field(
@@ -134,15 +135,26 @@ class AbstractSGMCMC(AbstractOnlineEngine):
                 "`preconditioner` with `gamma=True` needs the integrator 'SGLD'; got "
                 f"{parts.word!r}."
             )
-        if parts.subtract_noise and isinstance(parts.preconditioner, Identity):
+        if parts.subtract_noise and isinstance(parts.preconditioner, Identity | Curvature):
             raise ValueError(
                 "`subtract_noise` needs a preconditioner that measures the noise, such as "
-                "ScaleAdapted(); got True with Identity()."
+                f"ScaleAdapted(); got True with {type(parts.preconditioner).__name__}()."
             )
 
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    @property
+    def scaling(self) -> AbstractPreconditioner:
+        """The preconditioner: a step size that is given is in the units of the latents."""
+        default = Curvature() if self.step_size is None else Identity()
+        return default if self.preconditioner is None else self.preconditioner
+
+    @property
+    def searches(self) -> bool:
+        """Whether a step size or units are found in warm-up."""
+        return self.step_size is None or isinstance(self.scaling, Curvature)
 
     @property
     def schedule(self) -> Schedule:
@@ -188,40 +200,20 @@ class AbstractSGMCMC(AbstractOnlineEngine):
                 and there is nothing to take it from.
         """
         self.parts.gradient.validate(target)
-        if self.step_size_on(target) is None and not self.schedule.warmup:
+        if self.searches and not self.schedule.warmup:
             raise ValueError(
-                "`step_size=None` is found in warm-up, and there is none; got "
-                f"`warmup={self.warmup}`."
+                "`step_size=None` is found in warm-up, as is the preconditioner Curvature(), "
+                f"and there is none; got `warmup={self.warmup}`."
             )
 
     def validate_online(self, target: AbstractTarget) -> None:
         self.validate(target)
         plain = isinstance(self.parts.gradient, MinibatchGradient)
-        if self.step_size_on(target) is None or not plain:
+        if self.searches or not plain:
             raise ValueError(
                 "While data grow, `step_size` must be given and the gradient be that of plain "
                 f"minibatches; got {self.name} with `step_size={self.step_size}`."
             )
-
-    def step_size_on(self, target: AbstractTarget) -> float | None:
-        """Return the step size; None if it is found in warm-up.
-
-        Args:
-            target: The target density.
-
-        Raises:
-            ValueError: If it is neither given nor found, and there is no rule for it.
-        """
-        if self.step_size is not None or not self.parts.by_rule:
-            return self.step_size
-        num_data = rows_of(target)
-        if not num_data or not isinstance(self.preconditioner, Identity):
-            raise ValueError(
-                "`step_size` must be given unless the target has data rows and there is no "
-                f"preconditioner; got None with {type(target).__name__} and "
-                f"{type(self.preconditioner).__name__}."
-            )
-        return 0.1 * (self.parts.gradient.batch_size or num_data) / num_data**2
 
     def draw(self, target: AbstractTarget, state: SGMCMCState, *, key: PRNGKey) -> Position:
         return state.position
@@ -245,14 +237,13 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         if isinstance(epoch, Centre):
             flat, position = epoch.point, form(epoch.point)
         force, scale = None, parts.preconditioner.init(flat)
-        searches, cached = self.step_size_on(target) is None, is_cached(parts.word)
-        if cached or (searches and not isinstance(parts.preconditioner, Identity)):
+        cached = is_cached(parts.word)
+        if cached or self.searches:  # which takes batches from an epoch that has begun
             first = jnp.zeros((), jnp.int32)
             found = parts.gradient.estimate(space, flat, epoch, first, key=key_force)
-            scale = parts.preconditioner.update(scale, found[1])
+            scale, epoch = parts.preconditioner.update(scale, found[1]), found[2]
             if cached:
                 force = Force(jnp.asarray(found[0]).astype(flat.dtype), found[1])
-                epoch = found[2]
         return SGMCMCState(
             position,
             jnp.zeros_like(flat[:0] if parts.overdamped else flat),
@@ -260,7 +251,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
             force,
             epoch,
             scale,
-            Tuning.start(flat, key=key_tuning) if searches else None,
+            Tuning.start(flat, key=key_tuning) if self.searches else None,
             jnp.where(finite, -1, -2).astype(jnp.int32),
         )
 
@@ -283,8 +274,10 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         parts, (first, count) = self.parts, self._updates(index)
         flat, form = ravel_pytree(state.position)
         space, adapting = Space(target, form), index < self.schedule.warmup
-        tuning = self._searched(space, state, flat, index, first, key=key)
-        h, friction = self._pace(target, tuning, flat.dtype)
+        tuning, scale = self._searched(space, state, flat, index, first, key=key)
+        h, friction = self._pace(target, tuning, index, flat.dtype)
+        descends = (self.step_size is None) & (2 * index < self.schedule.warmup)
+        limit = None if tuning is None or self.step_size is not None else tuning.limit
         h = h * pace
 
         def update(i: Array, last: _Update) -> _Update:
@@ -297,8 +290,20 @@ class AbstractSGMCMC(AbstractOnlineEngine):
                 lambda learned: parts.preconditioner.diagonal(learned.scale),
                 lambda learned: learned.noise_variance,
                 lambda learned: learned.drift,
+                jnp.where(descends, 0, 1).astype(flat.dtype),
             )
-            evaluate = partial(parts.evaluate, space, adapting, counter, key_batch)
+            force_at = partial(parts.evaluate, space, adapting, counter, key_batch)
+
+            def evaluate(x, number, learned):
+                force, learned = force_at(x, number, learned)
+                if limit is None:
+                    return force, learned
+                diagonal = parts.preconditioner.diagonal(learned.scale)
+                root = 1.0 if diagonal is None else jnp.sqrt(diagonal)
+                limited = lambda g: g * limit(g, root, state.momentum)
+                gradient = jax.lax.cond(descends, limited, lambda g: g, force.gradient)
+                return Force(force.log_density, gradient), learned
+
             noise = lambda n: jr.normal(
                 jr.fold_in(key_noise, n) if n else key_noise, flat.shape, flat.dtype
             )
@@ -314,7 +319,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         none = jnp.zeros((), flat.dtype)
         begin = _Update(
             Motion(flat, state.momentum, state.thermostat, state.force),
-            parts.unlearned(flat, state.epoch, state.scale),
+            parts.unlearned(flat, state.epoch, scale),
             jnp.zeros((), jnp.int32),
             flat if parts.draws_starts else flat[:0],
             Force(none, jnp.zeros_like(flat)),
@@ -392,16 +397,18 @@ class AbstractSGMCMC(AbstractOnlineEngine):
             method="unadjusted",
         )
 
-    def _pace(self, target, tuning: Tuning | None, dtype) -> tuple[Scalar, Scalar]:
+    def _pace(self, target, tuning: Tuning | None, index, dtype) -> tuple[Scalar, Scalar]:
         """Return step size and friction as they are by now."""
-        parts, step_size = self.parts, self.step_size_on(target)
-        if step_size is None:
+        parts = self.parts
+        if self.step_size is None:
             assert tuning is not None
-            return chosen(
-                tuning, parts.friction, parts.word, batches_per_epoch(parts.gradient, target)
-            )
-        friction = DEFAULT_DAMPING / step_size if parts.friction is None else parts.friction
-        return jnp.asarray(step_size, dtype), jnp.asarray(friction, dtype)
+            epoch = batches_per_epoch(parts.gradient, target)
+            settled = chosen(tuning, parts.friction, parts.word, epoch)
+            progress = jnp.minimum(2 * index.astype(dtype) / self.schedule.warmup, 1)
+            return descending(tuning, settled, parts.friction, parts.word, progress)
+        friction = DEFAULT_DAMPING / self.step_size
+        friction = friction if parts.friction is None else parts.friction
+        return jnp.asarray(self.step_size, dtype), jnp.asarray(friction, dtype)
 
     def _heat(self, counter: Array, dtype) -> Scalar:
         """Return the temperature at an update."""
@@ -422,15 +429,18 @@ class AbstractSGMCMC(AbstractOnlineEngine):
 
     def _searched(
         self, space: Space, state: SGMCMCState, flat: Vector, index, first, *, key
-    ) -> Tuning | None:
-        """Return the search for a step size after this step's look, in warm-up."""
-        tuning, parts = state.tuning, self.parts
+    ) -> tuple[Tuning | None, Any]:
+        """Return the search for step size and units after this step's look, in warm-up."""
+        tuning, scale, parts = state.tuning, state.scale, self.parts
         if tuning is None:
-            return None
-        product = parts.product(space, state.epoch, first, jr.fold_in(key, APART), flat)
+            return None, scale
+        key_batch, key_signs = jr.split(jr.fold_in(key, APART))
+        product = parts.product(space, state.epoch, first, key_batch, flat)
         iterations = jnp.where(index == 0, FIRST, LATER)
+        descends = 2 * index < self.schedule.warmup
+        search = partial(look, tuning, product, parts.preconditioner, scale)
         return jax.lax.cond(
             index < self.schedule.warmup,
-            lambda: look(tuning, product, parts.root(state.scale), iterations),
-            lambda: tuning,
+            lambda: search(iterations, descends, key=key_signs),
+            lambda: (tuning, scale),
         )

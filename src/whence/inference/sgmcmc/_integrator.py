@@ -74,6 +74,7 @@ class Terms(NamedTuple):
         diagonal: Of `G`, from what the preconditioner has learned; None for ones.
         noise_variance: Of the gradient, to be subtracted from the noise of friction, or None.
         drift: Added to `G g` in `E`, or None.
+        adapts: 0 where a thermostat is to do nothing.
     """
 
     step_size: Scalar
@@ -82,6 +83,7 @@ class Terms(NamedTuple):
     diagonal: Callable[[PyTree], Vector | None]
     noise_variance: Callable[[PyTree], Vector | None] = lambda _: None
     drift: Callable[[PyTree], Vector | None] = lambda _: None
+    adapts: Scalar | float = 1.0
 
 
 def word_of(name: Any) -> str:
@@ -162,7 +164,7 @@ def integrate(
             assert force is not None
             p = p + part * root * force.gradient
         elif letter == "D":
-            heat = heat + part * terms.friction * (jnp.mean(p**2) - temperature)
+            heat = heat + terms.adapts * part * terms.friction * (jnp.mean(p**2) - temperature)
         elif letter == "E":
             assert force is not None
             scaled = h if diagonal is None else h * diagonal

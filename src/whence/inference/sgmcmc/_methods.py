@@ -68,7 +68,7 @@ class SGMCMC(AbstractSGMCMC):
     @property
     def parts(self) -> Parts:
         word, rest = word_of(self.integrator), (self.friction, self.subtract_noise)
-        return Parts(word, self.gradient, self.preconditioner, self.decay, *rest)
+        return Parts(word, self.gradient, self.scaling, self.decay, *rest)
 
 
 class SGLD(AbstractSGMCMC):
@@ -84,9 +84,6 @@ class SGLD(AbstractSGMCMC):
     target's), for a tenth of the work of the run.
 
     Attributes:
-        step_size: `h`. None takes `0.1 * batch_size / num_data**2`, which for one unit of
-            Fisher information per row inflates the variance by about 5% of it and forgets
-            in about 20 epochs. `SGMCMC("SGLD")` finds one in warm-up instead.
         batch_size: Rows of data per update; None for all, which needs no data target.
         batching: `"reshuffle"` (without replacement), `"symmetric"` or `"iid"`.
         decay: How the step size falls; also a schedule of optax.
@@ -107,7 +104,7 @@ class SGLD(AbstractSGMCMC):
     @property
     def parts(self) -> Parts:
         gradient = MinibatchGradient(self.batch_size, self.batching)
-        return Parts("E", gradient, self.preconditioner, self.decay, by_rule=True)
+        return Parts("E", gradient, self.scaling, self.decay)
 
 
 class SGHMC(AbstractSGMCMC):
@@ -140,7 +137,7 @@ class SGHMC(AbstractSGMCMC):
     def parts(self) -> Parts:
         gradient = MinibatchGradient(self.batch_size, self.batching)
         word, rest = word_of("SGHMC"), (self.friction, self.subtract_noise)
-        return Parts(word, gradient, self.preconditioner, self.decay, *rest)
+        return Parts(word, gradient, self.scaling, self.decay, *rest)
 
 
 class SGNHT(AbstractSGMCMC):
@@ -179,7 +176,7 @@ class SGNHT(AbstractSGMCMC):
     @property
     def parts(self) -> Parts:
         gradient, word = with_settings(MinibatchGradient, self), word_of(self.integrator)
-        return Parts(word, gradient, self.preconditioner, self.decay, self.friction)
+        return Parts(word, gradient, self.scaling, self.decay, self.friction)
 
 
 class CyclicalSGLD(AbstractSGMCMC):
@@ -222,7 +219,7 @@ class CyclicalSGLD(AbstractSGMCMC):
         gradient = MinibatchGradient(self.batch_size, self.batching)
         cycle = Cyclical(max(self.steps // self.cycles, 2), self.exploration)
         word = word_of(self.integrator)
-        return Parts(word, gradient, self.preconditioner, cycle, self.friction)
+        return Parts(word, gradient, self.scaling, cycle, self.friction)
 
 
 class FederatedSGLD(AbstractSGMCMC):
@@ -258,7 +255,7 @@ class FederatedSGLD(AbstractSGMCMC):
     @property
     def parts(self) -> Parts:
         gradient, word = with_settings(FederatedGradient, self), word_of(self.integrator)
-        return Parts(word, gradient, self.preconditioner, self.decay)
+        return Parts(word, gradient, self.scaling, self.decay)
 
 
 class StructuredSGMCMC(AbstractSGMCMC):
@@ -299,4 +296,4 @@ class StructuredSGMCMC(AbstractSGMCMC):
     @property
     def parts(self) -> Parts:
         gradient, word = with_settings(StructuredGradient, self), word_of(self.integrator)
-        return Parts(word, gradient, self.preconditioner, self.decay, self.friction)
+        return Parts(word, gradient, self.scaling, self.decay, self.friction)

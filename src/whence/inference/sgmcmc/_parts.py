@@ -44,7 +44,6 @@ class Parts(eqx.Module):
         decay: How the step size changes.
         friction: None if it follows from the step size.
         subtract_noise: Whether the noise of the gradient is taken off that of friction.
-        by_rule: Whether `step_size=None` is a rule of thumb, and not found in warm-up.
     """
 
     word: str
@@ -53,7 +52,6 @@ class Parts(eqx.Module):
     decay: AbstractDecay
     friction: float | None = None
     subtract_noise: bool = False
-    by_rule: bool = False
 
     @property
     def overdamped(self) -> bool:
@@ -80,11 +78,6 @@ class Parts(eqx.Module):
     def sites(self) -> int:
         """Processes with data rows of their own; 0 if this one has all."""
         return getattr(self.gradient, "sites", 0)
-
-    def root(self, scale: PyTree) -> Vector | None:
-        """Return the root of the preconditioner's diagonal; None for ones."""
-        diagonal = self.preconditioner.diagonal(scale)
-        return None if diagonal is None else jnp.sqrt(diagonal)
 
     def unlearned(self, flat: Vector, epoch: PyTree, scale: PyTree) -> Learned:
         """Return what is known at the start of a block."""
@@ -166,7 +159,7 @@ class SGMCMCState(eqx.Module):
         force: See `Motion`.
         epoch: State of the gradient estimate.
         scale: State of the preconditioner.
-        tuning: State of the search for a step size; None if it is given.
+        tuning: State of the search for a step size and units; None if there is none.
         nonfinite_at: Number of the first update that left the finite numbers; -1 if none
             did, and -2 if no start with a finite log density was found.
     """

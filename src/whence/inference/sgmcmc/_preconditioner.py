@@ -5,11 +5,15 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ...core._convert import flag, number, one_of, positive
 
 Vector = Float[Array, " dim"]
+Count = Int[Array, ""]
+
+# Of lengths of rows: the least in one look, and the weight of the newest, if longer.
+LEAST, NEWEST, LONGER = 0.1, 0.05, 0.5
 
 
 class AbstractPreconditioner(eqx.Module):
@@ -147,6 +151,57 @@ class Fisher(AbstractMeanSquare):
         return jnp.where(state >= 0, 1 / (jnp.maximum(state, 0) + self.floor), 0)
 
 
+class Curvature(AbstractPreconditioner):
+    """`1 / c`, with `c` the length of the row of the Hessian, of batches on the way in.
+
+    Rows are those of the Hessian in units `sqrt(G)`, in which all come to have length 1:
+    latents in dollars and in millionths are then alike. Products of it with random signs
+    estimate lengths, beginning with units of 1; far from a mode curvature is another, so
+    that the mean (of logarithms) follows for the first half of warm-up, and is then frozen.
+
+    References:
+        Dauphin, de Vries and Bengio (2015), "Equilibrated adaptive learning rates for
+        non-convex optimization", NIPS, arXiv:1502.04390.
+        Bradley and Murray (2011), "Matrix-free approximate equilibration", arXiv:1110.2805.
+    """
+
+    frozen: bool = eqx.field(default=True, init=False)
+    gamma: bool = eqx.field(default=False, init=False)
+
+    def init(self, position: Vector) -> tuple[Vector, Count]:
+        """Return ones, and the number of products seen."""
+        return jnp.ones_like(position), jnp.zeros((), jnp.int32)
+
+    def update(self, state: tuple[Vector, Count], gradient: Vector) -> tuple[Vector, Count]:
+        """Return the state as it is: gradients do not tell."""
+        return state
+
+    def turned(
+        self, state: tuple[Vector, Count], product: Vector, slope: Vector
+    ) -> tuple[Vector, Count]:
+        """Return the state after one more product.
+
+        Args:
+            state: From before.
+            product: Of the Hessian in present units with a vector of signs.
+            slope: In these units, as far as two batches agree on it.
+        """
+        diagonal, count = state
+        size = jnp.abs(product)
+        # Products may be small by chance, or where it is steep and curvature is yet to come.
+        least = jnp.where(slope > 1, 1, LEAST)
+        length = jnp.where(jnp.isfinite(size) & (size > 0), jnp.maximum(size, least), 1)
+        share = jnp.maximum(1 / (1 + count.astype(size.dtype) / 4), NEWEST)
+        share = jnp.where(length > 1, jnp.maximum(share, LONGER), share)
+        return diagonal / length**share, count + 1
+
+    def diagonal(self, state: tuple[Vector, Count]) -> Vector:
+        return state[0]
+
+    def second_moment(self, state: tuple[Vector, Count]) -> None:
+        pass
+
+
 class ScaleAdapted(AbstractPreconditioner):
     """`1 / sqrt(V)`, with a mean square `V` whose memory finds its own length; then frozen.
 
@@ -189,10 +244,13 @@ WORDS = {
     "rmsprop": RMSprop,
     "fisher": Fisher,
     "scale-adapted": ScaleAdapted,
+    "curvature": Curvature,
 }
 
 
-def as_preconditioner(value: Any) -> AbstractPreconditioner:
+def as_preconditioner(value: Any) -> AbstractPreconditioner | None:
     """Return `preconditioner` as a part; a word stands for one as it comes."""
+    if value is None:
+        return None
     found = one_of("preconditioner", WORDS, kind=AbstractPreconditioner)(value)
     return WORDS[found]() if isinstance(found, str) else found
