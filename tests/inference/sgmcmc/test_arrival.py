@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import whence as wh
-from whence.core._target import AbstractDataTarget
+from whence.core._target import AbstractDataTarget, AbstractTarget
 from whence.inference.sgmcmc import Curvature, Identity
 from whence.inference.sgmcmc._tuning import Tuning, chosen, descending, look
 
@@ -180,3 +180,36 @@ def test_gradients_out_of_proportion_are_shortened():
     most = 2 * (4 + 3 * (1 + 9)) ** 0.5
     assert_allclose(tuning.limit(gradient, root, jnp.asarray([1.0, -3.0])), most / 50)
     assert tuning.limit(0.01 * gradient, root, jnp.zeros(0)) == 1
+
+
+class Quartic(AbstractTarget):
+    """Flat where chains start, and steep a unit of the curvature there away."""
+
+    def init(self, *, key):
+        return 0.1 * jr.normal(key, (1,))
+
+    def log_density(self, position):
+        return -jnp.sum(position**4) / 4
+
+    def constrain(self, position):
+        return position
+
+
+def test_no_chain_is_thrown_out_of_a_flat(key):
+    """A unit there is 1 over the root of three squares; noise alone goes as far as that."""
+    target, engine = Quartic(), wh.SGLD(steps=2_000, thin=10)
+
+    def chain(key):
+        state = engine.init(target, key=key)
+        step = lambda i, s: engine.step(target, s, i, key=jr.fold_in(key, i))[0]
+        return jax.lax.fori_loop(0, 5, step, state)
+
+    states = jax.jit(jax.vmap(chain))(jr.split(key, 100))
+    assert_array_equal(states.nonfinite_at, -1)
+    assert (np.abs(states.position) < 1e3).all()
+
+
+def test_batches_of_the_first_look_are_of_an_epoch(key):
+    target = Means(jnp.ones((20, 3)), jnp.ones(3))
+    epoch = wh.SGHMC(batch_size=5).init(target, key=key).epoch
+    assert_array_equal(np.sort(epoch), np.arange(20))
