@@ -71,6 +71,11 @@ def test_parts_are_cited():
     assert "RMSprop: " not in "\n".join(references(wh.SGLD()))
 
 
+def test_what_bases_say_and_defaults_stand_for():
+    assert "Dauphin" in "\n".join(references(wh.SGLD()))
+    assert "Dauphin" not in "\n".join(references(wh.SGLD(step_size=1e-3)))
+
+
 def test_a_run_knows_what_it_was_made_with_after_save_and_load(tmp_path, key):
     target = GaussianMean.simulate(key=key)
     engine = wh.NUTS(chains=2, warmup=20, draws=20)

@@ -71,15 +71,16 @@ def _value(module: eqx.Module, field: str) -> str:
 
 @cache
 def _documented(cls: type) -> tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...]:
-    """Return entries of a class's docstring, each with its conditions."""
-    text = inspect.cleandoc(cls.__doc__ or "")
-    _, heading, section = text.partition("References:\n")
-    if not heading:
-        return ()
-    # A section ends where another begins; an entry ends with the full stop of a line.
-    lines = [line.strip() for line in re.split(r"\n(?=\S)", section)[0].splitlines()]
-    entries = re.split(r"(?<=\.)\n", "\n".join(line for line in lines if line))
-    return tuple(_entry(" ".join(entry.split())) for entry in entries)
+    """Return entries of docstrings of a class and its bases, each with its conditions."""
+    found = []
+    for base in cls.__mro__:
+        text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        _, heading, section = text.partition("References:\n")
+        # A section ends where another begins; an entry ends with the full stop of a line.
+        lines = [line.strip() for line in re.split(r"\n(?=\S)", section)[0].splitlines()]
+        entries = re.split(r"(?<=\.)\n", "\n".join(line for line in lines if line))
+        found += [_entry(" ".join(entry.split())) for entry in entries if heading]
+    return tuple(found)
 
 
 def _entry(text: str):

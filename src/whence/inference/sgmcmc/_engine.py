@@ -96,6 +96,10 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         warmup: Updates at the start that are not draws; None is a fifth of `steps`.
         keep_warmup: Whether to keep the draws of warm-up.
         checks: Share of the run's work spent on checks of it after the end, for `diagnose`.
+
+    References:
+        Dauphin, de Vries and Bengio (2015), "Equilibrated adaptive learning rates for
+        non-convex optimization", NIPS, arXiv:1502.04390 [scaling: Curvature].
     """
 
     chains: int = eqx.field(default=4, converter=whole("chains", least=1), kw_only=True)
