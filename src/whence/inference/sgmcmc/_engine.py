@@ -304,7 +304,8 @@ class AbstractSGMCMC(AbstractOnlineEngine):
                     return force, learned
                 diagonal = parts.preconditioner.diagonal(learned.scale)
                 root = 1.0 if diagonal is None else jnp.sqrt(diagonal)
-                limited = lambda g: g * limit(g, root, state.momentum)
+                factor = partial(limit, root=root, momentum=state.momentum)
+                limited = lambda g: g * factor(g)
                 gradient = jax.lax.cond(descends, limited, lambda g: g, force.gradient)
                 return Force(force.log_density, gradient), learned
 
