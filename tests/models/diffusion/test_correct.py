@@ -266,6 +266,14 @@ def test_scores_of_another_noise_are_refused():
         diffusion.annealed(diffusion.VariancePreserving(scale=2.0), law, 2.0, 1)
 
 
+def test_a_target_may_be_made_inside_a_program():
+    noise = diffusion.LinearNoise(-jnp.eye(2), jnp.eye(2))
+    law = diffusion.GaussianMixture(noise, [1.0], [[0.0, 0.0]], 1.0)
+    start = lambda x: diffusion.annealed(noise, law, 2.0, 2).log_start(x)
+    x = jnp.asarray([0.3, -0.2])
+    assert float(jax.jit(start)(x)) == pytest.approx(float(start(x)))
+
+
 @pytest.mark.parametrize(("mean", "variance"), [(3e4, 1.0), (0.0, 1e-10), (0.0, 1e10)])
 def test_mixtures_far_from_the_units_of_the_noise_are_told(mean, variance):
     noise = diffusion.VariancePreserving()

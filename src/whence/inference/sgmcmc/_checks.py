@@ -147,8 +147,7 @@ def _look(engine, target, states, key):
         product = parts.product(Space(target, form), state.epoch, first, key, flat)
         part, start = parts.preconditioner, Tuning.start(flat, key=key)
         found, _ = look(start, product, part, state.scale, FIRST, key=key)
-        diagonal = part.diagonal(state.scale)
-        root = jnp.ones_like(flat) if diagonal is None else jnp.sqrt(diagonal)
+        root = jnp.ones_like(flat) * part.root(state.scale)
         return found.curvature, found.along, found.noise, root
 
     chains = jax.tree.leaves(states)[0].shape[0]

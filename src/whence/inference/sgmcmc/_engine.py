@@ -280,7 +280,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         space, adapting = Space(target, form), index < self.schedule.warmup
         tuning, scale = self._searched(space, state, flat, index, first, key=key)
         h, friction = self._pace(target, tuning, index, flat.dtype)
-        descends = (self.step_size is None) & (2 * index < self.schedule.warmup)
+        descends = (self.step_size is None) & (self._progress(index, flat.dtype) < 1)
         limit = None if tuning is None or self.step_size is not None else tuning.limit
         h = h * pace
 
@@ -302,8 +302,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
                 force, learned = force_at(x, number, learned)
                 if limit is None:
                     return force, learned
-                diagonal = parts.preconditioner.diagonal(learned.scale)
-                root = 1.0 if diagonal is None else jnp.sqrt(diagonal)
+                root = parts.preconditioner.root(learned.scale)
                 factor = partial(limit, root=root, momentum=state.momentum)
                 limited = lambda g: g * factor(g)
                 gradient = jax.lax.cond(descends, limited, lambda g: g, force.gradient)
@@ -402,6 +401,10 @@ class AbstractSGMCMC(AbstractOnlineEngine):
             method="unadjusted",
         )
 
+    def _progress(self, index: Array, dtype) -> Scalar:
+        """Return how much of the way in is done: 1 from half of warm-up on."""
+        return jnp.minimum(2 * index.astype(dtype) / max(self.schedule.warmup, 1), 1)
+
     def _pace(self, target, tuning: Tuning | None, index, dtype) -> tuple[Scalar, Scalar]:
         """Return step size and friction as they are by now."""
         parts = self.parts
@@ -409,7 +412,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
             assert tuning is not None
             epoch = batches_per_epoch(parts.gradient, target)
             settled = chosen(tuning, parts.friction, parts.word, epoch)
-            progress = jnp.minimum(2 * index.astype(dtype) / self.schedule.warmup, 1)
+            progress = self._progress(index, dtype)
             return descending(tuning, settled, parts.friction, parts.word, progress)
         friction = DEFAULT_DAMPING / self.step_size
         friction = friction if parts.friction is None else parts.friction
@@ -442,7 +445,7 @@ class AbstractSGMCMC(AbstractOnlineEngine):
         key_batch, key_signs = jr.split(jr.fold_in(key, APART))
         product = parts.product(space, state.epoch, first, key_batch, flat)
         iterations = jnp.where(index == 0, FIRST, LATER)
-        descends = 2 * index < self.schedule.warmup
+        descends = self._progress(index, flat.dtype) < 1
         search = partial(look, tuning, product, parts.preconditioner, scale)
         return jax.lax.cond(
             index < self.schedule.warmup,

@@ -44,6 +44,11 @@ class AbstractPreconditioner(eqx.Module):
     def diagonal(self, state: PyTree) -> Vector | None:
         """Return the diagonal of `G`; None for all ones."""
 
+    def root(self, state: PyTree) -> Vector | float:
+        """Return the root of the diagonal of `G`."""
+        diagonal = self.diagonal(state)
+        return 1.0 if diagonal is None else jnp.sqrt(diagonal)
+
     @abc.abstractmethod
     def second_moment(self, state: PyTree) -> Vector | None:
         """Return the mean square of the gradients, which is mostly their noise, if known."""

@@ -109,8 +109,8 @@ def look(
 
     def body(i, carry):
         direction, _, last, sums, scale = carry
-        diagonal = part.diagonal(scale)
-        scaled = (lambda x: x) if diagonal is None else (lambda x: jnp.sqrt(diagonal) * x)
+        root = part.root(scale)
+        scaled = lambda x: root * x
         vector = direction
         if isinstance(part, Curvature):
             signs = jr.rademacher(jr.fold_in(key, i), direction.shape, direction.dtype)

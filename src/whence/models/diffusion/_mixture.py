@@ -63,12 +63,12 @@ class GaussianMixture(eqx.Module):
                 f"{weights} and a smallest eigenvalue of {np.linalg.eigvalsh(spread).min():g}."
             )
         each = np.diagonal(spread, axis1=1, axis2=2)
-        share = (weights / weights.sum())[:, None]
-        mean = np.sum(share * means, axis=0)
-        widest = np.sqrt(np.sum(share * (each + (means - mean) ** 2), axis=0))
+        shares = weights / weights.sum()
+        mean = shares @ means
+        widest = np.sqrt(shares @ (each + (means - mean) ** 2))
         warn_of_units("means", noise, mean, widest, np.sqrt(each.min(axis=0)))
         self.noise = noise
-        self.weights = jnp.asarray(weights / weights.sum())
+        self.weights = jnp.asarray(shares)
         self.means, self.covariances = jnp.asarray(means), jnp.asarray(spread)
 
     def log_prob(self, t: Scalar, x: Vector) -> Scalar:

@@ -248,7 +248,7 @@ class LinearNoise(AbstractNoise):
 def require_noise(name: str, score: Any, noise: AbstractNoise) -> None:
     """Raise `ValueError` if a score says that it is one of another noise."""
     own = getattr(score, "noise", noise)
-    if isinstance(own, AbstractNoise) and not eqx.tree_equal(own, noise):
+    if own is not noise and isinstance(own, AbstractNoise) and not eqx.tree_equal(own, noise):
         raise ValueError(f"`noise` must be that of `{name}`, {own}; got {noise}.")
 
 
