@@ -138,6 +138,10 @@ def test_a_khat_above_its_limit_is_told_at_once(rng):
     told = trouble(x, {}, chains=False, record=VariationalFit(log_weights_is=heavy))
     assert told.startswith("Pareto k-hat ")
     assert told.endswith("above 0.7: do not use these draws")
+    for unknown in (light[:20], np.full(100, np.nan)):
+        record = VariationalFit(log_weights_is=unknown)
+        told = trouble(x, {}, chains=False, record=record)
+        assert told == "Pareto k-hat not known: it takes 25 finite importance ratios or more"
     for fine in (light, np.full(100, 3.0), np.zeros(0), None):
         record = VariationalFit(log_weights_is=fine)
         assert trouble(x, {}, chains=False, record=record) == ""

@@ -115,6 +115,8 @@ def khat_trouble(log_weights: np.ndarray | None) -> list[str]:
     limit = khat_limit(ratios.size)
     if not ratios.size or (khat := judged_khat(ratios)) <= limit:
         return []
+    if np.isnan(khat):
+        return ["Pareto k-hat not known: it takes 25 finite importance ratios or more"]
     return [f"Pareto k-hat {khat:.2f}, above {limit:.2g}: do not use these draws"]
 
 

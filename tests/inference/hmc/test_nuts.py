@@ -215,7 +215,7 @@ def test_one_dimension_and_precision(dtype, key):
 
 def test_mild_funnel(key):
     target = Funnel(4, scale=1.0)
-    check_truth(wh.infer(target, NUTS(draws=2000), key=key), target, min_ess=400.0)
+    check_truth(wh.infer(target, NUTS(draws=4000), key=key), target, min_ess=400.0)
 
 
 class Picky(AbstractTarget):

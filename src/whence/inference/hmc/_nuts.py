@@ -64,9 +64,11 @@ class NUTS(AbstractWrappedEngine):
     """No-U-Turn sampler: the default engine for continuous posteriors.
 
     Multinomial NUTS with the generalised U-turn criterion and its checks across subtrees.
-    Starts far from the typical set first go uphill, not as far as the mode. During warm-up
-    step size and metric adapt, the metric by windows in which the chain has arrived; then
-    they are frozen.
+    Starts far from the typical set first go uphill, not as far as the mode. Unless it is told
+    where to begin, a chain with 200 steps of warm-up or more follows two starts, each for a
+    tenth of them, and goes on from the first, or from the second if that has led far higher.
+    During warm-up step size and metric adapt, the metric by windows in which the chain has
+    arrived; then they are frozen.
 
     Attributes:
         chains: Independent chains.

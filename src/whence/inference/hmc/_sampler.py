@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
+from ...core._begin import is_told
 from ...core._engine import Info, Sample, Schedule, Trace
 from ...core._flat import flat_init, flat_view
 from ...core._results import RESULTS
@@ -17,7 +18,7 @@ from ...core._target import AbstractTarget
 from ...core._types import PRNGKey
 from ...diagnostics._records import AdaptedChains
 from .._chain_sample import chain_sample, chain_schedule
-from ._adapt import Adaptation, adapt, aim, learn, pauses, start_adaptation
+from ._adapt import Adaptation, adapt, aim, learn, start_adaptation
 from ._common import AbstractAdapted
 from ._estimate import (
     AbstractEstimator,
@@ -25,10 +26,12 @@ from ._estimate import (
     CovarianceEstimator,
     DiagonalEstimator,
     LowRankEstimator,
+    replaced,
 )
 from ._integrator import PhasePoint
 from ._trajectory import AbstractTrajectory, Flag
 from ._transition import FAILED, SAMPLING, SEARCHING, Chain, start_with, transition
+from ._two_starts import Start, own_index, pauses_of_two, swapped
 
 METRICS = ("auto", "diagonal", "fisher", "dense", "low_rank")
 # Above this dimension two products with a dense matrix per gradient begin to cost as much
@@ -37,10 +40,19 @@ MAX_DENSE_DIM = 64
 
 
 class SamplerState(eqx.Module):
-    """State of one chain; after warm-up only the metric of `adaptation` is of use."""
+    """State of one chain; after warm-up only the metric of `adaptation` is of use.
+
+    Attributes:
+        chain: Where it is.
+        adaptation: What warm-up remembers.
+        other: The start that is not followed.
+        is_told: Whether the user said where to begin: there is no other start then.
+    """
 
     chain: Chain
     adaptation: Adaptation
+    other: Start
+    is_told: Bool[Array, ""]
 
 
 class AbstractSampler(AbstractAdapted):
@@ -84,7 +96,7 @@ class AbstractSampler(AbstractAdapted):
             self.chains,
             self.warmup,
             self.draws,
-            pauses=pauses(self.warmup),
+            pauses=pauses_of_two(self.warmup),
             homogeneous=self.step_size is not None,
         )
 
@@ -95,18 +107,21 @@ class AbstractSampler(AbstractAdapted):
         step_size = jnp.asarray(self.step_size or 1.0, like.dtype)
         phase = jnp.asarray(SEARCHING, jnp.int32)
         chain = Chain(like, jnp.zeros_like(step_size), like, step_size, phase)
-        return SamplerState(chain, start_adaptation(self._estimator(len(like)), like))
+        adaptation = start_adaptation(self._estimator(len(like)), like)
+        told = jnp.asarray(is_told())
+        return SamplerState(chain, adaptation, Start(chain, adaptation), told)
 
     def step(
         self, target: AbstractTarget, state: SamplerState, index: Array, *, key: PRNGKey
     ) -> tuple[SamplerState, Info]:
         like, unravel = flat_view(target)
+        own = own_index(index, self.warmup, state.is_told)
 
         def log_density(x):
             return jnp.asarray(target.log_density(unravel(x)), like.dtype)
 
         def start(point, step_size, is_single, *, key):
-            return self.start_trajectory(point, step_size, is_single, index, key=key)
+            return self.start_trajectory(point, step_size, is_single, own, key=key)
 
         chain, stats = transition(
             jax.value_and_grad(log_density),
@@ -123,8 +138,10 @@ class AbstractSampler(AbstractAdapted):
     def pause(self, state: SamplerState, index: int) -> SamplerState:
         estimator = self._estimator(len(state.chain.position))
         adaptation, chain = learn(estimator, state.adaptation, state.chain, index, self.warmup)
-        is_same = adaptation is state.adaptation
-        return state if is_same else SamplerState(chain, adaptation)
+        now, other = Start(chain, adaptation), state.other
+        if not state.is_told:
+            now, other = swapped(now, other, index, self.warmup)
+        return replaced(state, chain=now.chain, adaptation=now.adaptation, other=other)
 
     def result(self, state: SamplerState) -> RESULTS:
         return RESULTS.where(
@@ -139,12 +156,14 @@ class AbstractSampler(AbstractAdapted):
         return chain_sample(target, trace, "mcmc", keep_warmup=keep, record=record)
 
     def _adapt(self, state: SamplerState, chain: Chain, stats: dict[str, Array], index: Array):
-        frozen = SamplerState(chain, state.adaptation)
+        def with_(adaptation, chain):
+            return SamplerState(chain, adaptation, state.other, state.is_told)
+
         if self.warmup == 0:
-            return frozen
+            return with_(state.adaptation, chain)
 
         def warm():
-            adaptation, new = adapt(
+            return adapt(
                 state.adaptation,
                 chain,
                 acceptance_rate=stats["acceptance_rate"],
@@ -152,9 +171,8 @@ class AbstractSampler(AbstractAdapted):
                 is_fresh=state.chain.phase != SAMPLING,
                 target_accept=self.target_accept,
             )
-            return SamplerState(new, adaptation)
 
-        return lax.cond(index < self.warmup, warm, lambda: frozen)
+        return with_(*lax.cond(index < self.warmup, warm, lambda: (state.adaptation, chain)))
 
     def _estimator(self, dim: int) -> AbstractEstimator:
         if isinstance(self.metric, AbstractEstimator):
