@@ -178,10 +178,10 @@ def nile(path: Path, plan: StudySize, key: Any) -> list[str]:
     """Return what is known of the Nile: mean and standard deviation of H, and R-hat."""
     years, levels = np.loadtxt(path, delimiter=",", skiprows=1, unpack=True)
     y = (levels - levels.mean()) / levels.std()
-    engine = NUTS(warmup=plan.updates, draws=plan.updates, chains=2)
-    fit = infer(
-        condition(equations().river(), y, years - years[0]), engine, key=key, progress=False
-    )
+    # Where errors of measurement are next to nothing the posterior has a narrow neck.
+    engine = NUTS(warmup=plan.updates, draws=plan.updates, target_accept=0.95)
+    target = condition(equations().river(), y, years - years[0])
+    fit = infer(target, engine, key=key, progress=False)
     row = fit.summary(var_names=["noise.hurst"]).iloc[0]
     return [f"{len(y)}", *(f"{float(row[name]):.3f}" for name in ("mean", "sd", "r_hat"))]
 

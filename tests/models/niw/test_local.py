@@ -166,22 +166,28 @@ def test_structures_are_parts_of_one_matrix():
 
     @jax.jit
     def fits(m0, prior):
-        local = lambda s: niw.GGNLaplace(steps=3, structure=s)
-        names = ("full", "diagonal", "last_layer", "kronecker")
-        return [local(s).fit(loss, m0, prior, key=jr.key(0)) for s in names]
+        local = lambda s, n: niw.GGNLaplace(steps=n, structure=s)
+        names = (("full", 3), ("diagonal", 3), ("last_layer", 3), ("kronecker", 3))
+        names = (*names, ("diagonal", 0), ("full", 0))
+        return [local(*name).fit(loss, m0, prior, key=jr.key(0)) for name in names]
 
-    whole, diagonal, last, kronecker = fits(m0, prior)
+    whole, diagonal, last, kronecker, early, start = fits(m0, prior)
     ggn = np.asarray(whole.rows.T @ whole.rows)
-    gradient = whole.rows.T @ whole.residual
+    assert_allclose(early.slope, start.rows.T @ start.residual)
+    # What a search finds counts as the maximum of the posterior unless the matrix is whole.
+    gradient = -np.exp(np.asarray(prior.log_precision)) * (whole.centre - m0)
     assert_allclose(diagonal.diagonal, np.diag(ggn))
     assert_allclose(diagonal.slope, gradient)
+    for found in (diagonal, kronecker):
+        assert_allclose(found.combine(m0, prior).posterior.mean, whole.centre, atol=1e-9)
     begin = meta.layout.last
     assert begin == 12  # of 17, of which the last layer has 5
     matrix = np.diag(last.diagonal) + np.asarray(last.rows.T @ last.rows)
     want = np.diag(np.diag(ggn))
     want[begin:, begin:] = ggn[begin:, begin:]
     assert_allclose(matrix, want, atol=1e-9)
-    assert_allclose(last.slope + last.rows.T @ last.residual, gradient, atol=1e-9)
+    own = np.where(np.arange(17) < begin, gradient, whole.rows.T @ whole.residual)
+    assert_allclose(last.slope + last.rows.T @ last.residual, own, atol=1e-9)
     derivatives = jax.jit(lambda k: (jax.grad(k.at)(k.centre), jax.hessian(k.at)(m0)))
     slope, curvature = map(np.asarray, derivatives(kronecker))
     assert_allclose(kronecker.at(kronecker.centre), kronecker.value)

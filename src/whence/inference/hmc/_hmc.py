@@ -102,8 +102,8 @@ class HMC(AbstractSampler):
     """Hamiltonian Monte Carlo with trajectories of a given length, jittered.
 
     Cheaper than `NUTS` per gradient where a good length is known; otherwise use `NUTS`.
-    Starts, step size and metric are found as there, so lengths are in units of the whitened posterior:
-    a quarter of a period of a standard normal is `pi / 2`.
+    Starts, step size and metric are found as there, so lengths are in units of the whitened
+    posterior: a quarter of a period of a standard normal is `pi / 2`.
 
     Attributes:
         chains: Independent chains.

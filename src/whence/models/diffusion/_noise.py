@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...core._convert import positive
+from ...core._results import InferenceWarning
 from ...core._types import AnyArray, Scalar
 
 # Of the unit matrix, a diagonal, or a matrix.
@@ -275,6 +276,7 @@ def warn_of_units(name: str, noise: AbstractNoise, mean: Any, widest: Any, narro
             f"deviation {wide[column]:.3g} scales. No step of time is right for it, and no "
             "network learns it. Give `noise.fitted(data)`, or a noise of that `centre` and "
             "`scale`, wherever a noise is asked for.",
+            InferenceWarning,
             stacklevel=3,
         )
 

@@ -243,7 +243,8 @@ class GGNLaplace(AbstractLocal):
     Adam looks for the maximum in coordinates in which the prior is standard normal, from
     the prior's mean; steps shrink to zero. Then Gauss-Newton steps go on, halved until they
     help. A head of labels is best served by these alone (`steps=0, newton=3`), one with
-    Gaussian noise needs neither (`steps=0`). The structures of the matrix:
+    Gaussian noise needs neither (`steps=0`). Where the matrix is not all there, what was found
+    counts as the maximum, and is the mean. The structures of the matrix:
 
     - `"full"`: all of it, by its rows, of which there are points times outputs. Exact for
       networks linear in the adapted weights; for few points the cheapest, too.
@@ -279,13 +280,18 @@ class GGNLaplace(AbstractLocal):
         value, (rows, residual) = loss(centre), loss.rows(centre)
         if self.structure == "full":
             return Quadratic(centre, value, none, rows=rows, residual=residual)
+        gradient = rows.T @ residual
+        if self.steps or self.newton:
+            # As at the maximum. By what a search leaves of it all weights would step at once,
+            # each as if alone: far too far.
+            gradient = -stop(jax.grad(covariance.quadratic)(centre - mean)) / 2
         if self.structure == "kronecker":
             # Eigenvectors of equal eigenvalues have no derivative.
-            return _kronecker(loss, *stop((centre, value, rows, residual)))
+            return _kronecker(loss, *stop((centre, value, rows, gradient)))
         first = loss.meta.layout.last if self.structure == "last_layer" else len(mean)
         outside = jnp.arange(len(mean)) < first
         diagonal = jnp.where(outside, jnp.sum(rows**2, axis=0), 0)
-        slope = jnp.where(outside, rows.T @ residual, 0)
+        slope = jnp.where(outside, gradient, 0)
         if self.structure == "diagonal":
             return Quadratic(centre, value, none, diagonal, slope)
         inside = jnp.where(outside, 0, rows)
@@ -320,7 +326,7 @@ class GGNLaplace(AbstractLocal):
         return centre + (move - stop(move))
 
 
-def _kronecker(loss, centre, value, rows, residual) -> Quadratic:
+def _kronecker(loss, centre, value, rows, gradient) -> Quadratic:
     """Return a curvature of one block `L x R / t` for each array, t the trace of either.
 
     For an array of shape `(row, column)` with derivatives J_k of the scores, `L = sum J_k
@@ -340,5 +346,5 @@ def _kronecker(loss, centre, value, rows, residual) -> Quadratic:
         lefts.append(u)
         rights.append(v)
     basis = Kronecker(Diagonal(jnp.zeros_like(centre)), tuple(lefts), tuple(rights))
-    slope, none = basis.into(rows.T @ residual), jnp.zeros((), centre.dtype)
+    slope, none = basis.into(gradient), jnp.zeros((), centre.dtype)
     return Quadratic(centre, value, none, jnp.concatenate(values), slope, basis=basis)
