@@ -41,6 +41,17 @@ def test_tables_are_written(tmp_path):
     )
 
 
+def test_a_study_that_is_broken_off_keeps_its_tables(tmp_path):
+    def run(request):
+        yield studies.Table("t", "A title", ("a",), [["1"]])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        studies.carry_out(studies.Study("s", "One line.", run), _request(tmp_path))
+    assert (tmp_path / "t.csv").is_file()
+    assert (tmp_path / "tables.md").read_text().startswith("A title")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -10,6 +10,7 @@ With data that have a folder `uci` also functional priors of regressions, see `_
 """
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,9 +249,9 @@ def _table(name: str, title: str, runs: list[dict[str, Scores]], less: str = "")
     return Table(name, title, ("model", *COLUMNS), rows)
 
 
-def run(request: Request) -> list[Table]:
-    """Fit everything, draw images and return the tables."""
-    plan, tables, notes = PLANS[request.size], [], []
+def run(request: Request) -> Iterator[Table]:
+    """Fit everything, draw images and give the tables."""
+    plan, notes = PLANS[request.size], []
     seeds = range(request.seed, request.seed + plan.seeds)
     if request.data is None:
         request.say("Without `data` with mnist_test10k.npz: made-up images of bars")
@@ -272,10 +273,10 @@ def run(request: Request) -> list[Table]:
             notes.append(f"{name}, repetition {i + 1}\n{report}\n")
         held = f"{len(many[0].test)} held out (density: {plan.dense})"
         title = f"{name}: {len(many[0].train)} images to learn from, {held}; nats per image"
-        tables.append(_table(name, title, runs))
+        yield _table(name, title, runs)
         if len(runs) > 1:
             title = f"The same less that of `{RIVAL}`, repetition by repetition"
-            tables.append(_table(f"{name}_paired", title, runs, RIVAL))
+            yield _table(f"{name}_paired", title, runs, RIVAL)
         draw_images(request.out / f"{name}.png", many[0].test[:12], runs[0])
     (request.out / "priors.txt").write_text("\n".join(notes))
     if request.data is not None and (request.data / "uci" / functions.FILE).is_file():
@@ -284,8 +285,7 @@ def run(request: Request) -> list[Table]:
         parts += [functions.read_curve(seed) for seed in seeds]
         calls = [(s, request.seed + i, plan.chain, plan.matching) for i, s in enumerate(parts)]
         runs = request.map(functions.play, calls)
-        tables += functions.tables(runs[: plan.splits], runs[plan.splits :])
-    return tables
+        yield from functions.tables(runs[: plan.splits], runs[plan.splits :])
 
 
 STUDY = Study("bae", "Priors of Bayesian autoencoders on few images, and VAEs", run)

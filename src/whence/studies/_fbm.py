@@ -7,6 +7,7 @@ arXiv:2210.16584. At a size for a processor.
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -232,14 +233,15 @@ def learn(plan: StudySize, hurst: Any, folder: Path | None, seed: int) -> tuple[
     return (float(total) - shared) / (plan.series * plan.frames), float(value)
 
 
-def run(request: Request) -> list[Table]:
+def run(request: Request) -> Iterator[Table]:
     """Make all tables and figures."""
-    plan, key, tables = PLANS[request.size], jr.key(request.seed), []
-    add = lambda *table: tables.append(Table(*table))
+    plan, key = PLANS[request.size], jr.key(request.seed)
     request.say(f"H of {plan.repeats} paths of {plan.times} points")
     found = request.map(recover, [(plan, h, jr.fold_in(key, i)) for i, h in enumerate(HURST)])
     rows = [[f"{h}", *map(mean_of, each)] for h, each in zip(HURST, found, strict=True)]
-    add("hurst", "Mean H of largest likelihood", ("H", "published noise", "this noise"), rows)
+    yield Table(
+        "hurst", "Mean H of largest likelihood", ("H", "published noise", "this noise"), rows
+    )
     request.say("Bridges")
     found = [bridge(h, theta, jr.fold_in(key, 100)) for h, theta, _ in BRIDGES]
     rows = [
@@ -247,18 +249,20 @@ def run(request: Request) -> list[Table]:
         for (h, theta, want), (logs, sd) in zip(BRIDGES, found, strict=True)
     ]
     columns = ("H", "theta", "log Z", "ELBO, discrete", "ELBO, continuous", "sd at 1", "exact")
-    add("bridges", "Bridges to 0 at 2: ELBO of the control in 200 steps, nats", columns, rows)
+    yield Table(
+        "bridges", "Bridges to 0 at 2: ELBO of the control in 200 steps, nats", columns, rows
+    )
     request.say(f"H that varies, {plan.seeds} paths")
     curves = request.map(vary, [(plan, jr.fold_in(key, 200 + i)) for i in range(plan.seeds)])
     errors = np.array([np.abs(mean - TRUE_HURST) for mean, _ in curves])
     row = [mean_of(errors.max(1)), mean_of(errors.mean(1))]
-    add("varying", "H(t) from one path", ("largest error", "mean error"), [row])
+    yield Table("varying", "H(t) from one path", ("largest error", "mean error"), [row])
     _draw(request.out / "fbm.png", found, curves)
     given = request.data or Path("none")
     if (given / "nile_minima.csv").is_file():
         request.say("Nile")
         row = nile(given / "nile_minima.csv", plan, jr.fold_in(key, 300))
-        add("nile", "Minima of the Nile", ("years", "H", "sd", "R-hat"), [row])
+        yield Table("nile", "Minima of the Nile", ("years", "H", "sd", "R-hat"), [row])
     else:
         request.say("Without `data` with nile_minima.csv (year, level): no Nile")
     folder = given if (given / "mnist_test10k.npz").is_file() else None
@@ -271,8 +275,7 @@ def run(request: Request) -> list[Table]:
     pairs = zip(("fractional", "Brownian"), both, strict=True)
     rows = [[name, mean_of(each[:, 0]), mean_of(each[:, 1])] for name, each in pairs]
     rows.append(["difference", mean_of(both[0][:, 0] - both[1][:, 0]), ""])
-    add("digits", "Held-out ELBO per frame, nats", ("noise", "ELBO", "H"), rows)
-    return tables
+    yield Table("digits", "Held-out ELBO per frame, nats", ("noise", "ELBO", "H"), rows)
 
 
 def _draw(path: Path, bridges: Any, curves: Any) -> None:

@@ -4,7 +4,7 @@ After Kim and Hospedales (2024), ICLR, arXiv:2306.09702; the protocol is stated 
 tables' titles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -18,14 +18,14 @@ from . import _niw_images as images, _niw_tasks as lines
 from ._study import Request, Study, Table
 
 
-def _run(request: Request) -> Sequence[Table]:
+def _run(request: Request) -> Iterator[Table]:
     full = request.size == "full"
-    tables = [_sine_line(request, full), _toy(request, full)]
+    yield _sine_line(request, full)
+    yield _toy(request, full)
     if request.data is None:
         request.say("No --data: Omniglot is left out.")
     else:
-        tables.append(_omniglot(request, full))
-    return tables
+        yield _omniglot(request, full)
 
 
 def _sine_line(request: Request, full: bool) -> Table:

@@ -5,7 +5,7 @@ kernels and noise are chosen by evidence, and all scores are of observations, no
 in the unit of the data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,21 @@ _REFERENCE = {
 }
 
 
-def _run(request: Request) -> Sequence[Table]:
+def _run(request: Request) -> Iterator[Table]:
     small = request.size == "small"
     bushes, _ = load_shipped("mesquite-logmesquite")
     names = ("diam1", "diam2", "canopy_height", "total_height", "density")
     x = np.log(np.stack([np.asarray(bushes[name], float) for name in names], 1))
     sets = {"mesquite": (x, np.log(np.asarray(bushes["weight"], float)))}
-    tables = []
     if request.data is None:
         request.say("No --data: the UCI table and the images are left out.")
     else:
         found = {name: _read(request.data, name) for name in _UCI}
         sets |= {name: found[name] for name in ("concrete", "energy")}
-    tables.append(_few_rows(request, sets, repeats=10 if small else 100))
+    yield _few_rows(request, sets, repeats=10 if small else 100)
     if request.data is not None:
-        tables.append(_uci(request, found, splits=2 if small else 10))
-        tables += _images(request, 700 if small else 3500, 300 if small else 1000)
-    return tables
+        yield _uci(request, found, splits=2 if small else 10)
+        yield from _images(request, 700 if small else 3500, 300 if small else 1000)
 
 
 def _read(data: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

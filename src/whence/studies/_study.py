@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,16 +87,18 @@ class Study(NamedTuple):
     Attributes:
         name: As on the command line.
         summary: One line.
-        run: Draws figures into the folder and returns tables.
+        run: Draws figures into the folder and gives tables, each as soon as it is there.
     """
 
     name: str
     summary: str
-    run: Callable[[Request], Sequence[Table]]
+    run: Callable[[Request], Iterable[Table]]
 
 
 def carry_out(study: Study, request: Request) -> Sequence[Table]:
     """Run a study and write its tables, as CSV one by one and as Markdown together.
+
+    Each is written as soon as it is there, and of a study that is broken off those stay.
 
     Raises:
         ValueError: If the size is not one of `SIZES`, or the folder of data is missing.
@@ -107,10 +109,11 @@ def carry_out(study: Study, request: Request) -> Sequence[Table]:
         raise ValueError(f"`data` must be a folder; {request.data} is not.")
     check_executor(request.executor)
     request.out.mkdir(parents=True, exist_ok=True)
-    tables = study.run(request)
-    for table in tables:
+    tables = []
+    for table in study.run(request):
+        tables.append(table)
         with (request.out / f"{table.name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([table.columns, *table.rows])
-    whole = "\n\n".join(table.markdown() for table in tables)
-    (request.out / "tables.md").write_text(whole + "\n")
+        whole = "\n\n".join(table.markdown() for table in tables)
+        (request.out / "tables.md").write_text(whole + "\n")
     return tables
