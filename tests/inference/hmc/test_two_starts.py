@@ -1,5 +1,6 @@
 """Two starts a chain: which is gone on from, and that nothing else changes."""
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,6 +53,17 @@ def test_nobody_leaves_the_start_that_was_asked_for(key):
     settings = {"warmup": WARMUP, "draws": 20, "chains": CHAINS, "keep_warmup": True}
     for side in _signs(_run(wh.NUTS(**settings), key, start={"x": -5.0})):
         assert (side < 0).all()
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_the_start_is_changed_unless_it_was_asked_for(told, key):
+    engine = wh.NUTS(warmup=WARMUP).engine
+    state = engine.init(_wells(40.0), key=key)
+    where = lambda s: (s.chain.position, s.chain.phase, s.is_told)
+    now = jnp.full(1, 7.0), jnp.asarray(SAMPLING, jnp.int32), jnp.asarray(told)
+    state = engine.pause(eqx.tree_at(where, state, now), EACH)
+    assert state.chain.position == (7.0 if told else 0.0)
+    assert state.other.chain.position == (0.0 if told else 7.0)
 
 
 def test_draws_do_not_depend_on_chunks(key):
