@@ -3,8 +3,8 @@
 Some starts lead into a minor mode or onto a plateau that a chain does not leave, and nothing
 there tells. So a chain follows one start for a tenth of warm-up and another for as long, and
 goes on from the first unless the second has led far higher. Chains know nothing of each other.
-In one mode, or in several of like height, the first start is always kept: chains are as
-dispersed as they were.
+Where both have arrived in one mode, or in modes of like height, the first is kept: chains are
+as dispersed as they were.
 """
 
 import math
