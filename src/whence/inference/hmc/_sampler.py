@@ -156,12 +156,6 @@ class AbstractSampler(AbstractAdapted):
         return chain_sample(target, trace, "mcmc", keep_warmup=keep, record=record)
 
     def _adapt(self, state: SamplerState, chain: Chain, stats: dict[str, Array], index: Array):
-        def with_(adaptation, chain):
-            return SamplerState(chain, adaptation, state.other, state.is_told)
-
-        if self.warmup == 0:
-            return with_(state.adaptation, chain)
-
         def warm():
             return adapt(
                 state.adaptation,
@@ -172,7 +166,11 @@ class AbstractSampler(AbstractAdapted):
                 target_accept=self.target_accept,
             )
 
-        return with_(*lax.cond(index < self.warmup, warm, lambda: (state.adaptation, chain)))
+        frozen = found = state.adaptation, chain
+        if self.warmup > 0:
+            found = lax.cond(index < self.warmup, warm, lambda: frozen)
+        adaptation, new = found
+        return SamplerState(new, adaptation, state.other, state.is_told)
 
     def _estimator(self, dim: int) -> AbstractEstimator:
         if isinstance(self.metric, AbstractEstimator):
